@@ -1,0 +1,27 @@
+"""Scripts, one per step of a recipe: parse the options, call the library, write the result."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with this project's manners: no abbreviated options, and a mistake is one line that names the known options."""
+
+    def __init__(self, *, description: str | None = None, prog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``error: <one line>`` and end with status 2."""
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        if message.startswith("unrecognized arguments"):
+            message = f"{message.replace('unrecognized arguments', 'unknown option')} (known: {' '.join(known)})"
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+        raise SystemExit(2)

@@ -1,0 +1,33 @@
+"""Validate Kaldi data directories: ids, order, counterparts, captions, and that every file named is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import UserError, exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a line a directory; a bad one ends the script with its first problem (``--list``: with all of them)."""
+    parser = ArgumentParser(prog="validate_data_dir", description=__doc__)
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="a data directory, e.g. data/train")
+    parser.add_argument("--list", action="store_true", help="print every problem, not only the first")
+    args = parser.parse_args(argv)
+
+    from speechclip.data.kaldi import DataDir, find_problems
+
+    if args.list:
+        problems = [problem for directory in args.directories for problem in find_problems(directory)]
+        print("\n".join(problems), end="\n" if problems else "")
+        if problems:
+            raise UserError(f"{len(problems)} problems in {len(args.directories)} data directories")
+    for directory in args.directories:
+        data = DataDir.load(directory)
+        counts = f"{len(data.utterances)} utterances, {len(data.images)} images, {len(data.speakers)} speakers"
+        print(f"{directory}: valid: {counts}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data directories, audio, images and the feature store."""

@@ -1,0 +1,231 @@
+"""Data directories: round trips, and one line for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechclip.bin.validate_data_dir import main as validate
+from speechclip.data.kaldi import DataDir, Utterance, find_problems, read_table, write_data_dir, write_table
+from speechclip.errors import UserError
+
+LINE_BREAKS = "\n\r"
+ids = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1).filter(
+    lambda key: not any(character.isspace() for character in key) and not key.startswith("\ufeff")
+)
+values = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=LINE_BREAKS), min_size=1).filter(
+    lambda value: bool(value.strip()) and value == value.strip(" \t")
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe folder with two speakers, two images, three utterances in ``data/train``; also the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my audio").mkdir()
+    for name in ("a.wav", "b.wav", "c.wav"):
+        (tmp_path / "my audio" / name).touch()
+    for name in ("x.jpg", "y.jpg"):
+        (tmp_path / name).touch()
+    utterances = [
+        Utterance("s2-y_0", Path("my audio/c.wav"), "a cat", "s2", "y"),
+        Utterance("s1-x_0", Path("my audio/a.wav"), "ein Hund läuft", "s1", "x"),
+        Utterance("s1-x_1", (tmp_path / "my audio" / "b.wav").absolute(), "a dog runs", "s1", "x"),
+    ]
+    write_data_dir("data/train", utterances, {"y": "y.jpg", "x": "x.jpg"})
+    return tmp_path
+
+
+def edit(name: str, old: str, new: str) -> None:
+    path = Path("data/train") / name
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
+def test_round_trip(corpus: Path) -> None:
+    data = DataDir.load("data/train")
+    assert [item.id for item in data.utterances] == ["s1-x_0", "s1-x_1", "s2-y_0"]
+    assert data.utterances[0] == Utterance("s1-x_0", Path("my audio/a.wav"), "ein Hund läuft", "s1", "x")
+    assert data.utterances[1].wav == corpus / "my audio" / "b.wav"
+    assert data.images == {"x": Path("x.jpg"), "y": Path("y.jpg")}
+    assert data.speakers == ("s1", "s2")
+    assert read_table("data/train/spk2utt") == {"s1": "s1-x_0 s1-x_1", "s2": "s2-y_0"}
+
+
+def test_writing_again_leaves_other_files(corpus: Path) -> None:
+    Path("data/train/note").write_text("mine")
+    data = DataDir.load("data/train")
+    write_data_dir("data/train", [item for item in data.utterances if item.image_id == "y"], {"y": "y.jpg"})
+    assert len(DataDir.load("data/train").utterances) == 1
+    assert Path("data/train/note").read_text() == "mine"
+    assert sorted(path.name for path in Path("data").iterdir()) == ["train"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(ids, values, min_size=1, max_size=20))
+def test_tables_round_trip(tmp_path_factory: pytest.TempPathFactory, table: dict[str, str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "round trip"
+    write_table(path, table)
+    assert read_table(path) == table
+    lines = path.read_bytes().split(b"\n")[:-1]
+    keys = [line.split(b" ")[0] for line in lines]
+    assert keys == sorted(keys)
+
+
+def test_order_is_that_of_sort_in_the_c_locale(tmp_path: Path) -> None:
+    table = {key: "v" for key in ("b", "B", "a-1", "a_1", "a1", "é", "z", "\U0001f600", "\uff5e")}
+    write_table(tmp_path / "t", table)
+    command = ["sort", "-c", str(tmp_path / "t")]
+    ordered = subprocess.run(command, env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"}, capture_output=True, check=False)
+    assert ordered.returncode == 0, ordered.stderr
+
+
+def test_tabs_separate_too(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("a\tone two\nb  three \n")
+    assert read_table(tmp_path / "t") == {"a": "one two", "b": "three"}
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"", "t: empty"),
+        (b"b 1\na 2\n", "t:2: not sorted: 'a' after 'b'"),
+        (b"a 1\na 2\n", "t:2: duplicate id 'a'"),
+        (b"a 1\nb\n", "t:2: 'b': no value"),
+        (b"a 1\nb  \n", "t:2: 'b': no value"),
+        (b"a 1\n\nb 2\n", "t:2: no id at the start of the line"),
+        (b"a 1\n b 2\n", "t:2: no id at the start of the line"),
+        (b"a 1\nb caf\xe9 x\n", "t:2: not UTF-8 (byte 0xe9 at column 6)"),
+        (b"a 1\r\n", "t:1: ends in a carriage return"),
+        (b"\xef\xbb\xbfa 1\n", "t:1: starts with a byte order mark"),
+        ("a\u00a0b 1\n".encode(), "t:1: white space in the id"),
+        (b"a\x0bb 1\n", "t:1: white space in the id"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, content: bytes, fragment: str) -> None:
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_table(tmp_path / "t")
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_table(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: missing"):
+        read_table(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("table", "fragment"),
+    [
+        ({"a b": "v"}, "white space in the id 'a b'"),
+        ({"": "v"}, "no id"),
+        ({"a": ""}, "no value"),
+        ({"a": "x\ny"}, "a line break"),
+        ({"a": " x"}, "white space at the start or end"),
+        ({"a": "\ud800"}, "cannot be written as UTF-8"),
+    ],
+)
+def test_tables_that_could_not_be_read_back(tmp_path: Path, table: dict[str, str], fragment: str) -> None:
+    with pytest.raises(UserError, match=fragment):
+        write_table(tmp_path / "t", table)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "fragment"),
+    [
+        ("wav.scp", "my audio/a.wav", "sph2pipe a.sph |", "wav.scp: 's1-x_0': a command, not a path: sph2pipe a.sph |"),
+        ("wav.scp", "my audio/a.wav", "| cat a.wav", "wav.scp: 's1-x_0': a command, not a path"),
+        ("wav.scp", "my audio/a.wav", "< a.wav", "wav.scp: 's1-x_0': a command, not a path"),
+        ("img.scp", "y.jpg", "convert y.png |", "img.scp: 'y': a command, not a path"),
+        ("wav.scp", "my audio/a.wav", "my audio/no.wav", "wav.scp: 's1-x_0': missing audio file my audio/no.wav"),
+        ("img.scp", "y.jpg", "z.jpg", "img.scp: 'y': missing image file z.jpg"),
+        ("wav.scp", "s2-y_0 my audio/c.wav\n", "", "wav.scp: utterance 's2-y_0' of text is missing"),
+        ("text", "s2-y_0 a cat\n", "", "text: utterance 's2-y_0' of wav.scp is missing"),
+        ("text", "a cat", "", "text:3: 's2-y_0': no value"),
+        ("utt2img", "s2-y_0 y\n", "", "utt2img: utterance 's2-y_0' of wav.scp is missing"),
+        ("utt2spk", "s2-y_0 s2\n", "", "utt2spk: utterance 's2-y_0' of wav.scp is missing"),
+        ("img.scp", "x x.jpg\n", "", "img.scp: image 'x' of utterance 's1-x_0' is missing"),
+        ("utt2img", "s2-y_0 y", "s2-y_0 x", "utt2img: image 'y' of img.scp has no utterance"),
+        ("spk2utt", "s2 s2-y_0\n", "", "spk2utt: speaker 's2' of utt2spk is missing"),
+        ("spk2utt", "s1-x_0 s1-x_1", "s1-x_0", "spk2utt: speaker 's1': not the utterances"),
+        ("spk2utt", "s2 s2-y_0\n", "s2 s2-y_0\ns3 s2-y_0\n", "spk2utt: speaker 's3' has no utterance"),
+        ("text", "s1-x_1", "s1-x_0", "text:2: duplicate id 's1-x_0'"),
+        ("text", "s1-x_0", "s3-x_0", "text:2: not sorted: 's1-x_1' after 's3-x_0'"),
+    ],
+)
+def test_bad_data_dirs(corpus: Path, name: str, old: str, new: str, fragment: str) -> None:
+    edit(name, old, new)
+    with pytest.raises(UserError) as caught:
+        DataDir.load("data/train")
+    assert str(caught.value).startswith(f"data/train/{fragment}")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_are_counted(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (corpus / "my audio" / "a.wav").unlink()
+    (corpus / "my audio" / "b.wav").unlink()
+    (corpus / "y.jpg").unlink()
+    assert len(find_problems("data/train")) == 3
+    with pytest.raises(UserError, match=r"missing audio file my audio/a.wav \(and 2 more\)"):
+        DataDir.load("data/train")
+    with pytest.raises(SystemExit) as caught:
+        validate(["data/train"])
+    assert caught.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: data/train/wav.scp: 's1-x_0': missing audio file my audio/a.wav (and 2 more)\n"
+    with pytest.raises(SystemExit):
+        validate(["--list", "data/train"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_missing_file_and_directory(corpus: Path) -> None:
+    Path("data/train/text").unlink()
+    with pytest.raises(UserError, match="^data/train/text: missing$"):
+        DataDir.load("data/train")
+    with pytest.raises(UserError, match="^data/dev: no such data directory$"):
+        DataDir.load("data/dev")
+
+
+def test_validate_prints_counts(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    validate(["data/train"])
+    assert capsys.readouterr().out == "data/train: valid: 3 utterances, 2 images, 2 speakers\n"
+
+
+def test_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        validate(["--strict", "data/train"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: unknown option: --strict (known: --help --list)\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ({"id": "s1-x_1"}, "duplicate utterance id 's1-x_1'"),
+        ({"image_id": "z"}, "utterance 's1-x_0': its image 'z' is not given"),
+        ({"wav": Path("sox a.wav |")}, "a command, not a path"),
+        ({"text": ""}, "'s1-x_0': no value"),
+        ({"speaker": "s 1"}, "white space in the id 's 1'"),
+    ],
+)
+def test_write_data_dir_refuses(corpus: Path, change: dict[str, str], fragment: str) -> None:
+    data = DataDir.load("data/train")
+    first = dataclasses.replace(data.utterances[0], **change)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=fragment):
+        write_data_dir("data/new", [first, *data.utterances[1:]], data.images)
+    assert sorted(path.name for path in Path("data").iterdir()) == ["train"]
+
+
+def test_write_data_dir_refuses_unused_images(corpus: Path) -> None:
+    data = DataDir.load("data/train")
+    with pytest.raises(UserError, match="image 'w' has no utterance"):
+        write_data_dir("data/new", data.utterances, {**data.images, "w": "w.jpg"})
