@@ -1,0 +1,1 @@
+"""Metrics: arrays in, dictionaries out. Nothing here reads a file, holds a model or prints."""
