@@ -8,9 +8,10 @@ from typing import NoReturn
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with this project's manners: no abbreviated options, and a mistake is one line that names the known options."""
+    """argparse without abbreviations, and with one line for a mistake that names the known options."""
 
     def __init__(self, *, description: str | None = None, prog: str | None = None) -> None:
+        """Set up a parser whose ``--help`` shows defaults."""
         super().__init__(
             prog=prog,
             description=description,

@@ -1,7 +1,7 @@
 """Audio files as the speech encoders want them: mono, 16 kHz, float32, and never silently cut short.
 
-Any format libsndfile knows (wav, flac, mp3, ogg vorbis and opus, aiff, ...), told by the content whatever the name says.
-libsndfile reads what there is of a truncated wav, aiff or ogg file without a word, so those containers are checked here.
+Any format libsndfile knows (wav, flac, mp3, ogg vorbis and opus, aiff, ...), told by the content whatever the name
+says. libsndfile reads what there is of a truncated wav, aiff or ogg file without a word, so those are checked here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def num_samples(path: str | os.PathLike[str]) -> int:
 
 
 def check_audio(path: str | os.PathLike[str]) -> int:
-    """As :func:`num_samples`, and make sure that :func:`load_audio` will succeed; integer wav needs no decoding for that."""
+    """As :func:`num_samples`, and make sure that :func:`load_audio` will succeed (integer wav needs no decoding)."""
     path = Path(path)
     header = _read_header(path)
     if header.format not in ("WAV", "WAVEX") or header.subtype not in _INTEGER_PCM:
@@ -120,7 +120,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _decode(path: Path, header: _Header) -> npt.NDArray[np.float32]:
-    """All samples [frames, channels]; UserError where they are fewer than announced, not finite, or cannot be decoded."""
+    """All samples [frames, channels]; UserError where they are too few, not finite, or cannot be decoded."""
     try:
         with path.open("rb", buffering=0) as handle, _open(handle) as sound:
             wave = sound.read(dtype="float32", always_2d=True)
@@ -140,7 +140,7 @@ def _open(handle: FileIO) -> soundfile.SoundFile:
 
 
 def _check_riff(path: Path, handle: FileIO, size: int, order: Literal["little", "big"]) -> None:
-    """UserError when the data chunk of a wav file is longer than the file; ``handle`` stands after the first 4 bytes."""
+    """UserError when the data chunk of a wav file is longer than the file; ``handle`` may stand anywhere."""
     position = 12
     while position + 8 <= size:
         handle.seek(position)

@@ -2,8 +2,8 @@
 
 ``wav.scp`` (utterance, audio file), ``text`` (utterance, caption), ``utt2spk``, ``spk2utt``, ``img.scp`` (image, image
 file) and ``utt2img`` (utterance, image). Tables are UTF-8, one ``key value`` a line, sorted by key in byte order
-(``LC_ALL=C sort``). Files are named by path, absolute or relative to the current folder; a path may hold spaces; commands
-(``sph2pipe ... |``) are refused.
+(``LC_ALL=C sort``). Files are named by path, absolute or relative to the current folder; a path may hold spaces;
+commands (``sph2pipe ... |``) are refused.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def read_table(path: StrPath) -> dict[str, str]:
     """Read one table: key to the rest of its line.
 
     Raises:
-        UserError: the file is missing or empty, a line is not UTF-8 (with its number), has no value or repeats a key, or the
-            keys are not in byte order.
+        UserError: the file is missing or empty, a line is not UTF-8 (with its number), has no value or repeats a key,
+            or the keys are not in byte order.
     """
     table, problems = _scan_table(Path(path))
     _raise_first(problems)
@@ -83,7 +83,8 @@ def write_table(path: StrPath, mapping: Mapping[str, str]) -> None:
     """Write a table sorted by key; ``path`` holds either the old content or the whole new one, whenever it is read.
 
     Raises:
-        UserError: a key or value that could not be read back the same (white space in a key, an empty value, a line break).
+        UserError: a key or value that could not be read back the same (white space in a key, an empty value, a line
+            break).
     """
     path = Path(path)
     lines = []
@@ -115,8 +116,8 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
         images: image id to file, exactly the images the utterances name.
 
     Raises:
-        UserError: an id given twice, an utterance whose image is not in ``images``, an image without utterance, a command
-            in place of a path, or an id or caption that the tables cannot hold.
+        UserError: an id given twice, an utterance whose image is not in ``images``, an image without utterance, a
+            command in place of a path, or an id or caption that the tables cannot hold.
     """
     path = Path(path)
     tables = _tables(path, utterances, images)
@@ -132,7 +133,7 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Rename the folder ``source`` to ``target``; where ``target`` exists, file by file, leaving its other files alone."""
+    """Rename the folder ``source`` to ``target``; if that exists, file by file, leaving its other files alone."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)

@@ -189,9 +189,9 @@ def test_all_problems_are_counted(corpus: Path, capsys: pytest.CaptureFixture[st
 
 def test_missing_file_and_directory(corpus: Path) -> None:
     Path("data/train/text").unlink()
-    with pytest.raises(UserError, match="^data/train/text: missing$"):
+    with pytest.raises(UserError, match=r"^data/train/text: missing$"):
         DataDir.load("data/train")
-    with pytest.raises(UserError, match="^data/dev: no such data directory$"):
+    with pytest.raises(UserError, match=r"^data/dev: no such data directory$"):
         DataDir.load("data/dev")
 
 

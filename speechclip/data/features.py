@@ -1,0 +1,316 @@
+"""The feature store: hidden states of a frozen encoder, computed once and read at random.
+
+A store is a folder of safetensors shards with one tensor [layers, frames, width] an utterance, and an index,
+``feats.scp`` (``utterance shard frames``), written when everything else is. Each shard's header says what made it: the
+encoder (a dictionary of strings, among them the fingerprint of its weights) and the layers. A shard is complete or not
+there, so a killed dump goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from speechclip.data.kaldi import read_table, write_table
+from speechclip.errors import UserError, writing
+
+INDEX = "feats.scp"
+FORMAT = "speechclip features 1"
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+_DTYPE_CODES = {"F16": torch.float16, "F32": torch.float32}  # as safetensors names them
+_ENCODER_PREFIX = "encoder."
+_SHARD_BYTES = 256 * 1024 * 1024
+
+
+class _Shard(NamedTuple):
+    """What the header of a shard says."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]  # utterance: (layers, frames, width)
+    dtypes: set[str]
+
+
+class FeatureWriter:
+    """Write a store; use as a context manager, so that the index is written at the end and only if nothing failed.
+
+    Args:
+        directory: the store's folder, made if need be. Complete shards of an interrupted run with the same encoder and
+            layers are kept: skip the utterances in :attr:`finished`.
+        encoder: what computed the features: name, fingerprint, frame rate, ...; free keys, kept in every shard.
+        layers: the number of each layer in ``add``'s first dimension, as the encoder counts them.
+        dtype: ``float16`` or ``float32``, in which values are stored.
+        shard_bytes: size from which a shard is written; also about the memory held.
+
+    Raises:
+        UserError: the folder holds shards of another encoder, other layers or another dtype.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        encoder: Mapping[str, str],
+        layers: Sequence[int],
+        dtype: str = "float16",
+        shard_bytes: int = _SHARD_BYTES,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"feature dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
+        if not layers:
+            raise UserError("no layers to store")
+        self.directory = Path(directory)
+        self._metadata = _metadata(encoder, layers)
+        self._layers = len(layers)
+        self._dtype = DTYPES[dtype]
+        self._shard_bytes = shard_bytes
+        self._index: dict[str, str] = {}
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._dim: int | None = None
+        self._next_shard = 0
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """The utterances whose features are on disk."""
+        return frozenset(self._index)
+
+    def add(self, utt_id: str, array: npt.NDArray[Any] | torch.Tensor) -> None:
+        """Store one utterance's features [layers, frames, width].
+
+        Raises:
+            UserError: another shape, an utterance given twice, or values that the stored dtype cannot hold.
+        """
+        tensor = torch.as_tensor(np.asarray(array) if not isinstance(array, torch.Tensor) else array).detach()
+        where = f"{self.directory}: utterance {utt_id!r}"
+        if utt_id in self._index or utt_id in self._pending:
+            raise UserError(f"{where}: features given twice")
+        if tensor.ndim != 3 or tensor.shape[0] != self._layers or not tensor.shape[1]:
+            raise UserError(f"{where}: features of shape {tuple(tensor.shape)}, not [{self._layers}, frames, width]")
+        if self._dim is None:
+            self._dim = tensor.shape[2]
+        if tensor.shape[2] != self._dim:
+            raise UserError(f"{where}: features of width {tensor.shape[2]} in a store of width {self._dim}")
+        tensor = tensor.to(device="cpu", dtype=self._dtype, copy=True).contiguous()
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{where}: features are NaN or beyond the range of {str(self._dtype).removeprefix('torch.')}"
+            )
+        self._pending[utt_id] = tensor
+        self._pending_bytes += tensor.nbytes
+        if self._pending_bytes >= self._shard_bytes:
+            self._write_shard()
+
+    def close(self) -> None:
+        """Write what is pending and then the index.
+
+        Raises:
+            UserError: the disk is full, or nothing was ever added.
+        """
+        self._write_shard()
+        if not self._index:
+            raise UserError(f"{self.directory}: no features to store")
+        write_table(self.directory / INDEX, self._index)
+
+    def __enter__(self) -> FeatureWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close, or after an error leave only the complete shards for the next run."""
+        if kind is None:
+            self.close()
+
+    def _resume(self) -> None:
+        """Take over complete shards; remove what a kill has left behind."""
+        for leftover in self.directory.glob(".feats.*.part"):
+            leftover.unlink(missing_ok=True)
+        for path in sorted(self.directory.glob("feats.*.safetensors")):
+            try:
+                shard = _read_shard_header(path)
+            except UserError:
+                path.unlink()  # only a machine that went down leaves one: its utterances are computed again
+                continue
+            _check_same_origin(path, shard, self._metadata, self._dtype)
+            for utt_id, shape in shard.shapes.items():
+                self._index[utt_id] = f"{path.name} {shape[1]}"
+                self._dim = shape[2]
+            self._next_shard = max(self._next_shard, int(path.name.split(".")[1]) + 1)
+
+    def _write_shard(self) -> None:
+        """Write the pending utterances under a temporary name and rename."""
+        if not self._pending:
+            return
+        path = self.directory / f"feats.{self._next_shard:04d}.safetensors"
+        part = self.directory / f".{path.name}.part"
+        # The disk may fill up: a plain write reports that, a memory-mapped one dies.
+        with writing(path), ExitStack() as cleanup:
+            cleanup.callback(part.unlink, missing_ok=True)
+            with part.open("wb") as handle:
+                handle.write(save(self._pending, metadata=self._metadata))
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(part, path)
+        for utt_id, tensor in self._pending.items():
+            self._index[utt_id] = f"{path.name} {tensor.shape[1]}"
+        self._next_shard += 1
+        self._pending, self._pending_bytes = {}, 0
+
+
+class FeatureStore:
+    """Read a store. Cheap to open; shards are memory-mapped when first read, anew in each process.
+
+    Args:
+        directory: the store's folder.
+
+    Raises:
+        UserError: there is no index (the dump did not finish), or a shard is missing, truncated, of another origin
+            than the others, or lacks an utterance of the index.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        self.num_frames: dict[str, int] = {}
+        self._shard_of: dict[str, str] = {}
+        for utt_id, value in read_table(self.directory / INDEX).items():
+            shard, _, frames = value.rpartition(" ")
+            if not shard or not frames.isdecimal():
+                raise UserError(f"{self.directory / INDEX}: {utt_id!r}: not a shard and a number of frames: {value}")
+            self._shard_of[utt_id] = shard
+            self.num_frames[utt_id] = int(frames)
+        self._check_shards()
+        self._handles: dict[str, Any] = {}
+        self._pid = os.getpid()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The utterances, sorted."""
+        return tuple(self.num_frames)
+
+    def read(self, utt_id: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Features of one utterance, frames ``start`` to ``stop`` (as a Python slice), in the stored dtype.
+
+        Returns:
+            A tensor of its own, [layers, frames, width]. Only the frames asked for are read from disk.
+
+        Raises:
+            UserError: the store does not have the utterance.
+        """
+        if utt_id not in self._shard_of:
+            raise UserError(f"{self.directory / INDEX}: no features of utterance {utt_id!r}")
+        handle = self._handle(self._shard_of[utt_id])
+        features: torch.Tensor = handle.get_slice(utt_id)[:, start:stop]
+        return features.clone(memory_format=torch.contiguous_format)
+
+    def __contains__(self, utt_id: object) -> bool:
+        """Whether the store has an utterance."""
+        return utt_id in self._shard_of
+
+    def __len__(self) -> int:
+        """Number of utterances."""
+        return len(self._shard_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the open shards, for worker processes that are spawned."""
+        return {**self.__dict__, "_handles": {}}
+
+    def _handle(self, shard: str) -> Any:
+        """The open shard, opened again in a process that was forked since."""
+        if self._pid != os.getpid():
+            self._handles, self._pid = {}, os.getpid()
+        if shard not in self._handles:
+            path = self.directory / shard
+            try:
+                self._handles[shard] = safe_open(os.fspath(path), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: truncated or corrupt features ({error})") from error
+        return self._handles[shard]
+
+    def _check_shards(self) -> None:
+        """Compare the index with the headers of all shards, and take encoder, layers, width and dtype from them."""
+        shards = {name: _read_shard_header(self.directory / name) for name in sorted(set(self._shard_of.values()))}
+        first_path, first = next(iter(shards.items()))
+        self.dtype = _dtype_of(self.directory / first_path, first)
+        for name, shard in shards.items():
+            _check_same_origin(self.directory / name, shard, first.metadata, self.dtype)
+        self.encoder = _encoder(first.metadata)
+        self.layers: tuple[int, ...] = tuple(json.loads(first.metadata["layers"]))
+        self.dim = next(iter(first.shapes.values()))[2]
+        for utt_id, name in self._shard_of.items():
+            shape = shards[name].shapes.get(utt_id)
+            expected = (len(self.layers), self.num_frames[utt_id], self.dim)
+            if shape != expected:
+                found = "is missing" if shape is None else f"has shape {list(shape)}, not {list(expected)}"
+                raise UserError(f"{self.directory / name}: utterance {utt_id!r} {found} (see {INDEX})")
+
+
+def _metadata(encoder: Mapping[str, str], layers: Sequence[int]) -> dict[str, str]:
+    """The header of a shard."""
+    for key, value in encoder.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"encoder[{key!r}] = {value!r}: the header holds strings")
+    header = {"format": FORMAT, "layers": json.dumps([int(layer) for layer in layers])}
+    return header | {f"{_ENCODER_PREFIX}{key}": value for key, value in sorted(encoder.items())}
+
+
+def _encoder(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The encoder's part of a header."""
+    return {
+        key.removeprefix(_ENCODER_PREFIX): value for key, value in metadata.items() if key.startswith(_ENCODER_PREFIX)
+    }
+
+
+def _read_shard_header(path: Path) -> _Shard:
+    """Header of a shard, without its tensors; UserError when the file is missing or shorter than the header says."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing features")
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        raw = handle.read(length) if length <= size else b""
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
+        dtypes = {entry["dtype"] for entry in header.values()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: truncated or corrupt features (no readable header)") from error
+    if size != end:
+        raise UserError(f"{path}: truncated or corrupt features ({size} of {end} bytes)")
+    if metadata.get("format") != FORMAT or not shapes or any(len(shape) != 3 for shape in shapes.values()):
+        raise UserError(f"{path}: not a shard of features")
+    return _Shard(metadata, shapes, dtypes)
+
+
+def _dtype_of(path: Path, shard: _Shard) -> torch.dtype:
+    """The one dtype of a shard."""
+    if len(shard.dtypes) != 1 or not shard.dtypes <= _DTYPE_CODES.keys():
+        raise UserError(f"{path}: features of dtype {', '.join(sorted(shard.dtypes))}, not one of {', '.join(DTYPES)}")
+    return _DTYPE_CODES[next(iter(shard.dtypes))]
+
+
+def _check_same_origin(path: Path, shard: _Shard, metadata: Mapping[str, str], dtype: torch.dtype) -> None:
+    """UserError when a shard was not made as ``metadata`` and ``dtype`` say."""
+    for key in sorted(metadata.keys() | shard.metadata.keys()):
+        found, wanted = shard.metadata.get(key), metadata.get(key)
+        if found != wanted:
+            raise UserError(f"{path}: made with {key} {found!r}, not {wanted!r}: remove the folder to make it anew")
+    if (found_dtype := _dtype_of(path, shard)) != dtype:
+        raise UserError(f"{path}: made with dtype {found_dtype}, not {dtype}: remove the folder to make it anew")
