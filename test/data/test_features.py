@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import pickle
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from speechclip.data.features import FeatureStore, FeatureWriter
 from speechclip.errors import UserError
@@ -217,11 +217,12 @@ def test_bad_use(tmp_path: Path) -> None:
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"some")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     fill(tmp_path, count=4)
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("speechclip.data.features.save_file", full)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UserError, match=r"^disk full while writing .*/feats\.\d{4}\.safetensors$"):
         fill(tmp_path)
