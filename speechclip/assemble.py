@@ -1,0 +1,170 @@
+"""Puts together what stage scripts work on: models and speech sources from a configuration and stage 2's files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speechclip.config import Config
+from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
+from speechclip.data.features import FeatureStore
+from speechclip.data.kaldi import DataDir
+from speechclip.data.vocabulary import Vocabulary
+from speechclip.errors import UserError
+from speechclip.model import Dimensions, SpeechCLIP, build, reduced_table
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from speechclip.eval.keywords import Subwords
+    from speechclip.train.loop import TrainingData
+
+
+def launch(precision: str) -> Fabric:
+    """Fabric on the GPU if there is one, else the CPU; one process, or those that torchrun started."""
+    from lightning_fabric import Fabric
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator="auto",
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechCLIP:
+    """A fresh model for training: only those frozen parts are loaded that the training step runs.
+
+    Args:
+        dump: stage 2's folder of the training split. vocabulary: file of the reduced vocabulary, for a cascaded head.
+    """
+    from speechclip.encoders.clip import load_clip
+    from speechclip.encoders.speech import load_speech_encoder
+
+    settings = config.model
+    speech_encoder, clip, words = None, None, None
+    layers = settings.speech_encoder.layers
+    if config.data.feats == "online":
+        speech_encoder = load_speech_encoder(settings.speech_encoder)
+        width, states = speech_encoder.dim, len(layers) if layers is not None else speech_encoder.num_states
+    else:
+        store = FeatureStore(dump)
+        width, states = store.dim, len(layers) if layers is not None else len(store.layers)
+    if settings.head.name == "cascaded":
+        clip = load_clip(settings.clip)
+        words = Vocabulary.load(vocabulary)
+    with np.load(dump / "image_embeddings.npz") as archive:
+        joint = int(archive["embeddings"].shape[1])
+    if clip is not None and clip.joint_dim != joint:
+        raise UserError(f"{dump}/image_embeddings.npz: {joint} dimensions, {settings.clip.path} has {clip.joint_dim}")
+    dimensions = Dimensions(speech=width, states=states, joint=joint)
+    return build(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=words)
+
+
+def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
+    """The train and dev splits with their embeddings and speech."""
+    from speechclip.train.loop import TrainingData
+
+    train, dev = (Split.load(data / name, dump / name) for name in ("train", "dev"))
+    return TrainingData(
+        train, dev, speech_source(config, train.data, dump / "train"), speech_source(config, dev.data, dump / "dev")
+    )
+
+
+def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
+    """Speech of a data directory: from the feature store in ``dump``, or the waveforms, as ``data.feats`` says."""
+    if config.data.feats == "online":
+        return WaveSource(data)
+    return StoreSource(dump, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)
+
+
+def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, Split, SpeechSource]:
+    """A trained model and the split to score it on.
+
+    Stored features are used where there are any and the checkpoint was trained on stored ones; else the speech encoder
+    is loaded and runs now. CLIP is loaded only where the head needs its text transformer.
+
+    Raises:
+        UserError: among others, stored features of another encoder than the checkpoint's.
+    """
+    from speechclip.checkpoint import load_model, read_checkpoint
+
+    folder, config, origin = read_checkpoint(checkpoint)
+    stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
+    model = load_model(folder, with_speech_encoder=not stored, with_clip=False)
+    split = Split.load(data, dump)
+    if split.images.shape[1] != model.dimensions.joint:
+        raise UserError(
+            f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has {model.dimensions.joint}: "
+            "a checkpoint for other dimensions"
+        )
+    if not stored:
+        return model, config, split, WaveSource(split.data)
+    source = StoreSource(dump, split.ids, config.model.speech_encoder.layers)
+    if (source.dim, source.num_states) != (model.dimensions.speech, model.dimensions.states):
+        raise UserError(
+            f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} wants "
+            f"{model.dimensions.states} of {model.dimensions.speech}: a checkpoint for other dimensions"
+        )
+    trained_on = origin.get("features", {}).get("weights")
+    if trained_on and trained_on != source.store.encoder.get("weights"):
+        raise UserError(f"{dump}/feats.scp: made by another speech encoder than {checkpoint} was trained with")
+    return model, config, split, source
+
+
+def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
+    """Where a score comes from: this command, and the training run's command, seed, commit and cost."""
+    from speechclip.checkpoint import provenance, read_checkpoint
+
+    _, _, trained = read_checkpoint(checkpoint)
+    now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
+    keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
+    return {**now, "checkpoint": checkpoint, "training": {key: trained[key] for key in keys if key in trained}}
+
+
+@dataclass(frozen=True)
+class KeywordGold:
+    """What keywords are scored against.
+
+    subwords: the table. content, with_special: each utterance's gold ids. train_counts: training utterances a subword
+    occurs in. strings: id -> subword.
+    """
+
+    subwords: Subwords
+    content: list[set[int]]
+    with_special: list[set[int]]
+    train_counts: dict[int, int]
+    strings: dict[int, str]
+
+
+def keyword_gold(model: SpeechCLIP, captions: list[str], train_captions: list[str]) -> KeywordGold:
+    """Gold sets of captions for a cascaded model, and the counts behind the frequency prior."""
+    from speechclip.encoders.tokens import surround
+    from speechclip.eval.keywords import Subwords, count_utterances
+    from speechclip.eval.stopwords import stop_word_ids
+
+    clip, vocabulary = model.clip, model.vocabulary
+    assert clip is not None and vocabulary is not None
+    tokenizer = clip.tokenizer
+    rows = [tokenizer.encode(caption)[: clip.context_length - 2] for caption in captions]
+    strings = dict(zip(vocabulary.ids, vocabulary.subwords))
+    special = frozenset({tokenizer.pad, tokenizer.sot, tokenizer.eot})
+    table, _ = reduced_table(clip, vocabulary)
+    subwords = Subwords(table.cpu().numpy(), np.array(vocabulary.ids), special, frozenset(stop_word_ids(strings)))
+    train = [set(tokenizer.encode(caption)[: clip.context_length - 2]) for caption in train_captions]
+    return KeywordGold(
+        subwords,
+        [set(row) for row in rows],
+        [set(surround(tokenizer, row, clip.context_length)) for row in rows],
+        dict(count_utterances(train)),
+        strings,
+    )

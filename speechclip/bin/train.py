@@ -1,0 +1,39 @@
+"""Stage 3: train a head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from speechclip.config import build_parser, parse
+from speechclip.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main() -> None:
+    """Train the configured head on data/train, choosing the best weights on data/dev."""
+    parser = build_parser("speechclip.bin.train", __doc__ or "")
+    parser.add_argument("--data", type=str, required=True, help="folder of the data directories train/ and dev/")
+    parser.add_argument("--dump", type=str, required=True, help="folder with what stage 2 stored for each of them")
+    parser.add_argument("--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary (cascaded)")
+    parser.add_argument("--out", type=str, required=True, help="experiment folder; a run that was cut is resumed")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches, crops and dropout")
+    config, options = parse(parser)
+
+    import torch
+
+    from speechclip.assemble import launch, training_data, training_model
+    from speechclip.checkpoint import provenance
+    from speechclip.train.loop import Trainer
+
+    fabric = launch(config.train.precision)
+    torch.manual_seed(options.seed)
+    model = training_model(config, Path(options.dump) / "train", options.vocabulary)
+    data = training_data(config, Path(options.data), Path(options.dump))
+    origin = provenance(
+        command=None, seed=options.seed, data=[Path(options.data) / "train", Path(options.data) / "dev"]
+    )
+    Trainer(config, model, data, Path(options.out), fabric=fabric, seed=options.seed, origin=origin).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Checkpoints: a folder with safetensors, the configuration and where everything came from. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechclip.config import Config, load, save
+from speechclip.data.vocabulary import Vocabulary
+from speechclip.errors import UserError, writing
+from speechclip.model import Dimensions, SpeechCLIP, build
+
+WEIGHTS, SETTINGS, PROVENANCE, VOCABULARY = "model.safetensors", "config.yaml", "provenance.json", "vocabulary.tsv"
+_PACKAGES = ("torch", "transformers", "open-clip-torch", "lightning-fabric", "numpy", "safetensors")
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder so that ``target`` is always either the old or the new one.
+
+    A kill between the two renames leaves the old one as ``<target>.old``, which :func:`existing_folder` finds.
+    """
+    part, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with writing(target):
+            write(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def existing_folder(target: Path) -> Path | None:
+    """``target``, or what a kill while it was being replaced left of it, or None."""
+    old = target.with_name(target.name + ".old")
+    return next((folder for folder in (target, old) if (folder / WEIGHTS).is_file()), None)
+
+
+def save_checkpoint(
+    target: Path, model: SpeechCLIP, weights: dict[str, Tensor], config: Config, origin: dict[str, Any],
+    extra: Callable[[Path], None] | None = None,
+) -> None:  # fmt: skip
+    """Write ``weights`` (as of :meth:`SpeechCLIP.trained_state`) and what is needed to rebuild the model around them.
+
+    Args:
+        target: the folder, replaced as a whole. origin: see :func:`provenance`.
+        extra: writes further files into the folder (the trainer's state).
+    """
+    from safetensors.torch import save_file
+
+    def write(folder: Path) -> None:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "speechclip"})
+        save(config, folder / SETTINGS)
+        if model.vocabulary is not None:
+            model.vocabulary.save(folder / VOCABULARY)
+        encoders = {
+            name: part.description
+            for name, part in (("speech_encoder", model.speech_encoder), ("clip", model.clip))
+            if part is not None
+        }
+        facts = {"encoders": encoders, **origin, "dimensions": dataclasses.asdict(model.dimensions)}
+        # so that relative encoder paths are found from anywhere the recipe folder is moved to
+        facts["recipe"] = os.path.relpath(Path.cwd(), target.resolve())
+        (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        if extra is not None:
+            extra(folder)
+
+    replace_folder(target, write)
+
+
+def read_checkpoint(path: str | Path) -> tuple[Path, Config, dict[str, Any]]:
+    """Folder, configuration and provenance of a checkpoint, without its weights.
+
+    Raises:
+        UserError: nothing there, or files that are damaged.
+    """
+    folder = existing_folder(Path(path))
+    if folder is None:
+        raise UserError(f"{path}/{WEIGHTS}: no such checkpoint; stage 3 makes it")
+    try:
+        origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / PROVENANCE}: missing or damaged") from error
+    return folder, load([folder / SETTINGS]), origin
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises UserError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged or truncated: {error}") from error
+
+
+def load_weights(model: SpeechCLIP, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Put ``weights`` into the trained parts of ``model``; every tensor has to fit.
+
+    Raises:
+        UserError: a tensor that is missing, unknown or of another shape, naming it.
+    """
+    wanted = model.trained_state()
+    for name, value in wanted.items():
+        if name not in weights:
+            raise UserError(f"{source}: no tensor {name}")
+        if weights[name].shape != value.shape:
+            raise UserError(
+                f"{source}: {name} is {list(weights[name].shape)}, this model has {list(value.shape)}: "
+                "a checkpoint for other dimensions"
+            )
+    unknown = sorted(set(weights) - set(wanted))
+    if unknown:
+        raise UserError(f"{source}: unknown tensor {unknown[0]}: a checkpoint of another head")
+    for part, module in model.trained_modules().items():
+        prefix = f"{part}."
+        module.load_state_dict({n[len(prefix) :]: v for n, v in weights.items() if n.startswith(prefix)})
+
+
+def load_model(
+    path: str | Path, *, with_speech_encoder: bool = True, with_clip: bool = True, config: Config | None = None
+) -> SpeechCLIP:
+    """Rebuild the model of a checkpoint folder.
+
+    Args:
+        path: the folder.
+        with_speech_encoder, with_clip: load the frozen encoders. A cascaded head always needs its CLIP; a configuration
+            without one (precomputed embeddings) loads none.
+        config: overrides the saved configuration (encoder paths of another machine).
+    Raises:
+        UserError: see :func:`read_checkpoint` and :func:`load_weights`; an encoder that is missing or has other weights.
+    """
+    from speechclip.encoders.clip import load_clip
+    from speechclip.encoders.speech import load_speech_encoder
+
+    folder, saved, origin = read_checkpoint(path)
+    settings = (config or saved).model
+    speech_encoder, clip = None, None
+    if with_speech_encoder:
+        located = dataclasses.replace(settings.speech_encoder, path=_locate(settings.speech_encoder.path, folder, origin))
+        speech_encoder = load_speech_encoder(located)
+        _check_same(speech_encoder.description, origin, "speech_encoder", folder)
+    if (with_clip and settings.clip.path) or settings.head.name == "cascaded":
+        clip = load_clip(dataclasses.replace(settings.clip, path=_locate(settings.clip.path, folder, origin)))
+        _check_same(clip.description, origin, "clip", folder)
+    vocabulary = Vocabulary.load(folder / VOCABULARY) if (folder / VOCABULARY).is_file() else None
+    dimensions = Dimensions(**origin["dimensions"])
+    if speech_encoder is not None and speech_encoder.dim != dimensions.speech:
+        raise UserError(
+            f"{folder}: for speech features of {dimensions.speech} dimensions, {settings.speech_encoder.path} has "
+            f"{speech_encoder.dim}: a checkpoint for other dimensions"
+        )
+    model = build(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=vocabulary)
+    load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return model.eval()
+
+
+def _locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
+    """A configured encoder path as it is, or relative to the recipe the checkpoint was trained in."""
+    moved = folder.resolve() / str(origin.get("recipe", ".")) / path
+    return str(moved) if path and not Path(path).exists() and moved.exists() else path
+
+
+def _check_same(description: dict[str, str], origin: dict[str, Any], part: str, folder: Path) -> None:
+    trained_with = origin.get("encoders", {}).get(part, {}).get("weights")
+    if trained_with and trained_with != description["weights"]:
+        raise UserError(f"{folder}: trained with another {part} than {description['path']}: the weights differ")
+
+
+def provenance(*, command: list[str] | None, seed: int, data: Iterable[Path]) -> dict[str, Any]:
+    """Where a result comes from: commit, versions, command, seed and a fingerprint of the data tables.
+
+    Args:
+        command: the command line; None for this process's. data: data directories.
+    """
+    if command is None:
+        script = getattr(sys.modules["__main__"], "__spec__", None)
+        command = (["python", "-m", script.name] if script else [sys.argv[0]]) + sys.argv[1:]
+    return {
+        "command": " ".join(command),
+        "recipe_command": os.environ.get("SPEECHCLIP_RECIPE_COMMAND", ""),
+        "seed": seed,
+        "commit": commit(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "data": {path.name: fingerprint(path) for path in data},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str:
+    """Commit of this checkout, ``-dirty`` where a tracked file other than a RESULTS.md differs; else the version."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!egs/*/RESULTS.md")
+    except (OSError, subprocess.CalledProcessError):
+        return f"v{importlib.metadata.version('speechclip')}" if _installed() else "unknown"
+    return head + ("-dirty" if changed else "")
+
+
+def _installed() -> bool:
+    return any(item.metadata["Name"] == "speechclip" for item in importlib.metadata.distributions())
+
+
+def _git(root: Path, *words: str) -> str:
+    answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
+def fingerprint(directory: Path) -> str:
+    """First 16 hex digits of the SHA-256 over a data directory's tables."""
+    digest = hashlib.sha256()
+    for name in ("wav.scp", "text", "utt2spk", "utt2img", "img.scp"):
+        digest.update(f"{name}\n".encode() + (directory / name).read_bytes())
+    return digest.hexdigest()[:16]

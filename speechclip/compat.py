@@ -1,0 +1,64 @@
+"""What the third-party packages need before their first import.
+
+The registry's Linux builds of torchvision and torchaudio are compiled for CUDA. Beside a CPU build of torch their native
+parts do not load, and the Python parts fail on import, transformers and open_clip with them. This project uses none of
+the native operators, so declaring their names is enough. Nothing installed is changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+_NMS = "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_QNMS = "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_libraries: list[Any] = []  # torch drops the declarations when their Library object is collected
+
+
+def prepare() -> None:
+    """Make torchvision and torchaudio importable beside a CPU build of torch.
+
+    Idempotent. Does nothing for a CUDA build of torch, for packages that are absent or imported already, and for CPU
+    builds of the two. Call it before the first import of transformers, open_clip, torchaudio or s3prl.
+    """
+    import torch
+
+    if torch.version.cuda is not None:
+        return
+    if not _libraries and _built_for_cuda("torchvision"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define(_NMS)
+        library.define(_QNMS)
+        _libraries.append(library)
+    if _built_for_cuda("torchaudio"):
+        sys.modules["torchaudio._extension"] = _silent_extension()
+
+
+def _built_for_cuda(package: str) -> bool:
+    """Whether an installed, not yet imported package says in its version file that it was built for CUDA."""
+    if package in sys.modules:
+        return False
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    return version.is_file() and re.search(r"^__version__ = .*\+cu\d+", version.read_text(), re.MULTILINE) is not None
+
+
+def _silent_extension() -> types.ModuleType:
+    """A stand-in for ``torchaudio._extension`` that reports no native code."""
+    module = types.ModuleType("torchaudio._extension")
+    module._IS_TORCHAUDIO_EXT_AVAILABLE = False  # type: ignore[attr-defined]
+    module._IS_RIR_AVAILABLE = False  # type: ignore[attr-defined]
+    module._IS_ALIGN_AVAILABLE = False  # type: ignore[attr-defined]
+    module.lazy_import_sox_ext = lambda: None  # type: ignore[attr-defined]
+
+    def fail_if_no_align(function: Any) -> Any:
+        return function
+
+    module.fail_if_no_align = fail_if_no_align  # type: ignore[attr-defined]
+    return module

@@ -1,0 +1,342 @@
+"""The whole configuration schema: frozen dataclasses, filled from YAML layers and dotted overrides, validated.
+
+Later layers win. Every key is read somewhere; unknown keys and wrong types are errors that name the key.
+Defaults are the published Base settings (Shih et al. 2022, section 4.1; Wang et al. 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+from speechclip.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+@dataclass(frozen=True)
+class SpeechEncoderConfig:
+    """The frozen speech encoder.
+
+    Attributes:
+        path: transformers folder or hub id of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper.
+        normalize: zero mean and unit variance for each waveform; null follows the encoder's preprocessor_config.json.
+        window_seconds: length Whisper's input is padded to (30 as it was trained; less is faster).
+        layers: hidden states to mix, e.g. [0, 6, 12]; null takes all.
+        state_norm: LayerNorm without affine parameters over every hidden state before the mix (published Large models).
+    """
+
+    path: str = ""
+    normalize: Optional[bool] = None
+    window_seconds: float = 30.0
+    layers: Optional[list[int]] = None
+    state_norm: bool = False
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The frozen CLIP.
+
+    Attributes:
+        path: open_clip folder (open_clip_config.json beside the weights), hub id "hf-hub:..." or "NAME:PRETRAINED"
+            with PRETRAINED a tag or file. Empty: precomputed embeddings take its place (parallel head only).
+    """
+
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The trained head.
+
+    Attributes:
+        name: which head.
+        attention_heads: heads of its self-attention.
+        dropout: dropout of its attention and feed-forward.
+        input_dropout: dropout on the mixed speech features.
+        keywords: K, the number of keywords of a cascaded head.
+        projection_layers: linear layers from the keyword states to the subword width, 1 or 2.
+        quantizer_temperature: temperature of the softmax over the vocabulary.
+    """
+
+    name: Literal["parallel", "cascaded"] = "parallel"
+    attention_heads: int = 8
+    dropout: float = 0.1
+    input_dropout: float = 0.0
+    keywords: int = 8
+    projection_layers: Literal[1, 2] = 1
+    quantizer_temperature: float = 0.1
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The masked contrastive loss.
+
+    Attributes:
+        temperature: tau of logits = cosine / tau, at the start if learned.
+        learn_temperature: train log(1 / tau) (published Large models).
+    """
+
+    temperature: float = 0.07
+    learn_temperature: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that defines the model. Saved with its weights."""
+
+    speech_encoder: SpeechEncoderConfig = field(default_factory=SpeechEncoderConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What training reads, and how it is batched.
+
+    Attributes:
+        feats: hidden states from the store of stage 2 ("dump") or computed in the training loop ("online").
+        store_dtype: precision of the feature store.
+        max_seconds: longer utterances are cropped at random, in training only; 0 for no limit.
+        batch_size: utterances in a global batch, over all processes.
+        eval_batch_size: utterances in an evaluation batch, a process.
+        bucket_batches: batches are cut from this many shuffled batches sorted by length; 1 for no sorting.
+        time_masks: spans of frames set to zero in each training utterance.
+        time_mask_frames: the longest such span, in frames of 20 ms.
+        workers: loader processes; 0 reads in the training process.
+    """
+
+    feats: Literal["dump", "online"] = "dump"
+    store_dtype: Literal["float16", "float32"] = "float16"
+    max_seconds: float = 6.4
+    batch_size: int = 256
+    eval_batch_size: int = 32
+    bucket_batches: int = 8
+    time_masks: int = 0
+    time_mask_frames: int = 20
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam with linear warm-up and linear decay, by steps.
+
+    Attributes:
+        lr: peak learning rate.
+        final_lr: learning rate at the last step.
+        betas: Adam's decay rates.
+        weight_decay: L2 penalty added to the gradient ("adam") or decoupled ("adamw").
+        algorithm: which of the two.
+        warmup_steps: steps of linear warm-up.
+        max_steps: training ends here.
+        clip_norm: gradients are scaled down to this global norm; 0 for none.
+        ema_decay: evaluate and save an exponential moving average of the weights; 0 for the weights themselves.
+    """
+
+    lr: float = 1e-4
+    final_lr: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-6
+    algorithm: Literal["adam", "adamw"] = "adam"
+    warmup_steps: int = 5000
+    max_steps: int = 50000
+    clip_norm: float = 4.0
+    ema_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop.
+
+    Attributes:
+        precision: Fabric's precision; bf16-mixed and 16-mixed want a GPU.
+        eval_interval: steps between dev evaluations, each of which also saves `last`.
+        log_interval: steps between lines of the log and points in TensorBoard.
+        patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
+        supervision: what stands on the other side of the loss; "text" is the supervised topline.
+    """
+
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    eval_interval: int = 1000
+    log_interval: int = 50
+    patience: int = 0
+    supervision: Literal["image", "text"] = "image"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Scoring.
+
+    Attributes:
+        bootstrap: resamples of the images for the confidence intervals.
+        neighbours: subwords looked up for each keyword.
+        span_mass: share of a keyword's attention that its time span holds.
+    """
+
+    bootstrap: int = 1000
+    neighbours: int = 5
+    span_mass: float = 0.5
+
+
+@dataclass(frozen=True)
+class Config:
+    """A complete configuration: model, data, optimiser, training loop, evaluation."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        head, data, optim = self.model.head, self.data, self.optim
+        _check(head.attention_heads >= 1, "model.head.attention_heads", head.attention_heads, "at least 1")
+        for key in ("dropout", "input_dropout"):
+            _check(0 <= getattr(head, key) < 1, f"model.head.{key}", getattr(head, key), "in [0, 1)")
+        _check(head.keywords >= 1, "model.head.keywords", head.keywords, "at least 1")
+        _check(head.quantizer_temperature > 0, "model.head.quantizer_temperature", head.quantizer_temperature, "positive")
+        _check(self.model.loss.temperature > 0, "model.loss.temperature", self.model.loss.temperature, "positive")
+        for key in ("batch_size", "eval_batch_size", "bucket_batches", "time_mask_frames"):
+            _check(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
+        for key in ("time_masks", "workers", "max_seconds"):
+            _check(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), "not negative")
+        _check(optim.lr > 0, "optim.lr", optim.lr, "positive")
+        _check(optim.max_steps >= 1, "optim.max_steps", optim.max_steps, "at least 1")
+        _check(0 <= optim.warmup_steps <= optim.max_steps, "optim.warmup_steps", optim.warmup_steps, "in [0, max_steps]")
+        for key in ("final_lr", "weight_decay", "clip_norm"):
+            _check(getattr(optim, key) >= 0, f"optim.{key}", getattr(optim, key), "not negative")
+        _check(0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "in [0, 1)")
+        for key in ("eval_interval", "log_interval"):
+            _check(getattr(self.train, key) >= 1, f"train.{key}", getattr(self.train, key), "at least 1")
+        _check(self.train.patience >= 0, "train.patience", self.train.patience, "not negative")
+        _check(self.eval.neighbours >= 1, "eval.neighbours", self.eval.neighbours, "at least 1")
+        _check(self.eval.bootstrap >= 0, "eval.bootstrap", self.eval.bootstrap, "not negative")
+        _check(0 < self.eval.span_mass <= 1, "eval.span_mass", self.eval.span_mass, "in (0, 1]")
+
+
+def _check(holds: bool, key: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{key}: {value} is not {wanted}")
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, in order."""
+    keys: list[str] = []
+    defaults = cls()
+    for item in dataclasses.fields(cls):
+        value = getattr(defaults, item.name)
+        if dataclasses.is_dataclass(value):
+            keys += known_keys(type(value), f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def build_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser of a stage script: repeated ``--config FILE`` layers, then dotted overrides, ``--help`` generated."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML layer; repeat it, later ones win")
+    parser.add_class_arguments(Config, None, fail_untyped=True)
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Config, Any]:
+    """Parse a command line into (configuration, namespace of the script's own options).
+
+    Raises:
+        UserError: an unknown key or option, a value of a wrong type or range, a missing file; one line, with the key.
+    """
+    from jsonargparse import ArgumentError
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    for flag, value in zip(words, words[1:]):
+        if flag == "--config":
+            _check_layer(Path(value))
+    try:
+        parsed = parser.parse_args(words)
+        built = parser.instantiate_classes(parsed)
+    except (ArgumentError, TypeError) as error:
+        raise UserError(_explain(str(error))) from error
+    names = [item.name for item in dataclasses.fields(Config)]
+    config = Config(**{name: built[name] for name in names})
+    for name in (*names, "config"):
+        built.pop(name, None)
+    return config, built
+
+
+def _check_layer(path: Path) -> None:
+    """Reject a YAML layer that is missing, no mapping, or holds an unknown key, naming the file."""
+    import yaml
+
+    try:
+        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (UnicodeDecodeError, yaml.YAMLError, OSError) as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from error
+    if layer is not None and not isinstance(layer, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys, not {type(layer).__name__}")
+    known = known_keys()
+
+    def walk(node: dict[Any, Any], prefix: str) -> None:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and any(item.startswith(f"{key}.") for item in known):
+                walk(value, f"{key}.")
+            elif key not in known:
+                raise UserError(f"{path}: {_unknown(key)}")
+
+    walk(layer or {}, "")
+
+
+def _unknown(key: str) -> str:
+    known = known_keys()
+    same_leaf = [item for item in known if item.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = (same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5))[:1]
+    return f"unknown configuration key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """A configuration from YAML layers and ``--key value`` overrides, as a library call.
+
+    Raises:
+        UserError: as :func:`parse`.
+    """
+    argv = [part for path in paths for part in ("--config", str(path))]
+    return parse(build_parser("config", ""), [*argv, *overrides])[0]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain containers, for YAML."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    plain_dict: dict[str, Any] = plain(dataclasses.asdict(config))
+    return plain_dict
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write a configuration as YAML that :func:`load` reads back."""
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _explain(message: str) -> str:
+    """jsonargparse's message on one line; an unknown option is answered with the nearest key."""
+    line = " ".join(message.split())
+    unknown = re.match(r"unrecognized arguments: --([\w.-]+)", line)
+    return _unknown(unknown.group(1)) if unknown else line.replace("Parser key ", "")

@@ -1,0 +1,6 @@
+"""Rates that every part agrees on."""
+
+SAMPLE_RATE = 16000  # Hz, of all speech
+HOP = 320  # samples a frame: the product of HuBERT's convolution strides, 5 * 2**6
+FRAME_RATE = SAMPLE_RATE // HOP  # Hz
+FRAME_SECONDS = HOP / SAMPLE_RATE

@@ -1,0 +1,57 @@
+"""Embeddings with ids in ``.npz`` files: stored CLIP outputs, and a user's own in their place."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from speechclip.errors import UserError
+
+
+def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
+    """Read precomputed embeddings, ``.npz`` with ``ids`` [N] and ``embeddings`` [N, D].
+
+    Args:
+        path: the file.
+        ids: return the rows of these, in this order; None for all as stored.
+    Returns:
+        ids and float32 embeddings, L2-normalised.
+    Raises:
+        UserError: unreadable, a missing array, duplicate ids, NaN, a zero row, or an id that is not there.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stored, table = [str(item) for item in archive["ids"]], archive["embeddings"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except KeyError as error:
+        raise UserError(f"{path}: needs the arrays ids and embeddings") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable .npz file") from error
+    if table.ndim != 2 or len(stored) != len(table):
+        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}")
+    row_of = {item: row for row, item in enumerate(stored)}
+    if len(row_of) != len(stored):
+        raise UserError(f"{path}: duplicate ids")
+    wanted = stored if ids is None else list(ids)
+    missing = [item for item in wanted if item not in row_of]
+    if missing:
+        raise UserError(f"{path}: no embedding for {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+    rows = table[[row_of[item] for item in wanted]].astype(np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or (norms == 0).any():
+        bad = wanted[int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])]
+        raise UserError(f"{path}: the embedding of {bad} is zero or not finite")
+    return wanted, rows / norms
+
+
+def save_embeddings(path: str | Path, ids: Sequence[str], embeddings: np.ndarray) -> None:
+    """Write ``.npz`` with ``ids`` and ``embeddings`` that :func:`load_embeddings` reads. Atomic."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.stem}.part.npz")
+    np.savez(part, ids=np.array(list(ids), dtype=np.str_), embeddings=embeddings.astype(np.float32))
+    part.replace(target)

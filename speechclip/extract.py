@@ -1,0 +1,157 @@
+"""What stage 2 computes once: hidden states of the speech encoder, CLIP embeddings, the reduced vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from speechclip.config import Config
+from speechclip.constants import SAMPLE_RATE
+from speechclip.data.audio import load_audio, num_samples
+from speechclip.data.embeddings import load_embeddings, save_embeddings
+from speechclip.data.features import FeatureWriter
+from speechclip.data.images import load_image
+from speechclip.data.kaldi import DataDir
+from speechclip.data.vocabulary import Vocabulary
+from speechclip.encoders.clip import OpenClip
+from speechclip.encoders.speech import load_speech_encoder
+from speechclip.encoders.tokens import surround
+from speechclip.errors import UserError
+
+CLIP_BATCH = 64
+
+
+def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[list[int]]:
+    """Positions of utterances in batches of similar length, longest first.
+
+    A batch holds at most ``batch_seconds`` of speech, padding included, or one utterance that is longer. samples: [N].
+    """
+    batch: list[int] = []
+    longest = 0
+    for position in np.argsort(-samples, kind="stable").tolist():
+        if batch and longest * (len(batch) + 1) > batch_seconds * SAMPLE_RATE:
+            yield batch
+            batch = []
+        longest = samples[batch[0]] if batch else samples[position]
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def extract_features(config: Config, data: str, out: str, *, batch_seconds: float) -> tuple[int, float, float]:
+    """Store the configured hidden states of every utterance of a data directory.
+
+    A store that was begun with the same encoder on the same recordings is continued; another one is replaced.
+
+    Returns:
+        utterances encoded now, seconds taken, hours of speech.
+    """
+    directory = DataDir.load(data)
+    paths = {utterance.id: utterance.wav for utterance in directory.utterances}
+    ids = list(paths)
+    samples = np.array([num_samples(path) for path in paths.values()])
+    encoder = load_speech_encoder(config.model.speech_encoder)
+    layers = config.model.speech_encoder.layers or list(range(encoder.num_states))
+    if max(layers) >= encoder.num_states:
+        raise UserError(f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has {encoder.num_states}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder.to(device)
+    description = {**encoder.description, "recordings": _recordings(ids, samples)}
+    started, done, total = time.monotonic(), 0, 0
+    with _open_writer(Path(out), description, layers, config.data.store_dtype) as writer:
+        todo = [position for position, item in enumerate(ids) if item not in writer.finished]
+        last_said = started
+        for batch in batches_by_seconds(samples[todo], batch_seconds):
+            names = [ids[todo[at]] for at in batch]
+            waves = [torch.from_numpy(load_audio(paths[name])).to(device) for name in names]
+            states, frames = encoder(waves)
+            for name, row, count in zip(names, states, frames.tolist()):
+                writer.add(name, row[layers, :count])
+            done += len(names)
+            total += sum(len(wave) for wave in waves)
+            if time.monotonic() - last_said > 10:
+                last_said = time.monotonic()
+                left = (last_said - started) / done * (len(todo) - done)
+                print(f"{out}: {done}/{len(todo)} utterances, {left:.0f} s left", flush=True)
+    return done, time.monotonic() - started, total / SAMPLE_RATE / 3600
+
+
+def _open_writer(out: Path, description: dict[str, str], layers: Sequence[int], dtype: str) -> FeatureWriter:
+    try:
+        return FeatureWriter(out, encoder=description, layers=layers, dtype=dtype)
+    except UserError as error:
+        if "made with" not in str(error):
+            raise
+        print(f"{error}: replacing it", flush=True)
+        for stale in [out / "feats.scp", *out.glob("feats.*.safetensors")]:
+            stale.unlink(missing_ok=True)
+        return FeatureWriter(out, encoder=description, layers=layers, dtype=dtype)
+
+
+def _recordings(ids: Sequence[str], samples: np.ndarray) -> str:
+    """Fingerprint of which utterances there are and how long each is: a changed corpus is another store."""
+    lines = "".join(f"{item} {count}\n" for item, count in zip(ids, samples.tolist()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def embed_images(directory: DataDir, out: Path, clip: OpenClip | None, given: str | None) -> int:
+    """Write ``image_embeddings.npz`` of a data directory's images: by CLIP, or the rows of a user's own file ``given``.
+
+    Returns the number of images. Raises UserError where ``given`` lacks one.
+    """
+    ids = list(directory.images)
+    if given:
+        _, rows = load_embeddings(given, ids)
+    else:
+        assert clip is not None
+        parts = [
+            clip.encode_images([load_image(directory.images[item]) for item in ids[at : at + CLIP_BATCH]]).cpu().numpy()
+            for at in range(0, len(ids), CLIP_BATCH)
+        ]
+        rows = np.concatenate(parts)
+    save_embeddings(out / "image_embeddings.npz", ids, rows)
+    return len(ids)
+
+
+def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str | None) -> int:
+    """Write ``text_embeddings.npz`` of the captions: by CLIP, or those utterances that a user's file ``given`` has.
+
+    The file's ids are utterance ids, or such ids without the speaker in front (as the corpus names its recordings).
+    Returns the number of captions embedded; with 0 no file is written, and one of an earlier run is removed.
+    """
+    target = out / "text_embeddings.npz"
+    if given:
+        stored, table = load_embeddings(given)
+        row_of = {item: row for row, item in enumerate(stored)}
+        pairs = [(u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances]
+        kept = [(item, row) for item, row in pairs if row >= 0]
+        ids, rows = [item for item, _ in kept], table[[row for _, row in kept]]
+    elif clip is not None:
+        ids = [utterance.id for utterance in directory.utterances]
+        texts = [utterance.text for utterance in directory.utterances]
+        parts = [clip.encode_texts(texts[at : at + CLIP_BATCH]).cpu().numpy() for at in range(0, len(texts), CLIP_BATCH)]
+        rows = np.concatenate(parts)
+    else:
+        ids = []
+    if not ids:
+        target.unlink(missing_ok=True)
+        return 0
+    save_embeddings(target, ids, rows)
+    return len(ids)
+
+
+def count_vocabulary(directories: Sequence[DataDir], clip: OpenClip) -> Vocabulary:
+    """The reduced vocabulary of all captions, special tokens and padding included and counted (METHOD section 2)."""
+    tokenizer = clip.tokenizer
+    rows = [
+        surround(tokenizer, tokenizer.encode(utterance.text), clip.context_length)
+        for directory in directories
+        for utterance in directory.utterances
+    ]
+    used = {token for row in rows for token in row}
+    return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for token in used})

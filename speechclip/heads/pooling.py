@@ -1,0 +1,101 @@
+"""Parts that heads share: the mix of hidden states, and self-attention read at [CLS] positions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _WeightedSum(torch.autograd.Function):
+    """sum_l w_l h_l over frozen states that stay in their own (half) precision: no float copy of all layers is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, states: Tensor) -> Tensor:
+        """weights [L], states [B, L, T, D] -> [B, T, D] in the precision of the weights."""
+        ctx.save_for_backward(states)
+        total = states[:, 0].to(weights.dtype) * weights[0]
+        for layer in range(1, len(weights)):
+            total.addcmul_(states[:, layer].to(weights.dtype), weights[layer])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the weights, [L]; the states are frozen."""
+        (states,) = ctx.saved_tensors
+        grad = grads[0].reshape(-1)
+        parts = [torch.dot(grad, states[:, layer].reshape(-1).to(grad.dtype)) for layer in range(states.shape[1])]
+        return torch.stack(parts), None
+
+
+class LayerMix(nn.Module):
+    """z = sum_l softmax(w)_l h_l with a learned w, zero at the start (METHOD section 1).
+
+    Args:
+        num_states: L, hidden states of the speech encoder that are mixed.
+        state_norm: LayerNorm without affine parameters over every h_l first (published Large models).
+    """
+
+    def __init__(self, num_states: int, *, state_norm: bool = False) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(num_states))
+        self.state_norm = state_norm
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B, L, T, D] of any floating type -> [B, T, D] in the type of the weights. The states get no gradient."""
+        if self.state_norm:
+            states = nn.functional.layer_norm(states.to(self.weights.dtype), states.shape[-1:])
+        mixed: Tensor = _WeightedSum.apply(self.weights.softmax(dim=0), states)
+        return mixed
+
+
+class ClsAttention(nn.Module):
+    """Multi-head self-attention over [CLS] vectors and frames, computed at the [CLS] positions alone.
+
+    The outputs at the frames are not needed in training, and the queries do not depend on the input. So the query and
+    key projections fold into one vector per head and [CLS], and the value projection moves behind the weighted sum:
+    2 * heads * cls * d multiplications a frame in the place of 4 * d * d. The result equals ``nn.MultiheadAttention``
+    on the concatenated sequence, whose parameters (names and layout) these are.
+
+    Args:
+        dim: d. heads: attention heads. dropout: on the attention weights.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+
+    def forward(self, cls: Tensor, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from the [CLS] vectors.
+
+        Args:
+            cls: [Q, d]. frames: [B, T, d]. padding: [B, T] bool, True at frames that do not exist.
+        Returns:
+            outputs [B, Q, d], and the weights over the frames averaged over heads [B, Q, T], before dropout.
+        """
+        module = self.attention
+        heads, size = module.num_heads, module.head_dim
+        weight_q, weight_k, weight_v = module.in_proj_weight.view(3, heads, size, -1)  # each [H, s, d]
+        bias_q, _, bias_v = module.in_proj_bias.view(3, heads, size)  # the key's bias moves no weight: it is the same for all
+        queries = torch.einsum("hsd,qd->hqs", weight_q, cls) + bias_q[:, None]  # [H, Q, s]
+        folded = torch.einsum("hqs,hsd->hqd", queries, weight_k).flatten(0, 1) * size**-0.5  # [H*Q, d]
+        among_cls = (folded @ cls.T).expand(len(frames), -1, -1)  # [B, H*Q, Q]
+        to_frames = (folded @ frames.transpose(1, 2)).masked_fill(padding[:, None], float("-inf"))  # [B, H*Q, T]
+        weights = torch.cat([among_cls, to_frames], dim=2).softmax(dim=2)
+        dropped = nn.functional.dropout(weights, module.dropout, self.training)
+        count = cls.shape[0]
+        pooled = dropped[..., :count] @ cls + dropped[..., count:] @ frames  # [B, H*Q, d]
+        pooled = pooled.view(-1, heads, count, pooled.shape[-1])
+        mass = dropped.sum(dim=2).view(-1, heads, count, 1)
+        values = torch.einsum("bhqd,hsd->bqhs", pooled, weight_v) + (mass * bias_v[:, None]).transpose(1, 2)
+        outputs = module.out_proj(values.flatten(2))
+        over_frames = weights[..., count:].view(-1, heads, count, frames.shape[1]).mean(dim=1)
+        return outputs, over_frames
+
+    def everywhere(self, cls: Tensor, frames: Tensor, padding: Tensor) -> Tensor:
+        """The same attention at every position: [B, Q + T, d]."""
+        tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
+        mask = nn.functional.pad(padding, (cls.shape[0], 0), value=False)
+        outputs: Tensor = self.attention(tokens, tokens, tokens, key_padding_mask=mask, need_weights=False)[0]
+        return outputs

@@ -1,0 +1,40 @@
+"""From keyword vectors to rows of CLIP's subword table, with a gradient."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class SubwordQuantizer(nn.Module):
+    """Nearest subword by cosine, straight-through (Shih et al. 2022, section 3.3).
+
+    Forward: the table row of the highest cosine. Backward: the gradient of softmax(cosine / temperature) x table.
+    The cosines are one matrix product of normalised vectors; nothing of size batch x vocabulary x width exists.
+
+    Args:
+        table: [V, D] subword embeddings, frozen. allowed: [V] bool, False for special tokens.
+        temperature: of the softmax.
+    """
+
+    table: Tensor
+    normalized: Tensor
+    allowed: Tensor
+
+    def __init__(self, table: Tensor, allowed: Tensor, *, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        # not saved: they come from the frozen CLIP, and the checkpoint names their ids
+        self.register_buffer("table", table.detach().clone(), persistent=False)
+        self.register_buffer("normalized", nn.functional.normalize(table.detach().float(), dim=-1), persistent=False)
+        self.register_buffer("allowed", allowed.clone(), persistent=False)
+
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """[..., D] -> [..., V], special tokens included."""
+        return nn.functional.normalize(vectors, dim=-1) @ self.normalized.to(vectors.dtype).T
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Keyword vectors [B, K, D] -> (quantised [B, K, D], rows [B, K] int64)."""
+        cosines = self.cosines(vectors).masked_fill(~self.allowed, float("-inf"))
+        rows = cosines.argmax(dim=-1)
+        soft = (cosines / self.temperature).softmax(dim=-1) @ self.table.to(cosines.dtype)
+        return self.table[rows].to(soft.dtype) + (soft - soft.detach()), rows

@@ -1,0 +1,28 @@
+"""When a keyword was said: the stretch of frames its attention rests on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def attention_span(weights: ArrayLike, frame_seconds: float, mass: float = 0.5) -> tuple[float, float]:
+    """Start and end in seconds of the shortest run of frames that holds ``mass`` of the attention weights [T].
+
+    The earliest of equally short ones; the weights need not sum to one. Raises ValueError for an empty, negative or
+    non-finite input, a sum of zero, and a mass outside (0, 1].
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:
+        raise ValueError("attention: finite, non-negative weights [T] with a positive sum are needed")
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass is {mass}; it has to be in (0, 1]")
+    held = [0.0, *np.cumsum(w).tolist()]
+    wanted = mass * held[-1] * (1 - 1e-9)  # sums that differ in rounding alone count as equal
+    first, last, left = 0, len(w), 0
+    for right in range(1, len(held)):
+        while held[right] - held[left + 1] >= wanted:
+            left += 1
+        if held[right] - held[left] >= wanted and right - left < last - first:
+            first, last = left, right
+    return first * frame_seconds, last * frame_seconds

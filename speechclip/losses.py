@@ -1,0 +1,48 @@
+"""The masked contrastive loss (Shih et al. 2022, section 3.2; METHOD section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric cross-entropy over a batch; pairs that share their group (image) are no negatives.
+
+    Args:
+        speech: [B, D] L2-normalised. target: [B, D] L2-normalised, row i belongs to speech i.
+        groups: [B] int, the image of each pair.
+        scale: 1 / temperature.
+    Returns:
+        the mean of both directions' cross-entropies, a scalar.
+    """
+    logits = speech @ target.T * scale
+    same = groups[:, None] == groups[None, :]
+    same.fill_diagonal_(False)
+    logits = logits.masked_fill(same, float("-inf"))
+    diagonal = torch.arange(len(logits), device=logits.device)
+    cross_entropy = nn.functional.cross_entropy
+    return (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
+
+
+class ContrastiveLoss(nn.Module):
+    """:func:`masked_contrastive_loss` with a fixed or learned temperature.
+
+    Args:
+        temperature: tau, at the start. learn: train log(1 / tau).
+    """
+
+    def __init__(self, temperature: float, *, learn: bool) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)), requires_grad=learn)
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature, a scalar."""
+        return self.log_scale.exp()
+
+    def forward(self, speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+        """See :func:`masked_contrastive_loss`."""
+        return masked_contrastive_loss(speech, target, groups, self.scale)

@@ -1,0 +1,296 @@
+"""SpeechCLIP: frozen speech encoder, layer mix, head, frozen CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechclip.config import ModelConfig
+from speechclip.constants import FRAME_SECONDS, SAMPLE_RATE
+from speechclip.data.audio import load_audio
+from speechclip.data.vocabulary import Vocabulary
+from speechclip.encoders.clip import OpenClip
+from speechclip.encoders.speech import SpeechFeatures, WaveformEncoder, WhisperSpeechEncoder
+from speechclip.errors import UserError
+from speechclip.heads.base import HeadOutput
+from speechclip.heads.cascaded import CascadedHead
+from speechclip.heads.parallel import ParallelHead
+from speechclip.heads.pooling import LayerMix
+from speechclip.heads.spans import attention_span
+from speechclip.losses import ContrastiveLoss
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Wave = np.ndarray | Tensor | str | Path
+BATCH = 16  # utterances encoded at once by the public methods
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A keyword of an utterance: its nearest subwords with their cosines, best first, and when it was said.
+
+    span: (start, end) in seconds, the shortest stretch that holds half of the keyword's attention.
+    """
+
+    subwords: tuple[str, ...]
+    cosines: tuple[float, ...]
+    span: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Widths that come from the frozen encoders.
+
+    speech: d of the hidden states. states: how many of them are mixed. joint: width of CLIP's joint space.
+    """
+
+    speech: int
+    states: int
+    joint: int
+
+
+class SpeechCLIP(nn.Module):
+    """Speech aligned with CLIP through images (Shih et al. 2022, arXiv 2210.00705).
+
+    Parts are handed in; :func:`build` names the constructors and :meth:`from_pretrained` reads a checkpoint. Without
+    ``speech_encoder`` the model works on stored hidden states only, without ``clip`` on embeddings only; what needs the
+    missing part says so. Only ``layer_mix``, ``head`` and ``loss`` are trained and saved.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dimensions: Dimensions,
+        *,
+        layer_mix: LayerMix,
+        head: ParallelHead | CascadedHead,
+        loss: ContrastiveLoss,
+        speech_encoder: WaveformEncoder | WhisperSpeechEncoder | None = None,
+        clip: OpenClip | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dimensions = dimensions
+        self.layer_mix = layer_mix
+        self.head = head
+        self.loss = loss
+        self.speech_encoder = speech_encoder
+        self.clip = clip
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str = "cpu") -> SpeechCLIP:
+        """Load a checkpoint folder with its frozen encoders, in eval mode.
+
+        Raises:
+            UserError: no checkpoint there, damaged, for other dimensions, or an encoder that cannot be found.
+        """
+        from speechclip.checkpoint import load_model
+
+        return load_model(path).to(device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained parameters are."""
+        return self.layer_mix.weights.device
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """The parts that training changes and checkpoints hold."""
+        return {"layer_mix": self.layer_mix, "head": self.head, "loss": self.loss}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """State dict of the trained parts, parameters and statistics."""
+        parts = self.trained_modules()
+        return {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that get gradients."""
+        return [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
+
+    def count_parameters(self) -> dict[str, int]:
+        """{"trained", "total"}: numbers of parameters, frozen encoders that are loaded included in the total."""
+        trained = sum(p.numel() for p in self.trained_parameters())
+        return {"trained": trained, "total": sum(p.numel() for p in self.parameters())}
+
+    # -- from features ------------------------------------------------------------------------------------------------
+
+    def encode_waves(self, waves: Sequence[Tensor]) -> SpeechFeatures:
+        """The configured hidden states of 16 kHz waveforms: states [B, L, T, D], frames [B]."""
+        features = self._need_speech_encoder()(waves)
+        if self.config.speech_encoder.layers is None:
+            return cast(SpeechFeatures, features)
+        return SpeechFeatures(features.states[:, self.config.speech_encoder.layers], features.frames)
+
+    def apply_head(self, states: Tensor, frames: Tensor, time_masks: Tensor | None = None) -> HeadOutput:
+        """Hidden states [B, L, T, D] and frame counts [B] to the head's output.
+
+        A cascaded head's keywords are read by CLIP's text transformer, so ``embedding`` [B, J] is always there, not
+        normalised. ``time_masks``: [B, T] bool, frames to set to zero (augmentation).
+        """
+        mixed, padding = self._mix(states, frames)
+        if time_masks is not None:
+            mixed = mixed.masked_fill(time_masks[:, :, None], 0.0)
+        output = self.head(mixed, padding)
+        if output.keywords is None:
+            return cast(HeadOutput, output)
+        return HeadOutput(self._need_clip().encode_keywords(output.keywords.quantized), output.keywords)
+
+    def _mix(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        padding = torch.arange(states.shape[2], device=frames.device)[None, :] >= frames[:, None]
+        return self.layer_mix(states), padding
+
+    # -- the public methods -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_speech(self, waves: Wave | Sequence[Wave]) -> Tensor:
+        """Utterances, 16 kHz mono arrays or audio files, to [N, J], L2-normalised."""
+        parts = [self.apply_head(*self.encode_waves(batch)).embedding for batch in self._batches(waves)]
+        return nn.functional.normalize(torch.cat([cast(Tensor, part) for part in parts]), dim=-1)
+
+    def encode_image(self, images: Sequence[Image | str | Path]) -> Tensor:
+        """Images, PIL or files, to [N, J], L2-normalised."""
+        from speechclip.data.images import load_image
+
+        loaded = [load_image(item) if isinstance(item, (str, Path)) else item.convert("RGB") for item in images]
+        return self._need_clip().encode_images(loaded)
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts to [N, J], L2-normalised."""
+        return self._need_clip().encode_texts([texts] if isinstance(texts, str) else list(texts))
+
+    @torch.no_grad()
+    def keywords(self, waves: Wave | Sequence[Wave], top_k: int = 5) -> list[list[Keyword]]:
+        """The keywords of each utterance with their ``top_k`` nearest subwords, special tokens excluded.
+
+        Raises UserError for a head without keywords.
+        """
+        if not isinstance(self.head, CascadedHead) or self.vocabulary is None:
+            raise UserError(f"model.head.name: a {self.config.head.name} head has no keywords")
+        found: list[list[Keyword]] = []
+        for batch in self._batches(waves):
+            states, frames = self.encode_waves(batch)
+            keywords = self.head(*self._mix(states, frames)).keywords
+            assert keywords is not None
+            cosines = self.head.quantizer.cosines(keywords.vectors).masked_fill(~self.head.quantizer.allowed, -torch.inf)
+            best = cosines.topk(min(top_k, int(self.head.quantizer.allowed.sum())), dim=-1)
+            for i, count in enumerate(frames.tolist()):
+                spans = [attention_span(w[:count].cpu().numpy(), FRAME_SECONDS) for w in keywords.attention[i]]
+                found.append(
+                    [
+                        Keyword(tuple(self.vocabulary.subwords[row] for row in rows), tuple(values), span)
+                        for rows, values, span in zip(best.indices[i].tolist(), best.values[i].tolist(), spans)
+                    ]
+                )
+        return found
+
+    @torch.no_grad()
+    def hidden_states(self, waves: Wave | Sequence[Wave]) -> tuple[list[Tensor], Tensor]:
+        """What the s3prl upstream returns (METHOD section 7), for one padded batch.
+
+        Returns:
+            the encoder's raw states, then the head's own layer over the frames: tensors [B, T, d], all of one size; and the
+            valid frames [B].
+        """
+        states, frames = self._need_speech_encoder()(self._tensors(waves))
+        layers = self.config.speech_encoder.layers
+        mixed, padding = self._mix(states if layers is None else states[:, layers], frames)
+        return [*states.unbind(dim=1), self.head.frame_states(mixed, padding)], frames
+
+    def _batches(self, waves: Wave | Sequence[Wave]) -> list[list[Tensor]]:
+        items = self._tensors(waves)
+        return [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
+
+    def _tensors(self, waves: Wave | Sequence[Wave]) -> list[Tensor]:
+        single = isinstance(waves, (str, Path)) or (isinstance(waves, (np.ndarray, Tensor)) and waves.ndim == 1)
+        items = [waves] if single else waves
+        return [_as_wave(item).to(self.device) for item in cast(Sequence[Wave], items)]
+
+    def _need_speech_encoder(self) -> Any:
+        if self.speech_encoder is None:
+            raise UserError("model.speech_encoder.path: this needs the speech encoder, which is not loaded")
+        return self.speech_encoder
+
+    def _need_clip(self) -> OpenClip:
+        if self.clip is None:
+            raise UserError("model.clip.path: this needs CLIP itself; precomputed embeddings do not do")
+        return self.clip
+
+
+def _as_wave(item: Wave) -> Tensor:
+    """A file, array or tensor as [n] float at 16 kHz; int16 is scaled to [-1, 1)."""
+    if isinstance(item, (str, Path)):
+        return torch.from_numpy(load_audio(item))
+    wave = torch.as_tensor(item)
+    if wave.ndim != 1 or not len(wave):
+        raise UserError(f"a waveform is a non-empty 1-D array of {SAMPLE_RATE} Hz samples, not of shape {tuple(wave.shape)}")
+    if wave.dtype == torch.int16:
+        return wave.float() / 2**15
+    if not torch.isfinite(wave).all():
+        raise UserError("a waveform holds NaN or infinite samples")
+    return wave.float()
+
+
+def build(
+    config: ModelConfig,
+    dimensions: Dimensions,
+    *,
+    speech_encoder: WaveformEncoder | WhisperSpeechEncoder | None = None,
+    clip: OpenClip | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> SpeechCLIP:
+    """A freshly initialised model of the configured head.
+
+    Raises:
+        UserError: a cascaded head without CLIP or vocabulary, a vocabulary of another CLIP, or attention heads that do not
+            divide the width.
+    """
+    settings = config.head
+    if dimensions.speech % settings.attention_heads:
+        raise UserError(f"model.head.attention_heads: {settings.attention_heads} do not divide the width {dimensions.speech}")
+    head: ParallelHead | CascadedHead
+    if settings.name == "parallel":
+        head = ParallelHead(
+            dimensions.speech, dimensions.joint, heads=settings.attention_heads, dropout=settings.dropout,
+            input_dropout=settings.input_dropout,
+        )  # fmt: skip
+    else:
+        if clip is None:
+            raise UserError("model.clip.path: a cascaded head needs CLIP's text transformer; precomputed embeddings do not do")
+        if vocabulary is None:
+            raise UserError("data/clip_vocabulary.tsv: a cascaded head needs it; stage 2 makes it")
+        table, allowed = reduced_table(clip, vocabulary)
+        head = CascadedHead(
+            dimensions.speech, table, allowed, keywords=settings.keywords, heads=settings.attention_heads,
+            dropout=settings.dropout, projection_layers=settings.projection_layers,
+            temperature=settings.quantizer_temperature, input_dropout=settings.input_dropout,
+        )  # fmt: skip
+    return SpeechCLIP(
+        config,
+        dimensions,
+        layer_mix=LayerMix(dimensions.states, state_norm=config.speech_encoder.state_norm),
+        head=head,
+        loss=ContrastiveLoss(config.loss.temperature, learn=config.loss.learn_temperature),
+        speech_encoder=speech_encoder,
+        clip=clip,
+        vocabulary=vocabulary,
+    )
+
+
+def reduced_table(clip: OpenClip, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Subword embeddings of a vocabulary, [V, D], and which of its rows are no special token, [V] bool.
+
+    Raises UserError for an id outside the text tower's table.
+    """
+    ids = torch.tensor(vocabulary.ids, device=clip.subword_table.device)
+    if int(ids.max()) >= len(clip.subword_table):
+        raise UserError(f"the vocabulary has id {int(ids.max())}, CLIP's table {len(clip.subword_table)} rows: of another CLIP")
+    special = torch.tensor([clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot], device=ids.device)
+    return clip.subword_table[ids], ~torch.isin(ids, special)
