@@ -1,0 +1,261 @@
+"""RESULTS.md of a recipe: tables of runs between markers, merged with what stands there, text around them kept.
+
+Rows are named by model, head, tag and seed. A run replaces its own rows and leaves the others; the mean over the seeds
+is computed again from the rows of the table itself. Rows of the topline, of chance and of the frequency prior belong to
+no seed; the last run of their model and tag writes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from speechclip.errors import UserError, writing
+from speechclip.report.markdown import Table, code, read_block, write_block
+from speechclip.report.runs import Run, Scores
+
+Row = dict[str, str]
+
+KEY = ("model", "head", "tag", "seed")
+CUTOFFS = ("R@1", "R@5", "R@10")
+CHANCE, TOPLINE, PRIOR = "*chance*", "*text→image topline*", "*frequency prior*"
+#: Title of a retrieval table, and the directions in it with their short names.
+RETRIEVAL = {
+    "Speech and images": {"speech->image": "S→I", "image->speech": "I→S"},
+    "Speech and captions, own caption": {"speech->text": "S→T", "text->speech": "T→S"},
+    "Speech and captions, any caption of the image": {
+        "speech->text (any caption)": "S→T",
+        "text->speech (any caption)": "T→S",
+    },
+}
+#: Title of a keyword table, and its score.
+KEYWORDS = {
+    "Keyword hit rate, clean": "clean",
+    "Keyword hit rate, reference": "reference",
+    "Keyword hit rate, content_top1": "content_top1",
+}
+PROVENANCE = "Commands"
+KEYWORD_COLUMNS = 16  # a head of more keywords shows the first ones and its mean
+
+INTRODUCTIONS = {
+    "retrieval": """\
+Recall in percent. S→I: speech finds its image; I→S: an image finds any of its utterances; S→T and T→S: speech and
+written captions, on which no head is trained. The topline finds images by their true captions; chance is exact. MRR
+and 95% intervals over images are in `scores/retrieval.json` of the run.""",
+    "keywords": """\
+Percent of utterances. clean: one of the 5 subwords nearest to the keyword is in the caption. reference: one of the 5
+around the quantised keyword is, with special tokens among the neighbours and in the gold set, as the published code
+counts. content_top1: the nearest content subword is in the caption, stop words ignored on both sides. The prior
+answers with the most frequent subwords of the training captions, without any speech.""",
+    "provenance": "What made the rows above.",
+}
+
+
+def update_results(path: str | Path, runs: Iterable[Run]) -> None:
+    """Merge the rows of the runs into the file, which appears whole or stays as it was; it is created when missing.
+
+    Raises UserError: a file that is not UTF-8, broken markers or tables in it, a run that lacks a score of its rows.
+    """
+    target = Path(path)
+    try:
+        text = target.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = "# Results\n"
+    except UnicodeDecodeError as error:
+        raise UserError(f"{target}: not UTF-8 (byte {error.start})") from error
+    merged = merge(text, list(runs), source=str(target))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with writing(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(merged, encoding="utf-8")
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md") -> str:
+    """The text of a results file with the rows of the runs merged in."""
+    written = [_name(run) for run in runs]
+    for i, name in enumerate(written):
+        if name in written[:i]:
+            raise UserError(
+                f"{runs[i].directory}: has the model, head, tag and seed of {runs[written.index(name)].directory}"
+            )
+    makers: dict[str, dict[str, Callable[[Run], Iterator[Row]]]] = {
+        "retrieval": {title: _retrieval_rows_of(title) for title in RETRIEVAL},
+        "keywords": {title: _keyword_rows_of(title) for title in KEYWORDS},
+        "provenance": {PROVENANCE: _provenance_rows},
+    }
+    for block, tables in makers.items():
+        old = read_block(text, block, source)
+        unknown = sorted(set(old) - set(tables))
+        if unknown:
+            raise UserError(f"{source}: {unknown[0]!r} is no table of the results; put it outside the markers")
+        merged = []
+        for title, rows_of in tables.items():
+            kept = _kept_rows(old[title], written, source) if title in old else []
+            merged.append(_table(title, [*kept, *(row for run in runs for row in rows_of(run))]))
+        text = write_block(text, block, source, INTRODUCTIONS[block], merged, before="provenance")
+    return text
+
+
+def _kept_rows(table: Table, written: Sequence[tuple[str, ...]], source: str) -> list[Row]:
+    """Rows of an old table that no run writes again, without the means."""
+    missing = {"model", "head", "seed"} - set(table.columns)
+    if missing:
+        raise UserError(f"{source}: the table {table.title!r} has no column {sorted(missing)[0]!r}")
+    rows = [dict(row) for row in table.rows if not row.get("seed", "").startswith("mean of")]
+    for row in rows if table.title != PROVENANCE else []:
+        for column in row.keys() - set(KEY):
+            try:
+                float(row[column])
+            except ValueError:
+                raise UserError(f"{source}: {table.title}: {row[column]!r} under {column!r} is no number") from None
+    return [row for row in rows if tuple(row.get(name, "") for name in KEY) not in written]
+
+
+def _table(title: str, rows: Iterable[Row]) -> Table:
+    """Rows in order with their means; of rows with the same name the last one stays."""
+    named = {tuple(row.get(name, "") for name in (*KEY, "step")): row for row in rows}
+    single = list(named.values())
+    columns = _columns(title, single)
+    every = single if title == PROVENANCE else [*single, *_means(single, columns, digits=1 if title in KEYWORDS else 2)]
+    keys = [name for name in KEY if name != "tag" or any(row.get("tag") for row in every)]
+    return Table(title, (*keys, *columns), tuple(sorted(every, key=_order)))
+
+
+def _columns(title: str, rows: Iterable[Row]) -> list[str]:
+    """The columns of a table behind those that name the row."""
+    if title == PROVENANCE:
+        return ["step", "commit", "size", "command"]
+    if title in RETRIEVAL:
+        recalls = [f"{short} {cutoff}" for short in RETRIEVAL[title].values() for cutoff in CUTOFFS]
+        return [*recalls, "mean R@10"] if title == "Speech and images" else recalls
+    numbers = {int(name[2:]) for row in rows for name in row if re.fullmatch(r"kw\d+", name)}
+    return [*(f"kw{number}" for number in sorted(numbers)), "avg"]
+
+
+def _means(rows: Iterable[Row], columns: Iterable[str], digits: int) -> Iterator[Row]:
+    """For every model, head and tag with several seeds: mean ± sample standard deviation of what all of them have."""
+    seeds: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.get("seed"):
+            seeds.setdefault(tuple(row.get(name, "") for name in KEY[:3]), []).append(row)
+    for name, group in seeds.items():
+        if len(group) < 2:
+            continue
+        mean = dict(zip(KEY[:3], name, strict=True)) | {"seed": f"mean of {len(group)}"}
+        for column in columns:
+            if all(column in row for row in group):
+                values = [float(row[column]) for row in group]
+                mean[column] = f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+        yield mean
+
+
+def _order(row: Mapping[str, str]) -> tuple[object, ...]:
+    """By model and tag; in these heads by name, their seeds and mean, then topline, chance and prior."""
+    head, seed, step = row["head"], row.get("seed", ""), row.get("step", "")
+    place = (TOPLINE, CHANCE).index(head) + 1 if head in (TOPLINE, CHANCE) else 3 * head.startswith(PRIOR)
+    steps = ("train", "retrieval", "keywords")
+    return (
+        row["model"],
+        row.get("tag", ""),
+        place,
+        head,
+        not seed.isdigit(),
+        int(seed) if seed.isdigit() else 0,
+        steps.index(step) if step in steps else -1,
+    )
+
+
+def _name(run: Run) -> tuple[str, ...]:
+    """The texts in the columns that name the rows of a run."""
+    return (run.model, run.head, run.tag, str(run.seed))
+
+
+def _start(run: Run, head: str | None = None) -> Row:
+    """A row of a run, or, given another head, of its model and tag."""
+    values = _name(run) if head is None else (run.model, head, run.tag, "")
+    return {name: value for name, value in zip(KEY, values, strict=True) if value}
+
+
+def _number(value: float) -> str:
+    """Two decimals; of a small chance level two significant digits."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def _retrieval_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
+    """A maker of the rows of one retrieval table."""
+    directions = RETRIEVAL[title]
+
+    def recalls(scores: Scores, path: tuple[str, ...], short: str) -> Row:
+        return {f"{short} {cutoff}": _number(scores.number(*path, cutoff)) for cutoff in CUTOFFS}
+
+    def rows(run: Run) -> Iterator[Row]:
+        scores, pictures = run.retrieval, title == "Speech and images"
+        present = {name: short for name, short in directions.items() if pictures or name in scores.content}
+        if not present:
+            return
+        row, chance = _start(run), _start(run, CHANCE)
+        for name, short in present.items():
+            row |= recalls(scores, (name,), short)
+            chance |= recalls(scores, ("random", name), short)
+        if pictures:
+            row["mean R@10"] = _number(scores.number("mean_R@10"))
+            both = [scores.number("random", name, "R@10") for name in present]
+            chance["mean R@10"] = _number(statistics.mean(both))
+            if "text->image" in scores.content:
+                yield _start(run, TOPLINE) | recalls(scores, ("text->image",), "S→I")
+        yield row
+        yield chance
+
+    return rows
+
+
+def _keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
+    """A maker of the rows of one keyword table."""
+    score = KEYWORDS[title]
+
+    def rates(scores: Scores, *path: str) -> Row:
+        names = [name for name in scores.get(*path) if re.fullmatch(r"kw\d+", name)]
+        shown = [name for name in names if int(name[2:]) <= KEYWORD_COLUMNS]
+        return {name: f"{scores.number(*path, name):.1f}" for name in (*shown, "avg")}
+
+    def rows(run: Run) -> Iterator[Row]:
+        if run.keywords:
+            yield _start(run) | rates(run.keywords, score)
+            yield _start(run, f"{PRIOR} ({run.head})") | rates(run.keywords, "frequency_prior", score)
+
+    return rows
+
+
+def _provenance_rows(run: Run) -> Iterator[Row]:
+    """What was run, from which commit, on how much, for each step of a run."""
+    if run.training:
+        parameters, seconds = (run.training.content.get(key) for key in ("trained_parameters", "train_seconds"))
+        about = [f"{parameters:,} trained parameters"] if isinstance(parameters, int) else []
+        about += [f"{seconds:,.0f} s"] if isinstance(seconds, int | float) else []
+        yield _step(run, "train", run.training, (), ", ".join(about))
+    queries, gallery = (run.retrieval.number("speech->image", key) for key in ("n_queries", "n_gallery"))
+    about = [f"{queries:,.0f} utterances, {gallery:,.0f} images"]
+    yield _step(run, "retrieval", run.retrieval, ("provenance",), *about)
+    if run.keywords:
+        counted = run.keywords.content.get("n_utterances")
+        about = [f"{counted['clean']:,} utterances"] if isinstance(counted, Mapping) and "clean" in counted else []
+        yield _step(run, "keywords", run.keywords, ("provenance",), *about)
+
+
+def _step(run: Run, step: str, scores: Scores, path: tuple[str, ...], about: str = "") -> Row:
+    """A row of the provenance table."""
+    commit = str(scores.get(*path, "commit") or "unknown")
+    short = re.sub(r"[0-9a-f]{12,}", lambda found: found.group()[:12], commit)
+    return _start(run) | {
+        "step": step,
+        "commit": short,
+        "size": about,
+        "command": code(str(scores.get(*path, "command"))),
+    }
