@@ -7,6 +7,13 @@ import sys
 from typing import NoReturn
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without abbreviations, and with one line for a mistake that names the known options."""
 
@@ -16,7 +23,7 @@ class ArgumentParser(argparse.ArgumentParser):
             prog=prog,
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Formatter,
         )
 
     def error(self, message: str) -> NoReturn:
