@@ -68,6 +68,8 @@ def bootstrap_ci(
     r, c = np.asarray(ranks), np.asarray(clusters)
     if r.size == 0 or r.shape != c.shape:
         raise ValueError(f"ranks {r.shape} and clusters {c.shape} do not fit")
+    if n < 1:
+        raise ValueError(f"{n} resamples; an interval needs at least 1")
     index = np.unique(c, return_inverse=True)[1].reshape(-1)
     size = np.bincount(index)  # [I] queries of a cluster
     gains = _gains(r)
@@ -118,15 +120,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """One direction: ``{"R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"}``.
 
-    Arguments as of `first_hit_ranks` and `bootstrap_ci`; clusters [Q].
+    Arguments as of `first_hit_ranks` and `bootstrap_ci`; clusters [Q]. Without resamples (0) there is no "ci95".
     """
     ranks = first_hit_ranks(queries, gallery, query_groups, gallery_groups)
-    return {
-        **recall_table(ranks),
-        "n_queries": len(ranks),
-        "n_gallery": len(np.asarray(gallery_groups)),
-        "ci95": bootstrap_ci(ranks, clusters, n=n_bootstrap, seed=seed),
-    }
+    scores = {**recall_table(ranks), "n_queries": len(ranks), "n_gallery": len(np.asarray(gallery_groups))}
+    intervals = {"ci95": bootstrap_ci(ranks, clusters, n=n_bootstrap, seed=seed)} if n_bootstrap else {}
+    return {**scores, **intervals}
 
 
 def retrieval_report(

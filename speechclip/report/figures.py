@@ -157,7 +157,7 @@ def retrieval_bars(scores: Mapping[str, Any]) -> Figure:
     for place, (cutoff, colour) in enumerate(RECALLS.items()):
         x = [i + 0.27 * (place - 1) for i in range(len(directions))]
         y = [scores[name][cutoff] for name in directions]
-        ends = [scores[name]["ci95"][cutoff] for name in directions]
+        ends = [scores[name].get("ci95", {}).get(cutoff, [v, v]) for name, v in zip(directions, y, strict=True)]
         errors = [[max(0.0, v - low) for v, (low, _) in zip(y, ends, strict=True)]]
         errors.append([max(0.0, high - v) for v, (_, high) in zip(y, ends, strict=True)])
         style = {"elinewidth": 1, "capsize": 2, "ecolor": "#333333"}

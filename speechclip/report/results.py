@@ -131,7 +131,8 @@ def _table(title: str, rows: Iterable[Row]) -> Table:
 def _columns(title: str, rows: Iterable[Row]) -> list[str]:
     """The columns of a table behind those that name the row."""
     if title == PROVENANCE:
-        return ["step", "commit", "size", "command"]
+        recipe = ["recipe command"] if any("recipe command" in row for row in rows) else []
+        return ["step", "commit", "size", *recipe, "command"]
     if title in RETRIEVAL:
         recalls = [f"{short} {cutoff}" for short in RETRIEVAL[title].values() for cutoff in CUTOFFS]
         return [*recalls, "mean R@10"] if title == "Speech and images" else recalls
@@ -236,7 +237,7 @@ def _keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
 def _provenance_rows(run: Run) -> Iterator[Row]:
     """What was run, from which commit, on how much, for each step of a run."""
     if run.training:
-        parameters, seconds = (run.training.content.get(key) for key in ("trained_parameters", "train_seconds"))
+        parameters, seconds = (run.training.content.get(key) for key in ("trained", "train_seconds"))
         about = [f"{parameters:,} trained parameters"] if isinstance(parameters, int) else []
         about += [f"{seconds:,.0f} s"] if isinstance(seconds, int | float) else []
         yield _step(run, "train", run.training, (), ", ".join(about))
@@ -253,9 +254,6 @@ def _step(run: Run, step: str, scores: Scores, path: tuple[str, ...], about: str
     """A row of the provenance table."""
     commit = str(scores.get(*path, "commit") or "unknown")
     short = re.sub(r"[0-9a-f]{12,}", lambda found: found.group()[:12], commit)
-    return _start(run) | {
-        "step": step,
-        "commit": short,
-        "size": about,
-        "command": code(str(scores.get(*path, "command"))),
-    }
+    row = {"step": step, "commit": short, "size": about, "command": code(str(scores.get(*path, "command")))}
+    recipe = (scores.get(*path) if path else scores.content).get("recipe_command")
+    return _start(run) | row | ({"recipe command": code(str(recipe))} if recipe else {})

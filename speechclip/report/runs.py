@@ -67,7 +67,7 @@ class Scores:
 class Run:
     """One trained head: what names its rows, its scores, and the provenance of its training.
 
-    ``keywords`` is None for a head without keywords, ``training`` for a checkpoint that was not trained here.
+    ``keywords`` is None for a head without keywords, ``training`` for weights that come without a provenance.
     """
 
     directory: Path
@@ -92,7 +92,7 @@ def load_run(directory: str | Path) -> Run:
     retrieval = Scores.read(folder / "scores" / "retrieval.json", stage=4)
     keywords_path, training_path = folder / "scores" / "keywords.json", folder / "best" / "provenance.json"
     keywords = Scores.read(keywords_path, stage=5) if keywords_path.exists() else None
-    training = Scores.read(training_path, stage=3) if training_path.exists() else None
+    training = Scores.read(training_path, stage=3) if training_path.exists() else _training_of(retrieval)
     for key in _REQUIRED:
         for scores in (retrieval, keywords):
             if scores:
@@ -112,3 +112,12 @@ def load_run(directory: str | Path) -> Run:
         raise UserError(f"{folder}: neither the folder's name nor {retrieval.path} tells the model and the head")
     tag = said["tag"] if said.get("tag") is not None else named.get("tag")
     return Run(folder, str(model), str(head), str(tag or ""), seed, retrieval, keywords, training)
+
+
+def _training_of(retrieval: Scores) -> Scores | None:
+    """What the scores themselves tell about the training of weights that lie elsewhere (``--checkpoint``)."""
+    said = retrieval.get("provenance")
+    training = said.get("training") if isinstance(said, Mapping) else None
+    if not isinstance(training, Mapping) or not {"command", "commit"} <= training.keys():
+        return None
+    return Scores(retrieval.path, {"seed": said.get("seed"), **training})

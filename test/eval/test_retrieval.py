@@ -186,6 +186,10 @@ def test_evaluate_has_the_documented_keys():
     assert list(result) == ["R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"]
     assert (result["R@1"], result["MRR"], result["n_queries"], result["n_gallery"]) == (50.0, 75.0, 2, 2)
     assert result["ci95"]["R@1"] == [0.0, 100.0]
+    fast = evaluate(queries, gallery, [0, 1], [0, 1], clusters=[0, 1], n_bootstrap=0)
+    assert fast == {key: value for key, value in result.items() if key != "ci95"}
+    with pytest.raises(ValueError, match="at least 1"):
+        bootstrap_ci([1], [0], n=0)
 
 
 def small_corpus():

@@ -134,6 +134,8 @@ def test_bars_are_as_high_as_the_scores():
     heights = [bar.get_height() for container in axes.containers for bar in container if hasattr(bar, "get_height")]
     assert heights[:7] == pytest.approx([scores[name]["R@1"] for name in scores["random"]])
     assert axes.get_xticklabels()[4].get_text() == "speech→text\n(any caption)"
+    without = {k: {n: v for n, v in row.items() if n != "ci95"} if "->" in k else row for k, row in scores.items()}
+    assert len(retrieval_bars(without).axes[0].containers) == len(axes.containers)
     axes = keyword_bars(KEYWORDS).axes[0]
     assert [bar.get_height() for bar in axes.containers[2]] == [20.0, 40.0, 30.0]
     assert [label.get_text() for label in axes.get_legend().get_texts()].count("frequency prior") == 1

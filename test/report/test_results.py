@@ -60,7 +60,7 @@ def make(tmp_path):
         if rate is not None:
             write(folder / "scores" / "keywords.json", keyword_scores(rate, seed))
         training = {"command": f"train --seed {seed}", "seed": seed, "commit": COMMIT, "versions": {}}
-        write(folder / "best" / "provenance.json", training | {"trained_parameters": 7483917, "train_seconds": 61.4})
+        write(folder / "best" / "provenance.json", training | {"trained": 7483917, "train_seconds": 61.4})
         return load_run(folder)
 
     return make_run
@@ -245,6 +245,19 @@ def test_an_official_checkpoint_has_no_training_row(make, results):
     run.directory.joinpath("best/provenance.json").unlink()
     update_results(results, [load_run(run.directory)])
     assert [row["step"] for row in rows_of(results, "provenance", "Commands")] == ["retrieval"]
+
+
+def test_weights_from_elsewhere_tell_of_their_training_through_the_scores(make, results):
+    training = {"command": "train there", "commit": "abc", "trained": 5000}
+    run = make("large_parallel", 40, training=training, recipe_command="./run.sh --stage 4")
+    run.directory.joinpath("best/provenance.json").unlink()
+    update_results(results, [load_run(run.directory)])
+    rows = rows_of(results, "provenance", "Commands")
+    assert [(r["step"], r["commit"], r["size"]) for r in rows] == [
+        ("train", "abc", "5,000 trained parameters"),
+        ("retrieval", "0123456789ab", "1,000 utterances, 200 images"),
+    ]
+    assert [row.get("recipe command") for row in rows] == [None, "`./run.sh --stage 4`"]
 
 
 @pytest.mark.parametrize(
