@@ -213,14 +213,14 @@ def _token_rows(path: Path) -> Iterator[tuple[int, str, int, str]]:
 def _kaggle_rows(path: Path) -> Iterator[tuple[int, str, int, str]]:
     """The same of a CSV file ``image,caption``, where the order of an image's captions gives their numbers."""
     count: dict[str, int] = {}
-    for line, content in _lines(path):
-        # A row a line, so that a quote left open spoils no more than its own.
-        image, *fields = next(csv.reader([content]))
-        if not count:
-            if [image, *fields] != ["image", "caption"]:
-                raise UserError(f"{path}:{line}: the first line is not image,caption")
-            count[image] = 0
-            continue
+    lines = _lines(path)
+    if next(lines, (1, ""))[1] != "image,caption":
+        raise UserError(f"{path}:1: the first line is not image,caption")
+    for line, content in lines:
+        try:  # a row a line, so that a quote left open spoils no more than its own
+            image, *fields = next(csv.reader([content]))
+        except csv.Error as error:
+            raise UserError(f"{path}:{line}: {error}") from error
         if not image or not fields:
             raise UserError(f"{path}:{line}: not <image>,<caption>")
         number = count.get(image, 0)
