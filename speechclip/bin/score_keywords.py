@@ -15,9 +15,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="speechclip.bin.score_keywords", description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    parser.add_argument("--data", required=True, help="data directory")
+    parser.add_argument("--data_dir", required=True, help="data directory")
     parser.add_argument("--train_data", required=True, help="training data directory, for the frequency prior")
-    parser.add_argument("--dump", required=True, help="what stage 2 stored for the data")
+    parser.add_argument("--dump_dir", required=True, help="what stage 2 stored for the data")
     parser.add_argument("--out", required=True, help="folder of the scores")
     options = parser.parse_args()
 
@@ -29,7 +29,7 @@ def main() -> None:
     from speechclip.eval.keywords import keyword_records, keyword_report
     from speechclip.heads.cascaded import CascadedHead
 
-    model, config, split, source = scoring(options.checkpoint, options.data, options.dump)
+    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
     if not isinstance(model.head, CascadedHead):
         raise UserError(f"{options.checkpoint}: a {config.model.head.name} head has no keywords to score")
     found = find_keywords(model, source, config.data.eval_batch_size)
@@ -37,13 +37,13 @@ def main() -> None:
     report = keyword_report(
         found.vectors, found.mask, gold.subwords, gold.content, gold.with_special, gold.train_counts
     )
-    report["provenance"] = result_provenance(options.checkpoint, options.data)
+    report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     captions = _texts(split.data)
     records = keyword_records(
         split.ids, captions, found.vectors, found.mask, found.attention, FRAME_SECONDS, gold.subwords, gold.strings,
-        config.eval.neighbours,
+        config.eval.neighbours, config.eval.span_mass,
     )  # fmt: skip
     with writing(out / "keywords.jsonl"), (out / "keywords.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

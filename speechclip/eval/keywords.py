@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.heads.spans import attention_span
+
 NEIGHBOURS = 5
 BLOCK_SCORES = 1 << 24  # cosines held at a time: 64 MiB in single precision
 
@@ -174,28 +176,6 @@ def keyword_report(
     return report
 
 
-def attention_span(weights: ArrayLike, frame_seconds: float, mass: float = 0.5) -> tuple[float, float]:
-    """Start and end in seconds of the shortest run of frames that holds ``mass`` of the attention weights [T].
-
-    The earliest of equally short ones; the weights need not sum to one. Raises ValueError for an empty, negative or
-    non-finite input, a sum of zero, and a mass outside (0, 1].
-    """
-    w = np.asarray(weights, dtype=np.float64)
-    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:
-        raise ValueError("attention: finite, non-negative weights [T] with a positive sum are needed")
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass is {mass}; it has to be in (0, 1]")
-    held = [0.0, *np.cumsum(w).tolist()]
-    wanted = mass * held[-1] * (1 - 1e-9)  # sums that differ in rounding alone count as equal
-    first, last, left = 0, len(w), 0
-    for right in range(1, len(held)):
-        while held[right] - held[left + 1] >= wanted:
-            left += 1
-        if held[right] - held[left] >= wanted and right - left < last - first:
-            first, last = left, right
-    return first * frame_seconds, last * frame_seconds
-
-
 def keyword_records(
     utterances: Sequence[str],
     captions: Sequence[str],
@@ -206,12 +186,13 @@ def keyword_records(
     subwords: Subwords,
     strings: Mapping[int, str],
     k: int = NEIGHBOURS,
+    span_mass: float = 0.5,
 ) -> Iterator[dict[str, Any]]:
     """One dictionary for every keyword: ``utterance, keyword, neighbours, span, caption``.
 
     z [U, K, D]; mask [U, K]; attention, every utterance's weights [K, T_u] over its frames; strings, id -> subword.
     "keyword" counts from 1; "neighbours" are the k nearest subwords of z_k without special ones, best first, as
-    ``{"subword", "id", "cosine"}``; "span" is `attention_span` in seconds.
+    ``{"subword", "id", "cosine"}``; "span" is `attention_span` in seconds, of ``span_mass``.
     """
     present = np.asarray(mask, dtype=bool)
     vectors = np.where(present[:, :, None], np.asarray(z), 0)
@@ -224,7 +205,7 @@ def keyword_records(
                 "utterance": utterance,
                 "keyword": keyword + 1,
                 "neighbours": [{"subword": strings[i], "id": i, "cosine": round(c, 4)} for i, c in near],
-                "span": [round(second, 4) for second in attention_span(weights[keyword], frame_seconds)],
+                "span": [round(second, 4) for second in attention_span(weights[keyword], frame_seconds, span_mass)],
                 "caption": captions[u],
             }
 
