@@ -11,6 +11,7 @@ import numpy as np
 
 from speechclip.config import Config
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
+from speechclip.data.embeddings import embeddings_source
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir
 from speechclip.data.vocabulary import Vocabulary
@@ -80,6 +81,14 @@ def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
     )
 
 
+def frozen_parts(data: TrainingData, dump: Path) -> dict[str, dict[str, str]]:
+    """Descriptions of the frozen encoders whose stored outputs are trained on."""
+    parts = {"clip": embeddings_source(dump / "image_embeddings.npz")}
+    if isinstance(data.train_speech, StoreSource):
+        parts["speech_encoder"] = data.train_speech.store.encoder
+    return parts
+
+
 def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
     """Speech of a data directory: from the feature store in ``dump``, or the waveforms, as ``data.feats`` says."""
     if config.data.feats == "online":
@@ -115,7 +124,7 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
             f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} wants "
             f"{model.dimensions.states} of {model.dimensions.speech}: a checkpoint for other dimensions"
         )
-    trained_on = origin.get("features", {}).get("weights")
+    trained_on = origin["encoders"].get("speech_encoder", {}).get("weights")
     if trained_on and trained_on != source.store.encoder.get("weights"):
         raise UserError(f"{dump}/feats.scp: made by another speech encoder than {checkpoint} was trained with")
     return model, config, split, source

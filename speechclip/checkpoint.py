@@ -61,7 +61,8 @@ def save_checkpoint(
     """Write ``weights`` (as of :meth:`SpeechCLIP.trained_state`) and what is needed to rebuild the model around them.
 
     Args:
-        target: the folder, replaced as a whole. origin: see :func:`provenance`.
+        target: the folder, replaced as a whole. origin: see :func:`provenance`; "encoders" in it describes frozen parts
+            that are not loaded, because what they gave was stored.
         extra: writes further files into the folder (the trainer's state).
     """
     from safetensors.torch import save_file
@@ -72,12 +73,13 @@ def save_checkpoint(
         save(config, folder / SETTINGS)
         if model.vocabulary is not None:
             model.vocabulary.save(folder / VOCABULARY)
-        encoders = {
+        loaded = {
             name: part.description
             for name, part in (("speech_encoder", model.speech_encoder), ("clip", model.clip))
             if part is not None
         }
-        facts = {"encoders": encoders, **origin, "dimensions": dataclasses.asdict(model.dimensions)}
+        encoders = {**origin.get("encoders", {}), **loaded}
+        facts = {**origin, "encoders": encoders, "dimensions": dataclasses.asdict(model.dimensions)}
         # so that relative encoder paths are found from anywhere the recipe folder is moved to
         facts["recipe"] = os.path.relpath(Path.cwd(), target.resolve())
         (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

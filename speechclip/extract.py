@@ -107,14 +107,15 @@ def embed_images(directory: DataDir, out: Path, clip: OpenClip | None, given: st
     ids = list(directory.images)
     if given:
         _, rows = load_embeddings(given, ids)
+        source = {"path": given}
     else:
         assert clip is not None
         parts = [
             clip.encode_images([load_image(directory.images[item]) for item in ids[at : at + CLIP_BATCH]]).cpu().numpy()
             for at in range(0, len(ids), CLIP_BATCH)
         ]
-        rows = np.concatenate(parts)
-    save_embeddings(out / "image_embeddings.npz", ids, rows)
+        rows, source = np.concatenate(parts), clip.description
+    save_embeddings(out / "image_embeddings.npz", ids, rows, source)
     return len(ids)
 
 
@@ -130,18 +131,18 @@ def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str
         row_of = {item: row for row, item in enumerate(stored)}
         pairs = [(u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances]
         kept = [(item, row) for item, row in pairs if row >= 0]
-        ids, rows = [item for item, _ in kept], table[[row for _, row in kept]]
+        ids, rows, source = [item for item, _ in kept], table[[row for _, row in kept]], {"path": given}
     elif clip is not None:
         ids = [utterance.id for utterance in directory.utterances]
         texts = [utterance.text for utterance in directory.utterances]
         parts = [clip.encode_texts(texts[at : at + CLIP_BATCH]).cpu().numpy() for at in range(0, len(texts), CLIP_BATCH)]
-        rows = np.concatenate(parts)
+        rows, source = np.concatenate(parts), clip.description
     else:
         ids = []
     if not ids:
         target.unlink(missing_ok=True)
         return 0
-    save_embeddings(target, ids, rows)
+    save_embeddings(target, ids, rows, source)
     return len(ids)
 
 

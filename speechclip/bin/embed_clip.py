@@ -12,8 +12,8 @@ from speechclip.errors import UserError, exit_on_user_error
 def main() -> None:
     """Embed the images and captions of data directories, or take over a user's own embeddings."""
     parser = build_parser("speechclip.bin.embed_clip", __doc__ or "")
-    parser.add_argument("--data", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'")
-    parser.add_argument("--dump", type=str, required=True, help="folder that gets a folder for each data directory")
+    parser.add_argument("--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'")
+    parser.add_argument("--dump_root", type=str, required=True, help="folder that gets a folder for each data directory")
     parser.add_argument("--clip_embeddings", type=str, default="", help=".npz (ids, embeddings) in the image tower's place")
     parser.add_argument("--text_embeddings", type=str, default="", help=".npz in the text tower's place, for scoring")
     parser.add_argument("--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary to write")
@@ -25,14 +25,14 @@ def main() -> None:
 
     if not config.model.clip.path and not options.clip_embeddings:
         raise UserError("model.clip.path: not set, and no --clip_embeddings to take its place")
-    directories = [DataDir.load(path) for path in options.data]
+    directories = [DataDir.load(path) for path in options.data_dirs]
     clip = load_clip(config.model.clip) if config.model.clip.path else None
     if clip is not None:
         vocabulary = count_vocabulary(directories, clip)
         vocabulary.save(options.vocabulary)
         print(f"{options.vocabulary}: {len(vocabulary)} subwords")
     for directory in directories:
-        out = Path(options.dump) / directory.path.name
+        out = Path(options.dump_root) / directory.path.name
         images = embed_images(directory, out, clip, options.clip_embeddings)
         # beside images that are somebody's own, captions embedded by another CLIP would mean nothing
         own = clip if not options.clip_embeddings else None

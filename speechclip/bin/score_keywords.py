@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from speechclip.bin import ArgumentParser
 from speechclip.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
     """Score a checkpoint's keywords on a data directory; writes keywords.json and keywords.jsonl."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="speechclip.bin.score_keywords", description=main.__doc__)
+    parser = ArgumentParser(prog="speechclip.bin.score_keywords", description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="data directory")
     parser.add_argument("--train_data", required=True, help="training data directory, for the frequency prior")

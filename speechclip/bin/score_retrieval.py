@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from speechclip.bin import ArgumentParser
 from speechclip.errors import exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
     """Score a checkpoint's retrieval on a data directory; writes retrieval.json and speech_embeddings.npz."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="speechclip.bin.score_retrieval", description=main.__doc__)
+    parser = ArgumentParser(prog="speechclip.bin.score_retrieval", description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    parser.add_argument("--data", required=True, help="data directory")
-    parser.add_argument("--dump", required=True, help="what stage 2 stored for it")
+    parser.add_argument("--data_dir", required=True, help="data directory")
+    parser.add_argument("--dump_dir", required=True, help="what stage 2 stored for it")
     parser.add_argument("--out", required=True, help="folder of the scores")
     options = parser.parse_args()
 
@@ -26,7 +25,7 @@ def main() -> None:
     from speechclip.errors import writing
     from speechclip.eval.retrieval import retrieval_report
 
-    model, config, split, source = scoring(options.checkpoint, options.data, options.dump)
+    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
     speech = embed_speech(model, source, config.data.eval_batch_size)
     captions = None
     if split.text_utterance is not None:
@@ -35,7 +34,7 @@ def main() -> None:
         speech, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
         n_bootstrap=config.eval.bootstrap,
     )  # fmt: skip
-    report["provenance"] = result_provenance(options.checkpoint, options.data)
+    report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     out = Path(options.out)
     save_embeddings(out / "speech_embeddings.npz", split.ids, speech)
     target = out / "retrieval.json"

@@ -12,8 +12,8 @@ from speechclip.errors import exit_on_user_error
 def main() -> None:
     """Train the configured head on data/train, choosing the best weights on data/dev."""
     parser = build_parser("speechclip.bin.train", __doc__ or "")
-    parser.add_argument("--data", type=str, required=True, help="folder of the data directories train/ and dev/")
-    parser.add_argument("--dump", type=str, required=True, help="folder with what stage 2 stored for each of them")
+    parser.add_argument("--data_root", type=str, required=True, help="folder of the data directories train/ and dev/")
+    parser.add_argument("--dump_root", type=str, required=True, help="folder with what stage 2 stored for each of them")
     parser.add_argument("--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary (cascaded)")
     parser.add_argument("--out", type=str, required=True, help="experiment folder; a run that was cut is resumed")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches, crops and dropout")
@@ -21,17 +21,18 @@ def main() -> None:
 
     import torch
 
-    from speechclip.assemble import launch, training_data, training_model
+    from speechclip.assemble import frozen_parts, launch, training_data, training_model
     from speechclip.checkpoint import provenance
     from speechclip.train.loop import Trainer
 
     fabric = launch(config.train.precision)
     torch.manual_seed(options.seed)
-    model = training_model(config, Path(options.dump) / "train", options.vocabulary)
-    data = training_data(config, Path(options.data), Path(options.dump))
+    model = training_model(config, Path(options.dump_root) / "train", options.vocabulary)
+    data = training_data(config, Path(options.data_root), Path(options.dump_root))
     origin = provenance(
-        command=None, seed=options.seed, data=[Path(options.data) / "train", Path(options.data) / "dev"]
+        command=None, seed=options.seed, data=[Path(options.data_root) / "train", Path(options.data_root) / "dev"]
     )
+    origin["encoders"] = frozen_parts(data, Path(options.dump_root) / "train")
     Trainer(config, model, data, Path(options.out), fabric=fabric, seed=options.seed, origin=origin).run()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from speechclip.errors import UserError
+from speechclip.errors import UserError, writing
 
 
 def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
@@ -48,10 +49,27 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     return wanted, rows / norms
 
 
-def save_embeddings(path: str | Path, ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Write ``.npz`` with ``ids`` and ``embeddings`` that :func:`load_embeddings` reads. Atomic."""
+def save_embeddings(
+    path: str | Path, ids: Sequence[str], embeddings: np.ndarray, source: Mapping[str, str] | None = None
+) -> None:
+    """Write ``.npz`` with ``ids`` and ``embeddings`` that :func:`load_embeddings` reads. Atomic.
+
+    source: what made them, kept beside them for :func:`embeddings_source`.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.stem}.part.npz")
-    np.savez(part, ids=np.array(list(ids), dtype=np.str_), embeddings=embeddings.astype(np.float32))
-    part.replace(target)
+    with writing(target):
+        np.savez(
+            part,
+            ids=np.array(list(ids), dtype=np.str_),
+            embeddings=embeddings.astype(np.float32),
+            source=np.array(json.dumps(dict(source or {}))),
+        )
+        part.replace(target)
+
+
+def embeddings_source(path: str | Path) -> dict[str, str]:
+    """What made an ``.npz`` of embeddings; empty where the file does not say."""
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(json.loads(str(archive["source"]))) if "source" in archive else {}

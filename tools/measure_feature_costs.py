@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""What it costs to work on stored features: relative error of the hidden states, layer by layer.
+
+Compares, on utterances of a data directory (or on noise, without --data_dir):
+  fp16     states stored in half precision with the same states in single precision
+  crop     6.4 s (or --crop) of frames cut from the encoded utterance with the encoding of the cut samples
+  padding  an utterance encoded in a length-sorted batch with the same utterance alone, and the same in corpus order
+Relative error: |a - b| / |b| over all values of a layer (Frobenius norms), mean over utterances.
+
+Usage: tools/measure_feature_costs.py --encoder FOLDER [--normalize true|false] [--data_dir DIR] [--utterances 64]
+       [--batch 8] [--crop 6.4] [--seed 0];  --encoder random:base and random:large are HuBERT's full shapes, untrained.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechclip.bin import ArgumentParser
+from speechclip.checkpoint import commit
+from speechclip.compat import prepare
+from speechclip.config import SpeechEncoderConfig
+from speechclip.constants import HOP, SAMPLE_RATE
+from speechclip.data.audio import load_audio
+from speechclip.data.kaldi import DataDir
+from speechclip.encoders.speech import load_speech_encoder
+from speechclip.errors import exit_on_user_error
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> np.ndarray:
+    """|found - wanted| / |wanted| of each layer; both [L, T, D]. Returns [L]."""
+    shared = min(found.shape[1], wanted.shape[1])
+    difference = (found[:, :shared] - wanted[:, :shared]).flatten(1).norm(dim=1)
+    return (difference / wanted[:, :shared].flatten(1).norm(dim=1)).numpy()
+
+
+def in_batches(encoder: object, waves: Sequence[Tensor], order: Sequence[int], size: int) -> dict[int, Tensor]:
+    """Hidden states [L, T_i, D] of each utterance, encoded in padded batches taken in ``order``."""
+    states = {}
+    for at in range(0, len(order), size):
+        chosen = order[at : at + size]
+        batch, frames = encoder([waves[i] for i in chosen])  # type: ignore[operator]
+        for i, row, count in zip(chosen, batch, frames.tolist()):
+            states[i] = row[:, :count].clone()
+    return states
+
+
+def load_or_make(name: str, normalize: bool | None) -> object:
+    """The encoder to measure; "random:base" and "random:large" make one of HuBERT's shape."""
+    if not name.startswith("random:"):
+        return load_speech_encoder(SpeechEncoderConfig(path=name, normalize=normalize))
+    prepare()
+    import transformers
+
+    large = name == "random:large"
+    shape = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096) if large else {}
+    kind = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True) if large else {}
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.HubertModel(transformers.HubertConfig(**shape, **kind)).save_pretrained(folder)
+        return load_speech_encoder(SpeechEncoderConfig(path=folder, normalize=large if normalize is None else normalize))
+
+
+@exit_on_user_error
+def main() -> None:
+    """Measure and print a table."""
+    parser = ArgumentParser(prog="measure_feature_costs.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--encoder", required=True, help="transformers folder, random:base or random:large")
+    parser.add_argument("--normalize", choices=("true", "false"), default=None, help="as model.speech_encoder.normalize")
+    parser.add_argument("--data_dir", default=None, help="data directory; noise of 1 to 8 s without it")
+    parser.add_argument("--utterances", type=int, default=64, help="how many, drawn at random")
+    parser.add_argument("--batch", type=int, default=8, help="utterances in a padded batch")
+    parser.add_argument("--crop", type=float, default=6.4, help="seconds kept by a crop")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw, the crops and the random weights")
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
+    encoder = load_or_make(options.encoder, None if options.normalize is None else options.normalize == "true")
+    if options.data_dir:
+        found = DataDir.load(Path(options.data_dir)).utterances
+        drawn = rng.permutation(len(found))[: options.utterances]
+        waves = [torch.from_numpy(load_audio(found[i].wav)) for i in drawn]
+    else:
+        waves = [torch.randn(int(n)) * 0.1 for n in rng.integers(SAMPLE_RATE, 8 * SAMPLE_RATE, options.utterances)]
+    count = len(waves)
+    alone = in_batches(encoder, waves, range(count), 1)
+    by_length = sorted(range(count), key=lambda i: -len(waves[i]))
+    rows = {
+        "fp16": [relative_error(alone[i].half().float(), alone[i]) for i in alone],
+        "padding, sorted": _against(in_batches(encoder, waves, by_length, options.batch), alone),
+        "padding, corpus order": _against(in_batches(encoder, waves, range(count), options.batch), alone),
+    }
+    limit = round(options.crop * SAMPLE_RATE) // HOP * HOP
+    crops = []
+    for i in range(count):
+        if len(waves[i]) > limit + HOP:
+            first = int(rng.integers((len(waves[i]) - limit) // HOP)) * HOP
+            states, _ = encoder([waves[i][first : first + limit]])  # type: ignore[operator]
+            crops.append(relative_error(alone[i][:, first // HOP : (first + limit) // HOP], states[0]))
+    if crops:
+        rows[f"crop to {options.crop} s ({len(crops)} utt.)"] = crops
+    print(f"{options.encoder}: {count} utterances, batches of {options.batch}, seed {options.seed}, commit {commit()}")
+    for name, errors in rows.items():
+        mean = np.mean(errors, axis=0)
+        print(f"{name:32} mean {mean.mean():.2e}  by layer " + " ".join(f"{value:.1e}" for value in mean))
+
+
+def _against(found: dict[int, Tensor], wanted: dict[int, Tensor]) -> list[np.ndarray]:
+    return [relative_error(found[i], wanted[i]) for i in wanted]
+
+
+if __name__ == "__main__":
+    main()
