@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# SpeechCLIP on Flickr8k: 8,000 photographs with five spoken captions each.
+#
+#   stage 0  obtain     finds the corpus under --corpus DIR, or says what to download
+#   stage 1  prepare    data/{train,dev,test}/
+#   stage 2  features   dump/: CLIP embeddings and the speech encoder's hidden states
+#   stage 3  train      exp/<model>_<head>/best/
+#   stage 4  retrieval  exp/<model>_<head>/scores/retrieval.json
+#   stage 5  keywords   exp/<model>_<head>/scores/keywords.json
+#   stage 6  report     RESULTS.md, exp/<model>_<head>/figures/
+#
+# ./run.sh --help prints the options. The stages themselves stand in utils/stages.sh.
+# shellcheck disable=SC2034 # utils/driver.sh reads what is set here
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./path.sh
+. ./cmd.sh
+. ../../utils/options.sh
+
+title="Trains and scores SpeechCLIP heads on Flickr8k with spoken captions."
+models="base large"
+heads="parallel cascaded"
+obtained=""
+obtain_options=()
+
+model=base
+head=parallel
+
+. ../../utils/driver.sh "$@"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Stage 0: makes corpus/, and the two models again where --pretrain true asks for it.
+# shellcheck disable=SC2034 # each recipe takes the same options, whether it needs them or not
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. ./path.sh
+
+corpus=         #: not used, this recipe makes its corpus
+nj=2            #: processes
+pretrain=false  #: make models/clip and models/hubert again; that takes far longer than the recipe
+. ../../utils/parse_options.sh "$@"
+
+if [[ -n $corpus ]]; then
+    echo "error: --corpus: the mini recipe makes its own corpus, it takes no other" >&2
+    exit 2
+fi
+if [[ $pretrain == true ]]; then
+    "$SPEECHCLIP_PYTHON" local/pretrain_clip.py models/clip --nj "$nj"
+    "$SPEECHCLIP_PYTHON" local/pretrain_hubert.py models/hubert --nj "$nj"
+fi
+for file in models/clip/open_clip_config.json models/hubert/config.json; do
+    if [[ ! -f $file ]]; then
+        echo "error: $file is missing: git checkout restores it, ./run.sh --pretrain true makes it again" >&2
+        exit 1
+    fi
+done
+"$SPEECHCLIP_PYTHON" local/generate.py corpus --nj "$nj"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Lints everything: ruff, mypy, shellcheck. Says which failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# shellcheck source=utils/path.sh
+. utils/path.sh || exit 1
+
+status=0
+check() {
+    local name=$1
+    shift
+    if "$@"; then
+        echo "lint: $name: ok"
+    else
+        echo "lint: $name: FAILED"
+        status=1
+    fi
+}
+
+shell_files() { git ls-files -co --exclude-standard '*.sh' tools/doctor .ci/run | sort -u | while IFS= read -r file; do [[ ! -f $file ]] || echo "$file"; done; }
+
+mapfile -t files < <(shell_files)
+check "ruff" "$SPEECHCLIP_PYTHON" -m ruff check .
+check "mypy" "$SPEECHCLIP_PYTHON" -m mypy speechclip
+check "shellcheck (${#files[@]} files)" shellcheck -x "${files[@]}"
+exit "$status"

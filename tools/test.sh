@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs the tests: tools/test.sh [pytest arguments]. Slow ones only with -m slow.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=utils/path.sh
+. utils/path.sh
+if ! "$SPEECHCLIP_PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
+    echo 'error: pytest is not installed: tools/install.sh --extras "dev s3prl fairseq"' >&2
+    exit 1
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+exec "$SPEECHCLIP_PYTHON" -m pytest "$@"

@@ -1,0 +1,16 @@
+"""Checks configuration layers and overrides before anything is written: check_config.py [--config FILE]... [--key value]..."""
+
+from __future__ import annotations
+
+from speechclip.config import build_parser, parse
+from speechclip.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main() -> None:
+    """End with one line and a status other than 0 where a stage would do so."""
+    parse(build_parser("check_config", __doc__ or ""))
+
+
+if __name__ == "__main__":
+    main()

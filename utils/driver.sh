@@ -1,0 +1,230 @@
+# shellcheck shell=bash disable=SC2154 # the options come from utils/options.sh
+# Drives the stages of a recipe. Its run.sh sources this last, with the arguments, from the recipe's folder.
+#
+# Each stage leaves a stamp of what it depended on (utils/stamp.py) and is skipped while that holds and its outputs exist.
+
+utils=$SPEECHCLIP_ROOT/utils
+usage_text="Usage: ./run.sh [options] [-- configuration overrides]
+
+${title}
+
+Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and speech features, into dump/; 3 train, into exp/; \
+4 score retrieval; 5 score keywords; 6 report, into RESULTS.md. --stage N runs from N to the end, --stop_stage M ends with M. \
+Stages that are up to date are skipped. Models: ${models}. Heads: ${heads}."
+overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
+option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
+obtain_options=("${obtain_options[@]}")
+# shellcheck source=utils/parse_options.sh
+. "$utils/parse_options.sh" "$@"
+# shellcheck source=utils/stages.sh
+. "$utils/stages.sh"
+
+fail() {
+    echo "error: ${0##*/}: $1" >&2
+    exit "${2:-1}"
+}
+
+# one_of OPTION VALUE KNOWN...
+one_of() {
+    local option=$1 value=$2
+    shift 2
+    [[ " $* " == *" $value "* && -n $value ]] || fail "--$option: this recipe has no '$value' (it has: $*)" 2
+}
+
+check_options() {
+    local word
+    # shellcheck disable=SC2086 # lists of words
+    {
+        one_of model "$model" $models
+        one_of feats "$feats" dump online
+        [[ -n ${head// /} ]] || fail "--head: at least one is needed (this recipe has: $heads)" 2
+        for word in $head; do one_of head "$word" $heads; done
+        [[ -n ${seed// /} ]] || fail "--seed: at least one is needed" 2
+        for word in $seed; do
+            [[ $word =~ ^[0-9]{1,9}$ ]] || fail "--seed: '$word' is not a whole number" 2
+        done
+    }
+    ((stop_stage <= 6)) || fail "--stop_stage: there are stages 0 to 6, not $stop_stage" 2
+    ((stage <= stop_stage)) || fail "--stage: there is nothing to do from stage $stage to stage $stop_stage" 2
+    [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' does not fit into a folder's name" 2
+    [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: no such folder"
+    for word in clip_embeddings text_embeddings config; do
+        [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: no such file"
+    done
+    [[ -z $checkpoint || -e $checkpoint ]] || fail "--checkpoint: $checkpoint: no such checkpoint"
+    command -v "$python" >/dev/null || fail "--python: $python: no such program"
+    export SPEECHCLIP_PYTHON=$python
+}
+
+# Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.
+name_encoders() {
+    local file key i
+    dump=dump/$model
+    [[ -z $speech_encoder ]] || dump+=_$(basename "$speech_encoder")
+    model_layers=()
+    for file in "../conf/$model.yaml" "conf/$model.yaml" "$config"; do
+        [[ ! -f $file ]] || model_layers+=(--config "$file")
+    done
+    has_clip=true
+    [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
+    encoder_overrides=()
+    [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
+    [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
+    [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
+    for ((i = 0; i < ${#overrides[@]}; i++)); do  # of the user's, only those that features depend on
+        key=${overrides[i]}
+        [[ $key == --model.speech_encoder.* || $key == --model.clip.* || $key == --data.store_dtype* ]] || continue
+        encoder_overrides+=("$key")
+        [[ $key == *=* || $((i + 1)) -ge ${#overrides[@]} ]] || encoder_overrides+=("${overrides[++i]}")
+    done
+}
+
+# name_run HEAD SEED: the experiment folder and the configuration layers of one run.
+name_run() {
+    local file
+    run_head=$1 run_seed=$2 exp=exp/${model}_$1${tag:+_$tag}
+    [[ $run_seed == 0 ]] || exp+=_seed$run_seed
+    label="$(basename "${exp%_seed*}") seed $run_seed"
+    weights=$exp/best
+    if [[ -n $checkpoint ]]; then
+        weights=$checkpoint
+        file=${checkpoint%/}
+        [[ $file != */best && $file != */last ]] || file=${file%/*}
+        exp=exp/$(basename "${file%.ckpt}")${tag:+_$tag}
+        label=$(basename "$exp")
+    fi
+    layers=()
+    for file in "../conf/$model.yaml" "../conf/$run_head.yaml" "conf/$model.yaml" "conf/$run_head.yaml" "$config"; do
+        [[ ! -f $file ]] || layers+=(--config "$file")
+    done
+}
+
+# A mistake in the user's own configuration is told before anything is written.
+check_configuration() {
+    local word
+    [[ -n $config || ${#overrides[@]} -gt 0 ]] && ((stage <= 3 && stop_stage >= 2)) || return 0
+    for word in $head; do
+        name_run "$word" 0
+        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" "${overrides[@]}" || exit 2
+    done
+}
+
+# The lock lives as long as this shell or a stage it started: the kernel drops it with the last of them.
+take_lock() {
+    exec 9>>.run.lock
+    if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
+        fail "another run is at work in $PWD (process $(cat .run.lock))"
+    fi
+    echo $$ >.run.lock
+}
+
+child=
+interrupted() {
+    trap '' INT TERM
+    if [[ -n $child ]]; then
+        kill -TERM "$child" 2>/dev/null || true
+        wait "$child" || true
+    fi
+    echo "error: ${0##*/}: stopped in stage $number ($name); the same command goes on from there" >&2
+    exit "$1"
+}
+
+say() { echo "stage $number ($name)${label:+: $label}: $1"; }
+
+# begin STAMP LOG: starts the description of a stage.
+begin() {
+    stamp=$1 log=$2 inputs='' produced=''
+    depends value "version=$version"
+}
+
+depends() { inputs+="$1"$'\t'"$2"$'\n'; }
+
+makes() {
+    local file
+    for file; do produced+="output"$'\t'"$file"$'\n'; done
+}
+
+# Whether the stage can be skipped; says so, or says what it does and why.
+up_to_date() {
+    local reason
+    if reason=$(printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" check "$stamp"); then
+        if [[ $force == false ]]; then
+            say "up to date (--force true runs it again)"
+            return 0
+        fi
+        reason="--force true"
+    fi
+    [[ -n $reason ]] || fail "$utils/stamp.py failed"
+    say "$reason"
+    return 1
+}
+
+# Whether the last start of this stage, finished or not, was with these inputs; records them.
+same_as_started() {
+    local status=0
+    [[ $force == false ]] || status=1
+    printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" check "$stamp.started" >/dev/null || status=1
+    printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" write "$stamp.started"
+    return "$status"
+}
+
+# needs FILE STAGE: an input that an earlier stage makes.
+needs() {
+    [[ -e $1 ]] || fail "stage $number ($name): $1 is missing: stage $2 makes it (./run.sh --stage $2)"
+}
+
+# run COMMAND...: runs a command of the stage, logged; ends the recipe where it fails.
+run() {
+    local status=0
+    mkdir -p "$(dirname "$log")"
+    printf '# %s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$*" >>"$log"
+    "$python" -SE "$utils/run_logged.py" "$log" "$@" </dev/null &
+    child=$!
+    wait "$child" || status=$?
+    child=
+    ((status == 0)) || fail "stage $number ($name) failed${label:+ for $label} (status $status); its log: $log" "$status"
+}
+
+finish() {
+    printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" write "$stamp" ||
+        fail "stage $number ($name) is not done; its log: $log"
+    say "done in $((SECONDS - started)) s"
+}
+
+# step NUMBER NAME: one stage, where it is among those asked for.
+step() {
+    number=$1 name=$2 started=$SECONDS
+    ((stage <= number && number <= stop_stage)) || return 0
+    "stage_$name"
+}
+
+run_stages() {
+    local run_number word
+    label=
+    step 0 obtain
+    step 1 prepare
+    label=$(basename "$dump")
+    step 2 features
+    exps=()
+    for word in $head; do
+        for run_number in $seed; do
+            name_run "$word" "$run_number"
+            [[ " ${exps[*]} " != *" $exp "* ]] || continue  # one checkpoint, whatever heads and seeds
+            exps+=("$exp")
+            step 3 train
+            step 4 retrieval
+            step 5 keywords
+        done
+    done
+    label=
+    step 6 report
+}
+
+check_options
+name_encoders
+check_configuration
+take_lock
+version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$SPEECHCLIP_ROOT/speechclip/__init__.py")
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
+run_stages

@@ -1,0 +1,25 @@
+# shellcheck shell=bash disable=SC2034 # utils/driver.sh reads them
+# The options that every recipe has, with their defaults. A recipe sources this, changes defaults and adds options of its
+# own in the same form, then sources utils/driver.sh. utils/parse_options.sh tells what the marks mean.
+
+list_options="head seed"  # options that take several words
+
+stage=0                  #: first stage; all later ones up to --stop_stage follow
+stop_stage=6             #: last stage
+model=                   #: encoders, a name of conf/<model>.yaml
+head=parallel            #: heads to train and score, one or several: "parallel cascaded"
+seed=0                   #: seeds, one or several: "0 1 2"; each trains a run of its own
+feats=dump               #: dump stores the speech encoder's hidden states in stage 2,
+                         #: online computes them while training: slower, needs no disk
+nj=2                     #: processes for data preparation
+ngpu=0                   #: GPUs for training; with more than one, torchrun starts as many processes
+corpus=                  #: folder of the corpus, where the recipe cannot make or find it
+speech_encoder=          #: folder or hub id of another speech encoder than conf/'s
+clip=                    #: another CLIP than conf/'s
+clip_embeddings=         #: .npz (ids, embeddings) of the images, in place of CLIP's image tower
+text_embeddings=         #: .npz (ids, embeddings) of the captions, in place of CLIP's text tower
+config=                  #: one more YAML layer over those of conf/
+checkpoint=              #: score this checkpoint in stages 4 and 5; nothing is trained
+tag=                     #: suffix of the experiment folder, to keep runs apart
+force=false              #: run the stages again that are up to date
+python=$SPEECHCLIP_PYTHON  #: the Python that runs the stages

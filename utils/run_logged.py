@@ -1,0 +1,117 @@
+"""Runs a command and appends what it prints to a log, also while it draws a progress bar on the terminal.
+
+    run_logged.py LOG COMMAND [ARGUMENT...]
+
+Where this is a terminal, the command gets one too; of a line that was drawn over and over, the log keeps the last state.
+SIGINT and SIGTERM end the command and its children, and so does the death of the caller. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+
+
+class Log:
+    """A log file that keeps of each line what stands after the last carriage return."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = path.open("ab", buffering=0)
+        self.rest = b""
+
+    def write(self, data: bytes) -> None:
+        """Append the lines that are complete."""
+        *lines, self.rest = (self.rest + data.replace(b"\r\n", b"\n")).split(b"\n")
+        self.rest = self.rest[self.rest.rfind(b"\r", 0, -1) + 1 :]
+        for line in lines:
+            self.file.write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
+
+    def close(self) -> None:
+        """Append an unfinished last line."""
+        if self.rest:
+            self.file.write(self.rest.rstrip(b"\r") + b"\n")
+        self.file.close()
+
+
+def open_output() -> tuple[int, int]:
+    """Reading and writing end for the command's output: a terminal of the same size where this one is, else a pipe."""
+    if not os.isatty(1):
+        return os.pipe()
+    reader, writer = pty.openpty()
+    size = fcntl.ioctl(1, termios.TIOCGWINSZ, b"\0" * 8)
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, size)
+    settings = termios.tcgetattr(writer)
+    settings[1] &= ~termios.OPOST  # the outer terminal adds the carriage returns
+    termios.tcsetattr(writer, termios.TCSANOW, settings)
+    return reader, writer
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the command and its children, first asking."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+            return
+
+
+def copy(reader: int, log: Log, process: subprocess.Popen[bytes], parent: int) -> None:
+    """Copy output until the command has ended, watching that the caller lives."""
+    while True:
+        ready, _, _ = select.select([reader], [], [], 1.0)
+        if ready:
+            try:
+                data = os.read(reader, 65536)
+            except OSError:  # a terminal whose other side has closed
+                data = b""
+            if not data:
+                return
+            with contextlib.suppress(BrokenPipeError):
+                os.write(1, data)
+            log.write(data)
+        elif process.poll() is not None:  # a child left in the background holds the pipe
+            return
+        if os.getppid() != parent:
+            end(process)
+            return
+
+
+def main() -> int:
+    """Run the command; its exit status, or 128 + the signal that ended it."""
+    log, parent = Log(Path(sys.argv[1])), os.getppid()
+    reader, writer = open_output()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with it ignored
+    process = subprocess.Popen(
+        sys.argv[2:], stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, start_new_session=True, close_fds=False
+    )
+    os.close(writer)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        end(process)
+        log.close()
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    copy(reader, log, process, parent)
+    status = process.wait()
+    log.close()
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+# shellcheck shell=bash disable=SC2154 # the options and the run's names come from utils/driver.sh
+# The stages of every recipe: what each depends on, what it makes, the command. utils/driver.sh calls them.
+#
+# A stage function lists its inputs (depends KIND VALUE, see utils/stamp.py) and its outputs (makes FILE...). It then says
+# `up_to_date && return`, names the files it cannot do without (needs FILE STAGE) and runs its commands (run COMMAND...).
+
+splits=(train dev test)
+
+stage_obtain() {  # corpus and models
+    begin data/.done/0_obtain data/log/0_obtain.log
+    local option again=false
+    local -a options=(--corpus "$corpus" --nj "$nj")
+    for option in "${obtain_options[@]}"; do
+        options+=("--$option" "${!option}")
+        [[ ${!option} != true ]] || again=true  # such an option asks for work; its result counts, not the asking
+    done
+    depends script local
+    [[ -z $corpus ]] || depends path "$corpus"
+    # shellcheck disable=SC2086 # a list
+    makes $obtained
+    [[ $again == true ]] || { up_to_date && return; }
+    run bash local/obtain.sh "${options[@]}"
+    finish
+}
+
+stage_prepare() {  # data/{train,dev,test}
+    local split file
+    begin data/.done/1_prepare data/log/1_prepare.log
+    depends script local
+    depends after data/.done/0_obtain
+    [[ -z $corpus ]] || depends path "$corpus"
+    for split in "${splits[@]}"; do
+        makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
+    done
+    up_to_date && return
+    for file in $obtained; do needs "$file" 0; done
+    run bash local/prepare.sh --corpus "$corpus" --nj "$nj"
+    run "$python" -m speechclip.bin.validate_data_dir "${splits[@]/#/data/}"
+    finish
+}
+
+stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
+    local split
+    begin "$dump/.done/2_features" "$dump/log/2_features.log"
+    depends after data/.done/1_prepare
+    depends_on_encoders
+    depends value "feats=$feats"
+    for split in "${splits[@]}"; do
+        makes "$dump/$split/image_embeddings.npz"
+        [[ $feats == online ]] || makes "$dump/$split/feats.scp"
+    done
+    [[ $has_clip == false ]] || makes data/clip_vocabulary.tsv
+    up_to_date && return
+    for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
+    run "$python" -m speechclip.bin.embed_clip "${model_layers[@]}" "${encoder_overrides[@]}" \
+        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
+    if [[ $feats == dump ]]; then
+        for split in "${splits[@]}"; do
+            run "$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}" \
+                --data_dir "data/$split" --out "$dump/$split"
+        done
+    fi
+    finish
+}
+
+stage_train() {  # one head with one seed
+    if [[ -n $checkpoint ]]; then
+        say "nothing to train, --checkpoint $checkpoint is given"
+        return
+    fi
+    local -a launch=("$python")
+    ((ngpu <= 1)) || launch=("$python" -m torch.distributed.run --standalone "--nproc_per_node=$ngpu")
+    begin "$exp/.done/3_train" "$exp/log/3_train.log"
+    depends after "$dump/.done/2_features"
+    depends_on_layers "${layers[@]}"
+    depends value "overrides=${encoder_overrides[*]} ${overrides[*]}"
+    depends value "seed=$run_seed"
+    depends value "processes=$((ngpu > 1 ? ngpu : 1))"
+    makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
+    up_to_date && return
+    needs data/train/wav.scp 1
+    needs "$dump/train/image_embeddings.npz" 2
+    [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
+    [[ $run_head == parallel ]] || needs data/clip_vocabulary.tsv 2
+    # a cut run goes on where it was; one that is to be done again, or with other inputs, does not
+    if [[ -f $stamp ]] || ! same_as_started; then
+        rm -rf "$exp/last" "$stamp"
+    fi
+    # shellcheck disable=SC2086 # the launcher may be several words
+    run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
+        "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        --out "$exp" --seed "$run_seed"
+    finish
+}
+
+stage_retrieval() {  # scores/retrieval.json
+    begin "$exp/.done/4_retrieval" "$exp/log/4_retrieval.log"
+    depends_on_weights
+    makes "$exp/scores/retrieval.json"
+    up_to_date && return
+    needs "$weights" 3
+    needs "$dump/test/image_embeddings.npz" 2
+    run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
+        --out "$exp/scores"
+    finish
+}
+
+stage_keywords() {  # scores/keywords.json of a head that has keywords
+    begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
+    depends_on_weights
+    [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
+    up_to_date && return
+    needs "$weights" 3
+    needs "$dump/test/image_embeddings.npz" 2
+    run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
+        --train_data data/train --out "$exp/scores"
+    finish
+}
+
+stage_report() {  # RESULTS.md and figures of the runs above
+    local folder
+    begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
+    for folder in "${exps[@]}"; do
+        depends after "$folder/.done/4_retrieval"
+        depends after "$folder/.done/5_keywords"
+    done
+    makes RESULTS.md
+    up_to_date && return
+    for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
+    run "$python" -m speechclip.bin.report --out RESULTS.md --exp "${exps[@]}"
+    finish
+}
+
+# depends_on_layers --config FILE...: the content of each file.
+depends_on_layers() {
+    local word
+    for word; do
+        [[ $word == --config ]] || depends file "$word"
+    done
+}
+
+depends_on_encoders() {
+    local file
+    depends_on_layers "${model_layers[@]}"
+    depends value "encoders=${encoder_overrides[*]}"
+    for file in "$speech_encoder" "$clip" "$clip_embeddings" "$text_embeddings"; do
+        [[ ! -e $file ]] || depends path "$file"
+    done
+}
+
+depends_on_weights() {
+    depends after "$dump/.done/2_features"
+    if [[ -n $checkpoint ]]; then
+        depends path "$checkpoint"
+    else
+        depends after "$exp/.done/3_train"
+    fi
+}
