@@ -95,7 +95,7 @@ def wave(samples: int, seed: int) -> np.ndarray:
 
 
 def make_data(folder: Path, *, images: int, each: int, prefix: str = "i", seed: int = 0) -> DataDir:
-    """A data directory of ``images`` random photographs with ``each`` utterances of 0.3 to 0.8 s of noise."""
+    """A data directory of ``images`` random photographs with ``each`` utterances of 0.3 to 1.3 s of noise."""
     media = folder.parent / f"{folder.name}_media"
     media.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def make_data(folder: Path, *, images: int, each: int, prefix: str = "i", seed: 
         for take in range(each):
             name = f"s{take}-{image}"
             # lengths that differ: a tie in length leaves the order within a bucket open
-            samples = 4800 + 320 * (number * each + take) % 8000
+            samples = 4800 + 640 * (number * each + take) % 16000
             soundfile.write(media / f"{name}.wav", wave(samples, 100 * seed + number), 16000)
             text = captions(1, seed=1000 * seed + 10 * number + take)[0]
             utterances.append(Utterance(name, media / f"{name}.wav", text, f"s{take}", image))
@@ -147,8 +147,8 @@ def settings(**changes: Any) -> Config:
     """A small configuration; ``changes`` with dots written as double underscores, e.g. ``optim__lr=1e-3``."""
     defaults: dict[str, Any] = {
         "model__head__attention_heads": 4, "model__head__keywords": 3, "data__batch_size": 8,
-        "data__eval_batch_size": 5, "data__bucket_batches": 2, "optim__lr": 1e-3, "optim__warmup_steps": 2, "optim__max_steps": 12,
-        "train__eval_interval": 4, "train__log_interval": 3,
+        "data__eval_batch_size": 5, "data__bucket_batches": 2, "optim__lr": 1e-3, "optim__warmup_steps": 2,
+        "optim__max_steps": 12, "train__eval_interval": 4, "train__log_interval": 3,
     }  # fmt: skip
     words: list[str] = []
     for key, value in {**defaults, **changes}.items():
@@ -175,6 +175,26 @@ def training_data(folder: Path, *, feats: str = "dump") -> Any:
         for name, split in zip(("train", "dev"), splits, strict=True)
     ]
     return TrainingData(*splits, *sources)
+
+
+def trainer(
+    config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0, fabric: Any = None
+) -> Any:
+    """A ``Trainer`` of a fresh model for what :func:`store_features` stores, on one CPU unless ``fabric`` is given."""
+    from lightning_fabric import Fabric
+
+    from speechclip.model import Dimensions, build
+    from speechclip.train.loop import Trainer
+
+    torch.manual_seed(seed)
+    words = vocabulary_of(captions(30), clip) if clip is not None else None
+    dimensions = Dimensions(WIDTH, STATES, JOINT)
+    model = build(config.model, dimensions, speech_encoder=encoder, clip=clip, vocabulary=words)
+    if fabric is None:
+        fabric = Fabric(accelerator="cpu", devices=1, precision=config.train.precision)
+        fabric.launch()
+    origin = {"seed": seed, "data": {"train": "0"}}
+    return Trainer(config, model, data, folder, fabric=fabric, seed=seed, origin=origin)
 
 
 def with_paths(config: Config, *, hubert: Path | str = "", clip: Path | str = "") -> Config:

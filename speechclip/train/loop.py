@@ -50,7 +50,8 @@ class LossStep(nn.Module):
 
     def forward(self, batch: Batch, targets: Tensor, groups: Tensor) -> Tensor:
         """batch of B utterances, targets [B, J] L2-normalised, groups [B] (images) -> loss, a scalar."""
-        with torch.no_grad():
+        # transformers draws for layer drop even where none is done: stored and online features see one random state
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
             states, frames = features_of(self.model, batch)
         data = self._config.data
         masks = random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None
@@ -135,7 +136,8 @@ class Trainer:
 
     def run(self) -> Progress:
         """Train to the end, evaluating and saving on the way. Returns the final counters."""
-        config, progress, main = self.config, self.progress, self.fabric.global_rank == 0
+        config, main = self.config, self.fabric.global_rank == 0
+        progress = self.progress  # one object for the whole run: what other processes send is copied into it
         if progress.finished:
             self.fabric.print(f"{self.folder}: already trained, {progress.step} steps, best at {progress.best_step}")
             return progress
@@ -187,8 +189,7 @@ class Trainer:
         indices = batch.indices.to(fabric.device)
         loss = self.step_module(batch, self._targets[indices], self._groups[indices])
         if not torch.isfinite(loss):
-            ids = [self.data.train.ids[i] for i in batch.indices[:5].tolist()]
-            raise UserError(f"training: the loss is {float(loss)} at step {step + 1}; the batch begins with {', '.join(ids)}")
+            raise UserError(f"training: the loss is {loss.item()} at step {step + 1}; {self._suspects(batch)}")
         self.optimizer.zero_grad()
         fabric.backward(loss)
         if optim.clip_norm:
@@ -199,12 +200,19 @@ class Trainer:
         self.progress.step += 1
         return cast(Tensor, loss.detach())
 
+    def _suspects(self, batch: Batch) -> str:
+        """Whose features are not finite, or how the batch begins where all are."""
+        states, frames = features_of(self.model, batch)
+        bad = [at for at, count in enumerate(frames.tolist()) if not states[at, :, :count].isfinite().all()]
+        ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
+        return ("features that are not finite: " if bad else "the batch begins with ") + ", ".join(ids[:5])
+
     def _scalars(self, losses: list[Tensor]) -> dict[str, Any]:
         weights = self.model.layer_mix.weights.detach().softmax(dim=0)
         return {
             "loss": float(torch.stack(losses).mean()),
             "lr": learning_rate(self.progress.step - 1, self.config.optim),
-            "temperature": 1 / float(self.model.loss.scale),
+            "temperature": 1 / self.model.loss.scale.item(),
             "layer_weights": [round(value, 6) for value in weights.tolist()],
         }
 
@@ -215,7 +223,7 @@ class Trainer:
             with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
                 self._score_and_save(journal, unaveraged)
         self.fabric.barrier()
-        self.progress = self.fabric.broadcast(self.progress)
+        vars(self.progress).update(vars(self.fabric.broadcast(self.progress)))
 
     def _score_and_save(self, journal: Journal, unaveraged: dict[str, Tensor]) -> None:
         config, progress, dev = self.config, self.progress, self.data.dev
