@@ -64,7 +64,11 @@ def check_python() -> None:
     """The interpreter and where it stands."""
     version = ".".join(map(str, sys.version_info[:3]))
     good = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    line("ok" if good else "BROKEN", f"python {version} ({sys.executable})", "" if good else f"{INSTALL} --python python3.11")
+    line(
+        "ok" if good else "BROKEN",
+        f"python {version} ({sys.executable})",
+        "" if good else f"{INSTALL} --python python3.11",
+    )
     if sys.prefix == sys.base_prefix:
         line("BROKEN", "environment: this Python is not in a virtual environment", INSTALL)
     elif (Path(sys.prefix) / ".speechclip").is_file():
@@ -89,8 +93,11 @@ def check_packages() -> None:
                 line("MISSING", f"{name} {wanted}", f"rm tools/venv/.speechclip; {mend}")
             continue
         good = version.split("+")[0] == wanted
-        line("ok" if good else "BROKEN", f"{name} {version}" + ("" if good else f" is not {wanted}"), "" if good else
-             f'{sys.executable} -m pip install "{name}=={wanted}"')
+        line(
+            "ok" if good else "BROKEN",
+            f"{name} {version}" + ("" if good else f" is not {wanted}"),
+            "" if good else f'{sys.executable} -m pip install "{name}=={wanted}"',
+        )
     for extra in sorted(absent):
         line("-", f'extra {extra} is not installed: {INSTALL} --extras "{extra}" adds it')
 
@@ -118,7 +125,11 @@ def check_cuda() -> None:
     elif torch.version.cuda is None:
         line("BROKEN", "an NVIDIA GPU is here, but torch is a CPU build", f"{INSTALL} --device cuda")
     elif not torch.cuda.is_available():
-        line("BROKEN", f"an NVIDIA GPU is here, but torch (CUDA {torch.version.cuda}) does not see it", "nvidia-smi (is the driver new enough?)")
+        line(
+            "BROKEN",
+            f"an NVIDIA GPU is here, but torch (CUDA {torch.version.cuda}) does not see it",
+            "nvidia-smi (is the driver new enough?)",
+        )
     else:
         line("ok", f"{torch.cuda.device_count()} GPU: {torch.cuda.get_device_name(0)}")
 
@@ -152,13 +163,21 @@ def check_files() -> None:
         folder = Path("egs/mini/models") / name
         for file in ("config.json" if name == "hubert" else "open_clip_config.json", weights):
             if not (ROOT / folder / file).is_file():
-                line("MISSING", f"{folder / file}", "git checkout egs/mini/models (or cd egs/mini && ./run.sh --pretrain true)")
+                line(
+                    "MISSING",
+                    f"{folder / file}",
+                    "git checkout egs/mini/models (or cd egs/mini && ./run.sh --pretrain true)",
+                )
                 break
         else:
             line("ok", f"{folder}")
     free = shutil.disk_usage(ROOT).free / 1e9
     good = free >= LEAST_FREE_GB
-    line("ok" if good else "BROKEN", f"{free:.0f} GB free on the disk of {ROOT}", "" if good else f"free {LEAST_FREE_GB:.0f} GB")
+    line(
+        "ok" if good else "BROKEN",
+        f"{free:.0f} GB free on the disk of {ROOT}",
+        "" if good else f"free {LEAST_FREE_GB:.0f} GB",
+    )
     if not os.access(ROOT / "egs", os.W_OK):
         line("BROKEN", f"{ROOT / 'egs'} cannot be written to", f"chown -R $USER {ROOT}")
 

@@ -1,4 +1,4 @@
-"""Checks configuration layers and overrides before anything is written: check_config.py [--config FILE]... [--key value]..."""
+"""Checks configuration before anything is written: check_config.py [--config FILE]... [--key value]..."""
 
 from __future__ import annotations
 

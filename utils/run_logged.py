@@ -2,7 +2,7 @@
 
     run_logged.py LOG COMMAND [ARGUMENT...]
 
-Where this is a terminal, the command gets one too; of a line that was drawn over and over, the log keeps the last state.
+Where this is a terminal, the command gets one too; of a line drawn over and over, the log keeps the last state.
 SIGINT and SIGTERM end the command and its children, and so does the death of the caller. Standard library only.
 """
 

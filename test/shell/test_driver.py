@@ -1,0 +1,326 @@
+"""utils/driver.sh and its stages: order, stamps, locks, failures. The stage scripts are stubs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("fake_recipe", Path(__file__).with_name("fake_recipe.py"))
+assert _spec is not None
+assert _spec.loader is not None
+fake_recipe = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_recipe)
+
+FEATURES = ["embed_clip", "dump_features", "dump_features", "dump_features"]
+HEAD = ["train", "score_retrieval", "score_keywords"]
+ALL = ["obtain", "prepare", "validate_data_dir", *FEATURES, *HEAD, *HEAD, "report"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    return fake_recipe.FakeRecipe(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A recipe that has run once; not to be changed."""
+    made = fake_recipe.FakeRecipe(tmp_path_factory.mktemp("finished"))
+    result = made.run()
+    assert result.returncode == 0, result.stderr
+    return made, result, made.names()
+
+
+@pytest.fixture
+def done(finished, tmp_path: Path):
+    """A copy of it."""
+    shutil.copytree(finished[0].folder.parents[1], tmp_path / "copy", symlinks=True)
+    copy = object.__new__(fake_recipe.FakeRecipe)
+    copy.folder = tmp_path / "copy" / "egs" / "mini"
+    return copy
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_whole_run(finished):
+    recipe, result, names = finished
+    assert names == ALL
+    assert "stage 3 (train): tiny_parallel seed 0: not done yet" in result.stdout
+    assert "stage 3 (train): tiny_cascaded seed 0: done in" in result.stdout
+    assert result.stderr == ""
+    for file in ("RESULTS.md", "exp/tiny_parallel/scores/retrieval.json", "exp/tiny_cascaded/scores/keywords.json"):
+        assert (recipe.folder / file).is_file()
+    assert "working on train" in (recipe.folder / "exp/tiny_parallel/log/3_train.log").read_text()
+
+
+def test_second_run_does_nothing_and_says_so(done):
+    started = time.monotonic()
+    result = done.run()
+    assert time.monotonic() - started < 5
+    assert result.returncode == 0
+    assert done.calls() == []
+    assert result.stdout.count("up to date") == len(result.stdout.splitlines()) == 10
+
+
+def test_layers_and_overrides_reach_training(done):
+    done.run("--head", "cascaded", "--stage", "3", "--seed", "3", "--", "--optim.lr", "1e-4")
+    calls = done.calls()
+    assert [call.split()[0] for call in calls] == [*HEAD, "report"]
+    assert calls[0].startswith("train --config conf/tiny.yaml") or "--config ../conf/cascaded.yaml" in calls[0]
+    assert "--optim.lr 1e-4" in calls[0]
+    assert "--seed 3" in calls[0]
+    assert "--out exp/tiny_cascaded_seed3" in calls[0]
+
+
+def test_overrides_of_training_leave_features_alone(done):
+    result = done.run("--", "--optim.lr", "1e-4")
+    assert result.returncode == 0
+    assert done.names() == [*HEAD, *HEAD, "report"]
+    assert "stage 3 (train): tiny_parallel seed 0: overrides changed from ' ' to ' --optim.lr 1e-4'" in result.stdout
+    done.run("--", "--model.speech_encoder.normalize", "true")
+    assert done.names() == [*FEATURES, *HEAD, *HEAD, "report"]
+
+
+def test_changed_option_runs_what_follows(done):
+    done.run("--feats", "online")
+    assert done.names() == ["embed_clip", *HEAD, *HEAD, "report"]
+
+
+def test_changed_layer_runs_only_its_head(done):
+    (done.folder.parent / "conf" / "cascaded.yaml").write_text("b: 2\n")
+    done.run()
+    assert done.names() == [*HEAD, "report"]
+
+
+def test_script_that_makes_the_same_data_changes_nothing_later(done):
+    with (done.folder / "local" / "prepare.sh").open("a") as script:
+        script.write("# a comment\n")
+    done.run()
+    assert done.names() == ["obtain", "prepare", "validate_data_dir"]
+
+
+def test_other_data_runs_everything_later(done):
+    script = done.folder / "local" / "prepare.sh"
+    script.write_text(script.read_text().replace('"a $split"', '"b $split"'))
+    done.run()
+    assert done.names() == ALL
+
+
+@pytest.mark.parametrize(
+    ("lost", "stages"),
+    [
+        ("exp/tiny_parallel/scores/retrieval.json", ["score_retrieval"]),
+        ("exp/tiny_cascaded/best/model.safetensors", ["train"]),
+        ("dump/tiny/dev/feats.scp", FEATURES),
+        ("data/test/text", ["prepare", "validate_data_dir"]),
+        ("RESULTS.md", ["report"]),
+    ],
+)
+def test_missing_output_is_made_again(done, lost, stages):
+    (done.folder / lost).unlink()
+    result = done.run()
+    assert f"{lost} is missing" in result.stdout
+    assert done.names() == stages  # the same content came back, so nothing later has to run
+
+
+def test_force_runs_the_stages_asked_for(done):
+    done.run("--stage", "4", "--stop_stage", "4", "--force", "true", "--head", "cascaded")
+    assert done.names() == ["score_retrieval"]
+    done.run("--stage", "3", "--stop_stage", "3", "--force", "true", "--head", "cascaded")
+    assert (done.folder / "exp/tiny_cascaded/last/state").read_text() == "fresh"
+
+
+def test_stage_4_alone_works(done):
+    shutil.rmtree(done.folder / "exp" / "tiny_parallel" / "scores")
+    assert done.run("--stage", "4").returncode == 0
+    assert done.names() == ["score_retrieval"]
+
+
+def test_stop_stage(recipe):
+    recipe.run("--stop_stage", "1")
+    assert recipe.names() == ["obtain", "prepare", "validate_data_dir"]
+
+
+def test_recipe_option_asks_for_work_and_changes_nothing_later(done):
+    done.run("--pretrain", "true")
+    assert done.calls() == ["obtain --corpus  --nj 2 --pretrain true"]
+    done.run()
+    assert done.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "stage"),
+    [
+        (["--stage", "1"], "corpus/captions.tsv", 0),
+        (["--stage", "2"], "data/train/wav.scp", 1),
+        (["--stage", "3"], "data/train/wav.scp", 1),
+        (["--stage", "4"], "exp/tiny_parallel/best", 3),
+        (["--stage", "6"], "exp/tiny_parallel/scores/retrieval.json", 4),
+    ],
+)
+def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, stage):
+    result = recipe.run(*options)
+    assert result.returncode == 1
+    assert f"{missing} is missing: stage {stage} makes it (./run.sh --stage {stage})" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--model", "huge"], "--model: this recipe has no 'huge' (it has: tiny)"),
+        (["--head", "parallel hybrid"], "--head: this recipe has no 'hybrid' (it has: parallel cascaded)"),
+        (["--head", ""], "--head: at least one"),
+        (["--feats", "none"], "--feats: this recipe has no 'none' (it has: dump online)"),
+        (["--seed", "0 x"], "--seed: 'x' is not a whole number"),
+        (["--stop_stage", "7"], "there are stages 0 to 6"),
+        (["--stage", "4", "--stop_stage", "3"], "nothing to do from stage 4 to stage 3"),
+        (["--stage", "three"], "--stage: 'three' is not a whole number"),
+        (["--tag", "a/b"], "--tag: 'a/b' does not fit"),
+        (["--corpus", "nowhere"], "--corpus: nowhere: no such folder"),
+        (["--clip_embeddings", "no.npz"], "--clip_embeddings: no.npz: no such file"),
+        (["--checkpoint", "exp/x"], "--checkpoint: exp/x: no such checkpoint"),
+        (["--python", "nopython"], "--python: nopython: no such program"),
+        (["--moodel", "tiny"], "unknown option --moodel, did you mean --model?"),
+        (["--", "--bad.key", "1"], "unknown configuration key bad.key"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(recipe, options, reason):
+    before = sorted(recipe.folder.rglob("*"))
+    result = recipe.run(*options)
+    assert result.returncode in (1, 2)
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(recipe.folder.rglob("*")) == before
+
+
+def test_help_fits_80_columns_and_names_all(recipe):
+    result = recipe.run("--help")
+    assert result.returncode == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for option in ("stage", "stop_stage", "model", "head", "seed", "feats", "checkpoint", "pretrain", "python"):
+        assert f"\n  --{option} " in result.stdout
+    assert "--head parallel cascaded" in result.stdout
+    assert "runs from N to the end" in " ".join(result.stdout.split())
+
+
+def test_failing_stage_stops_the_recipe(recipe):
+    result = recipe.run(FAIL="train")
+    assert result.returncode == 1
+    assert recipe.names()[-1] == "train"
+    last = result.stderr.splitlines()[-1]
+    log = "exp/tiny_parallel/log/3_train.log"
+    assert last == f"error: run.sh: stage 3 (train) failed for tiny_parallel seed 0 (status 1); its log: {log}"
+    assert "data/x: no good" in (recipe.folder / "exp/tiny_parallel/log/3_train.log").read_text()
+    recipe.run()
+    assert recipe.names() == [*HEAD, *HEAD, "report"]
+
+
+def test_cut_training_is_resumed_and_a_changed_one_is_not(recipe):
+    (recipe.folder / "exp/tiny_parallel/last").mkdir(parents=True)
+    recipe.run("--head", "parallel", FAIL="train")
+    (recipe.folder / "exp/tiny_parallel/last").mkdir(exist_ok=True)
+    recipe.run("--head", "parallel")
+    assert (recipe.folder / "exp/tiny_parallel/last/state").read_text() == "resumed"
+    recipe.run("--head", "parallel", "--", "--optim.lr", "1")
+    assert (recipe.folder / "exp/tiny_parallel/last/state").read_text() == "fresh"
+
+
+def test_several_seeds_and_a_tag(done):
+    done.run("--seed", "0 1", "--head", "parallel", "--tag", "wide")
+    folders = [call.split("--out ")[1].split()[0] for call in done.calls() if call.startswith("train ")]
+    assert folders == ["exp/tiny_parallel_wide", "exp/tiny_parallel_wide_seed1"]
+
+
+def test_precomputed_embeddings_take_clips_place(done):
+    (done.folder / "images.npz").write_text("1")
+    done.run("--clip_embeddings", "images.npz", "--head", "parallel", "--stop_stage", "2")
+    call = done.calls()[0]
+    assert "--model.clip.path= " in call
+    assert "--clip_embeddings images.npz" in call
+    (done.folder / "images.npz").write_text("22")  # the user's file changed
+    done.run("--clip_embeddings", "images.npz", "--head", "parallel", "--stop_stage", "2")
+    assert done.names() == FEATURES
+
+
+def test_other_encoder_has_its_own_dump(done):
+    done.run("--speech_encoder", "models/whisper", "--stop_stage", "2")
+    assert "--model.speech_encoder.path models/whisper" in done.calls()[0]
+    assert (done.folder / "dump/tiny_whisper/train/feats.scp").is_file()
+
+
+def test_checkpoint_is_scored_and_nothing_trained(done):
+    shutil.move(done.folder / "exp/tiny_cascaded/best", done.folder / "given")
+    result = done.run("--checkpoint", "given", "--stage", "3")
+    assert result.returncode == 0
+    assert "nothing to train" in result.stdout
+    calls = done.calls()
+    assert [call.split()[0] for call in calls] == ["score_retrieval", "score_keywords", "report"]
+    assert "--checkpoint given" in calls[0]
+    assert "--out exp/given/scores" in calls[0]
+
+
+def test_launcher_and_torchrun(done):
+    (done.folder / "cmd.sh").write_text('train_cmd="env LAUNCHED=1"\n')
+    done.run("--stage", "3", "--stop_stage", "3", "--force", "true", "--head", "parallel")
+    log = (done.folder / "exp/tiny_parallel/log/3_train.log").read_text().splitlines()
+    assert "env LAUNCHED=1" in log[-2]
+    assert done.names() == ["train"]
+    done.run("--stage", "3", "--stop_stage", "3", "--ngpu", "2", "--head", "parallel")
+    log = (done.folder / "exp/tiny_parallel/log/3_train.log").read_text()
+    assert "-m torch.distributed.run --standalone --nproc_per_node=2 -m speechclip.bin.train" in log
+
+
+def test_a_second_run_beside_it_is_refused_and_a_killed_one_is_not_waited_for(recipe):
+    first = recipe.start(SLEEP="train")
+    try:
+        wait_for(recipe.folder / "started")
+        second = recipe.run()
+        assert second.returncode == 1
+        assert (
+            second.stderr.strip() == f"error: run.sh: another run is at work in {recipe.folder} (process {first.pid})"
+        )
+    finally:
+        first.kill()  # the shell alone, without a chance to tidy up
+        first.communicate()
+    deadline = time.monotonic() + 20
+    while recipe.run("--stop_stage", "0").returncode != 0:  # its stage notices and ends, the lock goes with it
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_stage_and_frees_the_folder(recipe, sign, status):
+    process = recipe.start(SLEEP="train")
+    wait_for(recipe.folder / "started")
+    os.kill(process.pid, sign)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert errors.strip() == "error: run.sh: stopped in stage 3 (train); the same command goes on from there"
+    (recipe.folder / "started").unlink()
+    assert recipe.run().returncode == 0
+
+
+def test_log_keeps_the_last_state_of_a_redrawn_line(tmp_path: Path):
+    code = "import sys; sys.stdout.write('10%\\r50%\\r100%\\nend')"
+    command = [
+        sys.executable,
+        str(fake_recipe.ROOT / "utils/run_logged.py"),
+        str(tmp_path / "log"),
+        sys.executable,
+        "-c",
+        code,
+    ]
+    assert os.spawnv(os.P_WAIT, sys.executable, command) == 0
+    assert (tmp_path / "log").read_text() == "100%\nend\n"

@@ -1,0 +1,148 @@
+"""What holds for every recipe and every shell file."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(path.parent for path in (ROOT / "egs").glob("*/run.sh"))
+
+
+def shell_files() -> list[Path]:
+    """All shell files of the repository, with or without the suffix."""
+    files = [
+        path for folder in ("egs", "utils", "tools", ".ci") for path in (ROOT / folder).rglob("*") if path.is_file()
+    ]
+    kept = [
+        path for path in files if "venv" not in path.parts and "corpus" not in path.parts and path.stat().st_size < 1e5
+    ]
+    return [path for path in kept if path.suffix == ".sh" or path.read_bytes()[:20].startswith(b"#!/usr/bin/env bash")]
+
+
+def test_there_are_recipes():
+    assert {"mini", "flickr8k"} <= {path.name for path in RECIPES}
+    assert len(shell_files()) > 15
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_run_is_a_table_of_contents(recipe: Path):
+    text = (recipe / "run.sh").read_text()
+    assert len(text.splitlines()) <= 40
+    told = re.findall(r"^#   stage (\d)  (\w+) ", text, re.MULTILINE)
+    driven = re.findall(
+        r"^    step (\d) (\w+)|^            step (\d) (\w+)", (ROOT / "utils/driver.sh").read_text(), re.MULTILINE
+    )
+    assert told == [tuple(part for part in step if part) for step in driven]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_help_of_every_recipe(recipe: Path):
+    result = subprocess.run(
+        [recipe / "run.sh", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "SPEECHCLIP_PYTHON": sys.executable},
+    )
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for name in ("stage", "stop_stage", "model", "head"):
+        assert f"\n  --{name} " in result.stdout
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_model_and_head_has_a_layer(recipe: Path):
+    text = (recipe / "run.sh").read_text()
+    for kind in ("models", "heads"):
+        found = re.search(rf'^{kind}="([^"]+)"', text, re.MULTILINE)
+        assert found is not None
+        for name in found.group(1).split():
+            files = [ROOT / "egs" / "conf" / f"{name}.yaml", recipe / "conf" / f"{name}.yaml"]
+            assert any(path.is_file() for path in files), f"no conf/{name}.yaml"
+
+
+def test_no_symlinks():
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert [line for line in listed.splitlines() if line.startswith("120000")] == []
+
+
+def test_shellcheck():
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    result = subprocess.run([shellcheck, "-x", *shell_files()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_scripts_stop_at_the_first_error():
+    for path in shell_files():
+        text = path.read_text()
+        if text.startswith("#!"):
+            assert re.search(r"^set -e?uo pipefail$", text, re.MULTILINE), path
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "told"),
+    [
+        (["--help"], 0, "--extras"),
+        (["--extras", "everything"], 2, "unknown extra 'everything' (known: s3prl fairseq dev)"),
+        (["--device", "tpu"], 2, "none of: auto cpu cuda"),
+        (
+            ["--python", "no_such_python", "--venv", "/nonexistent/venv"],
+            1,
+            "no Python 3.10, 3.11 or 3.12 runs as: no_such_python",
+        ),
+        (["--pyton", "x"], 2, "did you mean --python?"),
+    ],
+)
+def test_install_options(options: list[str], status: int, told: str):
+    result = subprocess.run(
+        [ROOT / "tools/install.sh", *options], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == status
+    assert told in result.stdout + result.stderr
+    if status:
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_install_leaves_a_folder_that_is_no_environment_alone(tmp_path: Path):
+    (tmp_path / "precious").write_text("x")
+    result = subprocess.run(
+        [ROOT / "tools/install.sh", "--venv", tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    assert "no virtual environment" in result.stderr
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_path_names_the_install_command(tmp_path: Path):
+    shutil.copytree(ROOT / "utils", tmp_path / "utils")
+    result = subprocess.run(
+        ["bash", "-c", ". utils/path.sh"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"error: no environment yet: run {tmp_path}/tools/install.sh\n"
+
+
+def test_doctor_reports_a_missing_environment(tmp_path: Path):
+    shutil.copytree(ROOT / "utils", tmp_path / "utils")
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools/doctor", tmp_path / "tools/doctor")
+    result = subprocess.run(
+        [tmp_path / "tools/doctor"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stdout.startswith("MISSING")
+    assert "tools/install.sh" in result.stdout
