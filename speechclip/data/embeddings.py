@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,8 +31,11 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
         raise UserError(f"{path}: no such file") from None
     except KeyError as error:
         raise UserError(f"{path}: needs the arrays ids and embeddings") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    # zlib.error: a damaged compressed array; TypeError: a lone .npy array, or ids that are no list
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file") from error
+    if table.dtype.kind not in "fiu":
+        raise UserError(f"{path}: the embeddings are not numbers")
     if table.ndim != 2 or len(stored) != len(table):
         raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}")
     row_of = {item: row for row, item in enumerate(stored)}

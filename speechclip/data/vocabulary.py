@@ -52,7 +52,7 @@ class Vocabulary:
             if not line:
                 continue
             parts = line.split("\t")
-            if len(parts) != 3 or not parts[0].isdigit() or not parts[1].isdigit():
+            if len(parts) != 3 or not parts[0].isdecimal() or not parts[1].isdecimal():
                 raise UserError(f"{path}: line {number}: expected id, count and subword, separated by tabs")
             ids.append(int(parts[0]))
             counts.append(int(parts[1]))

@@ -181,8 +181,8 @@ def _model_name(path: str) -> tuple[str, str | None, Path | None]:
                 raise UserError(f"{settings}: no key model_cfg")
         except FileNotFoundError:
             raise UserError(f"{settings}: no such file; a CLIP folder is in open_clip's layout") from None
-        except ValueError as error:
-            raise UserError(f"{settings}: not a JSON file") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{settings}: not a JSON file with a mapping") from error
         return f"local-dir:{path}", None, folder
     if path.startswith("hf-hub:"):
         return path, None, None
