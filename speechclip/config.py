@@ -198,6 +198,11 @@ class Config:
 
     def __post_init__(self) -> None:
         head, data, optim = self.model.head, self.data, self.optim
+        layers = self.model.speech_encoder.layers
+        _check(
+            layers is None or (len(layers) > 0 and min(layers) >= 0 and len(set(layers)) == len(layers)),
+            "model.speech_encoder.layers", layers, "a list of different numbers from 0 on",
+        )  # fmt: skip
         _check(head.attention_heads >= 1, "model.head.attention_heads", head.attention_heads, "at least 1")
         for key in ("dropout", "input_dropout"):
             _check(0 <= getattr(head, key) < 1, f"model.head.{key}", getattr(head, key), "in [0, 1)")
@@ -208,6 +213,7 @@ class Config:
             _check(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
         for key in ("time_masks", "workers", "max_seconds"):
             _check(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), "not negative")
+        _check(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", optim.betas, "in [0, 1)")
         _check(optim.lr > 0, "optim.lr", optim.lr, "positive")
         _check(optim.max_steps >= 1, "optim.max_steps", optim.max_steps, "at least 1")
         _check(0 <= optim.warmup_steps <= optim.max_steps, "optim.warmup_steps", optim.warmup_steps, "in [0, max_steps]")
@@ -259,9 +265,10 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Co
     from jsonargparse import ArgumentError
 
     words = list(sys.argv[1:] if argv is None else argv)
-    for flag, value in zip(words, words[1:]):
-        if flag == "--config":
-            _check_layer(Path(value))
+    for flag, following in zip(words, [*words[1:], ""]):
+        name, _, value = flag.partition("=")
+        if name == "--config":
+            _check_layer(Path(value or following))
     try:
         parsed = parser.parse_args(words)
         built = parser.instantiate_classes(parsed)
@@ -284,7 +291,9 @@ def _check_layer(path: Path) -> None:
         raise UserError(f"{path}: no such configuration file") from None
     except (UnicodeDecodeError, yaml.YAMLError, OSError) as error:
         raise UserError(f"{path}: not a YAML file: {error}") from error
-    if layer is not None and not isinstance(layer, dict):
+    if layer is None:
+        raise UserError(f"{path}: an empty configuration")
+    if not isinstance(layer, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys, not {type(layer).__name__}")
     known = known_keys()
 
@@ -296,7 +305,7 @@ def _check_layer(path: Path) -> None:
             elif key not in known:
                 raise UserError(f"{path}: {_unknown(key)}")
 
-    walk(layer or {}, "")
+    walk(layer, "")
 
 
 def _unknown(key: str) -> str:
