@@ -1,0 +1,73 @@
+"""What the two pretraining scripts share: provenance, atomic publication of a model folder, progress lines."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def provenance(seed: int, packages: Sequence[str], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Command, seed, commit, versions and the figures measured, for provenance.json."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True,
+                                cwd=Path(__file__).parent).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed, "commit": commit, "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "measured": dict(measured),
+    }
+
+
+def save_half(state: Mapping[str, Any], path: Path) -> None:
+    """A state dict as fp16 safetensors (integer tensors keep their type)."""
+    from safetensors.torch import save_file
+
+    tensors = {key: (value.half() if value.is_floating_point() else value).contiguous().cpu().clone()
+               for key, value in state.items()}
+    save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def publish(temporary: Path, out: Path) -> None:
+    """Put the finished folder `temporary` where `out` is, replacing an older one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class Progress:
+    """One line every `every` seconds: step, rate, time left, and what the caller measured."""
+
+    def __init__(self, name: str, total: int, every: float = 15.0) -> None:
+        self.name, self.total, self.every = name, total, every
+        self.started = self.last = time.monotonic()
+
+    def step(self, done: int, note: str) -> None:
+        """Report that `done` of the steps are done."""
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.total:
+            return
+        self.last = now
+        rate = done / max(1e-9, now - self.started)
+        left = (self.total - done) / max(1e-9, rate)
+        print(f"{self.name} {done}/{self.total} {note} {rate:.2f}/s {left:.0f} s left", flush=True)

@@ -1,0 +1,157 @@
+"""Scenes in words: many templates, words that say nothing about the picture, a few synonyms, bare keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scenes import COLOURS, SHAPES, Scene, Thing, generator
+
+SHORTEST, LONGEST = 5, 13  # words in a caption
+
+PLURALS = {
+    **{shape: shape + "s" for shape in SHAPES},
+    "cross": "crosses", "fish": "fish", "leaf": "leaves",
+}
+_NUMBERS = {2: ("two", "two", "a pair of"), 3: ("three",), 4: ("four",)}
+_SIZE_WORDS = {"big": ("big", "large", "huge"), "small": ("small", "little", "tiny")}
+_TEXTURE_WORDS = {
+    "striped": ("striped",), "spotted": ("spotted", "dotted"), "checkered": ("checkered",),
+    "hollow": ("hollow", "empty"), "shaded": ("shaded",),
+}
+_BACKGROUND_PHRASES = {
+    "sky": ("in the sky", "up in the air"), "grass": ("on the grass", "on a lawn"),
+    "sand": ("on the sand", "at the beach"), "sea": ("in the sea", "on the water"),
+    "night": ("at night", "in the dark"), "snow": ("in the snow", "on the ice"),
+    "bricks": ("on the bricks", "on a brick wall"), "wood": ("on a wooden table", "on the wooden floor"),
+    "fog": ("in the fog", "in the mist"), "sunset": ("at sunset", "in the evening"),
+    "paper": ("on paper", "on a page"), "forest": ("in the forest", "in the jungle"),
+    "curtain": ("on a curtain", "on the theater stage"), "carpet": ("on the carpet", "on a rug"),
+    "tiles": ("on the tiles", "in a tiled bathroom"), "rocks": ("on the rocks", "on stone"),
+}
+_OPENINGS = (
+    "there is", "i can see", "here we have", "look at", "this is", "in this picture there is", "someone drew",
+    "you may notice", "it shows", "we see", "the image has", "it looks like", "i think this is", "what about",
+    "please find", "my friend painted",
+)
+_ADVERBS = (
+    "quietly", "today", "maybe", "again", "together", "of course", "as usual", "i guess", "you know", "once more",
+    "indeed", "perhaps", "for some reason", "just now",
+)
+_JOINS = ("and", "and", "with", "and also", "plus")
+
+_PLACE_WORDS = ("left", "right", "top", "bottom", "middle", "center", "corner", "above", "below", "over", "under",
+                "beside", "near", "next")
+
+
+def _content_words() -> frozenset[str]:
+    spoken = {word for phrases in _BACKGROUND_PHRASES.values() for phrase in phrases for word in phrase.split()}
+    described = {word for table in (_SIZE_WORDS, _TEXTURE_WORDS) for words in table.values() for word in words}
+    return frozenset({*SHAPES, *PLURALS.values(), *COLOURS, *described, *spoken, *_PLACE_WORDS, "two", "three", "four",
+                      "pair"} - {"in", "on", "at", "the", "a", "up"})
+
+
+#: Words that say something about the picture; all others in a caption do not.
+CONTENT_WORDS = _content_words()
+
+
+def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _noun_phrase(rng: np.random.Generator, thing: Thing, detail: float) -> str:
+    """The thing with its article or number and, each with its own probability times `detail`, its attributes."""
+    words = []
+    if thing.size and rng.random() < 0.55 * detail:
+        words.append(_pick(rng, _SIZE_WORDS[thing.size]))
+    attributes = []
+    if rng.random() < 0.85 * detail:
+        attributes.append(thing.colour)
+    if thing.texture and rng.random() < 0.65 * detail:
+        attributes.append(_pick(rng, _TEXTURE_WORDS[thing.texture]))
+    if rng.random() < 0.5:
+        attributes.reverse()
+    words += attributes
+    if thing.count > 1:
+        return " ".join([_pick(rng, _NUMBERS[thing.count]), *words, PLURALS[thing.shape]])
+    words.append(thing.shape)
+    article = "the" if rng.random() < 0.15 else "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words])
+
+
+def _place(rng: np.random.Generator, thing: Thing) -> str:
+    """Where in the picture the thing stands."""
+    side = ("left", "", "right")[thing.column]
+    height = ("top", "", "bottom")[thing.row]
+    if side and height:
+        return _pick(rng, (f"in the {height} {side} corner", f"on the {height} {side}", f"at the {height}",
+                           f"on the {side}"))
+    if side or height:
+        return _pick(rng, (f"on the {side}", f"on the {side} side") if side else (f"at the {height}",))
+    return _pick(rng, ("in the middle", "in the center"))
+
+
+def _relation(rng: np.random.Generator, first: Thing, second: Thing) -> str:
+    """How `first` stands to `second`."""
+    across, down = first.column - second.column, first.row - second.row
+    options = ["beside", "near", "next to"]
+    if abs(across) >= abs(down):
+        options += ["left of" if across < 0 else "right of", "to the left of" if across < 0 else "to the right of"]
+    if abs(down) >= abs(across):
+        options += ["above", "over"] if down < 0 else ["below", "under"]
+    return _pick(rng, options)
+
+
+def _body(rng: np.random.Generator, scene: Scene) -> str:
+    """The part of the caption about the objects."""
+    things = [scene.things[int(i)] for i in rng.permutation(len(scene.things))]
+    first, second = things[0], things[1]
+    kind = int(rng.integers(10))
+    if len(things) == 3 and kind < 7:
+        a, b, c = (_noun_phrase(rng, thing, 0.75) for thing in things)
+        if kind < 5:
+            return f"{a} {b} {_pick(rng, _JOINS[:3])} {c}"
+        return f"{a} {_relation(rng, first, second)} {b} {_pick(rng, _JOINS)} {c}"
+    a, b = _noun_phrase(rng, first, 1.0), _noun_phrase(rng, second, 1.0)
+    if kind < 4:
+        return f"{a} {_relation(rng, first, second)} {b}"
+    if kind < 7:
+        return f"{a} {_pick(rng, _JOINS)} {b}"
+    if kind < 8:
+        return f"{a} {_place(rng, first)} and {b} {_place(rng, second)}"
+    return f"{a} {_pick(rng, _JOINS)} {b} {_place(rng, second)}"
+
+
+def random_caption(rng: np.random.Generator, scene: Scene) -> str:
+    """One caption of `SHORTEST` to `LONGEST` lower-case words: at least two objects, often the background."""
+    while True:
+        parts = [_body(rng, scene)]
+        if rng.random() < 0.35:
+            parts.insert(0, _pick(rng, _OPENINGS))
+        if rng.random() < 0.5:
+            parts.insert(0 if rng.random() < 0.2 else len(parts), _pick(rng, _BACKGROUND_PHRASES[scene.background]))
+        if rng.random() < 0.15:
+            parts.insert(0 if rng.random() < 0.4 else len(parts), _pick(rng, _ADVERBS))
+        caption = " ".join(parts)
+        if SHORTEST <= len(caption.split()) <= LONGEST:
+            return caption
+
+
+def captions_of(seed: int, split: str, index: int, scene: Scene, count: int, avoid: Iterable[str] = ()) -> list[str]:
+    """`count` different captions of scene `index` of a split, none of them in `avoid` (pass a set)."""
+    rng, found = generator(seed, split, index, 1), list[str]()
+    avoid = avoid if isinstance(avoid, set | frozenset) else set(avoid)
+    while len(found) < count:
+        caption = random_caption(rng, scene)
+        if caption not in found and caption not in avoid:
+            found.append(caption)
+    return found
+
+
+def keywords(rng: np.random.Generator, caption: str, most: int = 8) -> str:
+    """The caption's content words alone, in random order, one to `most` of them (the whole caption where none is)."""
+    content = [word for word in caption.split() if word in CONTENT_WORDS]
+    if not content:
+        return caption
+    keep = int(rng.integers(min(2, len(content)), min(most, len(content)) + 1))
+    return " ".join(content[int(i)] for i in rng.permutation(len(content))[:keep])

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Make the mini corpus: rendered scenes, captions, and captions spoken by several voices with word alignments.
+
+Writes OUT_DIR/images/*.png, OUT_DIR/audio/<split>/*.flac (16 kHz, 16 bit), OUT_DIR/captions.tsv and OUT_DIR/ctm.
+The corpus depends on the seed and the counts alone. A second run keeps what is finished and makes the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from captions import captions_of
+from scenes import generator, random_scene
+from speak import SAMPLE_RATE, VOICES, say
+
+COLUMNS = ("utterance", "image", "split", "speaker", "caption")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One spoken caption. Utterance ids start with the speaker's, as Kaldi's sorting needs it."""
+
+    utterance: str
+    image: str
+    split: str
+    speaker: str
+    caption: str
+
+
+def plan_corpus(seed: int, counts: dict[str, int], captions: int) -> list[Record]:
+    """All utterances of the corpus; no dev or test caption is a train image's, and test captions are not dev's."""
+    records: list[Record] = []
+    heard: set[str] = set()
+    for split, count in counts.items():
+        speakers = sorted(VOICES[split])
+        split_captions: set[str] = set()
+        for index in range(count):
+            scene = random_scene(seed, split, index)
+            texts = captions_of(seed, split, index, scene, captions, heard if split != "train" else ())
+            order = generator(seed, split, index, 3).permutation(len(speakers))
+            for number, text in enumerate(texts):
+                speaker = speakers[int(order[number % len(speakers)])]
+                image = f"{split}{index:05d}"
+                records.append(Record(f"{speaker}-{image}-{number}", image, split, speaker, text))
+                split_captions.add(text)
+        heard |= split_captions
+    return records
+
+
+def caption_overlap(records: Iterable[Record]) -> set[str]:
+    """Captions that stand in more than one split (none, in a corpus of `plan_corpus`)."""
+    seen: dict[str, str] = {}
+    return {record.caption for record in records if seen.setdefault(record.caption, record.split) != record.split}
+
+
+def _publish(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _make_image(image: str, out: Path, seed: int) -> bool:
+    """Render one picture; False where it stands already."""
+    from io import BytesIO
+
+    from render import render
+
+    path = out / "images" / f"{image}.png"
+    if path.exists():
+        return False
+    split, index = image[:-5], int(image[-5:])
+    buffer = BytesIO()
+    render(random_scene(seed, split, index), generator(seed, split, index, 2)).save(buffer, format="PNG")
+    _publish(path, buffer.getvalue())
+    return True
+
+
+def _make_audio(record: Record, out: Path) -> bool:
+    """Speak one caption into .flac, and its alignment into .ctm beside it; False where both stand already."""
+    from io import BytesIO
+
+    import soundfile
+
+    path = out / "audio" / record.split / f"{record.utterance}.flac"
+    if path.exists() and path.with_suffix(".ctm").exists():
+        return False
+    samples, words = say(record.caption, VOICES[record.split][record.speaker])
+    lines = [f"{record.utterance} 1 {w.start:.3f} {w.end - w.start:.3f} {w.word}\n" for w in words]
+    buffer = BytesIO()
+    soundfile.write(buffer, np.round(samples * 32767).astype(np.int16), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    _publish(path.with_suffix(".ctm"), "".join(lines).encode())
+    _publish(path, buffer.getvalue())
+    return True
+
+
+def _claim(out: Path, settings: str) -> None:
+    """Refuse a folder with a corpus of other settings in it."""
+    stamp = out / ".settings"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") != settings:
+        found = stamp.read_text(encoding="utf-8").strip()
+        raise SystemExit(f"error: {out}: holds a corpus of other settings ({found})")
+    _publish(stamp, settings.encode())
+
+
+def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: int) -> list[Record]:
+    """Make the corpus in `out` with `jobs` processes and return its records."""
+    records = plan_corpus(seed, counts, captions)
+    overlap = caption_overlap(records)
+    assert not overlap, f"captions in two splits: {sorted(overlap)[:3]}"
+    for folder in ("images", *(f"audio/{split}" for split in counts)):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    _claim(out, f"seed={seed} counts={counts} captions={captions}\n")
+    images = sorted({record.image for record in records})
+    with ProcessPoolExecutor(jobs) as pool:
+        spoken = pool.map(partial(_make_audio, out=out), records, chunksize=50)
+        drawn = pool.map(partial(_make_image, out=out, seed=seed), images, chunksize=50)
+        made = sum(spoken), sum(drawn)
+    print(f"made {made[1]} of {len(images)} images and {made[0]} of {len(records)} utterances, kept the others")
+    lines = ["\t".join(COLUMNS)] + ["\t".join(getattr(r, column) for column in COLUMNS) for r in records]
+    _publish(out / "captions.tsv", ("\n".join(lines) + "\n").encode())
+    order = sorted(records, key=lambda record: record.utterance)
+    parts = [(out / "audio" / r.split / f"{r.utterance}.ctm").read_bytes() for r in order]
+    _publish(out / "ctm", b"".join(parts))
+    return records
+
+
+def summary(out: Path, records: list[Record]) -> str:
+    """What the corpus holds, one line a split."""
+    ends: dict[str, float] = {}
+    for line in (out / "ctm").read_text(encoding="utf-8").splitlines():
+        utterance, _, start, duration, _ = line.split()
+        ends[utterance] = float(start) + float(duration)
+    lines = []
+    for split in dict.fromkeys(record.split for record in records):
+        mine = [record for record in records if record.split == split]
+        hours = sum(ends[record.utterance] for record in mine) / 3600
+        lines.append(f"{split}: {len({r.image for r in mine})} images, {len(mine)} utterances, {hours:.2f} hours, "
+                     f"{len({r.speaker for r in mine})} speakers")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the corpus")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--num_train", type=int, default=2000, help="train images")
+    parser.add_argument("--num_dev", type=int, default=200, help="dev images")
+    parser.add_argument("--num_test", type=int, default=200, help="test images")
+    parser.add_argument("--captions", type=int, default=3, help="captions an image")
+    parser.add_argument("--nj", type=int, default=2, help="processes")
+    args = parser.parse_args()
+    started = time.monotonic()
+    counts = {"train": args.num_train, "dev": args.num_dev, "test": args.num_test}
+    if min(args.nj, args.captions, *counts.values()) < 1 or args.seed < 0 or max(counts.values()) > 99999:
+        raise SystemExit("error: counts and --nj: at least 1, images: at most 99999 a split, --seed: not negative")
+    try:
+        records = generate(args.out, args.seed, counts, args.captions, args.nj)
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename or args.out}: {error.strerror or error}") from error
+    print(summary(args.out, records))
+    print(f"{args.out}: {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Write Kaldi data directories DATA_DIR/{train,dev,test}, each with a ctm of word alignments, from a mini corpus.
+
+Paths in them are those of CORPUS_DIR as given: run it in the recipe's folder with a relative one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from generate import COLUMNS, Record
+
+from speechclip.data.kaldi import Utterance, write_data_dir
+from speechclip.errors import UserError
+
+
+def read_captions(corpus: Path) -> list[Record]:
+    """The rows of CORPUS_DIR/captions.tsv. UserError: missing, or not the table of `generate.py`."""
+    path = corpus / "captions.tsv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; stage 0 makes it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8") from error
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise UserError(f"{path}: its columns are not {' '.join(COLUMNS)}")
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(COLUMNS):
+            raise UserError(f"{path}: line {number} has {len(row)} columns, not {len(COLUMNS)}")
+    return [Record(*row) for row in rows[1:]]
+
+
+def read_ctm(corpus: Path) -> dict[str, list[str]]:
+    """The lines of CORPUS_DIR/ctm by utterance. UserError where it is missing."""
+    path = corpus / "ctm"
+    lines: dict[str, list[str]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            lines.setdefault(line.split(" ", 1)[0], []).append(line)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; stage 0 makes it") from None
+    return lines
+
+
+def prepare(corpus: Path, data: Path) -> dict[str, int]:
+    """Write all data directories; returns the number of utterances of each split."""
+    records, alignments = read_captions(corpus), read_ctm(corpus)
+    for record in records:
+        for path in (corpus / "images" / f"{record.image}.png",
+                     corpus / "audio" / record.split / f"{record.utterance}.flac"):
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; stage 0 makes it")
+        if record.utterance not in alignments:
+            raise UserError(f"{corpus / 'ctm'}: no alignment of {record.utterance}")
+    sizes = {}
+    for split in dict.fromkeys(record.split for record in records):
+        mine = sorted((record for record in records if record.split == split), key=lambda record: record.utterance)
+        utterances = [
+            Utterance(id=r.utterance, wav=corpus / "audio" / split / f"{r.utterance}.flac", text=r.caption,
+                      speaker=r.speaker, image_id=r.image) for r in mine]
+        write_data_dir(data / split, utterances, {r.image: corpus / "images" / f"{r.image}.png" for r in mine})
+        ctm = "".join(line + "\n" for record in mine for line in alignments[record.utterance])
+        temporary = data / split / ".ctm"
+        temporary.write_text(ctm, encoding="utf-8")
+        temporary.replace(data / split / "ctm")
+        sizes[split] = len(mine)
+    return sizes
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS_DIR", help="folder that generate.py wrote")
+    parser.add_argument("data", type=Path, metavar="DATA_DIR", help="where train, dev and test are written")
+    args = parser.parse_args()
+    try:
+        for split, size in prepare(args.corpus, args.data).items():
+            print(f"{args.data / split}: {size} utterances")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

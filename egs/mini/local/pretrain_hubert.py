@@ -1,0 +1,273 @@
+#!/usr/bin/env python3
+"""Train the tiny HuBERT of the mini corpus, self-supervised: predict the clusters of masked frames.
+
+The convolutions first learn, by themselves, to give the log mel spectrum of the waveform, and stay as they are from
+then on. The transformer learns to predict clusters of MFCCs, and after that, going on with its weights, clusters of
+its own middle layer. The speech is captions of scenes that are in no split, spoken by the train voices with other pitches,
+rates and vocal tract lengths. Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from artifacts import Progress, provenance, publish, write_json
+from captions import captions_of
+from generate import plan_corpus
+from scenes import generator, random_scene
+from speak import VOICES, say
+from tiny_hubert import FIELD, HOP, SAMPLE_RATE, fit_clusters, hubert_config, log_mel, mfcc, span_mask
+
+SPLIT = "pretrain_hubert"
+PACKAGES = ("torch", "transformers", "librosa", "scikit-learn", "espeakng-loader", "numpy")
+
+
+def speak_one(index: int, seed: int, avoid: frozenset[str]) -> np.ndarray:
+    """Utterance `index` of the pretraining speech: int16 [n]."""
+    rng = generator(seed, SPLIT, index, 4)
+    caption = captions_of(seed, SPLIT, index, random_scene(seed, SPLIT, index), 1, avoid)[0]
+    voice = VOICES["train"][sorted(VOICES["train"])[int(rng.integers(len(VOICES["train"])))]]
+    voice = replace(
+        voice, pitch=int(rng.integers(25, 80)), pitch_range=int(rng.integers(30, 70)),
+        rate=voice.rate + int(rng.integers(-15, 26)), formants=int(rng.integers(90, 112)))
+    return np.round(say(caption, voice)[0] * 32767).astype(np.int16)
+
+
+def speech(seed: int, count: int, jobs: int) -> list[np.ndarray]:
+    """The pretraining speech, shortest first."""
+    counts = {"train": 2000, "dev": 200, "test": 200}
+    avoid = frozenset(r.caption for r in plan_corpus(seed, counts, 3) if r.split != "train")
+    waves, progress = [], Progress("speech", count)
+    with ProcessPoolExecutor(jobs) as pool:
+        for wave in pool.map(partial(speak_one, seed=seed, avoid=avoid), range(count), chunksize=50):
+            waves.append(wave)
+            progress.step(len(waves), "utterances")
+    return sorted(waves, key=len)
+
+
+def cached_speech(args: argparse.Namespace) -> list[np.ndarray]:
+    """The pretraining speech, from `--cache` where that holds it."""
+    if args.cache is None or not args.cache.exists():
+        waves = speech(args.seed, args.utterances, args.nj)
+        if args.cache is not None:
+            np.savez(args.cache, ends=np.cumsum([len(wave) for wave in waves]), samples=np.concatenate(waves),
+                     seed=args.seed)
+        return waves
+    with np.load(args.cache) as stored:
+        if int(stored["seed"]) != args.seed or len(stored["ends"]) != args.utterances:
+            raise SystemExit(f"error: {args.cache}: holds speech of another seed or number of utterances")
+        return np.split(stored["samples"], stored["ends"][:-1])
+
+
+def to_float(wave: np.ndarray) -> np.ndarray:
+    """int16 to float32 of zero mean and unit variance, as `do_normalize` of the preprocessor."""
+    samples = wave.astype(np.float32) / 32768
+    return np.asarray((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
+
+
+def batches(rng: np.random.Generator, lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """One epoch of batches of utterances: such of like length together, in random order."""
+    noisy = np.argsort(lengths * rng.uniform(0.97, 1.03, len(lengths)))
+    chunks = [noisy[i:i + size] for i in range(0, len(noisy) - size + 1, size)]
+    return [chunks[int(i)] for i in rng.permutation(len(chunks))]
+
+
+def crops(rng: np.random.Generator, frames: list[int]) -> tuple[list[int], int]:
+    """Random first frames, and the common number of frames: that of the shortest."""
+    shortest = min(frames)
+    return [int(rng.integers(0, count - shortest + 1)) for count in frames], shortest
+
+
+class Schedule:
+    """Counts steps, sets the learning rate (warm-up, plateau, linear decay), ends when steps or seconds are over."""
+
+    def __init__(self, optimizer: Any, rate: float, steps: int, seconds: float, warmup: int) -> None:
+        self.optimizer, self.rate, self.steps, self.seconds, self.warmup = optimizer, rate, steps, seconds, warmup
+        self.started, self.step, self.done = time.monotonic(), 0, 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        while self.step < self.steps and self.done < 1:
+            elapsed = (time.monotonic() - self.started) / self.seconds if self.seconds else 0.0
+            self.done = max((self.step + 1) / self.steps, elapsed)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * min(1.0, (self.step + 1) / self.warmup, max(0.02, 1.4 * (1 - self.done)))
+            self.step += 1
+            yield self.step
+
+
+def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any]:
+    """Teach the convolutions alone to give, through a linear map, the log mel spectrum of each frame."""
+    import torch
+
+    rng = np.random.default_rng([args.seed, 1])
+    targets = [log_mel(to_float(wave)) for wave in waves[::5]]
+    waves = waves[::5]
+    lengths = np.array([len(target) for target in targets])
+    mean, spread = np.concatenate(targets).mean(0), np.concatenate(targets).std(0)
+    front, head = model.feature_extractor, torch.nn.Linear(model.config.conv_dim[-1], len(mean))
+    optimizer = torch.optim.AdamW([*front.parameters(), *head.parameters()], betas=(0.9, 0.98))
+    schedule = Schedule(optimizer, 3e-3, args.front_steps, args.seconds / 2, 20)
+    progress, queue, recent = Progress("front end", args.front_steps), list[np.ndarray](), list[float]()
+    for step in schedule:
+        queue = queue or batches(rng, lengths, 4)
+        chosen = queue.pop()
+        firsts, frames = crops(rng, list(lengths[chosen]))
+        size = (frames - 1) * HOP + FIELD
+        samples = [to_float(waves[i])[f * HOP:f * HOP + size] for i, f in zip(chosen, firsts, strict=True)]
+        wanted = [(targets[i][f:f + frames] - mean) / spread for i, f in zip(chosen, firsts, strict=True)]
+        given = head(front(torch.from_numpy(np.stack(samples))).transpose(1, 2))
+        loss = (given - torch.from_numpy(np.stack(wanted))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        recent = [*recent[-19:], loss.item()]
+        progress.step(step, f"unexplained variance {np.mean(recent):.3f}")
+    return {"steps": schedule.step, "unexplained_variance": round(float(np.mean(recent)), 3)}
+
+
+def front_features(model: Any, waves: list[np.ndarray]) -> list[np.ndarray]:
+    """What the convolutions give: float32 [T, C] of each utterance."""
+    import torch
+
+    features, progress = [], Progress("front end's features", len(waves))
+    with torch.inference_mode():
+        for wave in waves:
+            given = model.feature_extractor(torch.from_numpy(to_float(wave))[None])
+            features.append(np.ascontiguousarray(given[0].T.numpy()))
+            progress.step(len(features), "utterances")
+    return features
+
+
+def layer_features(model: Any, layer: int, front: np.ndarray) -> np.ndarray:
+    """Hidden state `layer` [T, D] of an utterance whose front-end features are [T, C]."""
+    import torch
+
+    with torch.inference_mode():
+        hidden = model.feature_projection(torch.from_numpy(front)[None])
+        return np.asarray(model.encoder(hidden, output_hidden_states=True).hidden_states[layer][0].numpy())
+
+
+def cluster_labels(features: list[np.ndarray], count: int, seed: int) -> list[np.ndarray]:
+    """k-means of one utterance's frames in eight, then the cluster of every frame: int64 [T] of each utterance."""
+    fitted = fit_clusters(np.concatenate(features[::8]), count, seed)
+    return [fitted.predict(feature).astype(np.int64) for feature in features]
+
+
+def masked_loss(model: Any, head: Any, front: Any, targets: Any, mask: Any, seen: float) -> tuple[Any, float]:
+    """Cross-entropy of the clusters of masked frames plus `seen` times that of the others; accuracy where masked.
+
+    Shapes: front [B, T, C], targets int64 [B, T], mask bool [B, T].
+    """
+    from torch.nn.functional import cross_entropy
+
+    hidden = model.feature_projection(front)
+    hidden = hidden.masked_scatter(mask[..., None], model.masked_spec_embed.expand_as(hidden))
+    logits = head(model.encoder(hidden).last_hidden_state)
+    losses = cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    accuracy = float((logits.argmax(-1) == targets)[mask].float().mean())
+    return losses[mask].mean() + seen * losses[~mask].mean(), accuracy
+
+
+def train_round(model: Any, features: list[np.ndarray], labels: list[np.ndarray], name: str,
+                args: argparse.Namespace, seen: float) -> dict[str, Any]:
+    """One round of masked prediction of `labels`: `--steps` steps, or fewer where `--seconds` are over."""
+    import torch
+
+    rng = np.random.default_rng([args.seed, len(name)])
+    head = torch.nn.Linear(model.config.hidden_size, int(max(label.max() for label in labels)) + 1)
+    parameters = [*model.feature_projection.parameters(), *model.encoder.parameters(), model.masked_spec_embed,
+                  *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = Schedule(optimizer, args.lr, args.steps, args.seconds, 60)
+    lengths = np.array([len(label) for label in labels])
+    progress, queue, recent = Progress(name, args.steps), list[np.ndarray](), list[float]()
+    model.train()
+    for step in schedule:
+        queue = queue or batches(rng, lengths, args.batch)
+        chosen = queue.pop()
+        firsts, frames = crops(rng, list(lengths[chosen]))
+        front = np.stack([features[i][f:f + frames] for i, f in zip(chosen, firsts, strict=True)])
+        targets = np.stack([labels[i][f:f + frames] for i, f in zip(chosen, firsts, strict=True)])
+        mask = torch.from_numpy(span_mask(rng, len(targets), frames, args.masked))
+        loss, accuracy = masked_loss(model, head, torch.from_numpy(front), torch.from_numpy(targets), mask, seen)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        recent = [*recent[-49:], accuracy]
+        progress.step(step, f"loss {loss.item():.3f} masked frames right {100 * np.mean(recent):.1f} %")
+    model.eval()
+    return {"steps": schedule.step, "masked_frames_right": round(100 * float(np.mean(recent)), 1),
+            "clusters": head.out_features}
+
+
+def save(model: Any, out: Path, record: dict[str, Any]) -> None:
+    """The folder of `HubertModel.from_pretrained`, weights in fp16."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary.chmod(0o755)
+    model.half().save_pretrained(temporary, safe_serialization=True)
+    model.float()
+    config = model.config.to_dict() | {"architectures": ["HubertModel"], "dtype": "float32"}
+    write_json(temporary / "config.json", {key: config[key] for key in sorted(config) if key != "torch_dtype"})
+    write_json(temporary / "preprocessor_config.json", {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": SAMPLE_RATE,
+        "padding_value": 0.0, "padding_side": "right", "do_normalize": True, "return_attention_mask": True})
+    write_json(temporary / "provenance.json", record)
+    publish(temporary, out)
+
+
+def pretrain(waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any]:
+    """Front end and both rounds; the model is saved after each round. Returns what was measured."""
+    import torch
+    from transformers import HubertModel
+
+    torch.set_num_threads(args.nj)
+    torch.manual_seed(args.seed)
+    model: Any = HubertModel(hubert_config())
+    hours = sum(len(wave) for wave in waves) / SAMPLE_RATE / 3600
+    print(f"{hours:.2f} hours of speech, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    measured: dict[str, Any] = {"hours": round(hours, 2), "front end": train_front(model, waves, args)}
+    features = front_features(model, waves)
+    labels = cluster_labels([mfcc(log_mel(to_float(wave))) for wave in waves], 100, args.seed)
+    measured["mfcc"] = train_round(model, features, labels, "mfcc", args, 0.5)
+    save(model, args.out, provenance(args.seed, PACKAGES, measured))
+    labels = cluster_labels([layer_features(model, args.layer, front) for front in features], 200, args.seed)
+    measured["own layer"] = train_round(model, features, labels, "own layer", args, 0.2)
+    save(model, args.out, provenance(args.seed, PACKAGES, measured))
+    return measured
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the speech and of training")
+    parser.add_argument("--utterances", type=int, default=9000, help="utterances of pretraining speech")
+    parser.add_argument("--steps", type=int, default=2400, help="steps a round")
+    parser.add_argument("--front_steps", type=int, default=600, help="steps for the convolutions alone")
+    parser.add_argument("--batch", type=int, default=8, help="utterances a step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--masked", type=float, default=0.45, help="share of masked frames")
+    parser.add_argument("--layer", type=int, default=3, help="hidden state clustered for the second round")
+    parser.add_argument("--seconds", type=float, default=0, help="limit of a round's training time (0: none)")
+    parser.add_argument("--cache", type=Path, help=".npz that keeps the speech from one run to the next")
+    parser.add_argument("--nj", type=int, default=1, help="threads, and processes that speak")
+    args = parser.parse_args()
+    from speechclip.compat import prepare
+
+    prepare()
+    print(pretrain(cached_speech(args), args))
+
+
+if __name__ == "__main__":
+    main()

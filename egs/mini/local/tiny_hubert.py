@@ -1,0 +1,73 @@
+"""The tiny HuBERT of the mini corpus: its shape, span masks and cluster targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples a second, a frame, in the receptive field of a frame
+SPAN = 10  # frames in a masked span
+
+
+def hubert_config() -> Any:
+    """A `transformers.HubertConfig` of the Large type (layer norms in the front end, pre-norm transformer)."""
+    from transformers import HubertConfig
+
+    return HubertConfig(
+        vocab_size=32, hidden_size=144, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512,
+        conv_dim=(16, 32, 48, 64, 64, 96, 128), conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
+        conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=8, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+        feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0, mask_time_prob=0.05, mask_feature_prob=0.0)
+
+
+def num_frames(samples: int) -> int:
+    """Frames that the front end makes of so many samples."""
+    return max(0, (samples - FIELD) // HOP + 1)
+
+
+def log_mel(samples: np.ndarray) -> np.ndarray:
+    """Log mel spectrum in 40 bands on the front end's frames, in units of 10 dB: [T, 40]."""
+    import librosa
+
+    power = librosa.feature.melspectrogram(
+        y=samples, sr=SAMPLE_RATE, n_fft=FIELD, hop_length=HOP, n_mels=40, center=False)
+    return np.ascontiguousarray(np.log10(power + 1e-3).T, dtype=np.float32)
+
+
+def mfcc(mel: np.ndarray) -> np.ndarray:
+    """13 MFCCs of a log mel spectrum [T, 40] with two orders of differences, each dimension standardised: [T, 39]."""
+    import librosa
+    from scipy.fft import dct
+
+    basic = dct(mel, type=2, norm="ortho", axis=1)[:, :13].T
+    width = min(9, basic.shape[1] - (basic.shape[1] + 1) % 2)
+    stacked = np.concatenate([basic, librosa.feature.delta(basic, width=width),
+                              librosa.feature.delta(basic, width=width, order=2)])
+    return standardised(stacked.T.astype(np.float32))
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance in every dimension over the utterance, which takes most of the voice away: [T, D]."""
+    return np.asarray((features - features.mean(0)) / (features.std(0) + 1e-5))
+
+
+def span_mask(rng: np.random.Generator, rows: int, frames: int, share: float) -> np.ndarray:
+    """Which frames are masked, bool [rows, frames]: spans of `SPAN` frames that start anywhere and may overlap."""
+    starts = rng.random((rows, frames)) < -np.log(1 - share) / SPAN
+    starts[np.arange(rows), rng.integers(0, frames, rows)] = True
+    mask = starts.copy()
+    for shift in range(1, min(SPAN, frames)):
+        mask[:, shift:] |= starts[:, :-shift]
+    return mask
+
+
+def fit_clusters(features: np.ndarray, count: int, seed: int) -> Any:
+    """k-means of features [N, D] after whitening each dimension; has `predict`."""
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    kmeans = MiniBatchKMeans(count, batch_size=4096, n_init=3, max_iter=60, random_state=seed)
+    return make_pipeline(StandardScaler(), kmeans).fit(features)
