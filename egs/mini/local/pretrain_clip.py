@@ -2,7 +2,8 @@
 """Train the tiny CLIP of the mini corpus on rendered scenes that are in none of its splits.
 
 Writes OUT_DIR/{open_clip_config.json,open_clip_model.safetensors,spm.model,provenance.json}: `open_clip.model.CLIP`
-with a sentencepiece vocabulary. Symmetric contrastive loss, and hints for the image tower (`clip_hints.py`). Part of the texts are keywords alone, so that the text tower understands both
+with a sentencepiece vocabulary, trained with the symmetric contrastive loss and, while the towers are young, hints for
+the image tower (`clip_hints.py`). Part of the texts are keywords alone, so that the text tower understands both
 sentences and bags of words.
 """
 

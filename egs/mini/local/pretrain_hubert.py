@@ -2,8 +2,8 @@
 """Train the tiny HuBERT of the mini corpus, self-supervised: predict the clusters of masked frames.
 
 The convolutions first learn, by themselves, to give the log mel spectrum of the waveform, and stay as they are from
-then on. The transformer learns to predict clusters of MFCCs, and after that, going on with its weights, clusters of
-its own middle layer. The speech is captions of scenes that are in no split, spoken by the train voices with other pitches,
+then on. The transformer learns to predict clusters of MFCCs and then, going on with its weights, clusters of its own
+middle layer. The speech is captions of scenes that are in no split, spoken by the train voices with other pitches,
 rates and vocal tract lengths. Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
 """
 
