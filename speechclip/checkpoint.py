@@ -80,6 +80,8 @@ def save_checkpoint(
         }
         encoders = {**origin.get("encoders", {}), **loaded}
         facts = {**origin, "encoders": encoders, "dimensions": dataclasses.asdict(model.dimensions)}
+        if model.vocabulary is not None:
+            facts["subwords"] = len(model.vocabulary)
         # so that relative encoder paths are found from anywhere the recipe folder is moved to
         facts["recipe"] = os.path.relpath(Path.cwd(), target.resolve())
         (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -100,7 +102,8 @@ def read_checkpoint(path: str | Path) -> tuple[Path, Config, dict[str, Any]]:
         raise UserError(f"{path}/{WEIGHTS}: no such checkpoint; stage 3 makes it")
     try:
         origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        Dimensions(**origin["dimensions"])
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"{folder / PROVENANCE}: missing or damaged") from error
     return folder, load([folder / SETTINGS]), origin
 
@@ -165,7 +168,7 @@ def load_model(
     if (with_clip and settings.clip.path) or settings.head.name == "cascaded":
         clip = load_clip(dataclasses.replace(settings.clip, path=_locate(settings.clip.path, folder, origin)))
         _check_same(clip.description, origin, "clip", folder)
-    vocabulary = Vocabulary.load(folder / VOCABULARY) if (folder / VOCABULARY).is_file() else None
+    vocabulary = _vocabulary(folder, origin) if settings.head.name == "cascaded" else None
     dimensions = Dimensions(**origin["dimensions"])
     if speech_encoder is not None and speech_encoder.dim != dimensions.speech:
         raise UserError(
@@ -181,6 +184,16 @@ def _locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
     """A configured encoder path as it is, or relative to the recipe the checkpoint was trained in."""
     moved = folder.resolve() / str(origin.get("recipe", ".")) / path
     return str(moved) if path and not Path(path).exists() and moved.exists() else path
+
+
+def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:
+    """The reduced vocabulary of a checkpoint. A file cut at the end of a line would else be taken for a smaller one."""
+    if not (folder / VOCABULARY).is_file():
+        raise UserError(f"{folder / VOCABULARY}: no such file; a cascaded checkpoint holds one")
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    if origin.get("subwords", len(vocabulary)) != len(vocabulary):
+        raise UserError(f"{folder / VOCABULARY}: {len(vocabulary)} of {origin['subwords']} subwords: damaged or truncated")
+    return vocabulary
 
 
 def _check_same(description: dict[str, str], origin: dict[str, Any], part: str, folder: Path) -> None:

@@ -202,3 +202,28 @@ def with_paths(config: Config, *, hubert: Path | str = "", clip: Path | str = ""
     model = config.model
     speech, image = replace(model.speech_encoder, path=str(hubert)), replace(model.clip, path=str(clip))
     return replace(config, model=replace(model, speech_encoder=speech, clip=image))
+
+
+def whole_model(recipe: Path, head: str, *, large: bool = False, **changes: Any) -> tuple[Any, Config]:
+    """A fresh, shaken model with both encoders, which it makes under ``recipe``/models where there are none."""
+    from speechclip.encoders.clip import load_clip
+    from speechclip.encoders.speech import load_speech_encoder
+    from speechclip.model import Dimensions, build
+
+    hubert, clip_folder = recipe / "models" / f"hubert{int(large)}", recipe / "models" / "clip"
+    if not hubert.exists():
+        save_hubert(hubert, large=large)
+    if not clip_folder.exists():
+        save_clip(clip_folder)
+    config = settings(model__head__name=head, **changes)
+    located = with_paths(config, hubert=hubert, clip=clip_folder).model
+    encoder, clip = load_speech_encoder(located.speech_encoder), load_clip(located.clip)
+    torch.manual_seed(3)
+    model = build(
+        located, Dimensions(WIDTH, STATES, JOINT), speech_encoder=encoder, clip=clip,
+        vocabulary=vocabulary_of(captions(30), clip) if head == "cascaded" else None,
+    )  # fmt: skip
+    for part in model.trained_modules().values():
+        _shake(part, 3)
+    relative = with_paths(config, hubert=hubert.relative_to(recipe), clip=clip_folder.relative_to(recipe))
+    return model.eval(), relative

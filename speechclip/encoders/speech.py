@@ -238,7 +238,8 @@ def load_speech_encoder(config: SpeechEncoderConfig) -> WaveformEncoder | Whispe
     try:
         settings = transformers.AutoConfig.from_pretrained(path)
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as a speech encoder: {_first_line(error)}") from error
+        absent = "" if Path(path).exists() else "no such folder, and as a hub id "
+        raise UserError(f"{path}: {absent}not readable as a speech encoder: {_first_line(error)}") from error
     kind = settings.model_type
     if kind not in (*WAVEFORM_MODELS, "whisper"):
         raise UserError(f"{path}: model type {kind!r} is not one of {', '.join((*WAVEFORM_MODELS, 'whisper'))}")
