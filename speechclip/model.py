@@ -155,11 +155,12 @@ class SpeechCLIP(nn.Module):
         parts = [self.apply_head(*self.encode_waves(batch)).embedding for batch in self._batches(waves)]
         return nn.functional.normalize(torch.cat([cast(Tensor, part) for part in parts]), dim=-1)
 
-    def encode_image(self, images: Sequence[Image | str | Path]) -> Tensor:
+    def encode_image(self, images: Image | str | Path | Sequence[Image | str | Path]) -> Tensor:
         """Images, PIL or files, to [N, J], L2-normalised."""
         from speechclip.data.images import load_image
 
-        loaded = [load_image(item) if isinstance(item, (str, Path)) else item.convert("RGB") for item in images]
+        items = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        loaded = [load_image(item) if isinstance(item, (str, Path)) else item.convert("RGB") for item in items]
         return self._need_clip().encode_images(loaded)
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
@@ -211,7 +212,10 @@ class SpeechCLIP(nn.Module):
     def _tensors(self, waves: Wave | Sequence[Wave]) -> list[Tensor]:
         single = isinstance(waves, (str, Path)) or (isinstance(waves, (np.ndarray, Tensor)) and waves.ndim == 1)
         items = [waves] if single else waves
-        return [_as_wave(item).to(self.device) for item in cast(Sequence[Wave], items)]
+        tensors = [_as_wave(item).to(self.device) for item in cast(Sequence[Wave], items)]
+        if not tensors:
+            raise UserError("no waveforms: give at least one")
+        return tensors
 
     def _need_speech_encoder(self) -> Any:
         if self.speech_encoder is None:
@@ -233,6 +237,8 @@ def _as_wave(item: Wave) -> Tensor:
         raise UserError(f"a waveform is a non-empty 1-D array of {SAMPLE_RATE} Hz samples, not of shape {tuple(wave.shape)}")
     if wave.dtype == torch.int16:
         return wave.float() / 2**15
+    if not wave.is_floating_point():
+        raise UserError(f"a waveform of {wave.dtype}; int16 or floating point is needed, since others have no known scale")
     if not torch.isfinite(wave).all():
         raise UserError("a waveform holds NaN or infinite samples")
     return wave.float()
@@ -249,12 +255,15 @@ def build(
     """A freshly initialised model of the configured head.
 
     Raises:
-        UserError: a cascaded head without CLIP or vocabulary, a vocabulary of another CLIP, or attention heads that do not
-            divide the width.
+        UserError: a cascaded head without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that do not
+            divide the width, or layers the encoder does not have.
     """
     settings = config.head
     if dimensions.speech % settings.attention_heads:
         raise UserError(f"model.head.attention_heads: {settings.attention_heads} do not divide the width {dimensions.speech}")
+    layers = config.speech_encoder.layers
+    if layers is not None and speech_encoder is not None and max(layers) >= speech_encoder.num_states:
+        raise UserError(f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}")
     head: ParallelHead | CascadedHead
     if settings.name == "parallel":
         head = ParallelHead(
