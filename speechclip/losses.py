@@ -18,7 +18,8 @@ def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scal
     Returns:
         the mean of both directions' cross-entropies, a scalar.
     """
-    logits = speech @ target.T * scale
+    with torch.autocast(speech.device.type, enabled=False):  # bfloat16 knows a logit of 14 to 1/16
+        logits = speech.float() @ target.float().T * scale
     same = groups[:, None] == groups[None, :]
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, float("-inf"))

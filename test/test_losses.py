@@ -86,3 +86,12 @@ def test_temperature_fixed_or_learned() -> None:
         masked_contrastive_loss(speech, target, DISTINCT, math.exp(math.log(1 / 0.07) + by)) for by in (step, -step)
     )
     assert float(loss.log_scale.grad) == pytest.approx(float(up - down) / (2 * step), rel=1e-2)
+
+
+def test_the_loss_is_never_in_half_precision() -> None:
+    torch.manual_seed(0)
+    speech, target = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+    groups = torch.arange(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = masked_contrastive_loss(speech, target, groups, 1 / 0.07)
+    assert torch.equal(halved, masked_contrastive_loss(speech, target, groups, 1 / 0.07))

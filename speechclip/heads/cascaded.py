@@ -39,6 +39,7 @@ class KeywordBatchNorm(nn.BatchNorm1d):
     def _forward_global(self, flat: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 
+        flat = flat.float()  # sums over the batch, also where training is in half precision
         size = torch.full_like(flat[:1, :1], len(flat))
         sums = all_reduce(torch.cat([flat.sum(dim=0), size[0]]))
         count = sums[-1].detach()

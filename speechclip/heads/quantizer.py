@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -33,8 +34,13 @@ class SubwordQuantizer(nn.Module):
         return nn.functional.normalize(vectors, dim=-1) @ self.normalized.to(vectors.dtype).T
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Keyword vectors [B, K, D] -> (quantised [B, K, D], rows [B, K] int64)."""
-        cosines = self.cosines(vectors).masked_fill(~self.allowed, float("-inf"))
-        rows = cosines.argmax(dim=-1)
-        soft = (cosines / self.temperature).softmax(dim=-1) @ self.table.to(cosines.dtype)
+        """Keyword vectors [B, K, D] -> (quantised [B, K, D], rows [B, K] int64).
+
+        Never in half precision: thousands of cosines tie there, and training would see other rows than evaluation.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
+            cosines = self.cosines(vectors).masked_fill(~self.allowed, float("-inf"))
+            rows = cosines.argmax(dim=-1)
+            soft = (cosines / self.temperature).softmax(dim=-1) @ self.table.to(cosines.dtype)
         return self.table[rows].to(soft.dtype) + (soft - soft.detach()), rows

@@ -35,6 +35,18 @@ class TrainingData:
     dev_speech: SpeechSource
 
 
+class Task:
+    """What a training step works on. A plain class: Fabric rounds tensors and named tuples of them to the training
+    precision on their way into a module, and waveforms, stored states and targets have to arrive as they are.
+
+    Args:
+        batch: B utterances. targets: [B, J] L2-normalised. groups: [B] int, their images.
+    """
+
+    def __init__(self, batch: Batch, targets: Tensor, groups: Tensor) -> None:
+        self.batch, self.targets, self.groups = batch, targets, groups
+
+
 class LossStep(nn.Module):
     """From a batch to its loss, as one module, so that DistributedDataParallel sees every trained parameter used.
 
@@ -48,8 +60,9 @@ class LossStep(nn.Module):
         self._config = config
         self._fabric = fabric
 
-    def forward(self, batch: Batch, targets: Tensor, groups: Tensor) -> Tensor:
-        """batch of B utterances, targets [B, J] L2-normalised, groups [B] (images) -> loss, a scalar."""
+    def forward(self, task: Task) -> Tensor:
+        """The loss of a batch, a scalar."""
+        batch, targets, groups = task.batch, task.targets, task.groups
         # transformers draws for layer drop even where none is done: stored and online features see one random state
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             states, frames = features_of(self.model, batch)
@@ -187,7 +200,7 @@ class Trainer:
             group["lr"] = learning_rate(step, optim)
         self.model.train()
         indices = batch.indices.to(fabric.device)
-        loss = self.step_module(batch, self._targets[indices], self._groups[indices])
+        loss = self.step_module(Task(batch, self._targets[indices], self._groups[indices]))
         if not torch.isfinite(loss):
             raise UserError(f"training: the loss is {loss.item()} at step {step + 1}; {self._suspects(batch)}")
         self.optimizer.zero_grad()

@@ -76,6 +76,16 @@ def test_gradient_is_that_of_the_soft_sum() -> None:
     assert ours.grad.abs().min() > 1e-6
 
 
+def test_half_precision_training_chooses_the_same_rows() -> None:
+    torch.manual_seed(0)
+    table, vectors = torch.randn(5000, 8), torch.randn(16, 8, 8)
+    quantizer = SubwordQuantizer(table, torch.ones(5000, dtype=torch.bool), temperature=TEMPERATURE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quantized, rows = quantizer(vectors)
+    assert torch.equal(rows, quantizer(vectors)[1])
+    assert torch.equal(quantized, table[rows])
+
+
 class _Largest(TorchDispatchMode):
     """Records the size of the largest tensor that any operation returns."""
 

@@ -32,6 +32,7 @@ from speechclip.checkpoint import WEIGHTS, load_model, read_weights
 from speechclip.config import ClipConfig, OptimConfig, SpeechEncoderConfig
 from speechclip.data.dataset import Batch, Crop, StoreSource, bucketed_batches
 from speechclip.data.features import FeatureWriter
+from speechclip.embed import features_of
 from speechclip.encoders.clip import OpenClip, load_clip
 from speechclip.encoders.speech import load_speech_encoder
 from speechclip.errors import UserError
@@ -248,6 +249,37 @@ def test_patience_stops_early(corpus: Path, tmp_path: Path, monkeypatch: pytest.
     progress = trainer(config, training_data(corpus), tmp_path).run()
     assert (progress.step, progress.best, progress.best_step, progress.finished) == (8, 7.0, 4, True)
     assert json.loads((tmp_path / "best" / "provenance.json").read_text())["step"] == 4
+
+
+@pytest.mark.parametrize("feats", ["dump", "online"])
+def test_mixed_precision_rounds_no_input(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feats: str
+) -> None:
+    """Waveforms, stored states and targets reach the model as they were read, whatever the training precision."""
+    seen: list[tuple[Batch, Tensor]] = []
+    encoder = load_speech_encoder(SpeechEncoderConfig(str(save_hubert(tmp_path / "hubert"))))
+    data = training_data(corpus, feats=feats)
+    run = trainer(settings(train__precision="bf16-mixed", optim__max_steps=2), data, tmp_path / "run", encoder=encoder)
+    plain_features, plain_loss = features_of, run.model.loss.forward
+
+    def features(model: Any, batch: Batch) -> Any:
+        seen.append((batch, torch.empty(0)))
+        return plain_features(model, batch)
+
+    def loss(speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+        seen[-1] = (seen[-1][0], target)
+        return plain_loss(speech, target, groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("speechclip.train.loop.features_of", features)
+        patch.setattr(run.model.loss, "forward", loss)
+        run.run()
+    assert len(seen) == 2
+    for batch, target in seen:
+        read = data.train_speech.batch(batch.indices.tolist(), Crop(6.4, 0, 0))
+        pairs = [(batch.states, read.states)] if feats == "dump" else zip(batch.waves, read.waves, strict=True)
+        assert all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
+        assert torch.equal(target, run._targets[batch.indices])
 
 
 def test_supervision_by_text_puts_each_caption_in_its_images_place(corpus: Path, tmp_path: Path) -> None:
