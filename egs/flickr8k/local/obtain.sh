@@ -10,7 +10,8 @@ nj=2     #: not used, nothing is computed
 . ../../utils/parse_options.sh "$@"
 
 missing() {
-    echo "error: ${corpus:-"--corpus DIR"}: $1 (README.md of this recipe's folder tells where to get it)" >&2
+    echo "error: ${corpus:-"--corpus DIR"}: $1 (photographs and captions: Flickr8k, Hodosh et al. 2013; recordings:" \
+        "Flickr 8k Audio Caption Corpus, Harwath and Glass 2015)" >&2
     exit 1
 }
 
