@@ -184,6 +184,9 @@ def test_shipped_models_are_small() -> None:
 
 
 def test_shipped_hubert_loads_and_is_finite() -> None:
+    from speechclip.compat import prepare as prepare_packages
+
+    prepare_packages()
     import torch
     from transformers import AutoFeatureExtractor, HubertModel
 
