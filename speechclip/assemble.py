@@ -11,7 +11,7 @@ import numpy as np
 
 from speechclip.config import Config
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
-from speechclip.data.embeddings import embeddings_source
+from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir
 from speechclip.data.vocabulary import Vocabulary
@@ -63,12 +63,18 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechCLIP:
     if settings.head.name == "cascaded":
         clip = load_clip(settings.clip)
         words = Vocabulary.load(vocabulary)
-    with np.load(dump / "image_embeddings.npz") as archive:
-        joint = int(archive["embeddings"].shape[1])
+    joint = int(load_embeddings(_embeddings(dump))[1].shape[1])
     if clip is not None and clip.joint_dim != joint:
         raise UserError(f"{dump}/image_embeddings.npz: {joint} dimensions, {settings.clip.path} has {clip.joint_dim}")
     dimensions = Dimensions(speech=width, states=states, joint=joint)
     return build(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=words)
+
+
+def _embeddings(dump: Path) -> Path:
+    path = dump / "image_embeddings.npz"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; stage 2 makes it")
+    return path
 
 
 def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
