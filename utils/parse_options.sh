@@ -18,6 +18,7 @@ parse_options() {
     local declares='^[[:space:]]*([a-z][a-z0-9_]*)=.*[[:space:]]#:[[:space:]]?(.*)$'
     local continues='^[[:space:]]*#:[[:space:]]?(.*)$'
     for word in "${files[@]}"; do
+        [[ -f $word ]] || word=$OLDPWD/$word  # named as it was called, before the script went to its own folder
         while IFS= read -r line; do
             if [[ $line =~ $continues ]] && ((at >= 0)); then
                 texts[at]+=" ${BASH_REMATCH[1]}"
