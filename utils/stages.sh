@@ -12,7 +12,11 @@ stage_obtain() {  # corpus and models
     local -a options=(--corpus "$corpus" --nj "$nj")
     for option in "${obtain_options[@]}"; do
         options+=("--$option" "${!option}")
-        [[ ${!option} != true ]] || again=true  # such an option asks for work; its result counts, not the asking
+        case ${!option} in
+            true) again=true ;;  # such an option asks for work; its result counts, not the asking
+            false) ;;
+            *) depends value "$option=${!option}" ;;
+        esac
     done
     depends script local
     [[ -z $corpus ]] || depends path "$corpus"

@@ -21,10 +21,11 @@ title="Trains and scores SpeechCLIP heads on a generated corpus of scenes and sp
 models="tiny"
 heads="parallel cascaded"
 obtained="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
-obtain_options=(pretrain)
+obtain_options=(scenes pretrain)
 
 model=tiny
 head=$heads
+scenes=2000     #: training scenes of the corpus; dev and test have a tenth each
 pretrain=false  #: make the tiny CLIP and the tiny HuBERT again before anything else
 
 . ../../utils/driver.sh "$@"

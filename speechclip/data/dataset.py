@@ -81,7 +81,9 @@ class StoreSource:
         absent = [layer for layer in wanted if layer not in stored]
         if absent:
             raise UserError(f"{directory}: layer {absent[0]} is not stored, only {stored}; run stage 2 again")
-        self._rows = None if wanted == stored else [stored.index(layer) for layer in wanted]
+        rows = [stored.index(layer) for layer in wanted]
+        self._span = slice(min(rows), max(rows) + 1)  # read from disk; of these, the ones wanted
+        self._rows = [row - min(rows) for row in rows]
         self.num_states = len(wanted)
         self.dim = self.store.dim
         self.lengths = np.array([self.store.num_frames[item] for item in self.ids]) / FRAME_RATE
@@ -94,8 +96,8 @@ class StoreSource:
             length = self.store.num_frames[self.ids[index]]
             start = crop.start(index, length, limit) if crop else 0
             stop = min(length, start + limit) if limit else length
-            states = self.store.read(self.ids[index], start, stop)  # [L, t, D]
-            rows.append(states if self._rows is None else states[self._rows])
+            states = self.store.read(self.ids[index], start, stop, self._span)  # [L, t, D]
+            rows.append(states if self._rows == list(range(len(states))) else states[self._rows])
         frames = torch.tensor([row.shape[1] for row in rows])
         padded = rows[0].new_zeros(len(rows), rows[0].shape[0], int(frames.max()), rows[0].shape[2])
         for target, row in zip(padded, rows):

@@ -199,11 +199,15 @@ class FeatureStore:
         """The utterances, sorted."""
         return tuple(self.num_frames)
 
-    def read(self, utt_id: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read(
+        self, utt_id: str, start: int = 0, stop: int | None = None, rows: slice = slice(None)
+    ) -> torch.Tensor:
         """Features of one utterance, frames ``start`` to ``stop`` (as a Python slice), in the stored dtype.
 
+        rows: of the stored layers, by position.
+
         Returns:
-            A tensor of its own, [layers, frames, width]. Only the frames asked for are read from disk.
+            A tensor of its own, [layers, frames, width]. Only what is asked for is read from disk.
 
         Raises:
             UserError: the store does not have the utterance.
@@ -211,7 +215,7 @@ class FeatureStore:
         if utt_id not in self._shard_of:
             raise UserError(f"{self.directory / INDEX}: no features of utterance {utt_id!r}")
         handle = self._handle(self._shard_of[utt_id])
-        features: torch.Tensor = handle.get_slice(utt_id)[:, start:stop]
+        features: torch.Tensor = handle.get_slice(utt_id)[rows, start:stop]
         return features.clone(memory_format=torch.contiguous_format)
 
     def __contains__(self, utt_id: object) -> bool:

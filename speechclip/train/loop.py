@@ -131,6 +131,8 @@ class Trainer:
         folder, saved, origin = read_checkpoint(last)
         changed = _differences(saved, self.config)
         changed += [key for key in ("seed", "data") if origin.get(key) != self.origin[key]]
+        before, now = _weights_of(origin), _weights_of(self.origin)
+        changed += [part for part in sorted(before.keys() & now.keys()) if before[part] != now[part]]
         if changed:
             self.fabric.print(f"{self.folder}: trained with another {', '.join(changed)}; starting anew")
             self.fabric.barrier()
@@ -261,8 +263,17 @@ class Trainer:
         )  # fmt: skip
 
 
+def _weights_of(origin: dict[str, Any]) -> dict[str, Any]:
+    """Fingerprints of the frozen encoders that a run's provenance names."""
+    return {part: facts.get("weights") for part, facts in origin.get("encoders", {}).items() if facts.get("weights")}
+
+
+# what changes how a run is told, scored or fed, but not what it learns
+_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval")
+
+
 def _differences(saved: Config, wanted: Config) -> list[str]:
-    """Dotted keys in which two configurations differ, those of scoring aside."""
+    """Dotted keys in which two configurations differ, as far as they change what is learnt."""
 
     def value(config: Config, key: str) -> Any:
         node: Any = to_dict(config)
@@ -270,4 +281,4 @@ def _differences(saved: Config, wanted: Config) -> list[str]:
             node = node[part]
         return node
 
-    return [key for key in known_keys() if not key.startswith("eval.") and value(saved, key) != value(wanted, key)]
+    return [key for key in known_keys() if not key.startswith(_IMMATERIAL) and value(saved, key) != value(wanted, key)]

@@ -244,7 +244,7 @@ def test_other_processes(tmp_path: Path, method: str) -> None:
     workers = [context.Process(target=_read_all, args=(store, queue)) for _ in range(2)]  # type: ignore[attr-defined]
     for worker in workers:
         worker.start()
-    sums = [queue.get(timeout=60) for _ in workers]
+    sums = [queue.get(timeout=200) for _ in workers]
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0

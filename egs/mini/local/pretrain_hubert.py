@@ -2,8 +2,8 @@
 """Train the tiny HuBERT of the mini corpus, self-supervised: predict the clusters of masked frames.
 
 The convolutions first learn, by themselves, to give the log mel spectrum of the waveform, and stay as they are from
-then on. The transformer learns to predict clusters of MFCCs and then, going on with its weights, clusters of its own
-middle layer. The speech is captions of scenes that are in no split, spoken by the train voices with other pitches,
+then on. The transformer learns to predict clusters of MFCCs in their context of a word's length and then, going on with
+its weights, such clusters of its own upper layer. The speech is captions of scenes that are in no split, spoken by the train voices with other pitches,
 rates and vocal tract lengths. Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
 """
 
@@ -25,7 +25,7 @@ from captions import captions_of
 from generate import plan_corpus
 from scenes import generator, random_scene
 from speak import VOICES, say
-from tiny_hubert import FIELD, HOP, SAMPLE_RATE, fit_clusters, hubert_config, log_mel, mfcc, span_mask
+from tiny_hubert import FIELD, HOP, SAMPLE_RATE, fit_clusters, hubert_config, log_mel, mfcc, span_mask, with_context
 
 SPLIT = "pretrain_hubert"
 PACKAGES = ("torch", "transformers", "librosa", "scikit-learn", "espeakng-loader", "numpy")
@@ -157,9 +157,9 @@ def layer_features(model: Any, layer: int, front: np.ndarray) -> np.ndarray:
 
 
 def cluster_labels(features: list[np.ndarray], count: int, seed: int) -> list[np.ndarray]:
-    """k-means of one utterance's frames in eight, then the cluster of every frame: int64 [T] of each utterance."""
-    fitted = fit_clusters(np.concatenate(features[::8]), count, seed)
-    return [fitted.predict(feature).astype(np.int64) for feature in features]
+    """k-means of the frames of one utterance in eight, in their context, then every frame's cluster: int64 [T] each."""
+    fitted = fit_clusters(np.concatenate([with_context(feature) for feature in features[::8]]), count, seed)
+    return [fitted.predict(with_context(feature)).astype(np.int64) for feature in features]
 
 
 def masked_loss(model: Any, head: Any, front: Any, targets: Any, mask: Any, seen: float) -> tuple[Any, float]:
@@ -238,10 +238,11 @@ def pretrain(waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any
     print(f"{hours:.2f} hours of speech, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     measured: dict[str, Any] = {"hours": round(hours, 2), "front end": train_front(model, waves, args)}
     features = front_features(model, waves)
-    labels = cluster_labels([mfcc(log_mel(to_float(wave))) for wave in waves], 100, args.seed)
+    labels = cluster_labels([mfcc(log_mel(to_float(wave)))[:, :13] for wave in waves], args.clusters, args.seed)
     measured["mfcc"] = train_round(model, features, labels, "mfcc", args, 0.5)
     save(model, args.out, provenance(args.seed, PACKAGES, measured))
-    labels = cluster_labels([layer_features(model, args.layer, front) for front in features], 200, args.seed)
+    labels = cluster_labels(
+        [layer_features(model, args.layer, front) for front in features], 2 * args.clusters, args.seed)
     measured["own layer"] = train_round(model, features, labels, "own layer", args, 0.2)
     save(model, args.out, provenance(args.seed, PACKAGES, measured))
     return measured
@@ -258,6 +259,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="utterances a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--masked", type=float, default=0.45, help="share of masked frames")
+    parser.add_argument("--clusters", type=int, default=256, help="clusters of the first round, half those of the second")
     parser.add_argument("--layer", type=int, default=3, help="hidden state clustered for the second round")
     parser.add_argument("--seconds", type=float, default=0, help="limit of a round's training time (0: none)")
     parser.add_argument("--cache", type=Path, help=".npz that keeps the speech from one run to the next")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples a second, a frame, in the receptive field of a frame
-SPAN = 10  # frames in a masked span
+SPAN = 5  # frames in a masked span: within a word, since the words around it do not tell what it is in these captions
+CONTEXT = (-8, -4, 0, 4, 8)  # frames whose features are clustered together, +-160 ms: about a word
 
 
 def hubert_config() -> Any:
@@ -51,6 +52,15 @@ def mfcc(mel: np.ndarray) -> np.ndarray:
 def standardised(features: np.ndarray) -> np.ndarray:
     """Zero mean and unit variance in every dimension over the utterance, which takes most of the voice away: [T, D]."""
     return np.asarray((features - features.mean(0)) / (features.std(0) + 1e-5))
+
+
+def with_context(features: np.ndarray) -> np.ndarray:
+    """The features of the frames at `CONTEXT` around each, the first and last repeated: [T, D] to [T, 5 * D].
+
+    A frame whose cluster depends on its surroundings can only be named by a state that has gathered them.
+    """
+    frames = np.arange(len(features))
+    return np.concatenate([features[np.clip(frames + shift, 0, len(features) - 1)] for shift in CONTEXT], axis=1)
 
 
 def span_mask(rng: np.random.Generator, rows: int, frames: int, share: float) -> np.ndarray:

@@ -1,0 +1,139 @@
+"""The mini recipe as a user runs it, on a few scenes: every stage, a second run, a kill in training, a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENES = 50
+SHORT = ["--", "--data.batch_size", "32", "--optim.max_steps", "12", "--optim.warmup_steps", "2"]
+SHORT += ["--train.eval_interval", "4", "--train.log_interval", "2", "--eval.bootstrap", "50"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository as far as recipes need it; egs/mini of it."""
+    top = tmp_path_factory.mktemp("clone")
+    for name in ("egs", "utils", "speechclip"):
+        left_out = shutil.ignore_patterns("__pycache__", "corpus", "data", "dump", "exp")
+        if name == "speechclip":
+            left_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, top / name, ignore=left_out)
+    return top / "egs" / "mini"
+
+
+def _environment(recipe: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(recipe.parent.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "SPEECHCLIP_PYTHON": sys.executable, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def _run(recipe: Path, *options: str, status: int = 0) -> str:
+    words = ["./run.sh", "--scenes", str(SCENES), *options]
+    done = subprocess.run(
+        words, cwd=recipe, env=_environment(recipe), capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.fixture(scope="module")
+def first(recipe: Path) -> str:
+    """The output of the first whole run."""
+    return _run(recipe, *SHORT)
+
+
+def test_a_plain_run_leaves_every_file_with_the_right_counts(recipe: Path, first: str) -> None:
+    assert len((recipe / "data/train/wav.scp").read_text().splitlines()) == SCENES * 3
+    assert len((recipe / "data/test/img.scp").read_text().splitlines()) == SCENES // 10
+    for head in ("parallel", "cascaded"):
+        scores = json.loads((recipe / f"exp/tiny_{head}/scores/retrieval.json").read_text())
+        there = scores["speech->image"]
+        assert set(there) == {"R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"}
+        assert (there["n_queries"], there["n_gallery"]) == (SCENES // 10 * 3, SCENES // 10)
+        assert {"image->speech", "speech->text", "text->speech", "text->image", "random"} <= set(scores)
+        assert scores["random"]["speech->image"]["R@1"] == pytest.approx(100 / (SCENES // 10))
+        assert scores["provenance"]["seed"] == 0
+        assert "speechclip.bin.score_retrieval" in scores["provenance"]["command"]
+        assert (recipe / f"exp/tiny_{head}/figures").is_dir()
+    keywords = json.loads((recipe / "exp/tiny_cascaded/scores/keywords.json").read_text())
+    assert {"clean", "reference", "content_top1", "frequency_prior"} <= set(keywords)
+    count = sum(name.startswith("kw") for name in keywords["clean"])
+    lines = (recipe / "exp/tiny_cascaded/scores/keywords.jsonl").read_text().splitlines()
+    assert len(lines) == SCENES // 10 * 3 * count
+    record = json.loads(lines[0])
+    assert set(record) == {"utterance", "keyword", "neighbours", "span", "caption"} and len(record["neighbours"]) == 5
+    results = (recipe / "RESULTS.md").read_text()
+    assert "tiny" in results and "cascaded" in results and "parallel" in results
+
+
+def test_a_second_run_does_nothing_in_under_five_seconds(recipe: Path, first: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (recipe / "exp").rglob("best/*")}
+    used = _processor_seconds()
+    said = _run(recipe, *SHORT)
+    assert _processor_seconds() - used < 5  # not wall time: other work on the machine is not the recipe's fault
+    assert said.count("up to date") == 3 + 3 * 2 + 1
+    assert before == {path: path.stat().st_mtime_ns for path in (recipe / "exp").rglob("best/*")}
+
+
+def test_stage_4_alone_makes_lost_scores_again(recipe: Path, first: str) -> None:
+    target = recipe / "exp/tiny_parallel/scores/retrieval.json"
+    before = json.loads(target.read_text())
+    target.unlink()
+    _run(recipe, "--stage", "4", "--head", "parallel", *SHORT)
+    again = json.loads(target.read_text())
+    assert {**before, "provenance": None} == {**again, "provenance": None}
+
+
+def test_the_trained_model_loads_and_answers(recipe: Path, first: str) -> None:
+    from speechclip import SpeechCLIP
+
+    model = SpeechCLIP.from_pretrained(recipe / "exp/tiny_cascaded/best")
+    wav = (recipe / "data/test/wav.scp").read_text().split()[1]
+    stored = np.load(recipe / "exp/tiny_cascaded/scores/speech_embeddings.npz")
+    embedding = model.encode_speech(recipe / wav)[0].numpy()
+    assert float(embedding @ stored["embeddings"][0]) > 0.95  # fp16 store, and alone instead of in a padded batch
+    assert len(model.keywords(recipe / wav)[0]) == model.config.head.keywords
+
+
+def test_killed_in_training_and_resumed_to_the_same_weights(recipe: Path, first: str) -> None:
+    options = ["--stage", "3", "--stop_stage", "3", "--head", "cascaded", "--tag", "cut", *SHORT]
+    words = ["./run.sh", "--scenes", str(SCENES), *options]
+    process = subprocess.Popen(
+        words, cwd=recipe, env=_environment(recipe), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    saved, deadline = recipe / "exp/tiny_cascaded_cut/last/training_state.json", time.monotonic() + 120
+    while not saved.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads(saved.read_text())["step"] in (4, 8)
+    said = _run(recipe, *options)
+    assert "resuming after step" in said
+    whole, cut = (load_file(recipe / f"exp/{name}/last/model.safetensors") for name in ("tiny_cascaded", "tiny_cascaded_cut"))
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert np.array_equal(value, cut[name]), name
+
+
+def test_a_bad_configuration_is_one_line_before_anything_is_written(recipe: Path, first: str) -> None:
+    said = _run(recipe, "--stage", "3", "--tag", "none", "--", "--optim.learning_rate", "1", status=2)
+    assert "optim.learning_rate" in said and "Traceback" not in said
+    assert not (recipe / "exp/tiny_parallel_none").exists()
