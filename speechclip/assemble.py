@@ -119,8 +119,8 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
     split = Split.load(data, dump)
     if split.images.shape[1] != model.dimensions.joint:
         raise UserError(
-            f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has {model.dimensions.joint}: "
-            "a checkpoint for other dimensions"
+            f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
+            f"{model.dimensions.joint}: a checkpoint for other dimensions"
         )
     if not stored:
         return model, config, split, WaveSource(split.data)

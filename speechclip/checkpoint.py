@@ -153,7 +153,8 @@ def load_model(
             without one (precomputed embeddings) loads none.
         config: overrides the saved configuration (encoder paths of another machine).
     Raises:
-        UserError: see :func:`read_checkpoint` and :func:`load_weights`; an encoder that is missing or has other weights.
+        UserError: see :func:`read_checkpoint` and :func:`load_weights`; an encoder that is missing or
+            has other weights.
     """
     from speechclip.encoders.clip import load_clip
     from speechclip.encoders.speech import load_speech_encoder
@@ -162,7 +163,9 @@ def load_model(
     settings = (config or saved).model
     speech_encoder, clip = None, None
     if with_speech_encoder:
-        located = dataclasses.replace(settings.speech_encoder, path=_locate(settings.speech_encoder.path, folder, origin))
+        located = dataclasses.replace(
+            settings.speech_encoder, path=_locate(settings.speech_encoder.path, folder, origin)
+        )
         speech_encoder = load_speech_encoder(located)
         _check_same(speech_encoder.description, origin, "speech_encoder", folder)
     if (with_clip and settings.clip.path) or settings.head.name == "cascaded":
@@ -192,7 +195,9 @@ def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:
         raise UserError(f"{folder / VOCABULARY}: no such file; a cascaded checkpoint holds one")
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     if origin.get("subwords", len(vocabulary)) != len(vocabulary):
-        raise UserError(f"{folder / VOCABULARY}: {len(vocabulary)} of {origin['subwords']} subwords: damaged or truncated")
+        raise UserError(
+            f"{folder / VOCABULARY}: {len(vocabulary)} of {origin['subwords']} subwords: damaged or truncated"
+        )
     return vocabulary
 
 
@@ -216,7 +221,8 @@ def provenance(*, command: list[str] | None, seed: int, data: Iterable[Path]) ->
         "recipe_command": os.environ.get("SPEECHCLIP_RECIPE_COMMAND", ""),
         "seed": seed,
         "commit": commit(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
         "data": {path.name: fingerprint(path) for path in data},
         "threads": torch.get_num_threads(),
     }

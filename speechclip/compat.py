@@ -1,6 +1,6 @@
 """What the third-party packages need before their first import.
 
-The registry's Linux builds of torchvision and torchaudio are compiled for CUDA. Beside a CPU build of torch their native
+The default Linux builds of torchvision and torchaudio are compiled for CUDA. Beside a CPU build of torch their native
 parts do not load, and the Python parts fail on import, transformers and open_clip with them. This project uses none of
 the native operators, so declaring their names is enough. Nothing installed is changed.
 """

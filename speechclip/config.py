@@ -207,7 +207,9 @@ class Config:
         for key in ("dropout", "input_dropout"):
             _check(0 <= getattr(head, key) < 1, f"model.head.{key}", getattr(head, key), "in [0, 1)")
         _check(head.keywords >= 1, "model.head.keywords", head.keywords, "at least 1")
-        _check(head.quantizer_temperature > 0, "model.head.quantizer_temperature", head.quantizer_temperature, "positive")
+        _check(
+            head.quantizer_temperature > 0, "model.head.quantizer_temperature", head.quantizer_temperature, "positive"
+        )
         _check(self.model.loss.temperature > 0, "model.loss.temperature", self.model.loss.temperature, "positive")
         for key in ("batch_size", "eval_batch_size", "bucket_batches", "time_mask_frames"):
             _check(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
@@ -216,7 +218,9 @@ class Config:
         _check(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", optim.betas, "in [0, 1)")
         _check(optim.lr > 0, "optim.lr", optim.lr, "positive")
         _check(optim.max_steps >= 1, "optim.max_steps", optim.max_steps, "at least 1")
-        _check(0 <= optim.warmup_steps <= optim.max_steps, "optim.warmup_steps", optim.warmup_steps, "in [0, max_steps]")
+        _check(
+            0 <= optim.warmup_steps <= optim.max_steps, "optim.warmup_steps", optim.warmup_steps, "in [0, max_steps]"
+        )
         for key in ("final_lr", "weight_decay", "clip_norm"):
             _check(getattr(optim, key) >= 0, f"optim.{key}", getattr(optim, key), "not negative")
         _check(0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "in [0, 1)")

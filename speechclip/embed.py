@@ -35,7 +35,9 @@ def features_of(model: SpeechCLIP, batch: Batch) -> SpeechFeatures:
 
 
 @torch.no_grad()
-def run(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> Iterator[tuple[Batch, SpeechFeatures, HeadOutput]]:
+def run(
+    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
+) -> Iterator[tuple[Batch, SpeechFeatures, HeadOutput]]:
     """Batches with their features and head outputs, longest utterances first. The model is put into eval mode."""
     model.eval()
     batches = evaluation_batches(source.lengths, batch_size)

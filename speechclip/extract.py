@@ -58,7 +58,9 @@ def extract_features(config: Config, data: str, out: str, *, batch_seconds: floa
     encoder = load_speech_encoder(config.model.speech_encoder)
     layers = config.model.speech_encoder.layers or list(range(encoder.num_states))
     if max(layers) >= encoder.num_states:
-        raise UserError(f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has {encoder.num_states}")
+        raise UserError(
+            f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has {encoder.num_states}"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
     description = {**encoder.description, "recordings": _recordings(ids, samples)}
@@ -129,13 +131,17 @@ def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str
     if given:
         stored, table = load_embeddings(given)
         row_of = {item: row for row, item in enumerate(stored)}
-        pairs = [(u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances]
+        pairs = [
+            (u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances
+        ]
         kept = [(item, row) for item, row in pairs if row >= 0]
         ids, rows, source = [item for item, _ in kept], table[[row for _, row in kept]], {"path": given}
     elif clip is not None:
         ids = [utterance.id for utterance in directory.utterances]
         texts = [utterance.text for utterance in directory.utterances]
-        parts = [clip.encode_texts(texts[at : at + CLIP_BATCH]).cpu().numpy() for at in range(0, len(texts), CLIP_BATCH)]
+        parts = [
+            clip.encode_texts(texts[at : at + CLIP_BATCH]).cpu().numpy() for at in range(0, len(texts), CLIP_BATCH)
+        ]
         rows, source = np.concatenate(parts), clip.description
     else:
         ids = []

@@ -180,7 +180,9 @@ class SpeechCLIP(nn.Module):
             states, frames = self.encode_waves(batch)
             keywords = self.head(*self._mix(states, frames)).keywords
             assert keywords is not None
-            cosines = self.head.quantizer.cosines(keywords.vectors).masked_fill(~self.head.quantizer.allowed, -torch.inf)
+            cosines = self.head.quantizer.cosines(keywords.vectors).masked_fill(
+                ~self.head.quantizer.allowed, -torch.inf
+            )
             best = cosines.topk(min(top_k, int(self.head.quantizer.allowed.sum())), dim=-1)
             for i, count in enumerate(frames.tolist()):
                 spans = [attention_span(w[:count].cpu().numpy(), FRAME_SECONDS) for w in keywords.attention[i]]
@@ -197,8 +199,8 @@ class SpeechCLIP(nn.Module):
         """What the s3prl upstream returns (METHOD section 7), for one padded batch.
 
         Returns:
-            the encoder's raw states, then the head's own layer over the frames: tensors [B, T, d], all of one size; and the
-            valid frames [B].
+            the encoder's raw states, then the head's own layer over the frames: tensors [B, T, d], all of one size; and
+            the valid frames [B].
         """
         states, frames = self._need_speech_encoder()(self._tensors(waves))
         layers = self.config.speech_encoder.layers
@@ -234,11 +236,15 @@ def _as_wave(item: Wave) -> Tensor:
         return torch.from_numpy(load_audio(item))
     wave = torch.as_tensor(item)
     if wave.ndim != 1 or not len(wave):
-        raise UserError(f"a waveform is a non-empty 1-D array of {SAMPLE_RATE} Hz samples, not of shape {tuple(wave.shape)}")
+        raise UserError(
+            f"a waveform is a non-empty 1-D array of {SAMPLE_RATE} Hz samples, not of shape {tuple(wave.shape)}"
+        )
     if wave.dtype == torch.int16:
         return wave.float() / 2**15
     if not wave.is_floating_point():
-        raise UserError(f"a waveform of {wave.dtype}; int16 or floating point is needed, since others have no known scale")
+        raise UserError(
+            f"a waveform of {wave.dtype}; int16 or floating point is needed, since others have no known scale"
+        )
     if not torch.isfinite(wave).all():
         raise UserError("a waveform holds NaN or infinite samples")
     return wave.float()
@@ -260,10 +266,14 @@ def build(
     """
     settings = config.head
     if dimensions.speech % settings.attention_heads:
-        raise UserError(f"model.head.attention_heads: {settings.attention_heads} do not divide the width {dimensions.speech}")
+        raise UserError(
+            f"model.head.attention_heads: {settings.attention_heads} do not divide the width {dimensions.speech}"
+        )
     layers = config.speech_encoder.layers
     if layers is not None and speech_encoder is not None and max(layers) >= speech_encoder.num_states:
-        raise UserError(f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}")
+        raise UserError(
+            f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}"
+        )
     head: ParallelHead | CascadedHead
     if settings.name == "parallel":
         head = ParallelHead(
@@ -272,7 +282,9 @@ def build(
         )  # fmt: skip
     else:
         if clip is None:
-            raise UserError("model.clip.path: a cascaded head needs CLIP's text transformer; precomputed embeddings do not do")
+            raise UserError(
+                "model.clip.path: a cascaded head needs CLIP's text transformer; precomputed embeddings do not do"
+            )
         if vocabulary is None:
             raise UserError("data/clip_vocabulary.tsv: a cascaded head needs it; stage 2 makes it")
         table, allowed = reduced_table(clip, vocabulary)
@@ -300,6 +312,8 @@ def reduced_table(clip: OpenClip, vocabulary: Vocabulary) -> tuple[Tensor, Tenso
     """
     ids = torch.tensor(vocabulary.ids, device=clip.subword_table.device)
     if int(ids.max()) >= len(clip.subword_table):
-        raise UserError(f"the vocabulary has id {int(ids.max())}, CLIP's table {len(clip.subword_table)} rows: of another CLIP")
+        raise UserError(
+            f"the vocabulary has id {int(ids.max())}, CLIP's table {len(clip.subword_table)} rows: of another CLIP"
+        )
     special = torch.tensor([clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot], device=ids.device)
     return clip.subword_table[ids], ~torch.isin(ids, special)

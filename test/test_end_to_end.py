@@ -127,7 +127,9 @@ def test_killed_in_training_and_resumed_to_the_same_weights(recipe: Path, first:
     assert json.loads(saved.read_text())["step"] in (4, 8)
     said = _run(recipe, *options)
     assert "resuming after step" in said
-    whole, cut = (load_file(recipe / f"exp/{name}/last/model.safetensors") for name in ("tiny_cascaded", "tiny_cascaded_cut"))
+    whole, cut = (
+        load_file(recipe / f"exp/{name}/last/model.safetensors") for name in ("tiny_cascaded", "tiny_cascaded_cut")
+    )
     assert whole.keys() == cut.keys()
     for name, value in whole.items():
         assert np.array_equal(value, cut[name]), name

@@ -50,8 +50,9 @@ def test_every_shape_texture_and_background_can_be_drawn() -> None:
         thing = scenes.Thing(shape, "red", texture, "big", 1, 1, 1)
         other = scenes.Thing(shape, "red", texture, "big", 1, 0, 0)
         ground = scenes.BACKGROUNDS[number % len(scenes.BACKGROUNDS)]
-        drawn = [np.asarray(render.render(scenes.Scene((t,), ground), np.random.default_rng(0)), int)
-                 for t in (thing, other)]
+        drawn = [
+            np.asarray(render.render(scenes.Scene((t,), ground), np.random.default_rng(0)), int) for t in (thing, other)
+        ]
         assert np.abs(drawn[0] - drawn[1]).max() > 60, shape
 
 

@@ -58,11 +58,15 @@ def load_or_make(name: str, normalize: bool | None) -> object:
     import transformers
 
     large = name == "random:large"
-    shape = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096) if large else {}
+    shape = (
+        dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096) if large else {}
+    )
     kind = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True) if large else {}
     with tempfile.TemporaryDirectory() as folder:
         transformers.HubertModel(transformers.HubertConfig(**shape, **kind)).save_pretrained(folder)
-        return load_speech_encoder(SpeechEncoderConfig(path=folder, normalize=large if normalize is None else normalize))
+        return load_speech_encoder(
+            SpeechEncoderConfig(path=folder, normalize=large if normalize is None else normalize)
+        )
 
 
 @exit_on_user_error
@@ -70,7 +74,9 @@ def main() -> None:
     """Measure and print a table."""
     parser = ArgumentParser(prog="measure_feature_costs.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--encoder", required=True, help="transformers folder, random:base or random:large")
-    parser.add_argument("--normalize", choices=("true", "false"), default=None, help="as model.speech_encoder.normalize")
+    parser.add_argument(
+        "--normalize", choices=("true", "false"), default=None, help="as model.speech_encoder.normalize"
+    )
     parser.add_argument("--data_dir", default=None, help="data directory; noise of 1 to 8 s without it")
     parser.add_argument("--utterances", type=int, default=64, help="how many, drawn at random")
     parser.add_argument("--batch", type=int, default=8, help="utterances in a padded batch")

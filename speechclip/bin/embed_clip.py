@@ -12,11 +12,19 @@ from speechclip.errors import UserError, exit_on_user_error
 def main() -> None:
     """Embed the images and captions of data directories, or take over a user's own embeddings."""
     parser = build_parser("speechclip.bin.embed_clip", __doc__ or "")
-    parser.add_argument("--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'")
-    parser.add_argument("--dump_root", type=str, required=True, help="folder that gets a folder for each data directory")
-    parser.add_argument("--clip_embeddings", type=str, default="", help=".npz (ids, embeddings) in the image tower's place")
+    parser.add_argument(
+        "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
+    )
+    parser.add_argument(
+        "--dump_root", type=str, required=True, help="folder that gets a folder for each data directory"
+    )
+    parser.add_argument(
+        "--clip_embeddings", type=str, default="", help=".npz (ids, embeddings) in the image tower's place"
+    )
     parser.add_argument("--text_embeddings", type=str, default="", help=".npz in the text tower's place, for scoring")
-    parser.add_argument("--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary to write")
+    parser.add_argument(
+        "--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary to write"
+    )
     config, options = parse(parser)
 
     from speechclip.data.kaldi import DataDir

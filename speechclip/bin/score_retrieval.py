@@ -42,7 +42,7 @@ def main() -> None:
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, row in report.items():
         if isinstance(row, dict) and "R@1" in row:
-            print(f"{name:28} R@1 {row['R@1']:5.1f}  R@5 {row['R@5']:5.1f}  R@10 {row['R@10']:5.1f}  MRR {row['MRR']:5.1f}")
+            print(f"{name:28} " + "  ".join(f"{key} {row[key]:5.1f}" for key in ("R@1", "R@5", "R@10", "MRR")))
     print(f"{target} written")
 
 

@@ -22,8 +22,8 @@ from speechclip.errors import UserError
 class Batch(NamedTuple):
     """A batch of utterances.
 
-    indices: [B] positions in the data directory. Either ``states`` [B, L, T, D] with ``frames`` [B] (from the store), or
-    ``waves``, B tensors [n_i] at 16 kHz (online).
+    indices: [B] positions in the data directory. Either ``states`` [B, L, T, D] with ``frames`` [B] (from the store),
+    or ``waves``, B tensors [n_i] at 16 kHz (online).
     """
 
     indices: Tensor
@@ -133,8 +133,8 @@ def bucketed_batches(
     """Shuffled training batches of utterances of similar length.
 
     The epoch's shuffle is cut into pools of ``bucket_batches`` batches; each pool is sorted by length and cut into
-    batches, which are shuffled again. Utterances that fill no batch are left out of the epoch. The result depends on the
-    arguments alone.
+    batches, which are shuffled again. Utterances that fill no batch are left out of the epoch. The result depends on
+    the arguments alone.
 
     Args:
         lengths: [N], any unit. batch_size: global. bucket_batches: 1 for no sorting.
@@ -181,7 +181,10 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Read batches in order, ``workers`` processes ahead."""
     loader = torch.utils.data.DataLoader(
-        _BatchReader(source, batches, crop), batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
+        _BatchReader(source, batches, crop),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
     )
     return iter(loader)
 
@@ -227,7 +230,9 @@ class Split:
             at = {utterance.id: number for number, utterance in enumerate(directory.utterances)}
             unknown = [item for item in text_ids if item not in at]
             if unknown:
-                raise UserError(f"{dump}/text_embeddings.npz: {unknown[0]} is no utterance of {data}; run stage 2 again")
+                raise UserError(
+                    f"{dump}/text_embeddings.npz: {unknown[0]} is no utterance of {data}; run stage 2 again"
+                )
             text_utterance = np.array([at[item] for item in text_ids])
             if texts.shape[1] != images.shape[1]:
                 raise UserError(f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}")

@@ -44,7 +44,9 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     wanted = stored if ids is None else list(ids)
     missing = [item for item in wanted if item not in row_of]
     if missing:
-        raise UserError(f"{path}: no embedding for {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+        raise UserError(
+            f"{path}: no embedding for {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
     rows = table[[row_of[item] for item in wanted]].astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():

@@ -199,9 +199,7 @@ class FeatureStore:
         """The utterances, sorted."""
         return tuple(self.num_frames)
 
-    def read(
-        self, utt_id: str, start: int = 0, stop: int | None = None, rows: slice = slice(None)
-    ) -> torch.Tensor:
+    def read(self, utt_id: str, start: int = 0, stop: int | None = None, rows: slice = slice(None)) -> torch.Tensor:
         """Features of one utterance, frames ``start`` to ``stop`` (as a Python slice), in the stored dtype.
 
         rows: of the stored layers, by position.

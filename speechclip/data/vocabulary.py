@@ -27,7 +27,7 @@ class Vocabulary:
 
     @classmethod
     def from_rows(cls, rows: Iterable[list[int]], subword_of: dict[int, str]) -> Vocabulary:
-        """Count ids over token rows, special tokens and padding included as the published code does (METHOD section 2)."""
+        """Count ids over token rows, special tokens and padding included as the published code does."""
         counter: Counter[int] = Counter()
         for row in rows:
             counter.update(row)

@@ -71,7 +71,9 @@ class OpenClip(nn.Module):
         text = getattr(model, "text", model)
         for name in ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask"):
             if getattr(text, name, None) is None:
-                raise UserError(f"{description['path']}: its text tower has no {name}; a causal CLIP text tower is needed")
+                raise UserError(
+                    f"{description['path']}: its text tower has no {name}; a causal CLIP text tower is needed"
+                )
         self.context_length: int = int(text.positional_embedding.shape[0])
         self.subword_dim: int = int(text.token_embedding.weight.shape[1])
         projection = text.text_projection
@@ -119,7 +121,8 @@ class OpenClip(nn.Module):
         batch, count, _ = keywords.shape
         if count + 2 > self.context_length:
             raise UserError(
-                f"model.head.keywords: {count} do not fit into the text tower's {self.context_length} positions with SOT and EOT"
+                f"model.head.keywords: {count} do not fit into the text tower's {self.context_length} positions "
+                "with SOT and EOT"
             )
         sot, eot = self.subword_table[[self.tokenizer.sot, self.tokenizer.eot]]
         ends = torch.full((batch,), count + 1, device=keywords.device)
@@ -165,7 +168,9 @@ def load_clip(config: ClipConfig) -> OpenClip:
     else:
         found = open_clip.get_tokenizer(name)
         if not isinstance(found, SimpleTokenizer):
-            raise UserError(f"{path}: its tokenizer {type(found).__name__} is neither CLIP's BPE nor a sentencepiece model")
+            raise UserError(
+                f"{path}: its tokenizer {type(found).__name__} is neither CLIP's BPE nor a sentencepiece model"
+            )
         tokenizer = BpeTokenizer(found)
     description = {"path": path, "kind": "open_clip", "weights": weights_fingerprint(model)}
     return OpenClip(model, tokenizer, _preprocess_of(model), description)

@@ -64,8 +64,8 @@ def attention_frames(num_samples: Tensor, max_samples: int, num_frames: int) -> 
 class _StateRecorder:
     """Collects the input of the first layer and the output of each, as raw as the layers give them.
 
-    Hooks instead of ``output_hidden_states``: whether that applies the final LayerNorm of a pre-norm encoder to the last
-    state depends on the version of transformers.
+    Hooks instead of ``output_hidden_states``: whether that applies the final LayerNorm of a pre-norm encoder to the
+    last state depends on the version of transformers.
     """
 
     def __init__(self, layers: nn.ModuleList) -> None:
@@ -178,7 +178,9 @@ class WhisperSpeechEncoder(nn.Module):
                 windows.append(wave[start : start + self.window].cpu().float().numpy())
                 owner.append(index)
         states = self._encode_windows(windows)  # [W, L, T, D]
-        rows = [torch.cat([s for s, o in zip(states, owner) if o == i], dim=1) for i in range(len(waves))]  # [L, T_i, D]
+        rows = [
+            torch.cat([s for s, o in zip(states, owner) if o == i], dim=1) for i in range(len(waves))
+        ]  # [L, T_i, D]
         lengths = torch.tensor([len(wave) for wave in waves], device=states.device)
         frames = frame_counts(lengths, max(row.shape[1] for row in rows)).clamp(min=1)
         longest = int(frames.max())

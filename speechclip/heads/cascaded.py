@@ -1,4 +1,4 @@
-"""The cascaded head: K [CLS] vectors become keywords that CLIP's text transformer reads (Shih et al. 2022, section 3.3)."""
+"""The cascaded head: K [CLS] vectors become keywords for CLIP's text transformer (Shih et al. 2022, section 3.3)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class KeywordBatchNorm(nn.BatchNorm1d):
         variance = all_reduce((flat - mean).square().sum(dim=0)) / count
         with torch.no_grad():
             momentum = 0.1 if self.momentum is None else self.momentum
-            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            assert (
+                self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            )
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)

@@ -77,7 +77,9 @@ class ClsAttention(nn.Module):
         module = self.attention
         heads, size = module.num_heads, module.head_dim
         weight_q, weight_k, weight_v = module.in_proj_weight.view(3, heads, size, -1)  # each [H, s, d]
-        bias_q, _, bias_v = module.in_proj_bias.view(3, heads, size)  # the key's bias moves no weight: it is the same for all
+        bias_q, _, bias_v = module.in_proj_bias.view(
+            3, heads, size
+        )  # the key's bias moves no weight: it is the same for all
         queries = torch.einsum("hsd,qd->hqs", weight_q, cls) + bias_q[:, None]  # [H, Q, s]
         folded = torch.einsum("hqs,hsd->hqd", queries, weight_k).flatten(0, 1) * size**-0.5  # [H*Q, d]
         among_cls = (folded @ cls.T).expand(len(frames), -1, -1)  # [B, H*Q, Q]

@@ -67,7 +67,9 @@ class LossStep(nn.Module):
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             states, frames = features_of(self.model, batch)
         data = self._config.data
-        masks = random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None
+        masks = (
+            random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None
+        )
         output = self.model.apply_head(states, frames, masks)
         speech = nn.functional.normalize(cast(Tensor, output.embedding).float(), dim=-1)
         if self._fabric.world_size > 1:
@@ -99,7 +101,9 @@ class Trainer:
         fabric: Fabric, seed: int, origin: dict[str, Any],
     ) -> None:  # fmt: skip
         if config.data.batch_size % fabric.world_size:
-            raise UserError(f"data.batch_size: {config.data.batch_size} is not a multiple of {fabric.world_size} processes")
+            raise UserError(
+                f"data.batch_size: {config.data.batch_size} is not a multiple of {fabric.world_size} processes"
+            )
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.fabric, self.seed, self.origin = fabric, seed, {**origin, **model.count_parameters()}
         optim = config.optim
@@ -186,7 +190,11 @@ class Trainer:
         """This process's share of an epoch's batches, from ``position`` on."""
         data = self.config.data
         batches = bucketed_batches(
-            self.data.train_speech.lengths, data.batch_size, bucket_batches=data.bucket_batches, seed=self.seed, epoch=epoch
+            self.data.train_speech.lengths,
+            data.batch_size,
+            bucket_batches=data.bucket_batches,
+            seed=self.seed,
+            epoch=epoch,
         )
         rank, world = self.fabric.global_rank, self.fabric.world_size
         mine = [batch[rank::world] for batch in batches[position:]]

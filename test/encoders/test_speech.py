@@ -235,7 +235,10 @@ def test_fifty_milliseconds_and_int_lists_of_one(tmp_path: Path) -> None:
     [
         (lambda f: None, "config.json: no such file"),
         (lambda f: (f.mkdir(), (f / "config.json").write_text("{")), "not readable as a speech encoder"),
-        (lambda f: (f.mkdir(), (f / "config.json").write_text('{"model_type": "bert"}')), "model type 'bert' is not one of"),
+        (
+            lambda f: (f.mkdir(), (f / "config.json").write_text('{"model_type": "bert"}')),
+            "model type 'bert' is not one of",
+        ),
         (lambda f: (f.mkdir(), (f / "config.json").write_text('{"model_type": "hubert"}')), "cannot be loaded"),
     ],
 )

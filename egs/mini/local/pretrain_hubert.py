@@ -3,8 +3,9 @@
 
 The convolutions first learn, by themselves, to give the log mel spectrum of the waveform, and stay as they are from
 then on. The transformer learns to predict clusters of MFCCs in their context of a word's length and then, going on with
-its weights, such clusters of its own upper layer. The speech is captions of scenes that are in no split, spoken by the train voices with other pitches,
-rates and vocal tract lengths. Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
+its weights, such clusters of its own upper layer. The speech is captions of scenes that are in no split, spoken by the
+train voices with other pitches, rates and vocal tract lengths.
+Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="utterances a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--masked", type=float, default=0.45, help="share of masked frames")
-    parser.add_argument("--clusters", type=int, default=256, help="clusters of the first round, half those of the second")
+    parser.add_argument("--clusters", type=int, default=256, help="in the first round; twice as many in the second")
     parser.add_argument("--layer", type=int, default=3, help="hidden state clustered for the second round")
     parser.add_argument("--seconds", type=float, default=0, help="limit of a round's training time (0: none)")
     parser.add_argument("--cache", type=Path, help=".npz that keeps the speech from one run to the next")
