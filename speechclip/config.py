@@ -1,7 +1,7 @@
 """The whole configuration schema: frozen dataclasses, filled from YAML layers and dotted overrides, validated.
 
 Later layers win. Every key is read somewhere; unknown keys and wrong types are errors that name the key.
-Defaults are the published Base settings (Shih et al. 2022, section 4.1; Wang et al. 2024).
+Defaults are the published Base settings (Shih et al. 2022; Wang et al. 2024).
 """
 
 from __future__ import annotations

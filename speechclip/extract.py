@@ -153,7 +153,7 @@ def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str
 
 
 def count_vocabulary(directories: Sequence[DataDir], clip: OpenClip) -> Vocabulary:
-    """The reduced vocabulary of all captions, special tokens and padding included and counted (METHOD section 2)."""
+    """The reduced vocabulary of all captions, special tokens and padding included and counted."""
     tokenizer = clip.tokenizer
     rows = [
         surround(tokenizer, tokenizer.encode(utterance.text), clip.context_length)

@@ -1,4 +1,4 @@
-"""The masked contrastive loss (Shih et al. 2022, section 3.2; METHOD section 3)."""
+"""The masked contrastive loss (Shih et al. 2022)."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class SpeechCLIP(nn.Module):
 
     @torch.no_grad()
     def hidden_states(self, waves: Wave | Sequence[Wave]) -> tuple[list[Tensor], Tensor]:
-        """What the s3prl upstream returns (METHOD section 7), for one padded batch.
+        """What the s3prl upstream returns, for one padded batch.
 
         Returns:
             the encoder's raw states, then the head's own layer over the frames: tensors [B, T, d], all of one size; and

@@ -1,7 +1,7 @@
 """Frozen CLIP: open_clip's towers.
 
 The text transformer is run by hand, so that a cascaded head can enter keyword vectors where subword embeddings stand
-(Shih et al. 2022, section 3.3).
+(Shih et al. 2022).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frozen speech encoders of transformers: waveforms in, every hidden state out.
 
 HuBERT, wav2vec 2.0, WavLM, data2vec-audio and Whisper. Frame masks, frame counts and the numbering of hidden states
-follow fairseq's HuBERT, with which SpeechCLIP was trained (Shih et al. 2022, section 3; arXiv 2210.00705).
+follow fairseq's HuBERT, with which SpeechCLIP was trained (Shih et al. 2022; arXiv 2210.00705).
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class WaveformEncoder(nn.Module):
         self._recorder = _StateRecorder(model.encoder.layers)
 
     def train(self, mode: bool = True) -> WaveformEncoder:
-        """Stay in eval mode: frozen means no dropout and no layer drop either (METHOD: our stated departure)."""
+        """Stay in eval mode: frozen means no dropout and no layer drop either.
+
+        The published code lets its trainer switch the encoder back; not doing so is a stated departure.
+        """
         return super().train(False)
 
     @torch.no_grad()

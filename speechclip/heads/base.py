@@ -35,5 +35,5 @@ class Head(Protocol):
         ...
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """The head's own layer over the frames, [CLS] positions cut: [B, T, d] (METHOD section 7)."""
+        """The head's own layer over the frames, [CLS] positions cut: [B, T, d]."""
         ...

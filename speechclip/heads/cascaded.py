@@ -1,4 +1,4 @@
-"""The cascaded head: K [CLS] vectors become keywords for CLIP's text transformer (Shih et al. 2022, section 3.3)."""
+"""The cascaded head: K [CLS] vectors become keywords for CLIP's text transformer (Shih et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class KeywordBatchNorm(nn.BatchNorm1d):
     """BatchNorm of every keyword and dimension, started at the statistics of the subword embeddings.
 
     Brings keyword vectors into the region of the table, so that the quantiser's cosines mean something from the first
-    step. Parameters are laid out keyword-major, (k, d) -> k * D + d, for scale and shift alike (METHOD section 2 names
-    the layout trap of the published code). In a process group the batch statistics are global; torch's SyncBatchNorm
-    does not take CPU tensors.
+    step. Parameters are laid out keyword-major, (k, d) -> k * D + d, for scale and shift alike (the published
+    code flattens dimension-major but initialises keyword-major). In a process group the batch statistics are global;
+    torch's SyncBatchNorm does not take CPU tensors.
 
     Args:
         keywords: K. table: [V, D] the subword embeddings whose mean and standard deviation it starts at.

@@ -1,4 +1,4 @@
-"""The parallel head: one [CLS], one transformer layer, one projection (Shih et al. 2022, section 3.2)."""
+"""The parallel head: one [CLS], one transformer layer, one projection (Shih et al. 2022)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class LayerMix(nn.Module):
-    """z = sum_l softmax(w)_l h_l with a learned w, zero at the start (METHOD section 1).
+    """z = sum_l softmax(w)_l h_l with a learned w, zero at the start.
 
     Args:
         num_states: L, hidden states of the speech encoder that are mixed.

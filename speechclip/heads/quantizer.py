@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SubwordQuantizer(nn.Module):
-    """Nearest subword by cosine, straight-through (Shih et al. 2022, section 3.3).
+    """Nearest subword by cosine, straight-through (Shih et al. 2022).
 
     Forward: the table row of the highest cosine. Backward: the gradient of softmax(cosine / temperature) x table.
     The cosines are one matrix product of normalised vectors; nothing of size batch x vocabulary x width exists.

@@ -1,4 +1,4 @@
-"""The learning rate by steps: linear warm-up, linear decay (METHOD section 3)."""
+"""The learning rate by steps: linear warm-up, linear decay."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_hidden_states_equal_s3prl(tmp_path: Path, large: bool) -> None:
     padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     mask = torch.arange(padded.shape[1])[None] >= torch.tensor([len(w) for w in waves])[:, None]
     with torch.no_grad():
-        # the encoder's output: for a pre-norm model its final LayerNorm is applied (METHOD section 1)
+        # the encoder's output: for a pre-norm model its final LayerNorm is applied
         output, _ = reference.extract_features(padded, padding_mask=mask, mask=False)
         states, frames = encoder(waves)
         last = states[:, -1]
