@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -10,13 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import fake_recipe
 import pytest
-
-_spec = importlib.util.spec_from_file_location("fake_recipe", Path(__file__).with_name("fake_recipe.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fake_recipe = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_recipe)
 
 FEATURES = ["embed_clip", "dump_features", "dump_features", "dump_features"]
 HEAD = ["train", "score_retrieval", "score_keywords"]
