@@ -148,9 +148,15 @@ def test_stop_stage(recipe):
 
 def test_recipe_option_asks_for_work_and_changes_nothing_later(done):
     done.run("--pretrain", "true")
-    assert done.calls() == ["obtain --corpus  --nj 2 --pretrain true"]
+    assert done.calls() == ["obtain --corpus  --nj 2 --scenes 2000 --pretrain true"]
     done.run()
     assert done.calls() == []
+
+
+def test_recipe_option_with_another_value_runs_its_stage(done):
+    result = done.run("--scenes", "50", "--stop_stage", "0")
+    assert "scenes changed from '2000' to '50'" in result.stdout
+    assert done.calls() == ["obtain --corpus  --nj 2 --scenes 50 --pretrain false"]
 
 
 @pytest.mark.parametrize(
