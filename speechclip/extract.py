@@ -63,7 +63,9 @@ def extract_features(config: Config, data: str, out: str, *, batch_seconds: floa
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
-    description = {**encoder.description, "recordings": _recordings(ids, samples)}
+    # where the encoder lies may change, what it is not
+    description = {key: value for key, value in encoder.description.items() if key != "path"}
+    description |= {"name": Path(encoder.description["path"]).name, "recordings": _recordings(ids, samples)}
     started, done, total = time.monotonic(), 0, 0
     with _open_writer(Path(out), description, layers, config.data.store_dtype) as writer:
         todo = [position for position, item in enumerate(ids) if item not in writer.finished]
