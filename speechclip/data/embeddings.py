@@ -25,13 +25,16 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
         UserError: unreadable, a missing array, duplicate ids, NaN, a zero row, or an id that is not there.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError(f"{path}: not a readable .npz file")
+        with loaded as archive:
             stored, table = [str(item) for item in archive["ids"]], archive["embeddings"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except KeyError as error:
         raise UserError(f"{path}: needs the arrays ids and embeddings") from error
-    # zlib.error: a damaged compressed array; TypeError: a lone .npy array, or ids that are no list
+    # zlib.error: a damaged compressed array; TypeError: ids that are no list
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file") from error
     if table.dtype.kind not in "fiu":
