@@ -11,6 +11,7 @@ Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenanc
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -237,11 +238,17 @@ def pretrain(waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any
     model: Any = HubertModel(hubert_config())
     hours = sum(len(wave) for wave in waves) / SAMPLE_RATE / 3600
     print(f"{hours:.2f} hours of speech, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    measured: dict[str, Any] = {"hours": round(hours, 2), "front end": train_front(model, waves, args)}
-    features = front_features(model, waves)
-    labels = cluster_labels([mfcc(log_mel(to_float(wave)))[:, :13] for wave in waves], args.clusters, args.seed)
-    measured["mfcc"] = train_round(model, features, labels, "mfcc", args, 0.5)
-    save(model, args.out, provenance(args.seed, PACKAGES, measured))
+    measured: dict[str, Any] = {"hours": round(hours, 2)}
+    if args.start is None:
+        measured["front end"] = train_front(model, waves, args)
+        features = front_features(model, waves)
+        labels = cluster_labels([mfcc(log_mel(to_float(wave)))[:, :13] for wave in waves], args.clusters, args.seed)
+        measured["mfcc"] = train_round(model, features, labels, "mfcc", args, 0.5)
+        save(model, args.out, provenance(args.seed, PACKAGES, measured))
+    else:
+        model = HubertModel.from_pretrained(args.start).float()
+        measured["start"] = json.loads((args.start / "provenance.json").read_text())
+        features = front_features(model, waves)
     labels = cluster_labels(
         [layer_features(model, args.layer, front) for front in features], 2 * args.clusters, args.seed)
     measured["own layer"] = train_round(model, features, labels, "own layer", args, 0.2)
@@ -263,6 +270,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=256, help="in the first round; twice as many in the second")
     parser.add_argument("--layer", type=int, default=3, help="hidden state clustered for the second round")
     parser.add_argument("--seconds", type=float, default=0, help="limit of a round's training time (0: none)")
+    parser.add_argument("--start", type=Path, help="a model made by this script, to go on with for one more round")
     parser.add_argument("--cache", type=Path, help=".npz that keeps the speech from one run to the next")
     parser.add_argument("--nj", type=int, default=1, help="threads, and processes that speak")
     args = parser.parse_args()
