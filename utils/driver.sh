@@ -12,6 +12,7 @@ Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and s
 4 score retrieval; 5 score keywords; 6 report, into RESULTS.md. --stage N runs from N to the end, --stop_stage M ends with M. \
 Stages that are up to date are skipped. Models: ${models}. Heads: ${heads}."
 overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
+export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"  # goes with every number
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
 obtain_options=("${obtain_options[@]}")
 # shellcheck source=utils/parse_options.sh
