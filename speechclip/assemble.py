@@ -122,6 +122,9 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
             f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
             f"{model.dimensions.joint}: a checkpoint for other dimensions"
         )
+    embedded_by = embeddings_source(Path(dump) / "image_embeddings.npz").get("weights")
+    if embedded_by and embedded_by != origin.get("encoders", {}).get("clip", {}).get("weights", embedded_by):
+        raise UserError(f"{dump}/image_embeddings.npz: made by another CLIP than {checkpoint} was trained with")
     if not stored:
         return model, config, split, WaveSource(split.data)
     source = StoreSource(dump, split.ids, config.model.speech_encoder.layers)
@@ -130,9 +133,12 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
             f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} wants "
             f"{model.dimensions.states} of {model.dimensions.speech}: a checkpoint for other dimensions"
         )
-    trained_on = origin["encoders"].get("speech_encoder", {}).get("weights")
-    if trained_on and trained_on != source.store.encoder.get("weights"):
-        raise UserError(f"{dump}/feats.scp: made by another speech encoder than {checkpoint} was trained with")
+    trained_on = origin.get("encoders", {}).get("speech_encoder", {})
+    for key in ("weights", "normalize", "window_seconds"):
+        if trained_on.get(key) != source.store.encoder.get(key) and trained_on:
+            raise UserError(
+                f"{dump}/feats.scp: made by another speech encoder than {checkpoint} was trained with ({key} differs)"
+            )
     return model, config, split, source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_an_unknown_voice_is_an_error() -> None:
         speak.say("a star", speak.Voice("en-us", "nobody", 50, 50, 190))
 
 
-def test_a_corpus_is_kept_and_another_one_refused(corpus: Path) -> None:
+def test_a_corpus_is_kept_and_another_one_made_anew(corpus: Path, tmp_path: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in corpus.rglob("*.flac")}
     assert len(times) == 18
     assert len(list(corpus.glob("images/*.png"))) == 6
@@ -149,8 +150,13 @@ def test_a_corpus_is_kept_and_another_one_refused(corpus: Path) -> None:
     generate.generate(corpus, 0, {"train": 2, "dev": 2, "test": 2}, 3, 1)
     assert lost.read_bytes() == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != lost)
-    with pytest.raises(SystemExit, match="other settings"):
-        generate.generate(corpus, 1, {"train": 2, "dev": 2, "test": 2}, 3, 1)
+    other = tmp_path / "corpus"
+    shutil.copytree(corpus, other)
+    generate.generate(other, 1, {"train": 1, "dev": 1, "test": 1}, 3, 1)
+    assert len(list(other.rglob("*.flac"))) == 9
+    assert len(list(other.glob("images/*.png"))) == 3
+    scene = "images/train00000.png"
+    assert (other / scene).read_bytes() != (corpus / scene).read_bytes()
 
 
 def test_prepared_data_directories_validate(corpus: Path, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ name_encoders() {
     done
     has_clip=true
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
+    [[ $has_clip == true || " $head " != *" cascaded "* ]] ||
+        fail "--clip_embeddings: a cascaded head needs CLIP's text transformer: give --clip too, or --head parallel" 2
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
@@ -92,6 +94,8 @@ name_run() {
         file=${checkpoint%/}
         [[ $file != */best && $file != */last ]] || file=${file%/*}
         exp=exp/$(basename "${file%.ckpt}")${tag:+_$tag}
+        # scores of somebody else's weights do not replace those of a run of the same name here
+        [[ ! -d $exp/best || $checkpoint -ef $exp/best ]] || exp+=_checkpoint_$(realpath "$checkpoint" | cksum | cut -d' ' -f1)
         label=$(basename "$exp")
     fi
     layers=()
@@ -103,7 +107,7 @@ name_run() {
 # A mistake in the user's own configuration is told before anything is written.
 check_configuration() {
     local word
-    [[ -n $config || ${#overrides[@]} -gt 0 ]] && ((stage <= 3 && stop_stage >= 2)) || return 0
+    [[ -n $config || ${#overrides[@]} -gt 0 ]] || return 0
     for word in $head; do
         name_run "$word" 0
         "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" "${overrides[@]}" || exit 2
@@ -157,6 +161,10 @@ up_to_date() {
     fi
     [[ -n $reason ]] || fail "$utils/stamp.py failed"
     say "$reason"
+    # what a cut run leaves is not what the stamp stands for
+    had_stamp=false
+    [[ ! -f $stamp ]] || had_stamp=true
+    rm -f "$stamp"
     return 1
 }
 

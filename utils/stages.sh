@@ -49,6 +49,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
+    [[ ! -d models ]] || depends file models
     for split in "${splits[@]}"; do
         makes "$dump/$split/image_embeddings.npz"
         [[ $feats == online ]] || makes "$dump/$split/feats.scp"
@@ -88,8 +89,10 @@ stage_train() {  # one head with one seed
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
     [[ $run_head == parallel ]] || needs data/clip_vocabulary.tsv 2
     # a cut run goes on where it was; one that is to be done again, or with other inputs, does not
-    if [[ -f $stamp ]] || ! same_as_started; then
-        rm -rf "$exp/last" "$stamp"
+    local same=true
+    same_as_started || same=false
+    if [[ $had_stamp == true || $same == false ]]; then
+        rm -rf "$exp"/{last,last.old,best,best.old,tensorboard}
     fi
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
@@ -128,6 +131,7 @@ stage_report() {  # RESULTS.md and figures of the runs above
     for folder in "${exps[@]}"; do
         depends after "$folder/.done/4_retrieval"
         depends after "$folder/.done/5_keywords"
+        makes "$folder/figures"
     done
     makes RESULTS.md
     up_to_date && return

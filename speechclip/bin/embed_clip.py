@@ -39,13 +39,17 @@ def main() -> None:
         vocabulary = count_vocabulary(directories, clip)
         vocabulary.save(options.vocabulary)
         print(f"{options.vocabulary}: {len(vocabulary)} subwords")
+    captions = 0
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
         images = embed_images(directory, out, clip, options.clip_embeddings)
         # beside images that are somebody's own, captions embedded by another CLIP would mean nothing
         own = clip if not options.clip_embeddings else None
         texts = embed_texts(directory, out, own, options.text_embeddings)
+        captions += texts
         print(f"{out}: {images} images, {texts} captions embedded")
+    if options.text_embeddings and not captions:
+        raise UserError(f"{options.text_embeddings}: its ids name none of the utterances")
 
 
 if __name__ == "__main__":

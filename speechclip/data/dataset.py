@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.constants import FRAME_RATE, SAMPLE_RATE
+from speechclip.constants import FRAME_RATE, HOP, SAMPLE_RATE
 from speechclip.data.audio import load_audio, num_samples
 from speechclip.data.embeddings import load_embeddings
 from speechclip.data.features import FeatureStore
@@ -114,7 +114,8 @@ class WaveSource:
 
     def __init__(self, data: DataDir) -> None:
         self.paths = [utterance.wav for utterance in data.utterances]
-        self.lengths = np.array([num_samples(path) for path in self.paths]) / SAMPLE_RATE
+        # in whole frames, as a store has them, so that both are batched alike
+        self.lengths = np.round(np.array([num_samples(path) for path in self.paths]) / HOP) / FRAME_RATE
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
         """See :class:`SpeechSource`. Crops samples."""

@@ -8,7 +8,9 @@ The corpus depends on the seed and the counts alone. A second run keeps what is 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -102,11 +104,16 @@ def _make_audio(record: Record, out: Path) -> bool:
 
 
 def _claim(out: Path, settings: str) -> None:
-    """Refuse a folder with a corpus of other settings in it."""
+    """Keep what an earlier run with the same settings and scripts made; a corpus of other ones is made anew."""
     stamp = out / ".settings"
+    digest = hashlib.sha256()
+    for name in ("backgrounds", "captions", "generate", "render", "scenes", "speak"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    settings += f"scripts {digest.hexdigest()[:16]}\n"
     if stamp.exists() and stamp.read_text(encoding="utf-8") != settings:
-        found = stamp.read_text(encoding="utf-8").strip()
-        raise SystemExit(f"error: {out}: holds a corpus of other settings ({found})")
+        print(f"{out}: was made with other settings or scripts; making it anew", flush=True)
+        for folder in ("images", "audio"):
+            shutil.rmtree(out / folder, ignore_errors=True)
     _publish(stamp, settings.encode())
 
 
