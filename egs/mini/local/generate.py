@@ -122,9 +122,10 @@ def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: 
     records = plan_corpus(seed, counts, captions)
     overlap = caption_overlap(records)
     assert not overlap, f"captions in two splits: {sorted(overlap)[:3]}"
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, f"seed={seed} counts={counts} captions={captions}\n")
     for folder in ("images", *(f"audio/{split}" for split in counts)):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    _claim(out, f"seed={seed} counts={counts} captions={captions}\n")
     images = sorted({record.image for record in records})
     with ProcessPoolExecutor(jobs) as pool:
         spoken = pool.map(partial(_make_audio, out=out), records, chunksize=50)
