@@ -52,6 +52,8 @@ elif name == "score_keywords" and "parallel" not in value("--out"):
     make(value("--out") + "/keywords.json", content)
 elif name == "report":
     make(value("--out"))
+    for folder in sys.argv[sys.argv.index("--exp") + 1:]:
+        make(f"{folder}/figures/training.svg")
 """
 OBTAIN = """#!/usr/bin/env bash
 set -euo pipefail
