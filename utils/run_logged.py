@@ -9,6 +9,7 @@ SIGINT and SIGTERM end the command and its children, and so does the death of th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import pty
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -69,6 +71,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
+def die_with_parent() -> None:
+    """Have the kernel end the command when this process is killed outright: it would go on and keep the lock."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 def copy(reader: int, log: Log, process: subprocess.Popen[bytes], parent: int) -> None:
     """Copy output until the command has ended, watching that the caller lives."""
     while True:
@@ -96,7 +104,13 @@ def main() -> int:
     reader, writer = open_output()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with it ignored
     process = subprocess.Popen(
-        sys.argv[2:], stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, start_new_session=True, close_fds=False
+        sys.argv[2:],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=writer,
+        start_new_session=True,
+        close_fds=False,
+        preexec_fn=die_with_parent,
     )
     os.close(writer)
 
