@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,8 @@ class FakeRecipe:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # tests that run in the background are started with it ignored, which a shell cannot undo
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
 
     def calls(self) -> list[str]:
