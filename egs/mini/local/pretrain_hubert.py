@@ -220,7 +220,8 @@ def save(model: Any, out: Path, record: dict[str, Any]) -> None:
     model.half().save_pretrained(temporary, safe_serialization=True)
     model.float()
     config = model.config.to_dict() | {"architectures": ["HubertModel"], "dtype": "float32"}
-    write_json(temporary / "config.json", {key: config[key] for key in sorted(config) if key not in ("torch_dtype", "_name_or_path")})
+    kept = sorted(config.keys() - {"torch_dtype", "_name_or_path"})
+    write_json(temporary / "config.json", {key: config[key] for key in kept})
     write_json(temporary / "preprocessor_config.json", {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": SAMPLE_RATE,
         "padding_value": 0.0, "padding_side": "right", "do_normalize": True, "return_attention_mask": True})
