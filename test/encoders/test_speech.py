@@ -49,18 +49,23 @@ BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 
 
+def _reference_shape(large: bool) -> dict[str, Any]:
+    """SMALL in the words of fairseq's HubertConfig, which s3prl's copy shares."""
+    return {
+        "encoder_layers": 3, "encoder_embed_dim": 48, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
+        "conv_feature_layers": "[(32,10,5)] + [(32,3,2)]*4 + [(32,2,2)]*2", "conv_pos": 16, "conv_pos_groups": 4,
+        "extractor_mode": "layer_norm" if large else "default", "layer_norm_first": large, "conv_bias": large,
+        "final_dim": 16, "encoder_layerdrop": 0.0, "label_rate": 50,
+    }  # fmt: skip
+
+
 def _fairseq_model(hf_folder: Path, large: bool) -> Any:
     """fairseq's HuBERT with the weights of a transformers folder."""
     pytest.importorskip("fairseq", reason="extra 'fairseq' is not installed")
     from fairseq.models.hubert.hubert import HubertConfig, HubertModel
     from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 
-    layers = "[(32,10,5)] + [(32,3,2)]*4 + [(32,2,2)]*2"
-    settings = HubertConfig(
-        encoder_layers=3, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_attention_heads=4,
-        conv_feature_layers=layers, conv_pos=16, conv_pos_groups=4, extractor_mode="layer_norm" if large else "default",
-        layer_norm_first=large, conv_bias=large, final_dim=16, encoder_layerdrop=0.0, label_rate=50,
-    )  # fmt: skip
+    settings = HubertConfig(**_reference_shape(large))
     model = HubertModel(settings, HubertPretrainingConfig(), [list(range(10))])
     own = _encoder(hf_folder).model.state_dict()
     renamed = {_fairseq_name(name, large): value for name, value in own.items()}
@@ -122,12 +127,7 @@ def test_hidden_states_equal_s3prl(tmp_path: Path, large: bool) -> None:
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
     folder = _save(tmp_path / "hubert", "Hubert", **(LARGE if large else BASE))
-    layers = "[(32,10,5)] + [(32,3,2)]*4 + [(32,2,2)]*2"
-    settings = HubertConfig(
-        encoder_layers=3, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_attention_heads=4,
-        conv_feature_layers=layers, conv_pos=16, conv_pos_groups=4, extractor_mode="layer_norm" if large else "default",
-        layer_norm_first=large, conv_bias=large, final_dim=16, encoder_layerdrop=0.0, label_rate=50,
-    )  # fmt: skip
+    settings = HubertConfig(**_reference_shape(large))
     reference = HubertModel(settings, HubertPretrainingConfig(), [list(range(10))])
     encoder = _encoder(folder, normalize=False)
     own = encoder.model.state_dict()
