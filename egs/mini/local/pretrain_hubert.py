@@ -2,18 +2,17 @@
 """Train the tiny HuBERT of the mini corpus, self-supervised: predict the clusters of masked frames.
 
 The convolutions first learn, by themselves, to give the log mel spectrum of the waveform, and stay as they are from
-then on. The transformer learns to predict clusters of MFCCs in their context of a word's length and then, going on with
-its weights, such clusters of its own upper layer. The speech is captions of scenes that are in no split, spoken by the
-train voices with other pitches, rates and vocal tract lengths.
+then on. The transformer learns to predict, with a linear map each, several clusterings of MFCCs in their context (an
+ensemble, as Hsu et al. 2021 propose) and then, in further rounds that go on with its weights, of its own upper layer.
+The speech is captions of scenes that are in no split, spoken by the train voices with other pitches, rates and vocal
+tract lengths. With the same arguments on one machine the same model comes out; the default ones made models/hubert.
 Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -27,7 +26,19 @@ from captions import captions_of
 from generate import plan_corpus
 from scenes import generator, random_scene
 from speak import VOICES, say
-from tiny_hubert import FIELD, HOP, SAMPLE_RATE, fit_clusters, hubert_config, log_mel, mfcc, span_mask, with_context
+from tiny_hubert import (
+    CONTEXTS,
+    FIELD,
+    HOP,
+    SAMPLE_RATE,
+    fit_clusters,
+    hubert_config,
+    log_mel,
+    mfcc,
+    span_mask,
+    standardised,
+    with_context,
+)
 
 SPLIT = "pretrain_hubert"
 PACKAGES = ("torch", "transformers", "librosa", "scikit-learn", "espeakng-loader", "numpy")
@@ -89,21 +100,12 @@ def crops(rng: np.random.Generator, frames: list[int]) -> tuple[list[int], int]:
     return [int(rng.integers(0, count - shortest + 1)) for count in frames], shortest
 
 
-class Schedule:
-    """Counts steps, sets the learning rate (warm-up, plateau, linear decay), ends when steps or seconds are over."""
-
-    def __init__(self, optimizer: Any, rate: float, steps: int, seconds: float, warmup: int) -> None:
-        self.optimizer, self.rate, self.steps, self.seconds, self.warmup = optimizer, rate, steps, seconds, warmup
-        self.started, self.step, self.done = time.monotonic(), 0, 0.0
-
-    def __iter__(self) -> Iterator[int]:
-        while self.step < self.steps and self.done < 1:
-            elapsed = (time.monotonic() - self.started) / self.seconds if self.seconds else 0.0
-            self.done = max((self.step + 1) / self.steps, elapsed)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * min(1.0, (self.step + 1) / self.warmup, max(0.02, 1.4 * (1 - self.done)))
-            self.step += 1
-            yield self.step
+def scheduled(optimizer: Any, rate: float, steps: int, warmup: int) -> Iterator[int]:
+    """Steps 1 to `steps`, the learning rate set before each: warm-up, plateau, linear decay."""
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, step / warmup, max(0.02, 1.4 * (1 - step / steps)))
+        yield step
 
 
 def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any]:
@@ -117,9 +119,8 @@ def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -
     mean, spread = np.concatenate(targets).mean(0), np.concatenate(targets).std(0)
     front, head = model.feature_extractor, torch.nn.Linear(model.config.conv_dim[-1], len(mean))
     optimizer = torch.optim.AdamW([*front.parameters(), *head.parameters()], betas=(0.9, 0.98))
-    schedule = Schedule(optimizer, 3e-3, args.front_steps, args.seconds / 2, 20)
     progress, queue, recent = Progress("front end", args.front_steps), list[np.ndarray](), list[float]()
-    for step in schedule:
+    for step in scheduled(optimizer, 3e-3, args.front_steps, 20):
         queue = queue or batches(rng, lengths, 4)
         chosen = queue.pop()
         firsts, frames = crops(rng, list(lengths[chosen]))
@@ -133,7 +134,7 @@ def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -
         optimizer.step()
         recent = [*recent[-19:], loss.item()]
         progress.step(step, f"unexplained variance {np.mean(recent):.3f}")
-    return {"steps": schedule.step, "unexplained_variance": round(float(np.mean(recent)), 3)}
+    return {"steps": args.front_steps, "unexplained_variance": round(float(np.mean(recent)), 3)}
 
 
 def front_features(model: Any, waves: list[np.ndarray]) -> list[np.ndarray]:
@@ -150,57 +151,61 @@ def front_features(model: Any, waves: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def layer_features(model: Any, layer: int, front: np.ndarray) -> np.ndarray:
-    """Hidden state `layer` [T, D] of an utterance whose front-end features are [T, C]."""
+    """Hidden state `layer` [T, D] of an utterance whose front-end features are [T, C], less what is the voice's."""
     import torch
 
     with torch.inference_mode():
         hidden = model.feature_projection(torch.from_numpy(front)[None])
-        return np.asarray(model.encoder(hidden, output_hidden_states=True).hidden_states[layer][0].numpy())
+        states = model.encoder(hidden, output_hidden_states=True).hidden_states
+    return standardised(states[layer][0].numpy())
 
 
 def cluster_labels(features: list[np.ndarray], count: int, seed: int) -> list[np.ndarray]:
-    """k-means of the frames of one utterance in eight, in their context, then every frame's cluster: int64 [T] each."""
-    fitted = fit_clusters(np.concatenate([with_context(feature) for feature in features[::8]]), count, seed)
-    return [fitted.predict(with_context(feature)).astype(np.int64) for feature in features]
+    """Every frame's cluster in each of `CONTEXTS`, by k-means on the frames of one utterance in five: int64 [T, Q]."""
+    labels = []
+    for shifts in CONTEXTS:
+        fitted = fit_clusters(np.concatenate([with_context(f, shifts) for f in features[::5]]), count, seed)
+        labels.append([fitted.predict(with_context(f, shifts)) for f in features])
+    return [np.stack(rows, axis=1).astype(np.int64) for rows in zip(*labels, strict=True)]
 
 
 def masked_loss(model: Any, head: Any, front: Any, targets: Any, mask: Any, seen: float) -> tuple[Any, float]:
     """Cross-entropy of the clusters of masked frames plus `seen` times that of the others; accuracy where masked.
 
-    Shapes: front [B, T, C], targets int64 [B, T], mask bool [B, T].
+    Shapes: front [B, T, C], targets int64 [B, T, Q], mask bool [B, T]. The mean over the Q clusterings is taken.
     """
     from torch.nn.functional import cross_entropy
 
     hidden = model.feature_projection(front)
     hidden = hidden.masked_scatter(mask[..., None], model.masked_spec_embed.expand_as(hidden))
-    logits = head(model.encoder(hidden).last_hidden_state)
-    losses = cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    logits = head(model.encoder(hidden).last_hidden_state).unflatten(-1, (targets.shape[-1], -1))
+    losses = cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape).mean(-1)
     accuracy = float((logits.argmax(-1) == targets)[mask].float().mean())
     return losses[mask].mean() + seen * losses[~mask].mean(), accuracy
 
 
-def train_round(model: Any, features: list[np.ndarray], labels: list[np.ndarray], name: str,
-                args: argparse.Namespace, seen: float) -> dict[str, Any]:
-    """One round of masked prediction of `labels`: `--steps` steps, or fewer where `--seconds` are over."""
+def train_round(model: Any, features: list[np.ndarray], labels: list[np.ndarray], number: int,
+                args: argparse.Namespace) -> dict[str, Any]:
+    """One round of masked prediction of `labels` [T, Q] each; `number` tells the rounds' random numbers apart."""
     import torch
 
-    rng = np.random.default_rng([args.seed, len(name)])
-    head = torch.nn.Linear(model.config.hidden_size, int(max(label.max() for label in labels)) + 1)
+    rng = np.random.default_rng([args.seed, 2, number])
+    head = torch.nn.Linear(model.config.hidden_size, len(CONTEXTS) * args.clusters)
     parameters = [*model.feature_projection.parameters(), *model.encoder.parameters(), model.masked_spec_embed,
                   *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = Schedule(optimizer, args.lr, args.steps, args.seconds, 60)
     lengths = np.array([len(label) for label in labels])
-    progress, queue, recent = Progress(name, args.steps), list[np.ndarray](), list[float]()
+    progress, queue, recent = Progress(f"round {number}", args.steps), list[np.ndarray](), list[float]()
     model.train()
-    for step in schedule:
+    for step in scheduled(optimizer, args.lr, args.steps, 100):
         queue = queue or batches(rng, lengths, args.batch)
         chosen = queue.pop()
         firsts, frames = crops(rng, list(lengths[chosen]))
         front = np.stack([features[i][f:f + frames] for i, f in zip(chosen, firsts, strict=True)])
         targets = np.stack([labels[i][f:f + frames] for i, f in zip(chosen, firsts, strict=True)])
         mask = torch.from_numpy(span_mask(rng, len(targets), frames, args.masked))
-        loss, accuracy = masked_loss(model, head, torch.from_numpy(front), torch.from_numpy(targets), mask, seen)
+        loss, accuracy = masked_loss(
+            model, head, torch.from_numpy(front), torch.from_numpy(targets), mask, args.seen)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -208,8 +213,7 @@ def train_round(model: Any, features: list[np.ndarray], labels: list[np.ndarray]
         recent = [*recent[-49:], accuracy]
         progress.step(step, f"loss {loss.item():.3f} masked frames right {100 * np.mean(recent):.1f} %")
     model.eval()
-    return {"steps": schedule.step, "masked_frames_right": round(100 * float(np.mean(recent)), 1),
-            "clusters": head.out_features}
+    return {"steps": args.steps, "masked_frames_right": round(100 * float(np.mean(recent)), 1)}
 
 
 def save(model: Any, out: Path, record: dict[str, Any]) -> None:
@@ -230,30 +234,25 @@ def save(model: Any, out: Path, record: dict[str, Any]) -> None:
 
 
 def pretrain(waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any]:
-    """Front end and both rounds; the model is saved after each round. Returns what was measured."""
+    """Front end and all rounds; the model is saved after each round. Returns what was measured."""
     import torch
     from transformers import HubertModel
 
-    torch.set_num_threads(args.nj)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model: Any = HubertModel(hubert_config())
     hours = sum(len(wave) for wave in waves) / SAMPLE_RATE / 3600
     print(f"{hours:.2f} hours of speech, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    measured: dict[str, Any] = {"hours": round(hours, 2)}
-    if args.start is None:
-        measured["front end"] = train_front(model, waves, args)
-        features = front_features(model, waves)
-        labels = cluster_labels([mfcc(log_mel(to_float(wave)))[:, :13] for wave in waves], args.clusters, args.seed)
-        measured["mfcc"] = train_round(model, features, labels, "mfcc", args, 0.5)
+    measured: dict[str, Any] = {"hours": round(hours, 2), "front_end": train_front(model, waves, args)}
+    features = front_features(model, waves)
+    for number in range(1, args.rounds + 1):
+        if number == 1:
+            clustered = [mfcc(log_mel(to_float(wave)))[:, :13] for wave in waves]
+        else:
+            clustered = [layer_features(model, args.layer, front) for front in features]
+        labels = cluster_labels(clustered, args.clusters, args.seed)
+        measured[f"round_{number}"] = train_round(model, features, labels, number, args)
         save(model, args.out, provenance(args.seed, PACKAGES, measured))
-    else:
-        model = HubertModel.from_pretrained(args.start).float()
-        measured["start"] = json.loads((args.start / "provenance.json").read_text())
-        features = front_features(model, waves)
-    labels = cluster_labels(
-        [layer_features(model, args.layer, front) for front in features], 2 * args.clusters, args.seed)
-    measured["own layer"] = train_round(model, features, labels, "own layer", args, 0.2)
-    save(model, args.out, provenance(args.seed, PACKAGES, measured))
     return measured
 
 
@@ -262,18 +261,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the model")
     parser.add_argument("--seed", type=int, default=0, help="seed of the speech and of training")
-    parser.add_argument("--utterances", type=int, default=9000, help="utterances of pretraining speech")
-    parser.add_argument("--steps", type=int, default=2400, help="steps a round")
-    parser.add_argument("--front_steps", type=int, default=600, help="steps for the convolutions alone")
-    parser.add_argument("--batch", type=int, default=8, help="utterances a step")
+    parser.add_argument("--utterances", type=int, default=5000, help="utterances of pretraining speech")
+    parser.add_argument("--front_steps", type=int, default=1500, help="steps for the convolutions alone")
+    parser.add_argument("--rounds", type=int, default=3, help="of clustering and training")
+    parser.add_argument("--steps", type=int, default=3000, help="steps a round")
+    parser.add_argument("--batch", type=int, default=16, help="utterances a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--masked", type=float, default=0.45, help="share of masked frames")
-    parser.add_argument("--clusters", type=int, default=256, help="in the first round; twice as many in the second")
-    parser.add_argument("--layer", type=int, default=3, help="hidden state clustered for the second round")
-    parser.add_argument("--seconds", type=float, default=0, help="limit of a round's training time (0: none)")
-    parser.add_argument("--start", type=Path, help="a model made by this script, to go on with for one more round")
+    parser.add_argument("--seen", type=float, default=0.5, help="weight of the loss of the other frames")
+    parser.add_argument("--clusters", type=int, default=512, help="in each clustering")
+    parser.add_argument("--layer", type=int, default=4, help="hidden state clustered from the second round on")
     parser.add_argument("--cache", type=Path, help=".npz that keeps the speech from one run to the next")
-    parser.add_argument("--nj", type=int, default=1, help="threads, and processes that speak")
+    parser.add_argument("--nj", type=int, default=1, help="processes that speak")
+    parser.add_argument("--threads", type=int, default=1, help="threads that train; their number changes the last bits")
     args = parser.parse_args()
     from speechclip.compat import prepare
 

@@ -8,7 +8,10 @@ import numpy as np
 
 SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples a second, a frame, in the receptive field of a frame
 SPAN = 5  # frames in a masked span: within a word, since the words around it do not tell what it is in these captions
-CONTEXT = (-8, -4, 0, 4, 8)  # frames whose features are clustered together, +-160 ms: about a word
+#: Frames whose features are clustered together, for each of the clusterings predicted at once: around the frame (a word's
+#: length), what came before it, what comes after it, and the sound itself. A state that tells them all apart by a linear
+#: map has gathered the word, wherever in it the frame stands.
+CONTEXTS = (tuple(range(-12, 13, 3)), tuple(range(-24, 1, 3)), tuple(range(0, 25, 3)), tuple(range(-4, 5, 2)))
 
 
 def hubert_config() -> Any:
@@ -54,13 +57,13 @@ def standardised(features: np.ndarray) -> np.ndarray:
     return np.asarray((features - features.mean(0)) / (features.std(0) + 1e-5))
 
 
-def with_context(features: np.ndarray) -> np.ndarray:
-    """The features of the frames at `CONTEXT` around each, the first and last repeated: [T, D] to [T, 5 * D].
+def with_context(features: np.ndarray, shifts: tuple[int, ...]) -> np.ndarray:
+    """The features of the frames at `shifts` from each, the first and last repeated: [T, D] to [T, len(shifts) * D].
 
     A frame whose cluster depends on its surroundings can only be named by a state that has gathered them.
     """
     frames = np.arange(len(features))
-    return np.concatenate([features[np.clip(frames + shift, 0, len(features) - 1)] for shift in CONTEXT], axis=1)
+    return np.concatenate([features[np.clip(frames + shift, 0, len(features) - 1)] for shift in shifts], axis=1)
 
 
 def span_mask(rng: np.random.Generator, rows: int, frames: int, share: float) -> np.ndarray:
@@ -79,5 +82,5 @@ def fit_clusters(features: np.ndarray, count: int, seed: int) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    kmeans = MiniBatchKMeans(count, batch_size=4096, n_init=3, max_iter=60, random_state=seed)
+    kmeans = MiniBatchKMeans(count, batch_size=8192, n_init=1, max_iter=40, random_state=seed)
     return make_pipeline(StandardScaler(), kmeans).fit(features)
