@@ -8,9 +8,9 @@ import numpy as np
 
 SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples a second, a frame, in the receptive field of a frame
 SPAN = 5  # frames in a masked span: within a word, since the words around it do not tell what it is in these captions
-#: Frames whose features are clustered together, for each of the clusterings predicted at once: around the frame (a word's
-#: length), what came before it, what comes after it, and the sound itself. A state that tells them all apart by a linear
-#: map has gathered the word, wherever in it the frame stands.
+#: Frames whose features are clustered together, for each of the clusterings predicted at once: around the frame (a
+#: word's length), what came before it, what comes after it, and the sound itself. A state that tells them all apart by
+#: a linear map has gathered the word, wherever in it the frame stands.
 CONTEXTS = (tuple(range(-12, 13, 3)), tuple(range(-24, 1, 3)), tuple(range(0, 25, 3)), tuple(range(-4, 5, 2)))
 
 
