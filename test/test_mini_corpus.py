@@ -20,7 +20,7 @@ import render  # noqa: E402
 import scenes  # noqa: E402
 import speak  # noqa: E402
 
-COUNTS = {"train": 2000, "dev": 200, "test": 200}
+COUNTS = {"train": 4000, "dev": 200, "test": 200}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ obtain_options=(scenes pretrain)
 
 model=tiny
 head=$heads
-scenes=2000     #: training scenes of the corpus; dev and test have a tenth each
+scenes=4000     #: training scenes of the corpus; dev and test have a twentieth each
 pretrain=false  #: make the tiny CLIP and the tiny HuBERT again before anything else
 
 . ../../utils/driver.sh "$@"

@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_argument("--num_train", type=int, default=2000, help="train images")
+    parser.add_argument("--num_train", type=int, default=4000, help="train images")
     parser.add_argument("--num_dev", type=int, default=200, help="dev images")
     parser.add_argument("--num_test", type=int, default=200, help="test images")
     parser.add_argument("--captions", type=int, default=3, help="captions an image")

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 corpus=         #: not used, this recipe makes its corpus
 nj=2            #: processes
-scenes=2000     #: training scenes; dev and test have a tenth each
+scenes=4000     #: training scenes; dev and test have a twentieth each
 pretrain=false  #: make models/clip and models/hubert again; that takes far longer than the recipe
 . ../../utils/parse_options.sh "$@"
 
@@ -25,5 +25,5 @@ for file in models/clip/open_clip_config.json models/hubert/config.json; do
         exit 1
     fi
 done
-held_out=$((scenes / 10 > 0 ? scenes / 10 : 1))
+held_out=$((scenes / 20 > 0 ? scenes / 20 : 1))
 "$SPEECHCLIP_PYTHON" local/generate.py corpus --num_train "$scenes" --num_dev "$held_out" --num_test "$held_out" --nj "$nj"

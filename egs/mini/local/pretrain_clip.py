@@ -25,7 +25,7 @@ from scenes import Scene, generator, random_scene
 from tiny_clip import MEAN, STD, encode, model_config, retrieval, to_input, train_vocabulary
 
 SPLIT = "pretrain_clip"
-CORPUS_COUNTS = {"train": 2000, "dev": 200, "test": 200}
+CORPUS_COUNTS = {"train": 4000, "dev": 200, "test": 200}
 PACKAGES = ("torch", "open_clip_torch", "sentencepiece", "numpy", "pillow")
 
 

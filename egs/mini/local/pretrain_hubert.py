@@ -57,7 +57,7 @@ def speak_one(index: int, seed: int, avoid: frozenset[str]) -> np.ndarray:
 
 def speech(seed: int, count: int, jobs: int) -> list[np.ndarray]:
     """The pretraining speech, shortest first."""
-    counts = {"train": 2000, "dev": 200, "test": 200}
+    counts = {"train": 4000, "dev": 200, "test": 200}
     avoid = frozenset(r.caption for r in plan_corpus(seed, counts, 3) if r.split != "train")
     waves, progress = [], Progress("speech", count)
     with ProcessPoolExecutor(jobs) as pool:
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the speech and of training")
     parser.add_argument("--utterances", type=int, default=5000, help="utterances of pretraining speech")
     parser.add_argument("--front_steps", type=int, default=1500, help="steps for the convolutions alone")
-    parser.add_argument("--rounds", type=int, default=3, help="of clustering and training")
+    parser.add_argument("--rounds", type=int, default=2, help="of clustering and training")
     parser.add_argument("--steps", type=int, default=3000, help="steps a round")
     parser.add_argument("--batch", type=int, default=16, help="utterances a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
