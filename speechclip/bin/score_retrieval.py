@@ -40,7 +40,9 @@ def main() -> None:
     first, *others = reports
     report = reports[first]
     if others:  # of a hybrid head: what its keywords alone find
-        report["readout"], report["readouts"] = first, {name: reports[name] for name in others}
+        spoken = [name for name in report if "speech" in name or name == "mean_R@10"]
+        report["readout"] = first
+        report["readouts"] = {name: {key: reports[name][key] for key in spoken} for name in others}
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     out = Path(options.out)
     save_embeddings(out / "speech_embeddings.npz", split.ids, readouts[first])
@@ -49,9 +51,9 @@ def main() -> None:
     target = out / "retrieval.json"
     with writing(target):
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for readout, name, row in [(readout, *item) for readout in reports for item in reports[readout].items()]:
+    for name, row in [*report.items(), *((f"{o}: {key}", row) for o in others for key, row in report["readouts"][o].items())]:
         if isinstance(row, dict) and "R@1" in row:
-            print((f"{readout:9}" if others else "") + f"{name:28} " + "  ".join(f"{key} {row[key]:5.1f}" for key in ("R@1", "R@5", "R@10", "MRR")))
+            print(f"{name:38} " + "  ".join(f"{key} {row[key]:5.1f}" for key in ("R@1", "R@5", "R@10", "MRR")))
     print(f"{target} written")
 
 

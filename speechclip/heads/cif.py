@@ -73,16 +73,19 @@ class IntegrateAndFire(nn.Module):
         super().__init__()
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, dim, width, padding=width // 2) for _ in range(layers))
         self.weight = nn.Linear(dim, 1)
-        self.dropout = nn.Dropout(dropout)
-        self.frames_per_keyword, self.scaling_steps, self.tail, self.most = frames_per_keyword, scaling_steps, tail, most
+        self.dropout, self.scaling_steps = dropout, scaling_steps
+        self.frames_per_keyword, self.tail, self.most = frames_per_keyword, tail, most
         self.step = 0
 
     def alpha(self, frames: Tensor, padding: Tensor) -> Tensor:
         """Weights of the frames before scaling: [B, T, d], [B, T] bool -> [B, T] double, zero at padding."""
-        hidden = frames.transpose(1, 2)  # [B, d, T]
-        for convolution in self.convolutions:
-            hidden = self.dropout(convolution(hidden.masked_fill(padding[:, None], 0.0))).relu()
-        logits = self.weight(self.dropout(hidden).transpose(1, 2))[:, :, 0]
+        hidden, last = frames.transpose(1, 2), len(self.convolutions) - 1  # [B, d, T]
+        for number, convolution in enumerate(self.convolutions):
+            hidden = convolution(hidden.masked_fill(padding[:, None], 0.0)).relu()
+            # one draw does for the dropout before the last ReLU and the one behind it, before the Linear
+            rate = self.dropout if number < last else 1 - (1 - self.dropout) ** 2
+            hidden = nn.functional.dropout(hidden, rate, self.training)
+        logits = self.weight(hidden.transpose(1, 2)).squeeze(2)
         # in double: sums of hundreds of weights decide whether there is one keyword more
         return logits.double().sigmoid().masked_fill(padding, 0.0)
 
@@ -113,5 +116,5 @@ class IntegrateAndFire(nn.Module):
             weights = (weights * raised[:, :, None]).masked_fill(~mask[:, :, None], 0.0)
             passed = crossings(alpha, lengths, longest)
             segments = torch.stack([passed[:, :-1], passed[:, 1:]], dim=2).masked_fill(~mask[:, :, None], 0.0)
-            vectors = weights.to(frames.dtype) @ frames.masked_fill(padding[:, :, None], 0.0)
+            vectors = weights.to(frames.dtype) @ frames
         return Fired(vectors, weights.float(), mask, segments.float(), quantity.to(vectors.dtype))

@@ -237,7 +237,7 @@ def test_a_parallel_head_makes_no_keyword_block(make, results):
     marks = [
         line for line in results.read_text(encoding="utf-8").splitlines() if line.startswith("<!-- results: begin")
     ]
-    assert [mark.split()[3] for mark in marks] == ["retrieval", "keywords", "provenance"]
+    assert [mark.split()[3] for mark in marks] == ["heads", "retrieval", "keywords", "provenance"]
 
 
 def test_an_official_checkpoint_has_no_training_row(make, results):
