@@ -46,7 +46,7 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechCLIP:
     """A fresh model for training: only those frozen parts are loaded that the training step runs.
 
     Args:
-        dump: stage 2's folder of the training split. vocabulary: file of the reduced vocabulary, for a head with keywords.
+        dump: stage 2's folder of the training split. vocabulary: reduced, a file, for a head with keywords.
     """
     from speechclip.encoders.clip import load_clip
     from speechclip.encoders.speech import load_speech_encoder
@@ -149,8 +149,8 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
     _, config, trained = read_checkpoint(checkpoint)
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
     keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
-    head = config.model.head.name
-    return {**now, "head": head, "checkpoint": checkpoint, "training": {key: trained[key] for key in keys if key in trained}}
+    training = {key: trained[key] for key in keys if key in trained}
+    return {**now, "head": config.model.head.name, "checkpoint": checkpoint, "training": training}
 
 
 @dataclass(frozen=True)

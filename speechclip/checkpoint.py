@@ -149,7 +149,7 @@ def load_model(
 
     Args:
         path: the folder.
-        with_speech_encoder, with_clip: load the frozen encoders. A head with keywords always needs its CLIP; a configuration
+        with_speech_encoder, with_clip: load the frozen encoders. One with keywords always has its CLIP; a configuration
             without one (precomputed embeddings) loads none.
         config: overrides the saved configuration (encoder paths of another machine).
     Raises:

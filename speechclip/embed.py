@@ -52,7 +52,7 @@ def run(
 def embed_readouts(
     model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
 ) -> dict[str, np.ndarray]:
-    """Embeddings of all utterances by each read-out of the head, [N, J] float32, L2-normalised, in the source's order."""
+    """Embeddings of all utterances by each read-out, [N, J] float32, L2-normalised, in the source's order."""
     rows: dict[str, np.ndarray] = {}
     for batch, _, output in run(model, source, batch_size, workers):
         for name, embedding in output.readouts.items():

@@ -273,8 +273,8 @@ def build(
     """A freshly initialised model of the configured head.
 
     Raises:
-        UserError: a head with keywords without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that do not
-            divide the width, or layers the encoder does not have.
+        UserError: a head with keywords without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that
+            do not divide the width, or layers the encoder does not have.
     """
     settings = config.head
     if dimensions.speech % settings.attention_heads:
@@ -298,7 +298,8 @@ def build(
     if settings.has_keywords:
         if clip is None:
             raise UserError(
-                f"model.clip.path: a {settings.name} head needs CLIP's text transformer; precomputed embeddings do not do"
+                f"model.clip.path: a {settings.name} head needs CLIP's text transformer; "
+                "precomputed embeddings do not do"
             )
         if vocabulary is None:
             raise UserError(f"data/clip_vocabulary.tsv: a {settings.name} head needs it; stage 2 makes it")

@@ -1,4 +1,4 @@
-"""Models whose heads find the number of keywords by themselves, or have two read-outs: through CLIP and the public API."""
+"""Models whose heads find the number of keywords, or have two read-outs: through CLIP and the public methods."""
 
 from __future__ import annotations
 

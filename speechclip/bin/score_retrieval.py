@@ -51,7 +51,8 @@ def main() -> None:
     target = out / "retrieval.json"
     with writing(target):
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for name, row in [*report.items(), *((f"{o}: {key}", row) for o in others for key, row in report["readouts"][o].items())]:
+    further = [(f"{name}: {key}", row) for name in others for key, row in report["readouts"][name].items()]
+    for name, row in [*report.items(), *further]:
         if isinstance(row, dict) and "R@1" in row:
             print(f"{name:38} " + "  ".join(f"{key} {row[key]:5.1f}" for key in ("R@1", "R@5", "R@10", "MRR")))
     print(f"{target} written")

@@ -179,8 +179,8 @@ def keyword_report(
 
 
 def repetition(rows: Ints, mask: Bools) -> dict[str, float]:
-    """``{"keywords", "distinct", "duplicates"}``: mean number of keywords of an utterance, mean number of different rows
-    among them, and the percentage of keywords whose row another of the utterance has already.
+    """``{"keywords", "distinct", "duplicates"}``: mean number of keywords of an utterance, mean number of different
+    rows among them, and the percentage of keywords whose row another of the utterance has already.
 
     rows, mask [U, K]. Utterances without keywords are not counted. Raises ValueError where none has one.
     """

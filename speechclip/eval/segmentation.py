@@ -1,8 +1,8 @@
 """Keyword times as word boundaries: precision, recall, F1, over-segmentation and R-value.
 
 Counts are summed over utterances before they are divided. An utterance's own start and end are no boundaries: nobody
-has to find them. The R-value (Räsänen et al. 2009) is 1 for a perfect segmentation and, other than F1, falls when recall is
-bought with boundaries everywhere.
+has to find them. The R-value (Räsänen et al. 2009) is 100 for a perfect segmentation and, other than F1, falls when
+recall is bought with boundaries everywhere.
 """
 
 from __future__ import annotations

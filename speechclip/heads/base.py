@@ -14,8 +14,8 @@ class Keywords(NamedTuple):
 
     vectors: [B, K, D] before quantisation (z_k). quantized: [B, K, D], rows of the subword table in the forward pass.
     rows: [B, K] int64, which rows. attention: [B, K, T], weights over frames. mask: [B, K] bool, which exist: the first
-    n_i of utterance i. segments: [B, K, 2] start and end in frames, of a head that cuts the utterance into keywords; None
-    where all there is to tell the time of a keyword is its attention.
+    n_i of utterance i. segments: [B, K, 2] start and end in frames, of a head that cuts the utterance into keywords;
+    None where all there is to tell the time of a keyword is its attention.
     """
 
     vectors: Tensor
@@ -42,8 +42,8 @@ class HeadOutput(NamedTuple):
 class SpeechOutput(NamedTuple):
     """What a model reads out of a batch.
 
-    readouts: embeddings [B, J], not normalised, "parallel" (the head's own) before "cascaded" (of the keywords, by CLIP's
-    text transformer); a hybrid head has both. keywords, quantity: see :class:`HeadOutput`.
+    readouts: embeddings [B, J], not normalised, "parallel" (the head's own) before "cascaded" (of the keywords, by
+    CLIP's text transformer); a hybrid head has both. keywords, quantity: see :class:`HeadOutput`.
     """
 
     readouts: dict[str, Tensor]

@@ -1,8 +1,8 @@
 """Continuous integrate-and-fire: cuts an utterance into as many weighted segments as it needs (Wang et al. 2024).
 
-A weight alpha in (0, 1) for every frame is summed up along time; each time the sum passes a whole number, a segment ends
-and its weighted sum of frames is a keyword. A frame in which the sum passes a whole number belongs to both neighbours,
-in parts; one with a weight above 1 may hold several segments.
+A weight alpha in (0, 1) for every frame is summed up along time; each time the sum passes a whole number, a segment
+ends and its weighted sum of frames is a keyword. A frame in which the sum passes a whole number belongs to both
+neighbours, in parts; one with a weight above 1 may hold several segments.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class IntegrateAndFire(nn.Module):
 
     Args:
         dim: d. frames_per_keyword: the target count is round(frames / this), half to even, and at least 1.
-        layers: convolutions, each followed by dropout and ReLU. width: of a convolution, odd. dropout: there, and before
-        the Linear. scaling_steps: training steps with scaling. tail: least rest that fires. most: segments an utterance
-        can have.
+        layers: convolutions, each followed by dropout and ReLU. width: of a convolution, odd. dropout: there, and
+        before the Linear. scaling_steps: training steps with scaling. tail: least rest that fires. most: segments an
+        utterance can have.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Tensors of the published SpeechCLIP+ checkpoints under this project's names (Wang et al. 2024).
 
-Nine are public: Hybrid, Cascaded+ and Hybrid+, each for Base Flickr, Large Flickr and Large COCO. The head is told by the
-names in it, its sizes by the tensors; the number of attention heads is in no tensor and follows the publication.
+Nine are public: Hybrid, Cascaded+ and Hybrid+, each for Base Flickr, Large Flickr and Large COCO. The head is told by
+the names in it, its sizes by the tensors; the number of attention heads is in no tensor and follows the publication.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def convert(tensors: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]
     """Settings and trained tensors of a SpeechCLIP+ checkpoint.
 
     Args:
-        tensors: its state dict. What is used is taken out; the frozen encoders' tensors (CLIP's second copy, too) and the
-            loss's buffers stay.
+        tensors: its state dict. What is used is taken out; the frozen encoders' tensors (CLIP's second copy, too) and
+            the loss's buffers stay.
     Returns:
         the configuration without paths, and a state dict as of :meth:`speechclip.model.SpeechCLIP.trained_state`.
     Raises:

@@ -128,7 +128,8 @@ def _table(title: str, rows: Iterable[Row]) -> Table:
     named = {tuple(row.get(name, "") for name in (*KEY, "step")): row for row in rows}
     single = list(named.values())
     columns = _columns(title, single)
-    every = single if title == PROVENANCE else [*single, *_means(single, columns, digits=2 if title in RETRIEVAL else 1)]
+    digits = 2 if title in RETRIEVAL else 1
+    every = single if title == PROVENANCE else [*single, *_means(single, columns, digits)]
     keys = [name for name in KEY if name != "tag" or any(row.get("tag") for row in every)]
     return Table(title, (*keys, *columns), tuple(sorted(every, key=_order)))
 

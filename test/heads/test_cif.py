@@ -14,7 +14,7 @@ DIM = 6
 
 
 def _sequential(
-    frames: list[list[float]], alpha: list[float], *, training: bool, target: int | None, tail: float = 0.5, most: int = 75
+    frames: list[list[float]], alpha: list[float], *, training: bool, target: int | None
 ) -> tuple[list[list[float]], list[tuple[float, float]]]:
     """Frame by frame, as integrate-and-fire is told: segments and their times in frames. target: scaled to it."""
     count = len(alpha)
@@ -37,10 +37,10 @@ def _sequential(
         held += left
     if not done:  # at least one segment, of what there is
         return [state], [(0.0, float(count))]
-    if not training and held >= tail:
+    if not training and held >= 0.5:
         done.append([s / held for s in state])
         times.append((begun, float(count)))
-    return done[:most], times[:most]
+    return done, times
 
 
 def _module(**settings: float) -> IntegrateAndFire:
