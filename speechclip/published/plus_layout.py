@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ def convert(tensors: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]
     Raises:
         UserError: a tensor that is missing or of a shape that does not fit, naming it.
     """
+    head: Literal["hybrid", "cascaded_plus", "hybrid_plus"]
     large = _LARGE in tensors
     fires = any(name.startswith(f"{_BRANCH}downsampling.") for name in tensors)
     loss, state = _mix_and_loss(tensors)
@@ -59,7 +61,7 @@ def convert(tensors: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]
     settings = HeadConfig(
         name=head, attention_heads=8 if eight else 1, keywords=keywords, projection_layers=2 if layers == 2 else 1,
         parallel_layers=2 if parallel_layers == 2 else 1, quantizer_temperature=temperature, cif=cif,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     # of the Large models only Hybrid normalises the hidden states before it mixes them
     encoder = SpeechEncoderConfig(normalize=large, state_norm=large and head == "hybrid")
     return ModelConfig(speech_encoder=encoder, head=settings, loss=loss), state
