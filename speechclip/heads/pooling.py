@@ -101,7 +101,8 @@ class ClsAttention(nn.Module):
         tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
         mask = nn.functional.pad(padding, (cls.shape[0], 0), value=False)
         # one product for each of the three, where torch's own module cuts one into three: that costs copies in backward
-        parts = zip(module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3), strict=True)
+        bias_q, _, bias_v = module.in_proj_bias.chunk(3)  # the key's bias moves no weight, as above
+        parts = zip(module.in_proj_weight.chunk(3), (bias_q, None, bias_v), strict=True)
         query, key, value = (
             nn.functional.linear(tokens, weight, bias).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
             for weight, bias in parts
