@@ -46,7 +46,7 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechCLIP:
     """A fresh model for training: only those frozen parts are loaded that the training step runs.
 
     Args:
-        dump: stage 2's folder of the training split. vocabulary: file of the reduced vocabulary, for a cascaded head.
+        dump: stage 2's folder of the training split. vocabulary: reduced, a file, for a head with keywords.
     """
     from speechclip.encoders.clip import load_clip
     from speechclip.encoders.speech import load_speech_encoder
@@ -60,7 +60,7 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechCLIP:
     else:
         store = FeatureStore(dump)
         width, states = store.dim, len(layers) if layers is not None else len(store.layers)
-    if settings.head.name == "cascaded":
+    if settings.head.has_keywords:
         clip = load_clip(settings.clip)
         words = Vocabulary.load(vocabulary)
     joint = int(load_embeddings(_embeddings(dump))[1].shape[1])
@@ -146,10 +146,11 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
     """Where a score comes from: this command, and the training run's command, seed, commit and cost."""
     from speechclip.checkpoint import provenance, read_checkpoint
 
-    _, _, trained = read_checkpoint(checkpoint)
+    _, config, trained = read_checkpoint(checkpoint)
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
     keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
-    return {**now, "checkpoint": checkpoint, "training": {key: trained[key] for key in keys if key in trained}}
+    training = {key: trained[key] for key in keys if key in trained}
+    return {**now, "head": config.model.head.name, "checkpoint": checkpoint, "training": training}
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class KeywordGold:
 
 
 def keyword_gold(model: SpeechCLIP, captions: list[str], train_captions: list[str]) -> KeywordGold:
-    """Gold sets of captions for a cascaded model, and the counts behind the frequency prior."""
+    """Gold sets of captions for a model with keywords, and the counts behind the frequency prior."""
     from speechclip.encoders.tokens import surround
     from speechclip.eval.keywords import Subwords, count_utterances
     from speechclip.eval.stopwords import stop_word_ids

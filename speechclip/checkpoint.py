@@ -149,7 +149,7 @@ def load_model(
 
     Args:
         path: the folder.
-        with_speech_encoder, with_clip: load the frozen encoders. A cascaded head always needs its CLIP; a configuration
+        with_speech_encoder, with_clip: load the frozen encoders. One with keywords always has its CLIP; a configuration
             without one (precomputed embeddings) loads none.
         config: overrides the saved configuration (encoder paths of another machine).
     Raises:
@@ -168,10 +168,10 @@ def load_model(
         )
         speech_encoder = load_speech_encoder(located)
         _check_same(speech_encoder.description, origin, "speech_encoder", folder)
-    if (with_clip and settings.clip.path) or settings.head.name == "cascaded":
+    if (with_clip and settings.clip.path) or settings.head.has_keywords:
         clip = load_clip(dataclasses.replace(settings.clip, path=_locate(settings.clip.path, folder, origin)))
         _check_same(clip.description, origin, "clip", folder)
-    vocabulary = _vocabulary(folder, origin) if settings.head.name == "cascaded" else None
+    vocabulary = _vocabulary(folder, origin) if settings.head.has_keywords else None
     dimensions = Dimensions(**origin["dimensions"])
     if speech_encoder is not None and speech_encoder.dim != dimensions.speech:
         raise UserError(
@@ -192,7 +192,7 @@ def _locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
 def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:
     """The reduced vocabulary of a checkpoint. A file cut at the end of a line would else be taken for a smaller one."""
     if not (folder / VOCABULARY).is_file():
-        raise UserError(f"{folder / VOCABULARY}: no such file; a cascaded checkpoint holds one")
+        raise UserError(f"{folder / VOCABULARY}: no such file; a checkpoint of a head with keywords holds one")
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     if origin.get("subwords", len(vocabulary)) != len(vocabulary):
         raise UserError(

@@ -53,6 +53,29 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class FireConfig:
+    """Continuous integrate-and-fire of the heads cascaded_plus and hybrid_plus.
+
+    Attributes:
+        frames_per_keyword: the target number of keywords is the number of 20 ms frames divided by this, rounded.
+        layers: convolutions that a frame's weight is predicted by.
+        width: frames that one of them sees, odd.
+        dropout: after each of them, and before the weight itself.
+        scaling_steps: in the first training steps the weights are scaled so that the target number fires.
+        tail_threshold: in evaluation a rest of at least this fires, too.
+        max_keywords: keywords an utterance can have; fewer where the text tower has less room.
+    """
+
+    frames_per_keyword: float = 20.0
+    layers: int = 1
+    width: int = 3
+    dropout: float = 0.5
+    scaling_steps: int = 5000
+    tail_threshold: float = 0.5
+    max_keywords: int = 75
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The trained head.
 
@@ -61,18 +84,27 @@ class HeadConfig:
         attention_heads: heads of its self-attention.
         dropout: dropout of its attention and feed-forward.
         input_dropout: dropout on the mixed speech features.
-        keywords: K, the number of keywords of a cascaded head.
+        keywords: K, the number of keywords of the heads cascaded and hybrid.
         projection_layers: linear layers from the keyword states to the subword width, 1 or 2.
+        parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
         quantizer_temperature: temperature of the softmax over the vocabulary.
+        cif: where a head finds the number of keywords by itself.
     """
 
-    name: Literal["parallel", "cascaded"] = "parallel"
+    name: Literal["parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus"] = "parallel"
     attention_heads: int = 8
     dropout: float = 0.1
     input_dropout: float = 0.0
     keywords: int = 8
     projection_layers: Literal[1, 2] = 1
+    parallel_layers: Literal[1, 2] = 1
     quantizer_temperature: float = 0.1
+    cif: FireConfig = field(default_factory=FireConfig)
+
+    @property
+    def has_keywords(self) -> bool:
+        """Whether the head needs CLIP's text transformer and a vocabulary."""
+        return self.name != "parallel"
 
 
 @dataclass(frozen=True)
@@ -82,10 +114,16 @@ class LossConfig:
     Attributes:
         temperature: tau of logits = cosine / tau, at the start if learned.
         learn_temperature: train log(1 / tau) (published Large models).
+        parallel_weight: of a hybrid head's loss on the parallel read-out.
+        cascaded_weight: of its loss on the read-out through keywords.
+        quantity_weight: of the difference between the number of keywords and its target (cascaded_plus, hybrid_plus).
     """
 
     temperature: float = 0.07
     learn_temperature: bool = False
+    parallel_weight: float = 1.0
+    cascaded_weight: float = 1.0
+    quantity_weight: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -179,11 +217,13 @@ class EvalConfig:
         bootstrap: resamples of the images for the confidence intervals.
         neighbours: subwords looked up for each keyword.
         span_mass: share of a keyword's attention that its time span holds.
+        boundary_tolerance: seconds by which a word boundary may be missed.
     """
 
     bootstrap: int = 1000
     neighbours: int = 5
     span_mass: float = 0.5
+    boundary_tolerance: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -210,7 +250,8 @@ class Config:
         _check(
             head.quantizer_temperature > 0, "model.head.quantizer_temperature", head.quantizer_temperature, "positive"
         )
-        _check(self.model.loss.temperature > 0, "model.loss.temperature", self.model.loss.temperature, "positive")
+        _check_fire(head.cif)
+        _check_loss(self.model.loss)
         for key in ("batch_size", "eval_batch_size", "bucket_batches", "time_mask_frames"):
             _check(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
         for key in ("time_masks", "workers", "max_seconds"):
@@ -230,6 +271,24 @@ class Config:
         _check(self.eval.neighbours >= 1, "eval.neighbours", self.eval.neighbours, "at least 1")
         _check(self.eval.bootstrap >= 0, "eval.bootstrap", self.eval.bootstrap, "not negative")
         _check(0 < self.eval.span_mass <= 1, "eval.span_mass", self.eval.span_mass, "in (0, 1]")
+        tolerance = self.eval.boundary_tolerance
+        _check(tolerance >= 0, "eval.boundary_tolerance", tolerance, "not negative")
+
+
+def _check_fire(cif: FireConfig) -> None:
+    _check(cif.frames_per_keyword > 0, "model.head.cif.frames_per_keyword", cif.frames_per_keyword, "positive")
+    _check(cif.layers >= 1, "model.head.cif.layers", cif.layers, "at least 1")
+    _check(cif.width >= 1 and cif.width % 2 == 1, "model.head.cif.width", cif.width, "odd")
+    _check(0 <= cif.dropout < 1, "model.head.cif.dropout", cif.dropout, "in [0, 1)")
+    _check(cif.scaling_steps >= 0, "model.head.cif.scaling_steps", cif.scaling_steps, "not negative")
+    _check(0 < cif.tail_threshold <= 1, "model.head.cif.tail_threshold", cif.tail_threshold, "in (0, 1]")
+    _check(cif.max_keywords >= 1, "model.head.cif.max_keywords", cif.max_keywords, "at least 1")
+
+
+def _check_loss(loss: LossConfig) -> None:
+    _check(loss.temperature > 0, "model.loss.temperature", loss.temperature, "positive")
+    for key in ("parallel_weight", "cascaded_weight", "quantity_weight"):
+        _check(getattr(loss, key) >= 0, f"model.loss.{key}", getattr(loss, key), "not negative")
 
 
 def _check(holds: bool, key: str, value: object, wanted: str) -> None:

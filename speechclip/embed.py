@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from speechclip.constants import FRAME_SECONDS
 from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
 from speechclip.encoders.speech import SpeechFeatures
-from speechclip.heads.base import HeadOutput
+from speechclip.heads.base import SpeechOutput
 from speechclip.model import SpeechCLIP
 
 
 class KeywordTable(NamedTuple):
-    """Keywords of N utterances, as arrays.
+    """Keywords of N utterances, at most K of one, as arrays.
 
-    vectors: [N, K, D] z_k before quantisation. mask: [N, K] bool, which exist. attention: N arrays [K, T_n].
+    vectors: [N, K, D] z_k before quantisation, zero where there is none. mask: [N, K] bool, which exist: the first k_n.
+    attention: N arrays [k_n, T_n]. segments: N arrays [k_n, 2] of seconds, or None (see :class:`Keywords`).
     """
 
     vectors: np.ndarray
     mask: np.ndarray
     attention: list[np.ndarray]
+    segments: list[np.ndarray] | None
 
 
 def features_of(model: SpeechCLIP, batch: Batch) -> SpeechFeatures:
@@ -37,7 +40,7 @@ def features_of(model: SpeechCLIP, batch: Batch) -> SpeechFeatures:
 @torch.no_grad()
 def run(
     model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
-) -> Iterator[tuple[Batch, SpeechFeatures, HeadOutput]]:
+) -> Iterator[tuple[Batch, SpeechFeatures, SpeechOutput]]:
     """Batches with their features and head outputs, longest utterances first. The model is put into eval mode."""
     model.eval()
     batches = evaluation_batches(source.lengths, batch_size)
@@ -46,29 +49,40 @@ def run(
         yield batch, features, model.apply_head(*features)
 
 
-def embed_speech(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> np.ndarray:
-    """Embeddings of all utterances, [N, J] float32, L2-normalised, in the source's order."""
-    rows: np.ndarray | None = None
+def embed_readouts(
+    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
+) -> dict[str, np.ndarray]:
+    """Embeddings of all utterances by each read-out, [N, J] float32, L2-normalised, in the source's order."""
+    rows: dict[str, np.ndarray] = {}
     for batch, _, output in run(model, source, batch_size, workers):
-        embedding = nn.functional.normalize(cast(torch.Tensor, output.embedding).float(), dim=-1).cpu().numpy()
-        if rows is None:
-            rows = np.empty((len(source.lengths), embedding.shape[1]), dtype=np.float32)
-        rows[batch.indices.numpy()] = embedding
-    assert rows is not None
+        for name, embedding in output.readouts.items():
+            unit = nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
+            rows.setdefault(name, np.empty((len(source.lengths), unit.shape[1]), dtype=np.float32))
+            rows[name][batch.indices.numpy()] = unit
     return rows
+
+
+def embed_speech(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> np.ndarray:
+    """Embeddings of all utterances by the head's first read-out: see :func:`embed_readouts`."""
+    return next(iter(embed_readouts(model, source, batch_size, workers).values()))
 
 
 def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> KeywordTable:
     """Keywords of all utterances, in the source's order. The head has to have keywords."""
-    vectors: np.ndarray | None = None
-    attention: list[np.ndarray] = [np.empty(0)] * len(source.lengths)
+    number = len(source.lengths)
+    vectors, attention, segments = ([np.empty(0)] * number for _ in range(3))
+    cut = False
     for batch, features, output in run(model, source, batch_size, workers):
         keywords = output.keywords
         assert keywords is not None
-        if vectors is None:
-            vectors = np.empty((len(source.lengths), *keywords.vectors.shape[1:]), dtype=np.float32)
-        vectors[batch.indices.numpy()] = keywords.vectors.float().cpu().numpy()
-        for index, weights, count in zip(batch.indices.tolist(), keywords.attention, features.frames.tolist()):
-            attention[index] = weights[:, :count].float().cpu().numpy()
-    assert vectors is not None
-    return KeywordTable(vectors, np.ones(vectors.shape[:2], dtype=bool), attention)
+        cut = keywords.segments is not None
+        rows = zip(batch.indices.tolist(), keywords.mask.sum(dim=1).tolist(), features.frames.tolist())
+        for at, (index, count, frames) in enumerate(rows):
+            vectors[index] = keywords.vectors[at, :count].float().cpu().numpy()
+            attention[index] = keywords.attention[at, :count, :frames].float().cpu().numpy()
+            if keywords.segments is not None:
+                segments[index] = keywords.segments[at, :count].double().cpu().numpy() * FRAME_SECONDS
+    mask = np.arange(max(map(len, vectors)))[None, :] < np.array([len(rows) for rows in vectors])[:, None]
+    table = np.zeros((*mask.shape, vectors[0].shape[1]), dtype=np.float32)
+    table[mask] = np.concatenate(vectors)
+    return KeywordTable(table, mask, attention, segments if cut else None)

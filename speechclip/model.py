@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.config import ModelConfig
-from speechclip.constants import FRAME_SECONDS, SAMPLE_RATE
+from speechclip.constants import SAMPLE_RATE
 from speechclip.data.audio import load_audio
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip
 from speechclip.encoders.speech import SpeechFeatures, WaveformEncoder, WhisperSpeechEncoder
 from speechclip.errors import UserError
-from speechclip.heads.base import HeadOutput
-from speechclip.heads.cascaded import CascadedHead
+from speechclip.heads.base import CASCADED, PARALLEL, HeadOutput, SpeechOutput
+from speechclip.heads.keywords import KeywordHead
 from speechclip.heads.parallel import ParallelHead
 from speechclip.heads.pooling import LayerMix
-from speechclip.heads.spans import attention_span
+from speechclip.heads.registry import make_head
+from speechclip.heads.spans import keyword_spans
 from speechclip.losses import ContrastiveLoss
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ BATCH = 16  # utterances encoded at once by the public methods
 class Keyword:
     """A keyword of an utterance: its nearest subwords with their cosines, best first, and when it was said.
 
-    span: (start, end) in seconds, the shortest stretch that holds half of the keyword's attention.
+    span: (start, end) in seconds: the segment that a head with integrate-and-fire cut out, or else the shortest stretch
+    that holds half of the keyword's attention.
     """
 
     subwords: tuple[str, ...]
@@ -70,7 +72,7 @@ class SpeechCLIP(nn.Module):
         dimensions: Dimensions,
         *,
         layer_mix: LayerMix,
-        head: ParallelHead | CascadedHead,
+        head: ParallelHead | KeywordHead,
         loss: ContrastiveLoss,
         speech_encoder: WaveformEncoder | WhisperSpeechEncoder | None = None,
         clip: OpenClip | None = None,
@@ -129,19 +131,20 @@ class SpeechCLIP(nn.Module):
             return cast(SpeechFeatures, features)
         return SpeechFeatures(features.states[:, self.config.speech_encoder.layers], features.frames)
 
-    def apply_head(self, states: Tensor, frames: Tensor, time_masks: Tensor | None = None) -> HeadOutput:
-        """Hidden states [B, L, T, D] and frame counts [B] to the head's output.
+    def apply_head(self, states: Tensor, frames: Tensor, time_masks: Tensor | None = None) -> SpeechOutput:
+        """Hidden states [B, L, T, D] and frame counts [B] to what the head reads out of them.
 
-        A cascaded head's keywords are read by CLIP's text transformer, so ``embedding`` [B, J] is always there, not
-        normalised. ``time_masks``: [B, T] bool, frames to set to zero (augmentation).
+        Keywords are read by CLIP's text transformer. ``time_masks``: [B, T] bool, frames to set to zero (augmentation).
         """
         mixed, padding = self._mix(states, frames)
         if time_masks is not None:
             mixed = mixed.masked_fill(time_masks[:, :, None], 0.0)
-        output = self.head(mixed, padding)
-        if output.keywords is None:
-            return cast(HeadOutput, output)
-        return HeadOutput(self._need_clip().encode_keywords(output.keywords.quantized), output.keywords)
+        output: HeadOutput = self.head(mixed, padding)
+        readouts = {} if output.embedding is None else {PARALLEL: output.embedding}
+        if output.keywords is not None:
+            counts = output.keywords.mask.sum(dim=1)
+            readouts[CASCADED] = self._need_clip().encode_keywords(output.keywords.quantized, counts)
+        return SpeechOutput(readouts, output.keywords, output.quantity)
 
     def _mix(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         padding = torch.arange(states.shape[2], device=frames.device)[None, :] >= frames[:, None]
@@ -150,10 +153,19 @@ class SpeechCLIP(nn.Module):
     # -- the public methods -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_speech(self, waves: Wave | Sequence[Wave]) -> Tensor:
-        """Utterances, 16 kHz mono arrays or audio files, to [N, J], L2-normalised."""
-        parts = [self.apply_head(*self.encode_waves(batch)).embedding for batch in self._batches(waves)]
-        return nn.functional.normalize(torch.cat([cast(Tensor, part) for part in parts]), dim=-1)
+    def encode_speech(self, waves: Wave | Sequence[Wave], readout: str | None = None) -> Tensor:
+        """Utterances, 16 kHz mono arrays or audio files, to [N, J], L2-normalised.
+
+        readout: "parallel" or "cascaded" of a hybrid head; None for the first one the head has.
+        Raises UserError for a read-out that the head does not have.
+        """
+        parts = []
+        for batch in self._batches(waves):
+            readouts = self.apply_head(*self.encode_waves(batch)).readouts
+            if readout is not None and readout not in readouts:
+                raise UserError(f"readout: a {self.config.head.name} head has {' and '.join(readouts)}, not {readout}")
+            parts.append(readouts[readout or next(iter(readouts))])
+        return nn.functional.normalize(torch.cat(parts), dim=-1)
 
     def encode_image(self, images: Image | str | Path | Sequence[Image | str | Path]) -> Tensor:
         """Images, PIL or files, to [N, J], L2-normalised."""
@@ -173,23 +185,23 @@ class SpeechCLIP(nn.Module):
 
         Raises UserError for a head without keywords.
         """
-        if not isinstance(self.head, CascadedHead) or self.vocabulary is None:
+        if not isinstance(self.head, KeywordHead) or self.vocabulary is None:
             raise UserError(f"model.head.name: a {self.config.head.name} head has no keywords")
+        quantizer, subwords = self.head.quantizer, self.vocabulary.subwords
+        top_k = min(top_k, int(quantizer.allowed.sum()))
         found: list[list[Keyword]] = []
         for batch in self._batches(waves):
             states, frames = self.encode_waves(batch)
             keywords = self.head(*self._mix(states, frames)).keywords
-            assert keywords is not None
-            cosines = self.head.quantizer.cosines(keywords.vectors).masked_fill(
-                ~self.head.quantizer.allowed, -torch.inf
-            )
-            best = cosines.topk(min(top_k, int(self.head.quantizer.allowed.sum())), dim=-1)
-            for i, count in enumerate(frames.tolist()):
-                spans = [attention_span(w[:count].cpu().numpy(), FRAME_SECONDS) for w in keywords.attention[i]]
+            best = quantizer.cosines(keywords.vectors).masked_fill(~quantizer.allowed, -torch.inf).topk(top_k, dim=-1)
+            for i, length in enumerate(frames.tolist()):
+                count = int(keywords.mask[i].sum())
+                rows, values = best.indices[i, :count].tolist(), best.values[i, :count].tolist()
+                spans = keyword_spans(keywords, i, length)
                 found.append(
                     [
-                        Keyword(tuple(self.vocabulary.subwords[row] for row in rows), tuple(values), span)
-                        for rows, values, span in zip(best.indices[i].tolist(), best.values[i].tolist(), spans)
+                        Keyword(tuple(subwords[row] for row in near), tuple(cosines), span)
+                        for near, cosines, span in zip(rows, values, spans)
                     ]
                 )
         return found
@@ -261,8 +273,8 @@ def build(
     """A freshly initialised model of the configured head.
 
     Raises:
-        UserError: a cascaded head without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that do not
-            divide the width, or layers the encoder does not have.
+        UserError: a head with keywords without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that
+            do not divide the width, or layers the encoder does not have.
     """
     settings = config.head
     if dimensions.speech % settings.attention_heads:
@@ -282,25 +294,17 @@ def build(
                 f"model.speech_encoder.layers: {available} hidden states, the checkpoint mixes {dimensions.states}: "
                 "a checkpoint for other dimensions"
             )
-    head: ParallelHead | CascadedHead
-    if settings.name == "parallel":
-        head = ParallelHead(
-            dimensions.speech, dimensions.joint, heads=settings.attention_heads, dropout=settings.dropout,
-            input_dropout=settings.input_dropout,
-        )  # fmt: skip
-    else:
+    subwords, room = None, 0
+    if settings.has_keywords:
         if clip is None:
             raise UserError(
-                "model.clip.path: a cascaded head needs CLIP's text transformer; precomputed embeddings do not do"
+                f"model.clip.path: a {settings.name} head needs CLIP's text transformer; "
+                "precomputed embeddings do not do"
             )
         if vocabulary is None:
-            raise UserError("data/clip_vocabulary.tsv: a cascaded head needs it; stage 2 makes it")
-        table, allowed = reduced_table(clip, vocabulary)
-        head = CascadedHead(
-            dimensions.speech, table, allowed, keywords=settings.keywords, heads=settings.attention_heads,
-            dropout=settings.dropout, projection_layers=settings.projection_layers,
-            temperature=settings.quantizer_temperature, input_dropout=settings.input_dropout,
-        )  # fmt: skip
+            raise UserError(f"data/clip_vocabulary.tsv: a {settings.name} head needs it; stage 2 makes it")
+        subwords, room = reduced_table(clip, vocabulary), clip.context_length - 2
+    head = make_head(settings, dimensions.speech, dimensions.joint, subwords, room)
     return SpeechCLIP(
         config,
         dimensions,

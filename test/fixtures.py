@@ -221,7 +221,7 @@ def whole_model(recipe: Path, head: str, *, large: bool = False, **changes: Any)
     torch.manual_seed(3)
     model = build(
         located, Dimensions(WIDTH, STATES, JOINT), speech_encoder=encoder, clip=clip,
-        vocabulary=vocabulary_of(captions(30), clip) if head == "cascaded" else None,
+        vocabulary=vocabulary_of(captions(30), clip) if head != "parallel" else None,
     )  # fmt: skip
     for part in model.trained_modules().values():
         _shake(part, 3)

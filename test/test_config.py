@@ -95,7 +95,7 @@ def test_a_missing_or_unreadable_layer_names_the_file(tmp_path: Path) -> None:
         (["--keywords", "3"], "unknown configuration key 'keywords'; did you mean 'model.head.keywords'?"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--optim.max_steps", "1.5"], "optim.max_steps"),
-        (["--model.head.name", "hybrid"], "model.head.name"),
+        (["--model.head.name", "choir"], "model.head.name"),
         (["--model.speech_encoder.layers", "all"], "model.speech_encoder.layers"),
         (["--optim.betas", "[0.9]"], "optim.betas"),
         (["--model.speech_encoder.state_norm", "perhaps"], "model.speech_encoder.state_norm"),
@@ -123,7 +123,11 @@ RANGES = {
     "data.max_seconds": "-1", "optim.lr": "0", "optim.max_steps": "0", "optim.warmup_steps": "50001",
     "optim.final_lr": "-1", "optim.weight_decay": "-1", "optim.clip_norm": "-1", "optim.ema_decay": "1",
     "optim.betas": "[0.9, 1.0]", "train.eval_interval": "0", "train.log_interval": "0", "train.patience": "-1",
-    "eval.neighbours": "0", "eval.bootstrap": "-1", "eval.span_mass": "0",
+    "eval.neighbours": "0", "eval.bootstrap": "-1", "eval.span_mass": "0", "eval.boundary_tolerance": "-0.1",
+    "model.head.cif.frames_per_keyword": "0", "model.head.cif.layers": "0", "model.head.cif.width": "4",
+    "model.head.cif.dropout": "1", "model.head.cif.scaling_steps": "-1", "model.head.cif.tail_threshold": "0",
+    "model.head.cif.max_keywords": "0", "model.loss.parallel_weight": "-1", "model.loss.cascaded_weight": "-1",
+    "model.loss.quantity_weight": "-1",
 }  # fmt: skip
 
 

@@ -69,6 +69,47 @@ def test_every_model_and_head_has_a_layer(recipe: Path):
             assert any(path.is_file() for path in files), f"no conf/{name}.yaml"
 
 
+PLUS = ("hybrid", "cascaded_plus", "hybrid_plus")
+#: Wang et al. 2024: attention heads, keyword projection, LayerNorm of hidden states, learned temperature, batch.
+PUBLISHED = {
+    ("flickr8k", "base", "hybrid"): (1, 1, False, True, 256),
+    ("flickr8k", "base", "cascaded_plus"): (1, 1, False, True, 256),
+    ("flickr8k", "base", "hybrid_plus"): (8, 1, False, True, 256),
+    ("flickr8k", "large", "hybrid"): (1, 2, True, True, 256),
+    ("flickr8k", "large", "cascaded_plus"): (8, 2, False, True, 128),
+    ("flickr8k", "large", "hybrid_plus"): (8, 2, False, True, 128),
+    ("spokencoco", "large", "hybrid"): (1, 2, True, False, 64),
+    ("spokencoco", "large", "cascaded_plus"): (8, 2, False, True, 128),
+    ("spokencoco", "large", "hybrid_plus"): (8, 2, False, True, 128),
+}
+
+
+@pytest.mark.parametrize(("corpus", "model", "head"), sorted(PUBLISHED))
+def test_published_settings_of_the_plus_heads(corpus: str, model: str, head: str):
+    from speechclip.config import load
+
+    folders = (ROOT / "egs" / "conf", ROOT / "egs" / corpus / "conf")
+    files = [folder / f"{name}.yaml" for folder in folders for name in (model, head, f"{model}_{head}")]
+    config = load([file for file in files if file.is_file()])
+    settings, encoder = config.model.head, config.model.speech_encoder
+    assert settings.name == head
+    assert (
+        settings.attention_heads, settings.projection_layers, encoder.state_norm, config.model.loss.learn_temperature,
+        config.data.batch_size,
+    ) == PUBLISHED[corpus, model, head]  # fmt: skip
+    cif = settings.cif
+    assert (cif.frames_per_keyword, cif.width, cif.dropout, cif.scaling_steps) == (20, 3, 0.5, 5000)
+    assert (cif.tail_threshold, cif.max_keywords, config.model.loss.quantity_weight) == (0.5, 75, 0.25)
+    assert encoder.normalize is (model == "large")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_has_the_plus_heads(recipe: Path):
+    found = re.search(r'^heads="([^"]+)"', (recipe / "run.sh").read_text(), re.MULTILINE)
+    assert found is not None
+    assert set(PLUS) < set(found.group(1).split())
+
+
 def test_no_symlinks():
     listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     assert [line for line in listed.splitlines() if line.startswith("120000")] == []

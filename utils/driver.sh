@@ -47,6 +47,7 @@ check_options() {
     }
     ((stop_stage <= 6)) || fail "--stop_stage: there are stages 0 to 6, not $stop_stage" 2
     ((stage <= stop_stage)) || fail "--stage: there is nothing to do from stage $stage to stage $stop_stage" 2
+    [[ ! $tag =~ ^plus(_|$) ]] || fail "--tag: 'plus' belongs to the names of heads" 2
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' does not fit into a folder's name" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: no such folder"
     for word in clip_embeddings text_embeddings config; do
@@ -59,7 +60,7 @@ check_options() {
 
 # Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.
 name_encoders() {
-    local file key i
+    local file key i word
     dump=dump/$model
     [[ -z $speech_encoder ]] || dump+=_$(basename "$speech_encoder")
     model_layers=()
@@ -68,8 +69,10 @@ name_encoders() {
     done
     has_clip=true
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
-    [[ $has_clip == true || " $head " != *" cascaded "* ]] ||
-        fail "--clip_embeddings: a cascaded head needs CLIP's text transformer: give --clip too, or --head parallel" 2
+    for word in $head; do
+        [[ $has_clip == true || $word == parallel ]] ||
+            fail "--clip_embeddings: a $word head needs CLIP's text transformer: give --clip too, or --head parallel" 2
+    done
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
@@ -99,7 +102,7 @@ name_run() {
         label=$(basename "$exp")
     fi
     layers=()
-    for file in "../conf/$model.yaml" "../conf/$run_head.yaml" "conf/$model.yaml" "conf/$run_head.yaml" "$config"; do
+    for file in {../conf,conf}/{"$model","$run_head","${model}_$run_head"}.yaml "$config"; do
         [[ ! -f $file ]] || layers+=(--config "$file")
     done
 }

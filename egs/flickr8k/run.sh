@@ -19,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on Flickr8k with spoken captions."
 models="base large"
-heads="parallel cascaded"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
 obtained=""
 obtain_options=()
 

@@ -19,12 +19,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on a generated corpus of scenes and spoken captions."
 models="tiny"
-heads="parallel cascaded"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
 obtained="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
 obtain_options=(scenes pretrain)
 
 model=tiny
-head=$heads
+head="parallel cascaded"
 scenes=4000     #: training scenes of the corpus; dev and test have a twentieth each
 pretrain=false  #: make the tiny CLIP and the tiny HuBERT again before anything else
 

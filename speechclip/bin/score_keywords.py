@@ -1,9 +1,10 @@
-"""Stage 5: score the keywords of a cascaded head."""
+"""Stage 5: score the keywords of a head that has them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from speechclip.bin import ArgumentParser
 from speechclip.errors import exit_on_user_error
@@ -26,10 +27,9 @@ def main() -> None:
     from speechclip.embed import find_keywords
     from speechclip.errors import writing
     from speechclip.eval.keywords import keyword_records, keyword_report
-    from speechclip.heads.cascaded import CascadedHead
 
     model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
-    if not isinstance(model.head, CascadedHead):
+    if not config.model.head.has_keywords:
         print(f"{options.checkpoint}: a {config.model.head.name} head has no keywords: nothing to score")
         return
     found = find_keywords(model, source, config.data.eval_batch_size)
@@ -37,13 +37,16 @@ def main() -> None:
     report = keyword_report(
         found.vectors, found.mask, gold.subwords, gold.content, gold.with_special, gold.train_counts
     )
+    ctm = Path(options.data_dir) / "ctm"
+    if ctm.is_file():
+        report["segmentation"] = _segmentation(ctm, split.ids, found, config.eval)
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     captions = _texts(split.data)
     records = keyword_records(
         split.ids, captions, found.vectors, found.mask, found.attention, FRAME_SECONDS, gold.subwords, gold.strings,
-        config.eval.neighbours, config.eval.span_mass,
+        config.eval.neighbours, config.eval.span_mass, found.segments,
     )  # fmt: skip
     with writing(out / "keywords.jsonl"), (out / "keywords.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -53,7 +56,33 @@ def main() -> None:
         row, prior = report[name], report["frequency_prior"][name]
         each = " ".join(f"{row[key]:.1f}" for key in row if key.startswith("kw"))
         print(f"{name:13} avg {row['avg']:5.1f}  (no speech at all: {prior['avg']:5.1f})  {each}")
+    keywords, duplicates = report["repetition"]["keywords"], report["repetition"]["duplicates"]
+    print(f"{keywords:.1f} keywords an utterance, {duplicates:.1f} % of them a repetition")
+    if ctm.is_file():
+        score, uniform = report["segmentation"], report["segmentation"]["uniform"]
+        print(f"word boundaries: F1 {score['f1']:.1f} R-value {score['r_value']:.1f}"
+              f"  (evenly spaced: {uniform['f1']:.1f}, {uniform['r_value']:.1f})")  # fmt: skip
     print(f"{out / 'keywords.json'} and keywords.jsonl written")
+
+
+def _segmentation(ctm: Path, ids: list[str], found: Any, settings: Any) -> dict[str, Any]:
+    """Keyword times of the utterances that have an alignment, scored as word boundaries."""
+    from speechclip.constants import FRAME_SECONDS
+    from speechclip.data.alignments import load_alignments
+    from speechclip.eval.segmentation import segmentation_report
+    from speechclip.heads.spans import attention_span
+
+    words = load_alignments(ctm, ids)
+    rows = [row for row, identity in enumerate(ids) if identity in words]
+    if found.segments is not None:
+        spans, kind = [found.segments[row].tolist() for row in rows], "segments"
+    else:
+        spans, kind = [
+            [attention_span(weights, FRAME_SECONDS, settings.span_mass) for weights in found.attention[row]]
+            for row in rows
+        ], "attention spans"
+    times = [[(word.start, word.end) for word in words[ids[row]]] for row in rows]
+    return {"of": kind, **segmentation_report(spans, times, settings.boundary_tolerance)}
 
 
 def _texts(data: object) -> list[str]:

@@ -21,28 +21,40 @@ def main() -> None:
 
     from speechclip.assemble import result_provenance, scoring
     from speechclip.data.embeddings import save_embeddings
-    from speechclip.embed import embed_speech
+    from speechclip.embed import embed_readouts
     from speechclip.errors import writing
     from speechclip.eval.retrieval import retrieval_report
 
     model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
-    speech = embed_speech(model, source, config.data.eval_batch_size)
+    readouts = embed_readouts(model, source, config.data.eval_batch_size)
     captions = None
     if split.text_utterance is not None:
         captions = [split.data.utterances[at].text for at in split.text_utterance]
-    report = retrieval_report(
-        speech, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
-        n_bootstrap=config.eval.bootstrap,
-    )  # fmt: skip
+    reports = {
+        name: retrieval_report(
+            speech, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
+            n_bootstrap=config.eval.bootstrap,
+        )
+        for name, speech in readouts.items()
+    }
+    first, *others = reports
+    report = reports[first]
+    if others:  # of a hybrid head: what its keywords alone find
+        spoken = [name for name in report if "speech" in name or name == "mean_R@10"]
+        report["readout"] = first
+        report["readouts"] = {name: {key: reports[name][key] for key in spoken} for name in others}
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     out = Path(options.out)
-    save_embeddings(out / "speech_embeddings.npz", split.ids, speech)
+    save_embeddings(out / "speech_embeddings.npz", split.ids, readouts[first])
+    for name in others:
+        save_embeddings(out / f"speech_embeddings_{name}.npz", split.ids, readouts[name])
     target = out / "retrieval.json"
     with writing(target):
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for name, row in report.items():
+    further = [(f"{name}: {key}", row) for name in others for key, row in report["readouts"][name].items()]
+    for name, row in [*report.items(), *further]:
         if isinstance(row, dict) and "R@1" in row:
-            print(f"{name:28} " + "  ".join(f"{key} {row[key]:5.1f}" for key in ("R@1", "R@5", "R@10", "MRR")))
+            print(f"{name:38} " + "  ".join(f"{key} {row[key]:5.1f}" for key in ("R@1", "R@5", "R@10", "MRR")))
     print(f"{target} written")
 
 

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--data_root", type=str, required=True, help="folder of the data directories train/ and dev/")
     parser.add_argument("--dump_root", type=str, required=True, help="folder with what stage 2 stored for each of them")
     parser.add_argument(
-        "--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary (cascaded)"
+        "--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary, of heads with keywords"
     )
     parser.add_argument("--out", type=str, required=True, help="experiment folder; a run that was cut is resumed")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches, crops and dropout")

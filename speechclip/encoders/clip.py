@@ -112,22 +112,25 @@ class OpenClip(nn.Module):
         ids = torch.tensor(rows, device=self.subword_table.device)[:, : int(ends.max()) + 1]
         return nn.functional.normalize(self._run_text(self.subword_table[ids], ends).float(), dim=-1)
 
-    def encode_keywords(self, keywords: Tensor) -> Tensor:
+    def encode_keywords(self, keywords: Tensor, counts: Tensor | None = None) -> Tensor:
         """Keyword vectors [B, K, subword_dim], between SOT and EOT, through the text transformer.
 
-        Gradients flow into ``keywords``. Returns [B, joint_dim], not normalised.
+        Gradients flow into ``keywords``. counts: [B], how many of its K an utterance has; EOT stands right after them.
+        Returns [B, joint_dim], not normalised.
         Raises UserError where K keywords do not fit into the tower's context.
         """
-        batch, count, _ = keywords.shape
-        if count + 2 > self.context_length:
+        batch, most, _ = keywords.shape
+        if most + 2 > self.context_length:
             raise UserError(
-                f"model.head.keywords: {count} do not fit into the text tower's {self.context_length} positions "
+                f"model.head.keywords: {most} do not fit into the text tower's {self.context_length} positions "
                 "with SOT and EOT"
             )
         sot, eot = self.subword_table[[self.tokenizer.sot, self.tokenizer.eot]]
-        ends = torch.full((batch,), count + 1, device=keywords.device)
+        ends = torch.full((batch,), most, device=keywords.device) if counts is None else counts
         tokens = [sot.expand(batch, 1, -1), keywords.to(sot.dtype), eot.expand(batch, 1, -1)]
-        return self._run_text(torch.cat(tokens, dim=1), ends)
+        # what follows EOT cannot be seen from it: the mask is causal
+        at_end = torch.arange(most + 2, device=keywords.device)[None, :] == ends[:, None] + 1
+        return self._run_text(torch.where(at_end[:, :, None], eot, torch.cat(tokens, dim=1)), ends + 1)
 
     def _run_text(self, embeddings: Tensor, ends: Tensor) -> Tensor:
         """Subword embeddings [B, S, D] and EOT positions [B] to the unnormalised joint embedding [B, joint_dim]."""

@@ -1,4 +1,4 @@
-"""Keyword discovery: which subwords of the text encoder the keywords of a cascaded head come to lie next to.
+"""Keyword discovery: which subwords of the text encoder the keywords of a head come to lie next to.
 
 A keyword is the vector z_k before quantisation. Scores are in percent of the utterances that have a k-th keyword and a
 gold set that is not empty; "avg" is the mean over the keywords.
@@ -137,6 +137,7 @@ def keyword_report(
     gold_reference, the ids of its padded token sequence with the special ones; train_counts, in how many TRAINING
     utterances a subword occurs. "frequency_prior" holds the same three scores when every keyword's neighbours are the
     5 (content_top1: 1) most frequent subwords of training, whatever was said. "n_utterances": counted for each score.
+    "repetition": see :func:`repetition`, of the subwords that keywords are quantised to.
     """
     vectors, present = np.asarray(z), np.asarray(mask, dtype=bool)
     if len(gold_reference) != len(gold):
@@ -169,11 +170,30 @@ def keyword_report(
         score: hit_rates(np.broadcast_to(ids, (*present.shape, len(ids))), present, golds[score])
         for score, ids in prior.items()
     }
+    report["repetition"] = repetition(clean[..., 0], present)
     report["n_utterances"] = {
         score: sum(1 for ids, row in zip(sets, present, strict=True) if ids and row.any())
         for score, sets in golds.items()
     }
     return report
+
+
+def repetition(rows: Ints, mask: Bools) -> dict[str, float]:
+    """``{"keywords", "distinct", "duplicates"}``: mean number of keywords of an utterance, mean number of different
+    rows among them, and the percentage of keywords whose row another of the utterance has already.
+
+    rows, mask [U, K]. Utterances without keywords are not counted. Raises ValueError where none has one.
+    """
+    utterance, place = np.nonzero(mask)
+    if not len(utterance):
+        raise ValueError("no utterance has a keyword")
+    distinct = len(np.unique(np.stack([utterance, rows[utterance, place]]), axis=1).T)
+    with_keywords = int(mask.any(axis=1).sum())
+    return {
+        "keywords": len(utterance) / with_keywords,
+        "distinct": distinct / with_keywords,
+        "duplicates": 100.0 * (len(utterance) - distinct) / len(utterance),
+    }
 
 
 def keyword_records(
@@ -187,25 +207,29 @@ def keyword_records(
     strings: Mapping[int, str],
     k: int = NEIGHBOURS,
     span_mass: float = 0.5,
+    segments: Sequence[ArrayLike] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One dictionary for every keyword: ``utterance, keyword, neighbours, span, caption``.
 
-    z [U, K, D]; mask [U, K]; attention, every utterance's weights [K, T_u] over its frames; strings, id -> subword.
+    z [U, K, D]; mask [U, K]; attention, every utterance's weights [k_u, T_u] over its frames; strings, id -> subword.
     "keyword" counts from 1; "neighbours" are the k nearest subwords of z_k without special ones, best first, as
-    ``{"subword", "id", "cosine"}``; "span" is `attention_span` in seconds, of ``span_mass``.
+    ``{"subword", "id", "cosine"}``; "span" in seconds is the keyword's row of ``segments``, [k_u, 2] of every
+    utterance, or where there are none `attention_span`, of ``span_mass``.
     """
     present = np.asarray(mask, dtype=bool)
     vectors = np.where(present[:, :, None], np.asarray(z), 0)
     rows, cosines = nearest(vectors, subwords.embeddings, k, subwords.special)
     for u, utterance in enumerate(utterances):
         weights = np.asarray(attention[u])
+        cut = None if segments is None else np.asarray(segments[u]).tolist()
         for keyword in np.flatnonzero(present[u]).tolist():
+            span = cut[keyword] if cut is not None else attention_span(weights[keyword], frame_seconds, span_mass)
             near = zip(subwords.ids[rows[u, keyword]].tolist(), cosines[u, keyword].tolist(), strict=True)
             yield {
                 "utterance": utterance,
                 "keyword": keyword + 1,
                 "neighbours": [{"subword": strings[i], "id": i, "cosine": round(c, 4)} for i, c in near],
-                "span": [round(second, 4) for second in attention_span(weights[keyword], frame_seconds, span_mass)],
+                "span": [round(second, 4) for second in span],
                 "caption": captions[u],
             }
 

@@ -43,6 +43,9 @@ class ParallelHead(nn.Module):
         tokens = torch.cat([self.cls.expand(len(frames), -1, -1), frames], dim=1)
         return self._rest_of_layer(tokens, self.attention.everywhere(self.cls, frames, padding))[:, 1:]
 
+    def set_step(self, step: int) -> None:
+        """Nothing here changes with the step."""
+
     def _rest_of_layer(self, tokens: Tensor, attended: Tensor) -> Tensor:
         x = self.norm_attention(tokens + self.dropout(attended))
         normed: Tensor = self.norm_feed_forward(x + self.feed_forward(x))

@@ -97,7 +97,18 @@ class ClsAttention(nn.Module):
 
     def everywhere(self, cls: Tensor, frames: Tensor, padding: Tensor) -> Tensor:
         """The same attention at every position: [B, Q + T, d]."""
+        module = self.attention
         tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
         mask = nn.functional.pad(padding, (cls.shape[0], 0), value=False)
-        outputs: Tensor = self.attention(tokens, tokens, tokens, key_padding_mask=mask, need_weights=False)[0]
+        # one product for each of the three, where torch's own module cuts one into three: that costs copies in backward
+        bias_q, _, bias_v = module.in_proj_bias.chunk(3)  # the key's bias moves no weight, as above
+        parts = zip(module.in_proj_weight.chunk(3), (bias_q, None, bias_v), strict=True)
+        query, key, value = (
+            nn.functional.linear(tokens, weight, bias).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+            for weight, bias in parts
+        )  # [B, H, Q + T, s] each
+        values = nn.functional.scaled_dot_product_attention(
+            query, key, value, ~mask[:, None, None], module.dropout if self.training else 0.0
+        )
+        outputs: Tensor = module.out_proj(values.transpose(1, 2).flatten(2))
         return outputs

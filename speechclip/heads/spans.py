@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from speechclip.constants import FRAME_SECONDS
+from speechclip.heads.base import Keywords
+
 
 def attention_span(weights: ArrayLike, frame_seconds: float, mass: float = 0.5) -> tuple[float, float]:
     """Start and end in seconds of the shortest run of frames that holds ``mass`` of the attention weights [T].
@@ -26,3 +29,16 @@ def attention_span(weights: ArrayLike, frame_seconds: float, mass: float = 0.5) 
         if held[right] - held[left] >= wanted and right - left < last - first:
             first, last = left, right
     return first * frame_seconds, last * frame_seconds
+
+
+def keyword_spans(keywords: Keywords, index: int, frames: int, mass: float = 0.5) -> list[tuple[float, float]]:
+    """(start, end) in seconds of each keyword of utterance ``index`` of a batch, which has ``frames`` frames.
+
+    The head's segments, or the spans that hold ``mass`` of the attention.
+    """
+    count = int(keywords.mask[index].sum())
+    if keywords.segments is not None:
+        times = (keywords.segments[index, :count].double() * FRAME_SECONDS).tolist()
+        return [(start, end) for start, end in times]
+    weights = keywords.attention[index, :count, :frames].float().cpu().numpy()
+    return [attention_span(row, FRAME_SECONDS, mass) for row in weights]

@@ -10,7 +10,7 @@ from speechclip.errors import UserError
 
 ABSENT = "–"
 _CELL_BORDER = re.compile(r"(?<!\\)\|")
-_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ± \d[\d.e+-]*)?")
+_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ± \d[\d.e+-]*| \[[-\d., ]+\])?")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechclip.errors import UserError, writing
+from speechclip.report import overview
 from speechclip.report.markdown import Table, code, read_block, write_block
 from speechclip.report.runs import Run, Scores
 
@@ -41,6 +42,7 @@ PROVENANCE = "Commands"
 KEYWORD_COLUMNS = 16  # a head of more keywords shows the first ones and its mean
 
 INTRODUCTIONS = {
+    "heads": overview.INTRODUCTION,
     "retrieval": """\
 Recall in percent. S→I: speech finds its image; I→S: an image finds any of its utterances; S→T and T→S: speech and
 written captions, on which no head is trained. The topline finds images by their true captions; chance is exact. MRR
@@ -85,7 +87,10 @@ def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md") -> str:
             raise UserError(
                 f"{runs[i].directory}: has the model, head, tag and seed of {runs[written.index(name)].directory}"
             )
+    for run in runs:
+        written += [_name(run, head) for head, _ in overview.readout_scores(run)]
     makers: dict[str, dict[str, Callable[[Run], Iterator[Row]]]] = {
+        "heads": {overview.TITLE: overview.overview_rows},
         "retrieval": {title: _retrieval_rows_of(title) for title in RETRIEVAL},
         "keywords": {title: _keyword_rows_of(title) for title in KEYWORDS},
         "provenance": {PROVENANCE: _provenance_rows},
@@ -112,7 +117,7 @@ def _kept_rows(table: Table, written: Sequence[tuple[str, ...]], source: str) ->
     for row in rows if table.title != PROVENANCE else []:
         for column in row.keys() - set(KEY):
             try:
-                float(row[column])
+                overview.value_of(row[column])
             except ValueError:
                 raise UserError(f"{source}: {table.title}: {row[column]!r} under {column!r} is no number") from None
     return [row for row in rows if tuple(row.get(name, "") for name in KEY) not in written]
@@ -123,7 +128,8 @@ def _table(title: str, rows: Iterable[Row]) -> Table:
     named = {tuple(row.get(name, "") for name in (*KEY, "step")): row for row in rows}
     single = list(named.values())
     columns = _columns(title, single)
-    every = single if title == PROVENANCE else [*single, *_means(single, columns, digits=1 if title in KEYWORDS else 2)]
+    digits = 2 if title in RETRIEVAL else 1
+    every = single if title == PROVENANCE else [*single, *_means(single, columns, digits)]
     keys = [name for name in KEY if name != "tag" or any(row.get("tag") for row in every)]
     return Table(title, (*keys, *columns), tuple(sorted(every, key=_order)))
 
@@ -133,6 +139,8 @@ def _columns(title: str, rows: Iterable[Row]) -> list[str]:
     if title == PROVENANCE:
         recipe = ["recipe command"] if any("recipe command" in row for row in rows) else []
         return ["step", "commit", "size", *recipe, "command"]
+    if title == overview.TITLE:
+        return [column for column in overview.COLUMNS if any(column in row for row in rows)]
     if title in RETRIEVAL:
         recalls = [f"{short} {cutoff}" for short in RETRIEVAL[title].values() for cutoff in CUTOFFS]
         return [*recalls, "mean R@10"] if title == "Speech and images" else recalls
@@ -152,7 +160,10 @@ def _means(rows: Iterable[Row], columns: Iterable[str], digits: int) -> Iterator
         mean = dict(zip(KEY[:3], name, strict=True)) | {"seed": f"mean of {len(group)}"}
         for column in columns:
             if all(column in row for row in group):
-                values = [float(row[column]) for row in group]
+                values = [overview.value_of(row[column]) for row in group]
+                if column == overview.SIZE and len(set(values)) == 1:
+                    mean[column] = group[0][column]
+                    continue
                 mean[column] = f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
         yield mean
 
@@ -173,9 +184,9 @@ def _order(row: Mapping[str, str]) -> tuple[object, ...]:
     )
 
 
-def _name(run: Run) -> tuple[str, ...]:
-    """The texts in the columns that name the rows of a run."""
-    return (run.model, run.head, run.tag, str(run.seed))
+def _name(run: Run, head: str | None = None) -> tuple[str, ...]:
+    """The texts in the columns that name the rows of a run, or of one of its further read-outs."""
+    return (run.model, head or run.head, run.tag, str(run.seed))
 
 
 def _start(run: Run, head: str | None = None) -> Row:
@@ -212,6 +223,13 @@ def _retrieval_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
             if "text->image" in scores.content:
                 yield _start(run, TOPLINE) | recalls(scores, ("text->image",), "S→I")
         yield row
+        for head, other in overview.readout_scores(run):
+            row = dict(zip(KEY, _name(run, head), strict=True))
+            for name, short in present.items():
+                row |= recalls(other, (name,), short)
+            if pictures:
+                row["mean R@10"] = _number(other.number("mean_R@10"))
+            yield {name: value for name, value in row.items() if value}
         yield chance
 
     return rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from speechclip.errors import UserError
 
-_NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
+_NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
 _REQUIRED = ("command", "seed", "commit")
 
 

@@ -19,6 +19,7 @@ from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_b
 from speechclip.embed import embed_speech, features_of
 from speechclip.errors import UserError
 from speechclip.eval.retrieval import retrieval_report
+from speechclip.heads.base import CASCADED, PARALLEL
 from speechclip.model import SpeechCLIP
 from speechclip.train.journal import Journal
 from speechclip.train.schedule import learning_rate
@@ -71,12 +72,21 @@ class LossStep(nn.Module):
             random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None
         )
         output = self.model.apply_head(states, frames, masks)
-        speech = nn.functional.normalize(cast(Tensor, output.embedding).float(), dim=-1)
-        if self._fabric.world_size > 1:
-            speech = cast(Tensor, self._fabric.all_gather(speech, sync_grads=True)).flatten(0, 1)
-            targets = cast(Tensor, self._fabric.all_gather(targets)).flatten(0, 1)
-            groups = cast(Tensor, self._fabric.all_gather(groups)).flatten(0, 1)
-        return cast(Tensor, self.model.loss(speech, targets, groups))
+        gather = self._fabric.all_gather if self._fabric.world_size > 1 else None
+        if gather is not None:
+            targets = cast(Tensor, gather(targets)).flatten(0, 1)
+            groups = cast(Tensor, gather(groups)).flatten(0, 1)
+        weights = self._config.model.loss
+        total = 0.0 if output.quantity is None else weights.quantity_weight * output.quantity
+        for name, embedding in output.readouts.items():
+            speech = nn.functional.normalize(embedding.float(), dim=-1)
+            if gather is not None:
+                speech = cast(Tensor, gather(speech, sync_grads=True)).flatten(0, 1)
+            # one read-out is weighed against nothing but its quantity loss
+            weight = {PARALLEL: weights.parallel_weight, CASCADED: weights.cascaded_weight}[name]
+            weight = weight if len(output.readouts) > 1 else 1.0
+            total = total + weight * self.model.loss(speech, targets, groups)
+        return cast(Tensor, total)
 
 
 def random_spans(frames: Tensor, width: int, count: int, longest: int) -> Tensor:
@@ -209,6 +219,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, optim)
         self.model.train()
+        self.model.head.set_step(step)
         indices = batch.indices.to(fabric.device)
         loss = self.step_module(Task(batch, self._targets[indices], self._groups[indices]))
         if not torch.isfinite(loss):

@@ -15,6 +15,7 @@ from speechclip.eval.keywords import (
     keyword_report,
     most_frequent,
     nearest,
+    repetition,
 )
 
 
@@ -50,6 +51,15 @@ def test_nearest_refuses_what_it_cannot_answer():
         nearest([[1.0]], [[1.0], [2.0], [3.0]], 3, exclude=np.array([True, False, False]))
     with pytest.raises(ValueError, match="z holds NaN"):
         nearest([[np.nan]], [[1.0]], 1)
+
+
+def test_repetition_by_hand():
+    rows = np.array([[4, 4, 7], [4, 5, 5], [1, 1, 1]])
+    mask = np.array([[True, True, True], [True, True, False], [False, False, False]])
+    # 5 keywords of two utterances; 4 4 7 repeats one, 4 5 none
+    assert repetition(rows, mask) == {"keywords": 2.5, "distinct": 2.0, "duplicates": pytest.approx(20.0)}
+    with pytest.raises(ValueError, match="no utterance has a keyword"):
+        repetition(rows, np.zeros((3, 3), dtype=bool))
 
 
 def test_hit_rates_by_hand():
@@ -168,7 +178,8 @@ def test_a_variable_number_of_keywords(circle):
     report = keyword_report(z, [[True, True], [True, False]], circle, [{18}, {14}], [padded(18), padded(14)], COUNTS)
     assert report["clean"] == {"kw1": 50.0, "kw2": 100.0, "avg": 75.0}
     assert report["frequency_prior"]["clean"] == {"kw1": 50.0, "kw2": 100.0, "avg": 75.0}
-    assert list(report) == ["clean", "reference", "content_top1", "frequency_prior", "n_utterances"]
+    assert list(report) == ["clean", "reference", "content_top1", "frequency_prior", "repetition", "n_utterances"]
+    assert report["repetition"] == {"keywords": 1.5, "distinct": 1.5, "duplicates": 0.0}
     assert json.loads(json.dumps(report)) == report
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from speechclip.heads.cascaded import CascadedHead, KeywordBatchNorm
+from speechclip.heads.cascaded import CascadedHead
+from speechclip.heads.keywords import KeywordBatchNorm
 from speechclip.heads.parallel import ParallelHead
 from speechclip.heads.pooling import LayerMix
 from speechclip.losses import ContrastiveLoss

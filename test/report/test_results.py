@@ -99,6 +99,45 @@ def test_a_new_file_holds_every_row(make, results):
     ]
 
 
+def _with_keyword_extras(run):
+    """A run of a hybrid head: intervals, a second read-out, repetition and boundaries."""
+    scores = json.loads((run.directory / "scores" / "retrieval.json").read_text())
+    scores["speech->image"]["ci95"] = {"R@1": [37.04, 43.0], "R@10": [58.0, 62.0]}
+    spoken = {key: scores[key] for key in ("speech->image", "image->speech", "speech->text", "text->speech")}
+    spoken = {key: {**row, "R@1": row["R@1"] - 10, "ci95": {}} for key, row in spoken.items()}
+    scores |= {"readout": "parallel", "readouts": {"cascaded": {**spoken, "mean_R@10": 33.0}}}
+    write(run.directory / "scores" / "retrieval.json", scores)
+    keywords = json.loads((run.directory / "scores" / "keywords.json").read_text())
+    keywords["repetition"] = {"keywords": 6.25, "distinct": 5.0, "duplicates": 20.0}
+    keywords["segmentation"] = {"f1": 31.0, "r_value": 44.44}
+    write(run.directory / "scores" / "keywords.json", keywords)
+    return load_run(run.directory)
+
+
+def test_heads_side_by_side(make, results):
+    title = "Heads side by side"
+    names = [("tiny_hybrid_plus", 40, 0), ("tiny_hybrid_plus_seed1", 42, 1)]
+    runs = [_with_keyword_extras(make(name, r1, seed=seed, rate=30.0)) for name, r1, seed in names]
+    assert [(run.model, run.head, run.tag) for run in runs] == [("tiny", "hybrid_plus", "")] * 2
+    update_results(results, [*runs, make("tiny_parallel", 50)])
+    rows = rows_of(results, "heads", title)
+    assert rows[0] == {
+        "model": "tiny", "head": "hybrid_plus", "seed": "0", "parameters": "7,483,917", "training s": "61",
+        "S→I R@1": "40.0 [37.0, 43.0]", "S→I R@10": "60.0 [58.0, 62.0]", "I→S R@1": "41.0", "I→S R@10": "61.0",
+        "keywords": "6.2", "distinct": "80.0", "content_top1": "32.5", "boundary F1": "31.0", "R-value": "44.4",
+    }  # fmt: skip
+    mean = next(row for row in rows if row["seed"] == "mean of 2" and row["head"] == "hybrid_plus")
+    assert (mean["parameters"], mean["S→I R@1"], mean["distinct"]) == ("7,483,917", "41.0 ± 1.4", "80.0 ± 0.0")
+    second = [row for row in rows if row["head"] == "hybrid_plus (cascaded read-out)"]
+    assert [row["S→I R@1"] for row in second] == ["30.0", "32.0", "31.0 ± 1.4"]
+    assert [row for row in rows if row["head"] == "parallel"][0].keys() & {"keywords", "distinct"} == set()
+    images = rows_of(results, "retrieval", "Speech and images")
+    assert [row["S→I R@1"] for row in images if row["head"] == "hybrid_plus (cascaded read-out)"][0] == "30.00"
+    before = results.read_text(encoding="utf-8")
+    update_results(results, [runs[1]])  # its rows are replaced, those of both read-outs, and the others stay
+    assert results.read_text(encoding="utf-8") == before
+
+
 def test_command_seed_and_commit_of_every_step(make, results):
     update_results(results, [make("tiny_cascaded", 40, seed=3, rate=30.0)])
     rows = rows_of(results, "provenance", "Commands")
@@ -237,7 +276,7 @@ def test_a_parallel_head_makes_no_keyword_block(make, results):
     marks = [
         line for line in results.read_text(encoding="utf-8").splitlines() if line.startswith("<!-- results: begin")
     ]
-    assert [mark.split()[3] for mark in marks] == ["retrieval", "keywords", "provenance"]
+    assert [mark.split()[3] for mark in marks] == ["heads", "retrieval", "keywords", "provenance"]
 
 
 def test_an_official_checkpoint_has_no_training_row(make, results):

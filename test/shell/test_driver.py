@@ -77,6 +77,17 @@ def test_layers_and_overrides_reach_training(done):
     assert "--out exp/tiny_cascaded_seed3" in calls[0]
 
 
+def test_layers_of_a_model_with_a_head_come_after_those_of_each(done):
+    names = ["tiny", "cascaded", "tiny_cascaded"]
+    files = [f"{folder}/{name}.yaml" for folder in ("../conf", "conf") for name in names]
+    for file in files:
+        (done.folder / file).parent.mkdir(exist_ok=True)
+        (done.folder / file).write_text("optim:\n  lr: 1.0e-4\n")
+    done.run("--head", "cascaded", "--stage", "3", "--stop_stage", "3")
+    words = next(call for call in done.calls() if call.startswith("train ")).split()
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--config"] == files
+
+
 def test_overrides_of_training_leave_features_alone(done):
     result = done.run("--", "--optim.lr", "1e-4")
     assert result.returncode == 0
@@ -188,6 +199,8 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
         (["--stage", "4", "--stop_stage", "3"], "nothing to do from stage 4 to stage 3"),
         (["--stage", "three"], "--stage: 'three' is not a whole number"),
         (["--tag", "a/b"], "--tag: 'a/b' does not fit"),
+        (["--tag", "plus"], "--tag: 'plus' belongs to the names of heads"),
+        (["--tag", "plus_wide"], "--tag: 'plus' belongs to the names of heads"),
         (["--corpus", "nowhere"], "--corpus: nowhere: no such folder"),
         (["--clip_embeddings", "no.npz"], "--clip_embeddings: no.npz: no such file"),
         (["--checkpoint", "exp/x"], "--checkpoint: exp/x: no such checkpoint"),

@@ -19,17 +19,19 @@ from speechclip.encoders.clip import load_clip
 # BatchNorm takes a shift before it away, so the gradients of these are rounding alone, which Adam blows up to its
 # step size whatever the number of processes; the running mean follows them.
 WITHOUT_EFFECT = ("head.norm.bias", "head.projection.bias", "head.batch_norm.running_mean")
+HEADS = ("parallel", "cascaded", "hybrid_plus")
 CHANGES = {
     "model__head__dropout": 0, "model__loss__learn_temperature": True, "optim__lr": 1e-4, "optim__max_steps": 5,
-    "train__eval_interval": 2, "train__log_interval": 1,
+    "train__eval_interval": 2, "train__log_interval": 1, "model__head__cif__dropout": 0,
+    "model__head__cif__frames_per_keyword": 4,
 }  # fmt: skip
 
 
 def _train(folder: Path, out: Path, fabric: object = None) -> None:
     clip = load_clip(ClipConfig(str(folder / "clip")))
-    for head in ("parallel", "cascaded"):
+    for head in HEADS:
         config = settings(model__head__name=head, **CHANGES)
-        used = clip if head == "cascaded" else None
+        used = clip if head != "parallel" else None
         run = trainer(config, training_data(folder), out / head, clip=used, fabric=fabric)
         assert run.run().finished
 
@@ -70,7 +72,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     finally:  # where one waits for the other for ever
         for process in started:
             process.kill()
-    for head in ("parallel", "cascaded"):
+    for head in HEADS:
         losses = [
             [
                 json.loads(line).get("loss")

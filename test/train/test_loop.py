@@ -88,6 +88,7 @@ def test_the_loss_goes_down_and_both_checkpoints_load(corpus: Path, tmp_path: Pa
 
 
 KILLS = [("parallel", 0.0, 6), ("parallel", 0.9, 9), ("cascaded", 0.9, 6), ("cascaded", 0.0, 2)]
+KILLS += [("hybrid_plus", 0.9, 6)]
 
 
 @pytest.mark.parametrize(("head", "decay", "at"), KILLS)
@@ -97,8 +98,9 @@ def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(
     config = settings(  # dropout, masks and crops: everything that is random; the saves at 4 and 8 are amid epochs of 3
         model__head__name=head, model__head__input_dropout=0.1, data__time_masks=2, data__time_mask_frames=5,
         data__max_seconds=0.4, optim__ema_decay=decay, model__loss__learn_temperature=True,
+        model__head__cif__frames_per_keyword=4, model__head__cif__scaling_steps=7,  # ends after the kill
     )  # fmt: skip
-    used = clip if head == "cascaded" else None
+    used = clip if head != "parallel" else None
     trainer(config, training_data(corpus), tmp_path / "whole", clip=used).run()
 
     plain_step = Journal.step

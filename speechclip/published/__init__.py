@@ -1,0 +1,1 @@
+"""Checkpoints as their authors published them."""

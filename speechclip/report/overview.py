@@ -1,0 +1,83 @@
+"""One table of all heads: size, training time, recall with intervals, and what their keywords are like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from speechclip.report.runs import Run, Scores
+
+Row = dict[str, str]
+
+TITLE = "Heads side by side"
+INTRODUCTION = """\
+Trained parameters and training time of each run; recall in percent with 95% intervals over images. keywords: how many
+an utterance has; distinct: percent of them that repeat no other of the utterance; content_top1: see below, mean over
+the keywords; boundaries: F1 and R-value of the keywords' times against word boundaries (segments of heads with
+integrate-and-fire, attention spans of the others; what evenly spaced boundaries score is in `keywords.json`). A hybrid
+head has two read-outs: its own row is the parallel one."""
+
+SIZE, TIME = "parameters", "training s"
+RECALLS = (
+    ("S→I R@1", "speech->image", "R@1"), ("S→I R@10", "speech->image", "R@10"),
+    ("I→S R@1", "image->speech", "R@1"), ("I→S R@10", "image->speech", "R@10"),
+)  # fmt: skip
+KEYWORDS = ("keywords", "distinct", "content_top1", "boundary F1", "R-value")
+COLUMNS = (SIZE, TIME, *(name for name, _, _ in RECALLS), *KEYWORDS)
+_CELL = re.compile(r"([-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?)(?: \[.*\])?")
+
+
+def value_of(cell: str) -> float:
+    """The number in a cell, without its interval and thousands' commas. Raises ValueError where there is none."""
+    found = _CELL.fullmatch(cell)
+    if not found:
+        raise ValueError(cell)
+    return float(found.group(1).replace(",", ""))
+
+
+def readout_head(head: str, readout: str) -> str:
+    """How a table calls a head's further read-out."""
+    return f"{head} ({readout} read-out)"
+
+
+def readout_scores(run: Run) -> Iterator[tuple[str, Scores]]:
+    """The further read-outs of a run: the head's name in tables, and its retrieval scores."""
+    content = run.retrieval.content.get("readouts")
+    for readout, scores in content.items() if isinstance(content, Mapping) else ():
+        yield readout_head(run.head, str(readout)), Scores(run.retrieval.path, scores)
+
+
+def overview_rows(run: Run) -> Iterator[Row]:
+    """The rows of a run: its own, with all there is, and the recall of each further read-out."""
+    name = {"model": run.model, "head": run.head, "tag": run.tag, "seed": str(run.seed)}
+    named = {key: value for key, value in name.items() if value}
+    row = {**named, **_recalls(run.retrieval)}
+    training: Mapping[str, Any] = run.training.content if run.training else {}
+    for column, key in ((SIZE, "trained"), (TIME, "train_seconds")):
+        if isinstance(training.get(key), int | float):
+            row[column] = f"{training[key]:,.0f}"
+    yield {**row, **(_keywords(run.keywords) if run.keywords else {})}
+    for head, scores in readout_scores(run):
+        yield {**named, "head": head, **_recalls(scores)}
+
+
+def _recalls(scores: Scores) -> Row:
+    row = {}
+    for column, direction, cutoff in RECALLS:
+        row[column] = f"{scores.number(direction, cutoff):.1f}"
+        interval = scores.get(direction).get("ci95", {}).get(cutoff)
+        if interval:
+            row[column] += f" [{interval[0]:.1f}, {interval[1]:.1f}]"
+    return row
+
+
+def _keywords(scores: Scores) -> Row:
+    row = {"content_top1": f"{scores.number('content_top1', 'avg'):.1f}"}
+    if "repetition" in scores.content:
+        row["keywords"] = f"{scores.number('repetition', 'keywords'):.1f}"
+        row["distinct"] = f"{100 - scores.number('repetition', 'duplicates'):.1f}"
+    if "segmentation" in scores.content:
+        row["boundary F1"] = f"{scores.number('segmentation', 'f1'):.1f}"
+        row["R-value"] = f"{scores.number('segmentation', 'r_value'):.1f}"
+    return row

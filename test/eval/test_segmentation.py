@@ -1,0 +1,72 @@
+"""Keyword times as word boundaries, by hand and against the definitions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from speechclip.eval.segmentation import boundary_measures, inner_boundaries, matches, segmentation_report
+
+
+def test_boundaries_are_inner_starts_and_ends_once_each() -> None:
+    assert inner_boundaries([(0.0, 0.5), (0.5, 0.9), (1.2, 2.0)]) == [0.5, 0.9, 1.2]
+    assert inner_boundaries([(0.3, 1.0), (0.1, 0.3004)]) == [0.3]
+    assert inner_boundaries([(0.0, 1.0)]) == inner_boundaries([]) == []
+
+
+def test_matches_by_hand() -> None:
+    assert matches([0.5, 1.0], [0.52, 1.03], 0.02) == 1
+    assert matches([0.5, 0.51], [0.5], 0.02) == 1  # one boundary is found once
+    assert matches([0.5], [0.49, 0.51], 0.02) == 1
+    assert matches([], [0.5], 0.02) == matches([0.5], [], 0.02) == 0
+
+
+def test_matches_is_the_largest_pairing() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        found, true = (np.sort(generator.random(generator.integers(0, 6))).tolist() for _ in range(2))
+        short, long = sorted((found, true), key=len)
+        best = max(
+            sum(abs(a - b) <= 0.15 for a, b in zip(short, order, strict=False))
+            for order in itertools.permutations(long, len(short))
+        )
+        assert matches(found, true, 0.15) == best
+
+
+def test_measures_by_hand() -> None:
+    # 3 of 4 found boundaries are right, 3 of 6 true ones are found
+    scores = boundary_measures(3, 4, 6)
+    assert scores["precision"] == pytest.approx(75)
+    assert scores["recall"] == pytest.approx(50)
+    assert scores["f1"] == pytest.approx(60)
+    assert scores["over_segmentation"] == pytest.approx(100 * (4 / 6 - 1))
+    first, second = math.sqrt(0.5**2 + (1 / 3) ** 2), abs((1 / 3 + 0.5 - 1) / math.sqrt(2))
+    assert scores["r_value"] == pytest.approx(100 * (1 - (first + second) / 2))
+
+
+def test_the_measures_at_their_ends() -> None:
+    perfect = boundary_measures(6, 6, 6)
+    assert [perfect[name] for name in ("f1", "over_segmentation", "r_value")] == pytest.approx([100, 0, 100])
+    nothing = boundary_measures(0, 0, 6)
+    assert [nothing[name] for name in ("precision", "recall", "f1", "over_segmentation")] == [0, 0, 0, -100]
+    everywhere, few = boundary_measures(6, 24, 6), boundary_measures(3, 3, 6)
+    assert everywhere["recall"] == 100 > few["recall"]
+    assert everywhere["r_value"] < few["r_value"]  # recall bought with boundaries everywhere
+    with pytest.raises(ValueError, match="no word boundary"):
+        boundary_measures(0, 3, 0)
+
+
+def test_report_sums_counts_and_compares_with_even_spacing() -> None:
+    words = [[(0.0, 0.5), (0.5, 1.0)], [(0.2, 0.4), (0.4, 0.9), (1.0, 1.2)]]
+    spans = [[(0.0, 0.51), (0.51, 1.0)], [(0.0, 0.6), (0.6, 1.1), (1.1, 1.2)]]
+    report = segmentation_report(spans, words, 0.02)
+    # true: 0.5 | 0.4 0.9 1.0; found: 0.51 | 0.6 1.1; evenly: 0.5 | 0.533 0.867
+    assert (report["n_found"], report["n_true"], report["n_utterances"]) == (3, 4, 2)
+    assert report["precision"] == pytest.approx(100 / 3)
+    assert report["recall"] == pytest.approx(25)
+    assert report["uniform"]["recall"] == pytest.approx(25)
+    assert segmentation_report(spans, words, 0.1001)["recall"] == pytest.approx(50)
+    assert segmentation_report(words, words, 0.0)["r_value"] == pytest.approx(100)
