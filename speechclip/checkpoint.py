@@ -184,7 +184,9 @@ def load_model(
 
 
 def _locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
-    """A configured encoder path as it is, or relative to the recipe the checkpoint was trained in."""
+    """A configured encoder path: inside the checkpoint, as it is, or relative to the recipe it was trained in."""
+    if path and not Path(path).is_absolute() and (folder / path).is_dir():
+        return str(folder / path)
     moved = folder.resolve() / str(origin.get("recipe", ".")) / path
     return str(moved) if path and not Path(path).exists() and moved.exists() else path
 
