@@ -73,7 +73,7 @@ def clip_model(tensors: Mapping[str, Tensor], settings: dict[str, Any], source: 
         if state[name].shape != wanted[name].shape:
             raise UserError(f"{source}: {name} is {list(state[name].shape)}, a CLIP has {list(wanted[name].shape)}")
     model.load_state_dict(state)
-    model.visual.preprocess_cfg = {**model.visual.preprocess_cfg, **PREPROCESS, "size": settings["vision_cfg"]["image_size"]}
+    model.visual.preprocess_cfg = {**PREPROCESS, "size": settings["vision_cfg"]["image_size"]}
     return model.eval()
 
 
