@@ -227,3 +227,20 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="no Lightning checkpoint"):
         read_published(tmp_path / "a.ckpt")
+
+
+def test_a_module_of_other_heads_plugs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other_heads.py").write_text(
+        "def convert(tensors):\n"
+        "    from speechclip.published.layout import convert_cascaded\n"
+        "    tensors.pop('cascaded_branch.downsampling.conv.0.weight')\n"
+        "    return convert_cascaded(tensors)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("speechclip.published.layout._PLUS_MODULE", "other_heads")
+    state = state_dict("cascaded", IDS)
+    state["cascaded_branch.downsampling.conv.0.weight"] = torch.ones(1)
+    assert read_published(save_checkpoint_file(tmp_path / "p.ckpt", state)).config.head.name == "cascaded"
+    state["cascaded_branch.downsampling.conv.0.bias"] = torch.ones(1)  # which that module leaves
+    with pytest.raises(UserError, match="unknown tensor cascaded_branch.downsampling.conv.0.bias"):
+        read_published(save_checkpoint_file(tmp_path / "q.ckpt", state))
