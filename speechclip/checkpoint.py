@@ -97,6 +97,8 @@ def read_checkpoint(path: str | Path) -> tuple[Path, Config, dict[str, Any]]:
     Raises:
         UserError: nothing there, or files that are damaged.
     """
+    if Path(path).is_file():
+        raise UserError(f"{path}: a file; a published checkpoint is converted first (tools/convert_checkpoint.sh)")
     folder = existing_folder(Path(path))
     if folder is None:
         raise UserError(f"{path}/{WEIGHTS}: no such checkpoint; stage 3 makes it")

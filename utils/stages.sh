@@ -49,6 +49,8 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
+    depends value "vocabulary=$vocabulary"
+    depends file data/captions.tsv
     [[ ! -d models ]] || depends file models
     for split in "${splits[@]}"; do
         makes "$dump/$split/image_embeddings.npz"
@@ -59,7 +61,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
     run "$python" -m speechclip.bin.embed_clip "${model_layers[@]}" "${encoder_overrides[@]}" \
         --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
-        --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
+        --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
     if [[ $feats == dump ]]; then
         for split in "${splits[@]}"; do
             run "$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}" \
@@ -106,8 +108,13 @@ stage_retrieval() {  # scores/retrieval.json
     depends_on_weights
     makes "$exp/scores/retrieval.json"
     up_to_date && return
-    needs "$weights" 3
     needs "$dump/test/image_embeddings.npz" 2
+    if [[ -n $checkpoint && -f $checkpoint ]]; then  # a published one
+        local -a tower=()
+        [[ -z $clip ]] || tower=(--clip "$clip")
+        run "$python" -m speechclip.bin.convert_checkpoint --checkpoint "$checkpoint" --out "$weights" "${tower[@]}"
+    fi
+    needs "$weights" 3
     run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --out "$exp/scores"
     finish
