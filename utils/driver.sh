@@ -52,7 +52,7 @@ check_options() {
     ((stage <= stop_stage)) || fail "--stage: there is nothing to do from stage $stage to stage $stop_stage" 2
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' does not fit into a folder's name" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: no such folder"
-    [[ -z $models || -d $models ]] || fail "--models: $models: no such folder"
+    [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: no such folder (stage 0 makes it)"
     for word in clip_embeddings text_embeddings config; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: no such file"
     done
@@ -61,11 +61,11 @@ check_options() {
     export SPEECHCLIP_PYTHON=$python
 }
 
-# The names under which encoders are published, by model: files as they are downloaded, and transformers folders.
+# The names under which encoders are published, by model, the original file first (see speechclip/data/corpora/sources.py).
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
-# find_encoder NAMES: the first of them in --models.
+# find_encoder NAMES: the first of them in --models; where there is none, the one that stage 0 downloads.
 find_encoder() {
     local name
     for name in $1; do
@@ -74,7 +74,8 @@ find_encoder() {
             return
         fi
     done
-    fail "--models: $models has none of: $1"
+    ((stage == 0)) || fail "--models: $models has none of: $1 (stage 0 downloads it)"
+    echo "$models/${1%% *}"
 }
 
 # Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.

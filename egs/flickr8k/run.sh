@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SpeechCLIP on Flickr8k: 8,000 photographs with five spoken captions each.
 #
-#   stage 0  obtain     finds the corpus under --corpus DIR, or says what to download
+#   stage 0  obtain     downloads the corpus, or finds it under --corpus DIR
 #   stage 1  prepare    data/{train,dev,test}/
 #   stage 2  features   dump/: CLIP embeddings and the speech encoder's hidden states
 #   stage 3  train      exp/<model>_<head>/best/
@@ -21,9 +21,10 @@ title="Trains and scores SpeechCLIP heads on Flickr8k with spoken captions."
 models="base large"
 heads="parallel cascaded"
 obtained=""
-obtain_options=()
+obtain_options=(models model mirror)
 
 model=base
 head=parallel
+mirror=                  #: URL of a folder with the corpus's files, tried before the published places
 
 . ../../utils/driver.sh "$@"

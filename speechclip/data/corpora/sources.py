@@ -82,4 +82,11 @@ ENCODERS = {
         _clip("ViT-L-14.pt", _L14, 932_768_134, "openai/clip-vit-large-patch14"),
     ),
 }  # fmt: skip
+#: Names an encoder goes by in a folder of models: the original file, transformers' folder, open_clip's folder.
+FORMS = {
+    "hubert_base_ls960.pt": ("hubert_base_ls960.pt", "hubert-base-ls960"),
+    "hubert_large_ll60k.pt": ("hubert_large_ll60k.pt", "hubert-large-ll60k"),
+    "ViT-B-32.pt": ("ViT-B-32.pt", "clip-vit-base-patch32", "ViT-B-32"),
+    "ViT-L-14.pt": ("ViT-L-14.pt", "clip-vit-large-patch14", "ViT-L-14"),
+}
 SOURCES = {"flickr8k": FLICKR8K, "spokencoco": SPOKENCOCO, **ENCODERS}
