@@ -19,24 +19,30 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the scores")
     options = parser.parse_args()
 
+    import numpy as np
+
     from speechclip.assemble import result_provenance, scoring
     from speechclip.data.embeddings import save_embeddings
     from speechclip.embed import embed_speech
     from speechclip.errors import writing
     from speechclip.eval.retrieval import retrieval_report
+    from speechclip.eval.significance import save_ranks
 
     model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
     speech = embed_speech(model, source, config.data.eval_batch_size)
     captions = None
     if split.text_utterance is not None:
         captions = [split.data.utterances[at].text for at in split.text_utterance]
+    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     report = retrieval_report(
         speech, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
-        n_bootstrap=config.eval.bootstrap,
+        n_bootstrap=config.eval.bootstrap, keep=kept,
     )  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     out = Path(options.out)
     save_embeddings(out / "speech_embeddings.npz", split.ids, speech)
+    with writing(out / "ranks.npz"):
+        save_ranks(out / "ranks.npz", kept, report["provenance"]["data"])
     target = out / "retrieval.json"
     with writing(target):
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
