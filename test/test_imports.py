@@ -19,7 +19,7 @@ LEVELS = (
     ("data", "encoders", "heads", "losses"),
     ("model", "eval", "report"),
     ("checkpoint", "embed", "extract"),
-    ("pretrained",),
+    ("pretrained", "pack"),
     ("train",),
     ("assemble",),
     ("bin",),

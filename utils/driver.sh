@@ -11,7 +11,8 @@ usage_text="Usage: ./run.sh [options] [-- configuration overrides]
 ${title}
 
 Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and speech features, into dump/; 3 train, into exp/; \
-4 score retrieval; 5 score keywords; 6 report, into RESULTS.md. --stage N runs from N to the end, --stop_stage M ends with M. \
+4 score retrieval; 5 score keywords; 6 report, into RESULTS.md; 7 pack, on request. --stage N runs from N to the end, \
+--stop_stage M ends with M. \
 Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
 overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
 export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"  # goes with every number
@@ -41,6 +42,7 @@ check_options() {
         one_of model "$model" $recipe_models
         one_of feats "$feats" dump online
         one_of vocabulary "$vocabulary" all train
+        one_of supervision "$supervision" image text
         [[ -n ${head// /} ]] || fail "--head: at least one is needed (this recipe has: $heads)" 2
         for word in $head; do one_of head "$word" $heads; done
         [[ -n ${seed// /} ]] || fail "--seed: at least one is needed" 2
@@ -48,7 +50,8 @@ check_options() {
             [[ $word =~ ^[0-9]{1,9}$ ]] || fail "--seed: '$word' is not a whole number" 2
         done
     }
-    ((stop_stage <= 6)) || fail "--stop_stage: there are stages 0 to 6, not $stop_stage" 2
+    ((stop_stage <= 7)) || fail "--stop_stage: there are stages 0 to 7, not $stop_stage" 2
+    ((stage <= 6 || stop_stage == 7)) || stop_stage=7
     ((stage <= stop_stage)) || fail "--stage: there is nothing to do from stage $stage to stage $stop_stage" 2
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' does not fit into a folder's name" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: no such folder"
@@ -109,7 +112,8 @@ name_encoders() {
 
 # name_run HEAD SEED: the experiment folder and the configuration layers of one run.
 name_run() {
-    local file
+    local file tag=$tag
+    [[ $supervision == image ]] || tag=supervised${tag:+_$tag}
     run_head=$1 run_seed=$2 exp=exp/${model}_$1${tag:+_$tag}
     [[ $run_seed == 0 ]] || exp+=_seed$run_seed
     label="$(basename "${exp%_seed*}") seed $run_seed"
@@ -253,6 +257,11 @@ run_stages() {
     done
     label=
     step 6 report
+    local folder
+    for folder in "${exps[@]}"; do
+        exp=$folder label=$(basename "$folder")
+        step 7 pack
+    done
 }
 
 check_options

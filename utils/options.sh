@@ -5,7 +5,7 @@
 list_options="head seed"  # options that take several words
 
 stage=0                  #: first stage; all later ones up to --stop_stage follow
-stop_stage=6             #: last stage
+stop_stage=6             #: last stage; 7 packs each run for other machines, into exp/<model>_<head>/pack
 model=                   #: encoders, a name of conf/<model>.yaml
 head=parallel            #: heads to train and score, one or several: "parallel cascaded"
 seed=0                   #: seeds, one or several: "0 1 2"; each trains a run of its own
@@ -20,8 +20,10 @@ clip=                    #: another CLIP than conf/'s: folder, file or NAME:PRET
 vocabulary=all           #: captions counted for data/clip_vocabulary.tsv: all of the corpus, or only train
 clip_embeddings=         #: .npz (ids, embeddings) of the images, in place of CLIP's image tower
 text_embeddings=         #: .npz (ids, embeddings) of the captions, in place of CLIP's text tower
+supervision=image        #: what trains the head: image, or text for the supervised topline (tag "supervised")
 config=                  #: one more YAML layer over those of conf/
 checkpoint=              #: score this checkpoint in stages 4 and 5, a folder or a published .ckpt; nothing is trained
+push=                    #: in stage 7: name on the hub (owner/name) to push the pack of one run to
 tag=                     #: suffix of the experiment folder, to keep runs apart
 force=false              #: run the stages again that are up to date
 python=$SPEECHCLIP_PYTHON  #: the Python that runs the stages

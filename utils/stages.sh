@@ -83,6 +83,7 @@ stage_train() {  # one head with one seed
     depends_on_layers "${layers[@]}"
     depends value "overrides=${encoder_overrides[*]} ${overrides[*]}"
     depends value "seed=$run_seed"
+    depends value "supervision=$supervision"
     depends value "processes=$((ngpu > 1 ? ngpu : 1))"
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
@@ -98,7 +99,7 @@ stage_train() {  # one head with one seed
     fi
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
-        "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        --train.supervision "$supervision" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
         --out "$exp" --seed "$run_seed"
     finish
 }
@@ -144,6 +145,21 @@ stage_report() {  # RESULTS.md and figures of the runs above
     up_to_date && return
     for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     run "$python" -m speechclip.bin.report --out RESULTS.md --exp "${exps[@]}"
+    finish
+}
+
+stage_pack() {  # a folder that loads on another machine
+    begin "$exp/.done/7_pack" "$exp/log/7_pack.log"
+    depends after "$exp/.done/4_retrieval"
+    depends after "$exp/.done/5_keywords"
+    depends value "push=$push"
+    makes "$exp/pack/README.md" "$exp/pack/model.safetensors"
+    up_to_date && return
+    local packed=$exp/best
+    [[ -z $checkpoint ]] || packed=$weights
+    needs "$packed" 3
+    needs "$exp/scores/retrieval.json" 4
+    run "$python" -m speechclip.bin.pack --checkpoint "$packed" --scores "$exp/scores" --out "$exp/pack" --push "$push"
     finish
 }
 
