@@ -146,10 +146,14 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
     """Where a score comes from: this command, and the training run's command, seed, commit and cost."""
     from speechclip.checkpoint import provenance, read_checkpoint
 
-    _, _, trained = read_checkpoint(checkpoint)
+    _, config, trained = read_checkpoint(checkpoint)
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
     keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
-    return {**now, "checkpoint": checkpoint, "training": {key: trained[key] for key in keys if key in trained}}
+    named = {}
+    if "converted_from" in trained:  # a published checkpoint, whose folder's name tells nothing of this kind
+        width = trained["dimensions"]["speech"]
+        named = {"model": {768: "base", 1024: "large"}.get(width, f"d{width}"), "head": config.model.head.name, "tag": "published"}
+    return {**now, **named, "checkpoint": checkpoint, "training": {key: trained[key] for key in keys if key in trained}}
 
 
 @dataclass(frozen=True)
