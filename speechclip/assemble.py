@@ -152,7 +152,8 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
     named = {}
     if "converted_from" in trained:  # a published checkpoint, whose folder's name tells nothing of this kind
         width = trained["dimensions"]["speech"]
-        named = {"model": {768: "base", 1024: "large"}.get(width, f"d{width}"), "head": config.model.head.name, "tag": "published"}
+        size = {768: "base", 1024: "large"}.get(width, f"d{width}")
+        named = {"model": size, "head": config.model.head.name, "tag": "published"}
     return {**now, **named, "checkpoint": checkpoint, "training": {key: trained[key] for key in keys if key in trained}}
 
 

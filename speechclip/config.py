@@ -47,7 +47,8 @@ class ClipConfig:
 
     Attributes:
         path: open_clip folder (open_clip_config.json beside the weights), transformers folder, OpenAI's file, hub id
-            "hf-hub:..." or "NAME:PRETRAINED" with PRETRAINED a tag or file. Empty: precomputed embeddings take its place (parallel head only).
+            "hf-hub:..." or "NAME:PRETRAINED" with PRETRAINED a tag or file. Empty: precomputed
+            embeddings take its place (parallel head only).
     """
 
     path: str = ""

@@ -1,4 +1,4 @@
-"""A trained model as a folder for other machines, in the layout of the hub: weights, settings, vocabulary, model card."""
+"""A trained model as a folder for other machines, in the hub's layout: weights, settings, vocabulary, model card."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ SCORES = ("retrieval.json", "keywords.json")
 _PATH = re.compile(r"(?<![\w.:/-])(?:/|(?:\.\./)+)[^\s'\"]*")  # absolute and climbing paths in a command
 #: Licences of what a model was made from, by a word of its path.
 LICENCES = {
-    "hubert": "HuBERT: Apache-2.0 as published on the hub, MIT as published with fairseq", "whisper": "Whisper: Apache-2.0",
-    "wavlm": "WavLM: CC BY-SA 3.0", "wav2vec2": "wav2vec 2.0: Apache-2.0",
-    "vit-": "OpenAI's CLIP: MIT", "clip": "CLIP: MIT as OpenAI published it; see its own card else",
-}  # fmt: skip
+    "hubert": "HuBERT: Apache-2.0 as published on the hub, MIT as published with fairseq",
+    "whisper": "Whisper: Apache-2.0",
+    "wavlm": "WavLM: CC BY-SA 3.0",
+    "wav2vec2": "wav2vec 2.0: Apache-2.0",
+    "vit-": "OpenAI's CLIP: MIT",
+    "clip": "CLIP: MIT as OpenAI published it; see its own card else",
+}
 CORPORA = {
-    "flickr8k": "Flickr8k (Hodosh et al. 2013) is for research; the Flickr Audio Caption Corpus (Harwath and Glass 2015) "
-    "under the terms on its page",
-    "spokencoco": "COCO 2014 (Lin et al. 2014): annotations CC BY 4.0, photographs under their Flickr licences; SpokenCOCO "
-    "(Hsu et al. 2021): under the terms on its page",
-    "mini": "the mini corpus is made by this project's scripts; its speech by espeak-ng (GPL-3.0, which does not cover its "
-    "output)",
-}  # fmt: skip
+    "flickr8k": "Flickr8k (Hodosh et al. 2013) is for research; the Flickr Audio Caption Corpus (Harwath and Glass "
+    "2015) under the terms on its page",
+    "spokencoco": "COCO 2014 (Lin et al. 2014): annotations CC BY 4.0, photographs under their Flickr licences; "
+    "SpokenCOCO (Hsu et al. 2021): under the terms on its page",
+    "mini": "the mini corpus is made by this project's scripts; its speech by espeak-ng (GPL-3.0, which does not cover "
+    "its output)",
+}
 
 
 def pack(checkpoint: str, scores: Path, out: Path, corpus: str = "") -> None:
@@ -135,15 +138,33 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
     """The model card: what it is, how it is used, data and licences, scores with their protocol, the command."""
     head = config.model.head.name
     lines = [
-        "---", "license: other", "license_name: see-model-card", "library_name: speechclip",
-        "tags: [speech, image, retrieval, speechclip]", "---", "", f"# SpeechCLIP, {head} head", "",
+        "---",
+        "license: other",
+        "license_name: see-model-card",
+        "library_name: speechclip",
+        "tags: [speech, image, retrieval, speechclip]",
+        "---",
+        "",
+        f"# SpeechCLIP, {head} head",
+        "",
         "Speech aligned with CLIP through images alone, no transcripts ([Shih et al. 2022](https://arxiv.org/abs/2210.00705)).",
-        "", "```python", "from speechclip import SpeechCLIP", "", 'model = SpeechCLIP.from_pretrained("THIS_FOLDER_OR_ITS_HUB_ID")',
-        'model.encode_speech(["query.wav"])', "```", "", "## Parts", "",
+        "",
+        "```python",
+        "from speechclip import SpeechCLIP",
+        "",
+        'model = SpeechCLIP.from_pretrained("THIS_FOLDER_OR_ITS_HUB_ID")',
+        'model.encode_speech(["query.wav"])',
+        "```",
+        "",
+        "## Parts",
+        "",
         f"* head: {head}, {origin.get('trained', '?')} trained parameters with the layer mix",
-        f"* speech encoder: `{config.model.speech_encoder.path}`, frozen", f"* CLIP: `{config.model.clip.path or 'none'}`, frozen",
-        "", "## Data and licences", "",
-    ]  # fmt: skip
+        f"* speech encoder: `{config.model.speech_encoder.path}`, frozen",
+        f"* CLIP: `{config.model.clip.path or 'none'}`, frozen",
+        "",
+        "## Data and licences",
+        "",
+    ]
     lines += [f"* {text}" for name, text in CORPORA.items() if name in corpus.lower()]
     described = f"{origin.get('encoders', {})} {config.model.speech_encoder.path} {config.model.clip.path}".lower()
     lines += [f"* {text}" for word, text in LICENCES.items() if word in described]
@@ -160,10 +181,12 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
 
 def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [
-        "Recall in percent. Speech finds its image among all of the set; an image finds any of its utterances; captions are",
-        "the utterance's own or, where it says so, any of the image's. Ties count against the system.", "",
-        "| direction | R@1 | R@5 | R@10 | queries | gallery |", "|---|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
+        "Recall in percent. Speech finds its image among all of the set; an image finds any of its utterances; captions",
+        "are the utterance's own or, where it says so, any of the image's. Ties count against the system.",
+        "",
+        "| direction | R@1 | R@5 | R@10 | queries | gallery |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for name, row in report.items():
         if isinstance(row, Mapping) and "R@1" in row:
             numbers = " | ".join(f"{row[key]:.2f}" for key in ("R@1", "R@5", "R@10"))
@@ -173,7 +196,9 @@ def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _keyword_lines(report: Mapping[str, Any]) -> list[str]:
     return [
-        "Keywords, percent of utterances: " + ", ".join(
+        "Keywords, percent of utterances: "
+        + ", ".join(
             f"{name} {report[name]['avg']:.1f}" for name in ("clean", "reference", "content_top1") if name in report
-        ) + " (means over the keywords; README of the project says what each counts).",
-    ]  # fmt: skip
+        )
+        + " (means over the keywords; README of the project says what each counts).",
+    ]

@@ -100,9 +100,13 @@ def _check_copy(published: PublishedCheckpoint, clip: OpenClip) -> None:
     loaded: dict[str, Tensor] = clip.model.state_dict()
     for name, value in published.clip.items():
         if name not in loaded or loaded[name].shape != value.shape:
-            raise UserError(f"{published.source}: its CLIP has {name} {list(value.shape)}, {clip.description['path']} not")
+            raise UserError(
+                f"{published.source}: its CLIP has {name} {list(value.shape)}, {clip.description['path']} not"
+            )
         if not torch.equal(loaded[name].half().cpu(), value.half()):
-            raise UserError(f"{published.source}: trained with another CLIP than {clip.description['path']}: {name} differs")
+            raise UserError(
+                f"{published.source}: trained with another CLIP than {clip.description['path']}: {name} differs"
+            )
 
 
 def _vocabulary(published: PublishedCheckpoint, clip: OpenClip) -> Vocabulary:

@@ -20,7 +20,10 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int, scale: float =
     """Random tensors, exact in half precision, as CLIP's are; LayerNorm scales around one."""
     generator = torch.Generator().manual_seed(seed)
     made = {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
-    return {name: (value + ("norm" in name or "ln_" in name) * ("weight" in name)).half().float() for name, value in made.items()}
+    return {
+        name: (value + ("norm" in name or "ln_" in name) * ("weight" in name)).half().float()
+        for name, value in made.items()
+    }
 
 
 def hubert_tensors(*, large: bool = False, seed: int = 1) -> dict[str, Tensor]:
@@ -68,7 +71,9 @@ def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
         shapes |= {f"{block}.mlp.c_fc.weight": (4 * width, width), f"{block}.mlp.c_fc.bias": (4 * width,)}
         shapes |= {f"{block}.mlp.c_proj.weight": (width, 4 * width), f"{block}.mlp.c_proj.bias": (width,)}
         shapes |= {f"{block}.ln_{i}.{part}": (width,) for i in (1, 2) for part in ("weight", "bias")}
-    shapes |= {f"{norm}.{part}": (WIDTH,) for norm in ("visual.ln_pre", "visual.ln_post") for part in ("weight", "bias")}
+    shapes |= {
+        f"{norm}.{part}": (WIDTH,) for norm in ("visual.ln_pre", "visual.ln_post") for part in ("weight", "bias")
+    }
     shapes |= {f"ln_final.{part}": (TEXT,) for part in ("weight", "bias")}
     return random_tensors(shapes, seed)
 
@@ -130,7 +135,9 @@ def state_dict(head: str, ids: list[int], *, large: bool = False, layers: int = 
     return state
 
 
-def save_checkpoint_file(path: Path, state: dict[str, Tensor], *, legacy: bool = False, nhead: int | None = None) -> Path:
+def save_checkpoint_file(
+    path: Path, state: dict[str, Tensor], *, legacy: bool = False, nhead: int | None = None
+) -> Path:
     """A Lightning checkpoint whose settings are objects of classes that exist only while it is written."""
     module = types.ModuleType("avssl.base")
     kind = type("OrderedNamespace", (), {"__module__": "avssl.base"})

@@ -28,7 +28,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Speec
     folder = tmp_path / "somewhere" / "flickr8k"
     model, config = whole_model(folder, "cascaded")
     monkeypatch.chdir(folder)
-    origin = {"seed": 0, "trained": 4321, "recipe_command": f"./run.sh --corpus {tmp_path}/secret/corpus", "commit": "abc"}
+    origin = {
+        "seed": 0,
+        "trained": 4321,
+        "recipe_command": f"./run.sh --corpus {tmp_path}/secret/corpus",
+        "commit": "abc",
+    }
     save_checkpoint(Path("exp/x/best"), model, model.trained_state(), config, origin)
     Path("exp/x/scores").mkdir()
     report = {"speech->image": ROW, "provenance": {"command": f"python -m x --data {tmp_path}/secret/data/test"}}
@@ -48,17 +53,33 @@ def test_a_pack_loads_on_another_machine(recipe: tuple[Path, SpeechCLIP], tmp_pa
     assert again.keywords(WAVES) == model.keywords(WAVES)
     names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
     assert names == {
-        "README.md", "model.safetensors", "config.yaml", "provenance.json", "vocabulary.tsv", "retrieval.json", "keywords.json",
-        "speech_encoder", "clip",
-    }  # fmt: skip
+        "README.md",
+        "model.safetensors",
+        "config.yaml",
+        "provenance.json",
+        "vocabulary.tsv",
+        "retrieval.json",
+        "keywords.json",
+        "speech_encoder",
+        "clip",
+    }
 
 
 def test_the_card_tells_data_licences_scores_and_command(recipe: tuple[Path, SpeechCLIP], tmp_path: Path) -> None:
     main(["--checkpoint", "exp/x/best", "--scores", "exp/x/scores", "--out", "exp/x/pack"])
     card = Path("exp/x/pack/README.md").read_text()
     assert card.startswith("---\nlicense: ")
-    for told in ("Hodosh et al. 2013", "Harwath and Glass 2015", "HuBERT: ", "CLIP: MIT", "| speech->image | 12.50 | 50.00 | 62.25 | 5,000 | 1,000 |",
-                 "clean 22.7", "any of its utterances", "recipe command: `./run.sh --corpus corpus`", "4321 trained"):  # fmt: skip
+    for told in (
+        "Hodosh et al. 2013",
+        "Harwath and Glass 2015",
+        "HuBERT: ",
+        "CLIP: MIT",
+        "| speech->image | 12.50 | 50.00 | 62.25 | 5,000 | 1,000 |",
+        "clean 22.7",
+        "any of its utterances",
+        "recipe command: `./run.sh --corpus corpus`",
+        "4321 trained",
+    ):
         assert told in card, told
     for path in Path("exp/x/pack").iterdir():
         if path.is_file() and path.suffix in (".md", ".json", ".yaml"):
@@ -91,7 +112,10 @@ def test_pushing_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert push(tmp_path, "me/model") == "https://huggingface.co/me/model"
-    assert calls == [("me/model", {"private": True, "exist_ok": True}), ("upload", {"repo_id": "me/model", "folder_path": str(tmp_path)})]
+    assert calls == [
+        ("me/model", {"private": True, "exist_ok": True}),
+        ("upload", {"repo_id": "me/model", "folder_path": str(tmp_path)}),
+    ]
     with pytest.raises(UserError, match="someone/else: cannot be pushed to the hub: 401 Unauthorized$"):
         push(tmp_path, "someone/else")
     with pytest.raises(UserError, match="is called owner/name"):

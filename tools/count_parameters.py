@@ -72,7 +72,11 @@ def main() -> None:
             trained = trained_parameters(shape, head, width, joint, layers)
             at = 1 if head == "parallel" else 0
             name = head + (", two-layer projection" if layers == 2 else "")
-            quoted = "-" if head == "cascaded" and model == "large" and layers == 1 else f"{PAPER[model][0][at]}, {PAPER[model][1][at]}"
+            quoted = (
+                "-"
+                if head == "cascaded" and model == "large" and layers == 1
+                else f"{PAPER[model][0][at]}, {PAPER[model][1][at]}"
+            )
             print(f"{model:7}{name:26}{trained:13,}{trained + frozen:14,}   {quoted}")
 
 

@@ -5,7 +5,8 @@
 40,000 recordings by 183 speakers, one of 323 s and one of 0.23 s as in the real corpus. The pictures are coloured
 blocks, the recordings noise and the encoders' weights random: what is true is names, numbers and sizes.
 
-Usage: tools/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091] [--encoders base] [--seed 0]
+Usage: tools/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
+       [--encoders base] [--seed 0]
 """
 
 from __future__ import annotations
@@ -22,7 +23,23 @@ from speechclip.errors import UserError, exit_on_user_error
 SPLITS = {"train": 6000, "dev": 1000, "test": 1000}
 GHOST = "2258277193_586949ec62.jpg.1"  # the caption file's entry without a photograph
 SPEAKERS = 183
-WORDS = "a dog man woman child girl boy runs jumps plays sits stands in on the grass water street red blue white".split()
+WORDS = [
+    "a",
+    "dog",
+    "man",
+    "woman",
+    "child",
+    "runs",
+    "jumps",
+    "sits",
+    "in",
+    "on",
+    "the",
+    "grass",
+    "water",
+    "red",
+    "blue",
+]
 
 
 def sentences(file: str, count: int, rng: np.random.Generator) -> list[str]:

@@ -1,6 +1,6 @@
 """Stage 0's part on encoders: downloads those original files of a model that a folder lacks in every published form.
 
-    obtain_models.py MODEL FOLDER
+obtain_models.py MODEL FOLDER
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a published .ckpt")
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
-        "--clip", default=None, metavar="PATH",
+        "--clip",
+        default=None,
+        metavar="PATH",
         help="the CLIP it was trained with: folder, file or NAME:PRETRAINED; by default OpenAI's of its width; empty "
         "leaves it out (parallel head)",
-    )  # fmt: skip
+    )
     args = parser.parse_args(argv)
 
     import dataclasses
@@ -33,20 +35,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = model.speech_encoder
     config = Config(model=converted_config(model.config), data=DataConfig(feats="online"))
     origin = {
-        **provenance(command=None, seed=0, data=[]), **model.count_parameters(), "converted_from": Path(args.checkpoint).name,
+        **provenance(command=None, seed=0, data=[]),
+        **model.count_parameters(),
+        "converted_from": Path(args.checkpoint).name,
         "published": published.facts,
-    }  # fmt: skip
+    }
     encoder.description["path"] = SPEECH_ENCODER
     save_checkpoint(
-        Path(args.out), model, model.trained_state(), config, origin,
+        Path(args.out),
+        model,
+        model.trained_state(),
+        config,
+        origin,
         extra=lambda folder: save_speech_encoder(
             encoder.model, bool(config.model.speech_encoder.normalize), folder / SPEECH_ENCODER
         ),
-    )  # fmt: skip
+    )
     used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
-    print(f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained, {total - used}")
-    print(f"  frozen, the table of {len(published.table)} subwords, {len(published.dropped)} copies and buffers left out")
-    print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {model.count_parameters()['trained']:,} trained parameters")
+    print(
+        f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,"
+    )
+    print(
+        f"  {total - used} frozen, the table of {len(published.table)} subwords, {len(published.dropped)} copies and buffers left out"
+    )
+    print(
+        f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """HuBERT becomes a transformers folder, CLIP an open_clip folder; nothing in the file is run."""
     parser = ArgumentParser(prog="convert_encoder", description=__doc__)
     parser.add_argument("--kind", required=True, choices=("hubert", "clip"), help="what the file holds")
-    parser.add_argument("--file", required=True, metavar="PATH", help="fairseq .pt; OpenAI .pt or a transformers folder")
+    parser.add_argument(
+        "--file", required=True, metavar="PATH", help="fairseq .pt; OpenAI .pt or a transformers folder"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     args = parser.parse_args(argv)
 

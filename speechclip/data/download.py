@@ -33,7 +33,7 @@ class Remote:
 
     Attributes:
         name: of the file. urls: mirrors, tried in order.
-        bytes: its size; unpacked: what its content takes on disk, beside the file; both about, for the free-space check.
+        bytes: its size, about. unpacked: what its content takes on disk beside the file, about.
         leaves: paths, relative to the folder, that are there when this part is.
         checksum: ``md5:...`` or ``sha256:...``; empty where none is published.
         into: folder it is unpacked into; None for a file that is used as it is.
@@ -90,14 +90,19 @@ def _is_there(remote: Remote, folder: Path) -> bool:
 
 def _check_space(remotes: Sequence[Remote], folder: Path) -> None:
     """Room for everything unpacked and, one at a time, the archives. Raises UserError."""
-    have = sum((folder / f"{remote.name}.part").stat().st_size for remote in remotes if (folder / f"{remote.name}.part").exists())
+    have = sum(
+        (folder / f"{remote.name}.part").stat().st_size
+        for remote in remotes
+        if (folder / f"{remote.name}.part").exists()
+    )
     kept = sum(remote.unpacked if remote.into is not None else remote.bytes for remote in remotes)
     archives = [remote.bytes for remote in remotes if remote.into is not None]
     needed = kept + max(archives, default=0) - have
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed for {', '.join(r.name for r in remotes)}, {free / 1e9:.1f} GB are free"
+            f"{folder}: {needed / 1e9:.1f} GB are needed for {', '.join(r.name for r in remotes)}, "
+            f"{free / 1e9:.1f} GB are free"
         )
 
 
@@ -143,7 +148,9 @@ def _download(url: str, part: Path, say: Say, pause: float) -> None:
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                 raise _Failure(f"HTTP status {error.code}") from error
-            if getattr(error, "errno", None) is not None and not isinstance(error, (urllib.error.URLError, ConnectionError, TimeoutError)):
+            if getattr(error, "errno", None) is not None and not isinstance(
+                error, (urllib.error.URLError, ConnectionError, TimeoutError)
+            ):
                 raise  # of the disk, not of the network
             after = part.stat().st_size if part.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
@@ -162,8 +169,10 @@ def _hopeless(error: Exception) -> bool:
 
 
 def _transfer(url: str, part: Path, have: int, say: Say) -> None:
-    """One request, from byte ``have`` on where the server can do that. Raises OSError where less comes than was told."""
-    request = urllib.request.Request(url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {}))
+    """One request, from byte ``have`` on where the server can do that. OSError where less comes than was told."""
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {})
+    )
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:

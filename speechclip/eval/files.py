@@ -25,12 +25,16 @@ def score_files(queries: Source, gallery: Source, n_bootstrap: int = 1000, seed:
     """
     (asked, ask_groups), (searched, search_groups) = _load(*queries), _load(*gallery)
     if asked.shape[1] != searched.shape[1]:
-        raise UserError(f"{gallery[0]}: embeddings of {searched.shape[1]} dimensions, {queries[0]} has {asked.shape[1]}")
+        raise UserError(
+            f"{gallery[0]}: embeddings of {searched.shape[1]} dimensions, {queries[0]} has {asked.shape[1]}"
+        )
     numbers = {name: at for at, name in enumerate(sorted(set(ask_groups) | set(search_groups)))}
     ask, search = (np.array([numbers[name] for name in names]) for names in (ask_groups, search_groups))
     alone = np.flatnonzero(~np.isin(ask, search))
     if len(alone):
-        raise UserError(f"{gallery[0]}: nothing for {ask_groups[alone[0]]} of {queries[0]}, nor for {len(alone) - 1} more")
+        raise UserError(
+            f"{gallery[0]}: nothing for {ask_groups[alone[0]]} of {queries[0]}, nor for {len(alone) - 1} more"
+        )
     back = np.isin(search, ask)
     directions = {
         "queries->gallery": (asked, searched, ask, search),

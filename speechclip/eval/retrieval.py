@@ -199,7 +199,7 @@ def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
-    """[Q, C] and [G, C] -> [Q], the relevant items of every query; for one or two columns without comparing all pairs."""
+    """[Q, C] and [G, C] -> [Q], the relevant items of every query; without comparing all pairs for one or two columns."""
     if query_groups.shape[1] > 2:
         parts = _blocks(len(query_groups), len(gallery_groups), None)
         return np.concatenate([_relevant(query_groups[part], gallery_groups).sum(axis=1) for part in parts])
@@ -247,7 +247,8 @@ def _row_hashes(rows: Floats) -> NDArray[np.uint64]:
     """[b, D] -> [b]; equal rows have equal hashes, a negative zero counts as a positive one."""
     raw = np.ascontiguousarray(rows + 0)
     words = raw.view(np.dtype(f"u{raw.itemsize}")).astype(np.uint64)
-    odd = np.random.default_rng(0).integers(0, 2**63, size=words.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    drawn = np.random.default_rng(0).integers(0, 2**63, size=words.shape[1], dtype=np.uint64)
+    odd = drawn * np.uint64(2) + np.uint64(1)
     mixed = (words ^ (words >> np.uint64(15))) * odd
     hashed: NDArray[np.uint64] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
     return hashed

@@ -28,7 +28,7 @@ def paired_test(
     Args:
         first, second: ranks from 1, [Q]. clusters: [Q], the image of each query. n: choices. seed: of the choices.
     Returns:
-        for R@1, R@5, R@10 and MRR: {"first", "second", "difference", "p"}, percent and points; difference is first - second.
+        for R@1, R@5, R@10 and MRR: {"first", "second", "difference", "p"}, in percent; difference is first - second.
     """
     a, b, c = np.asarray(first), np.asarray(second), np.asarray(clusters)
     if a.size == 0 or a.shape != b.shape or a.shape != c.shape or a.ndim != 1:

@@ -1,5 +1,5 @@
 """Checkpoints as their authors published them, read without running anything in them.
 
-:mod:`unpickle` interprets the pickle, :mod:`torchfile` the containers around it, :mod:`hubert` and :mod:`clip` translate
-the encoders' tensors, :mod:`layout` and :mod:`reader` those of SpeechCLIP, :mod:`rows` finds the subword ids.
+:mod:`unpickle` interprets the pickle, :mod:`torchfile` the containers around it, :mod:`hubert` and :mod:`clip`
+translate the encoders' tensors, :mod:`layout` and :mod:`reader` those of SpeechCLIP, :mod:`rows` finds the subword ids.
 """

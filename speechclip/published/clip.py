@@ -16,8 +16,10 @@ from speechclip.published.unpickle import Record
 
 HEAD_WIDTH = 64  # of every CLIP transformer; OpenAI's files do not say
 PREPROCESS = {
-    "mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic",
-}  # fmt: skip
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+}
 #: Entries of OpenAI's files that are no weights.
 _FACTS = ("input_resolution", "context_length", "vocab_size")
 
@@ -41,16 +43,23 @@ def clip_settings(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     grid = round((position.shape[0] - 1) ** 0.5)
     text = int(table.shape[1])
     return {
-        "embed_dim": int(joint), "quick_gelu": True,
+        "embed_dim": int(joint),
+        "quick_gelu": True,
         "vision_cfg": {
-            "image_size": grid * size, "layers": blocks[0], "width": width, "patch_size": size,
+            "image_size": grid * size,
+            "layers": blocks[0],
+            "width": width,
+            "patch_size": size,
             "head_width": HEAD_WIDTH,
         },
         "text_cfg": {
-            "context_length": int(context), "vocab_size": int(table.shape[0]), "width": text,
-            "heads": text // HEAD_WIDTH, "layers": blocks[1],
+            "context_length": int(context),
+            "vocab_size": int(table.shape[0]),
+            "width": text,
+            "heads": text // HEAD_WIDTH,
+            "layers": blocks[1],
         },
-    }  # fmt: skip
+    }
 
 
 def clip_model(tensors: Mapping[str, Tensor], settings: dict[str, Any], source: str) -> Any:
@@ -78,7 +87,7 @@ def clip_model(tensors: Mapping[str, Tensor], settings: dict[str, Any], source: 
 
 
 def read_clip(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """OpenAI's CLIP, TorchScript or a state dict ``.pt``, or a transformers CLIP folder: open_clip model and ``model_cfg``.
+    """OpenAI's CLIP, TorchScript or a state dict ``.pt``, or a transformers folder: open_clip model and ``model_cfg``.
 
     Raises UserError: see :func:`clip_model`, and what is wrong with the file.
     """
@@ -148,13 +157,17 @@ _TOP = {
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
 }
 _NORMS = {
-    "text_model.final_layer_norm.": "ln_final.", "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "text_model.final_layer_norm.": "ln_final.",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
     "vision_model.post_layernorm.": "visual.ln_post.",
-}  # fmt: skip
+}
 _BLOCK = {
-    "layer_norm1.": "ln_1.", "layer_norm2.": "ln_2.", "mlp.fc1.": "mlp.c_fc.", "mlp.fc2.": "mlp.c_proj.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
     "self_attn.out_proj.": "attn.out_proj.",
-}  # fmt: skip
+}
 
 
 def _openai_names(given: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -53,7 +53,8 @@ def hubert_settings(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], 
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(f"{source}: {heads} attention heads for a width of {width}")
     return {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": int(inner),
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": int(inner),
         "conv_dim": [int(weight.shape[0]) for weight in convolutions],
         "conv_kernel": [int(weight.shape[2]) for weight in convolutions], "conv_stride": list(_STRIDES),
         "conv_bias": "feature_extractor.conv_layers.0.0.bias" in tensors,
@@ -112,7 +113,9 @@ def hubert_model(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sou
         if name not in wanted:
             raise UserError(f"{source}: unknown tensor {name} in its HuBERT")
         if value.shape != wanted[name].shape:
-            raise UserError(f"{source}: {name} is {list(value.shape)}, a HuBERT of its shape has {list(wanted[name].shape)}")
+            raise UserError(
+                f"{source}: {name} is {list(value.shape)}, a HuBERT of its shape has {list(wanted[name].shape)}"
+            )
     missing = sorted(set(wanted) - set(state) - {"masked_spec_embed"})
     if missing:
         raise UserError(f"{source}: no tensor for {missing[0]} of its HuBERT")

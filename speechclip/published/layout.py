@@ -1,8 +1,8 @@
 """Tensors of the published heads under this project's names (Shih et al. 2022; Wang et al. 2024).
 
-A layout is a function ``convert(tensors) -> (ModelConfig, state dict)``. It gets the whole state dict of a checkpoint and
-takes out what it uses (``tensors.pop``); what is then left and is no part of a frozen encoder is an error, so nothing is
-dropped in silence. The state dict it returns is what :meth:`speechclip.model.SpeechCLIP.trained_state` has.
+A layout is a function ``convert(tensors) -> (ModelConfig, state dict)``. It gets the whole state dict of a checkpoint
+and takes out what it uses (``tensors.pop``); what is then left and is no part of a frozen encoder is an error, so
+nothing is dropped in silence. The state dict it returns is what :meth:`speechclip.model.SpeechCLIP.trained_state` has.
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ def take_projection(tensors: dict[str, Tensor], old: str) -> tuple[int, dict[str
 
 def _model(tensors: dict[str, Tensor], head: HeadConfig, loss: LossConfig) -> ModelConfig:
     large = is_large(tensors)
-    return ModelConfig(
-        speech_encoder=SpeechEncoderConfig(normalize=large, state_norm=large), head=head, loss=loss
-    )  # fmt: skip
+    return ModelConfig(speech_encoder=SpeechEncoderConfig(normalize=large, state_norm=large), head=head, loss=loss)
 
 
 def convert_parallel(tensors: dict[str, Tensor]) -> Converted:
@@ -144,7 +142,10 @@ def convert_cascaded(tensors: dict[str, Tensor]) -> Converted:
     state |= projection
     state |= take_batch_norm(tensors, f"{old}.bn_layer.bn_layer", "head.batch_norm", len(cls))
     head = HeadConfig(
-        name="cascaded", attention_heads=1, keywords=len(cls), projection_layers=2 if layers == 2 else 1,
+        name="cascaded",
+        attention_heads=1,
+        keywords=len(cls),
+        projection_layers=2 if layers == 2 else 1,
         quantizer_temperature=round(float(take(tensors, f"{old}.vector_quantizer.curr_temp").reshape(())), 6),
-    )  # fmt: skip
+    )
     return _model(tensors, head, loss), state

@@ -16,7 +16,12 @@ from speechclip.errors import UserError
 from speechclip.published.layout import layout_of
 from speechclip.published.torchfile import read_torch_file
 
-_HUBERT, _CLIP, _CLIP_COPY, _TABLE = "audio_encoder.encoder.", "clip.model.", "cascaded_branch.clip.", "token_embedding.weight"
+_HUBERT, _CLIP, _CLIP_COPY, _TABLE = (
+    "audio_encoder.encoder.",
+    "clip.model.",
+    "cascaded_branch.clip.",
+    "token_embedding.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def read_published(path: str | Path) -> PublishedCheckpoint:
     """Read a Lightning ``.ckpt`` of SpeechCLIP without running anything in it.
 
     Raises:
-        UserError: missing, damaged, no such checkpoint, a tensor too many or too few, or two copies of CLIP that differ.
+        UserError: missing, damaged, no such checkpoint, a tensor too many or too few, two copies of CLIP that differ.
     """
     source = str(path)
     content = read_torch_file(path)
@@ -95,7 +100,7 @@ def _drop_buffers(tensors: dict[str, Tensor]) -> Iterator[str]:
 
 
 def _with_published_heads(config: ModelConfig, settings: Any) -> ModelConfig:
-    """The number of attention heads is no tensor; where the file's settings tell it, they win over the published one."""
+    """The number of attention heads is no tensor; where the file's settings tell it, they win."""
     told = set(_find(settings, f"{config.head.name}_branch", "nhead"))
     if len(told) != 1:
         return config

@@ -19,7 +19,9 @@ def match_rows(reduced: Tensor, full: Tensor, source: str) -> tuple[int, ...]:
             are of different models, and any decoding would be wrong without showing it.
     """
     if reduced.ndim != 2 or full.ndim != 2 or reduced.shape[1] != full.shape[1]:
-        raise UserError(f"{source}: subword embeddings {list(reduced.shape)}, CLIP's table {list(full.shape)}: another CLIP")
+        raise UserError(
+            f"{source}: subword embeddings {list(reduced.shape)}, CLIP's table {list(full.shape)}: another CLIP"
+        )
     # half precision is what CLIP was published in: both sides are exact in single
     known: dict[bytes, list[int]] = {}
     for at, row in enumerate((full.detach().float().cpu() + 0.0).numpy()):

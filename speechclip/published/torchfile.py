@@ -259,4 +259,8 @@ _FUNCTIONS = {
     "collections.defaultdict": lambda *_: {},
     "collections.Counter": dict,
     "_codecs.encode": lambda text, encoding="latin1": _latin(text, encoding),  # bytes, before they had an operation
-} | {f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, dict, list, tuple)}
+} | {
+    f"{module}.{kind.__name__}": kind
+    for module in ("builtins", "__builtin__")
+    for kind in (set, frozenset, dict, list, tuple)
+}

@@ -103,10 +103,11 @@ def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md", recipe: st
             kept = _kept_rows(old[title], written, source) if title in old else []
             merged.append(_table(title, [*kept, *(row for run in runs for row in rows_of(run))]))
         text = write_block(text, block, source, INTRODUCTIONS[block], merged, before="provenance")
-    own = {title: table.rows for block in ("retrieval", "keywords") for title, table in read_block(text, block, source).items()}
-    tables = published_tables(recipe, own)
-    if tables:
-        text = write_block(text, published.BLOCK, source, published.INTRODUCTION, tables, before="provenance")
+    blocks = [read_block(text, block, source) for block in ("retrieval", "keywords")]
+    own = {title: table.rows for tables in blocks for title, table in tables.items()}
+    beside = published_tables(recipe, own)
+    if beside:
+        text = write_block(text, published.BLOCK, source, published.INTRODUCTION, beside, before="provenance")
     return text
 
 

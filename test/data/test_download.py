@@ -165,7 +165,9 @@ def test_a_server_that_gives_nothing_is_left_after_some_attempts(server: Server,
     assert 2 <= len(server.requests) <= 6
 
 
-def test_too_little_space_is_told_before_anything_is_fetched(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_told_before_anything_is_fetched(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.files["/file.bin"] = BODY
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_500_000_000))
@@ -199,7 +201,9 @@ def test_archives_are_unpacked_beside_what_is_there(server: Server, tmp_path: Pa
     (tmp_path / "in" / "Images").mkdir(parents=True)
     (tmp_path / "in" / "Images" / "mine.txt").write_text("kept")
     get(tmp_path, remote(f"{server.url}/a", checksum="", into="in", leaves=("in/Images/sub/2.jpg",)))
-    assert (tmp_path / "in/Images/1.jpg").read_text() == "one" and (tmp_path / "in/Images/mine.txt").read_text() == "kept"
+    assert (tmp_path / "in/Images/1.jpg").read_text() == "one" and (
+        tmp_path / "in/Images/mine.txt"
+    ).read_text() == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]  # the archive is not kept
 
 
@@ -217,7 +221,9 @@ def test_an_archive_without_what_it_should_leave_is_told(server: Server, tmp_pat
         get(tmp_path, remote(f"{server.url}/a", checksum="", into="", leaves=("wavs",)))
 
 
-def test_the_script_takes_a_mirror_of_the_users(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_script_takes_a_mirror_of_the_users(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     body = zipped({"Flickr8k.token.txt": "a", "Flickr_8k.trainImages.txt": "b"})
     server.files["/m/Flickr8k_text.zip"] = body
     text = next(item for item in SOURCES["flickr8k"] if item.name == "Flickr8k_text.zip")

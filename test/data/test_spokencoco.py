@@ -17,19 +17,25 @@ from speechclip.data.corpora.spokencoco import prepare_spokencoco
 from speechclip.data.kaldi import DataDir
 from speechclip.errors import UserError
 
-IMAGES = {"train": ["train2014/COCO_train2014_000000000009.jpg", "val2014/COCO_val2014_000000000042.jpg"],
-          "val": ["val2014/COCO_val2014_000000000073.jpg"], "test": ["val2014/COCO_val2014_000000000074.jpg"]}  # fmt: skip
+IMAGES = {
+    "train": ["train2014/COCO_train2014_000000000009.jpg", "val2014/COCO_val2014_000000000042.jpg"],
+    "val": ["val2014/COCO_val2014_000000000073.jpg"],
+    "test": ["val2014/COCO_val2014_000000000074.jpg"],
+}
 
 
 def entry(image: str, number: int) -> dict[str, Any]:
     """An image with two captions, as the published JSON has it."""
     digits = str(int(image[-16:-4]))
     captions = [
-        {"text": f"A DOG NUMBER {digits} RUNS", "speaker": f"m{take}abc",
-         "uttid": f"m{take}abc-3LUY3GC63Z0R_{digits}_{100 * number + take}",
-         "wav": f"wavs/0/m{take}abc-3LUY3GC63Z0R_{digits}_{100 * number + take}.wav"}
+        {
+            "text": f"A DOG NUMBER {digits} RUNS",
+            "speaker": f"m{take}abc",
+            "uttid": f"m{take}abc-3LUY3GC63Z0R_{digits}_{100 * number + take}",
+            "wav": f"wavs/0/m{take}abc-3LUY3GC63Z0R_{digits}_{100 * number + take}.wav",
+        }
         for take in range(2)
-    ]  # fmt: skip
+    ]
     return {"image": image, "captions": captions}
 
 

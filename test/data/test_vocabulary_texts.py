@@ -34,9 +34,15 @@ def test_ids_with_counts_most_frequent_first(tmp_path: Path) -> None:
     # three rows of 77: one SOT and one EOT each, the rest padding; "!" is what padding's id 0 spells
     padding = 3 * 77 - 2 * 3 - 6 - 2
     assert rows == [
-        ["0", str(padding), "!"], ["320", "3", "a</w>"], ["49406", "3", "<start_of_text>"], ["49407", "3", "<end_of_text>"],
-        ["1929", "2", "dog</w>"], ["269", "1", ".</w>"], ["537", "1", "and</w>"], ["2368", "1", "cat</w>"],
-    ]  # fmt: skip
+        ["0", str(padding), "!"],
+        ["320", "3", "a</w>"],
+        ["49406", "3", "<start_of_text>"],
+        ["49407", "3", "<end_of_text>"],
+        ["1929", "2", "dog</w>"],
+        ["269", "1", ".</w>"],
+        ["537", "1", "and</w>"],
+        ["2368", "1", "cat</w>"],
+    ]
     assert Vocabulary.load(tmp_path / "v.tsv") == vocabulary
 
 

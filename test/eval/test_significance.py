@@ -30,9 +30,13 @@ def test_p_is_the_share_of_exchanges_that_reach_the_difference() -> None:
 def test_equal_runs_and_a_clear_difference() -> None:
     rng = np.random.default_rng(0)
     ranks, clusters = rng.integers(1, 20, 300), np.repeat(np.arange(60), 5)
-    assert all(row["p"] == 1.0 and row["difference"] == 0 for row in paired_test(ranks, ranks, clusters, n=200).values())
+    assert all(
+        row["p"] == 1.0 and row["difference"] == 0 for row in paired_test(ranks, ranks, clusters, n=200).values()
+    )
     clear = paired_test(np.ones(300), ranks + 1, clusters, n=999, seed=3)
-    assert clear["R@1"]["p"] == pytest.approx(0.001) and clear == paired_test(np.ones(300), ranks + 1, clusters, n=999, seed=3)
+    assert clear["R@1"]["p"] == pytest.approx(0.001) and clear == paired_test(
+        np.ones(300), ranks + 1, clusters, n=999, seed=3
+    )
 
 
 def test_queries_of_one_image_count_once() -> None:
@@ -50,7 +54,9 @@ def test_runs_are_compared_on_the_same_queries_only(tmp_path: Path, capsys: pyte
     images = np.array([0, 0, 1])
     for name, ranks, data in (("a", [1, 1, 2], "x"), ("b", [1, 3, 2], "x"), ("c", [1, 1, 1], "y")):
         (tmp_path / name / "scores").mkdir(parents=True)
-        save_ranks(tmp_path / name / "scores" / "ranks.npz", {"speech->image": (np.array(ranks), images)}, {"test": data})
+        save_ranks(
+            tmp_path / name / "scores" / "ranks.npz", {"speech->image": (np.array(ranks), images)}, {"test": data}
+        )
     compare(["--first", str(tmp_path / "a"), "--second", str(tmp_path / "b"), "--permutations", "50"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["speech->image", "R@1", "66.67", "33.33", "33.33"] and len(lines) == 5

@@ -37,7 +37,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_script(tmp_path_factory.mktemp("clip") / "ViT-tiny.pt", clip_tensors())
 
 
-def attend(tokens: torch.Tensor, state: dict[str, torch.Tensor], name: str, heads: int, mask: torch.Tensor) -> torch.Tensor:
+def attend(
+    tokens: torch.Tensor, state: dict[str, torch.Tensor], name: str, heads: int, mask: torch.Tensor
+) -> torch.Tensor:
     """Multi-head self-attention by plain operations. tokens [S, d], mask [S] or [S, S], True where not to look."""
     q, k, v = (tokens @ state[f"{name}.in_proj_weight"].T + state[f"{name}.in_proj_bias"]).chunk(3, dim=-1)
     size = tokens.shape[1] // heads
@@ -80,14 +82,22 @@ def keyword_vectors(frames: torch.Tensor, state: dict[str, torch.Tensor], layers
     branch = "cascaded_branch"
     tokens = torch.cat([state[f"{branch}.cls"][0], frames])
     nothing = torch.zeros(len(tokens), dtype=torch.bool)
-    x = norm(tokens + attend(tokens, state, f"{branch}.self_att.multihead_attn_layer", 1, nothing), state, f"{branch}.self_att.attentionBlock_Norm")
+    x = norm(
+        tokens + attend(tokens, state, f"{branch}.self_att.multihead_attn_layer", 1, nothing),
+        state,
+        f"{branch}.self_att.attentionBlock_Norm",
+    )
     x = x[:KEYWORDS]
     if layers == 2:
-        x = linear(linear(x, state, f"{branch}.linear_proj.sequential.0").relu(), state, f"{branch}.linear_proj.sequential.3")
+        x = linear(
+            linear(x, state, f"{branch}.linear_proj.sequential.0").relu(), state, f"{branch}.linear_proj.sequential.3"
+        )
     else:
         x = linear(x, state, f"{branch}.linear_proj")
     flat = x.T.reshape(-1)  # (d, k) -> d * K + k
-    bn = {part: state[f"{branch}.bn_layer.bn_layer.{part}"] for part in ("weight", "bias", "running_mean", "running_var")}
+    bn = {
+        part: state[f"{branch}.bn_layer.bn_layer.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    }
     flat = (flat - bn["running_mean"]) / (bn["running_var"] + 1e-5).sqrt() * bn["weight"] + bn["bias"]
     return flat.reshape(TEXT, KEYWORDS).T
 
@@ -123,7 +133,10 @@ def test_parallel_equals_plain_operations(tmp_path: Path, clip: Path, large: boo
     features = model.encode_waves(WAVES)
     assert features.states.shape[1] == LAYERS + 1
     expected = torch.stack(
-        [parallel(mixed(row[:, :count], state, large), state) for row, count in zip(features.states, features.frames.tolist())]
+        [
+            parallel(mixed(row[:, :count], state, large), state)
+            for row, count in zip(features.states, features.frames.tolist())
+        ]
     )
     torch.testing.assert_close(model.encode_speech(WAVES), normalize(expected, dim=-1), rtol=0, atol=2e-5)
     without = SpeechCLIP.from_pretrained(path, clip="")
@@ -185,25 +198,59 @@ def renamed(old: str, new: str) -> Any:
 @pytest.mark.parametrize(
     ("head", "change", "message"),
     [
-        ("parallel", lambda s: s.update({"parallel_branch.extra": torch.ones(1)}), "unknown tensor parallel_branch.extra"),
+        (
+            "parallel",
+            lambda s: s.update({"parallel_branch.extra": torch.ones(1)}),
+            "unknown tensor parallel_branch.extra",
+        ),
         ("parallel", lambda s: s.update({"something": torch.ones(1)}), "unknown tensor something"),
         ("parallel", without("parallel_branch.linear_proj.bias"), "no tensor parallel_branch.linear_proj.bias"),
         ("parallel", without("audio_encoder.weightedsum_layer.weights"), "no tensor audio_encoder.weightedsum"),
-        ("parallel", without("clip.model.token_embedding.weight"), "no tensors under clip.model.token_embedding.weight"),
-        ("parallel", renamed("audio_encoder.encoder.encoder.layers.1.fc1.bias", "audio_encoder.encoder.encoder.layers.1.fc3.bias"), "unknown tensor encoder.layers.1.fc3.bias in its HuBERT"),
-        ("parallel", without("audio_encoder.encoder.encoder.layers.1.fc1.bias"), "no tensor for encoder.layers.1.feed_forward.intermediate_dense.bias"),
-        ("parallel", lambda s: s["clip.model.ln_final.weight"].add_(0.5), "trained with another CLIP .*ln_final.weight differs"),
+        (
+            "parallel",
+            without("clip.model.token_embedding.weight"),
+            "no tensors under clip.model.token_embedding.weight",
+        ),
+        (
+            "parallel",
+            renamed(
+                "audio_encoder.encoder.encoder.layers.1.fc1.bias", "audio_encoder.encoder.encoder.layers.1.fc3.bias"
+            ),
+            "unknown tensor encoder.layers.1.fc3.bias in its HuBERT",
+        ),
+        (
+            "parallel",
+            without("audio_encoder.encoder.encoder.layers.1.fc1.bias"),
+            "no tensor for encoder.layers.1.feed_forward.intermediate_dense.bias",
+        ),
+        (
+            "parallel",
+            lambda s: s["clip.model.ln_final.weight"].add_(0.5),
+            "trained with another CLIP .*ln_final.weight differs",
+        ),
         ("parallel", lambda s: s.update({"parallel_branch.cls": torch.ones(WIDTH)}), r"parallel_branch.cls is \[64\]"),
-        ("parallel", lambda s: s.update({"parallel_branch.linear_proj.weight": torch.ones(9, WIDTH)}), "checkpoint for other dimensions"),
-        ("cascaded", lambda s: s.update({"cascaded_branch.clip.model.ln_final.bias": torch.ones(TEXT)}), "cascaded_branch.clip.model.ln_final.bias differs"),
+        (
+            "parallel",
+            lambda s: s.update({"parallel_branch.linear_proj.weight": torch.ones(9, WIDTH)}),
+            "checkpoint for other dimensions",
+        ),
+        (
+            "cascaded",
+            lambda s: s.update({"cascaded_branch.clip.model.ln_final.bias": torch.ones(TEXT)}),
+            "cascaded_branch.clip.model.ln_final.bias differs",
+        ),
         ("cascaded", lambda s: s.update({"cascaded_branch.clip.model.more": torch.ones(1)}), "no counterpart"),
-        ("cascaded", without("cascaded_branch.bn_layer.bn_layer.running_var"), "no tensor cascaded_branch.bn_layer.bn_layer.running_var"),
+        (
+            "cascaded",
+            without("cascaded_branch.bn_layer.bn_layer.running_var"),
+            "no tensor cascaded_branch.bn_layer.bn_layer.running_var",
+        ),
         ("cascaded", without("cascaded_branch.linear_proj.bias"), "no tensor cascaded_branch.linear_proj.bias"),
         ("cascaded", lambda s: s["clip.model.token_embedding.weight"][5].add_(1), "differs|is in CLIP's table nowhere"),
         ("cascaded", lambda s: [s.pop(n) for n in list(s) if n.startswith("cascaded")], "no checkpoint of SpeechCLIP"),
         ("cascaded", lambda s: s.update({"x": "text"}), "x is a str, not a tensor"),
     ],
-)  # fmt: skip
+)
 def test_every_tensor_is_accounted_for(tmp_path: Path, clip: Path, head: str, change: Any, message: str) -> None:
     state = state_dict(head, IDS)
     change(state)

@@ -23,13 +23,21 @@ from speechclip.published.unpickle import Name, Record, Unpickler
 def values() -> dict[str, Any]:
     base = torch.arange(24, dtype=torch.float32)
     return {
-        "whole": base, "view": base.view(4, 6)[1:3, ::2], "transposed": base.view(4, 6).T, "scalar": torch.tensor(2.5),
-        "empty": torch.empty(0, 3), "half": torch.randn(5).half(), "bfloat": torch.randn(5).bfloat16(),
-        "long": torch.tensor([2**40, -1]), "bool": torch.tensor([True, False]), "byte": torch.tensor([1, 255]).byte(),
-        "double": torch.randn(3).double(), "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+        "whole": base,
+        "view": base.view(4, 6)[1:3, ::2],
+        "transposed": base.view(4, 6).T,
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3),
+        "half": torch.randn(5).half(),
+        "bfloat": torch.randn(5).bfloat16(),
+        "long": torch.tensor([2**40, -1]),
+        "bool": torch.tensor([True, False]),
+        "byte": torch.tensor([1, 255]).byte(),
+        "double": torch.randn(3).double(),
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
         "plain": {"a": [1, 2.5, None, True, "x\u00e9", b"y", (1, (2,)), {3, 4}, frozenset({5}), 2**70, -7]},
         "ordered": collections.OrderedDict(z=1, a=2),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -54,7 +62,10 @@ def test_the_file_is_not_changed_through_its_tensors(tmp_path: Path) -> None:
 
 
 def test_objects_of_trainers_become_dictionaries(tmp_path: Path) -> None:
-    torch.save({"args": argparse.Namespace(lr=1e-4, nested=argparse.Namespace(x=[1])), "kind": argparse.Namespace}, tmp_path / "f.pt")
+    torch.save(
+        {"args": argparse.Namespace(lr=1e-4, nested=argparse.Namespace(x=[1])), "kind": argparse.Namespace},
+        tmp_path / "f.pt",
+    )
     read = read_torch_file(tmp_path / "f.pt")
     assert read == {"args": {"lr": 1e-4, "nested": {"x": [1]}}, "kind": "argparse.Namespace"}
     assert isinstance(read["args"], Record) and isinstance(read["kind"], str)
@@ -86,7 +97,9 @@ def test_nothing_is_called_and_the_refusal_names_it(tmp_path: Path, name: str, z
     words = [word.format(mark) if isinstance(word, str) else word for word in words]
     if name == "builtins.getattr":
         words[0] = "io"
-    torch.save({"state_dict": {}, "x": Evil(function, *words)}, tmp_path / "f.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": {}, "x": Evil(function, *words)}, tmp_path / "f.pt", _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(UserError) as caught:
         read_torch_file(tmp_path / "f.pt")
     name = name.replace("builtins", "__builtin__")  # as protocol 2 writes it
@@ -116,9 +129,12 @@ def interpret(data: bytes) -> Any:
         (b"", "damaged pickle"),
         (b"\x80\x02h\x05.", "damaged pickle"),
         (b"\x80\x02t.", "damaged pickle"),
-        (b"\x80\x02ccopyreg\n_reconstructor\ncsubprocess\nPopen\nc__builtin__\nobject\nN\x87R.", "call subprocess.Popen"),
+        (
+            b"\x80\x02ccopyreg\n_reconstructor\ncsubprocess\nPopen\nc__builtin__\nobject\nN\x87R.",
+            "call subprocess.Popen",
+        ),
     ],
-)  # fmt: skip
+)
 def test_hand_written_pickles_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         interpret(data)
@@ -148,14 +164,22 @@ def rebuilt(tmp_path: Path, size: Any, stride: Any, offset: Any) -> Any:
 
 def test_a_tensor_stays_within_its_storage(tmp_path: Path) -> None:
     assert rebuilt(tmp_path, (2, 2), (3, 1), 1).tolist() == [[1, 2], [4, 5]]
-    for size, stride, offset in (((7,), (1,), 0), ((2,), (1,), 5), ((2,), (-1,), 3), ((2, 2), (6, 1), 0), ((2,), (1, 1), 0)):
+    for size, stride, offset in (
+        ((7,), (1,), 0),
+        ((2,), (1,), 5),
+        ((2,), (-1,), 3),
+        ((2, 2), (6, 1), 0),
+        ((2,), (1, 1), 0),
+    ):
         with pytest.raises(UserError, match=r"_rebuild_tensor_v2 with arguments that do not fit"):
             rebuilt(tmp_path, size, stride, offset)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_every_truncation_is_one_line(tmp_path: Path, zipped: bool) -> None:
-    torch.save({"a": torch.arange(100.0), "b": torch.ones(3)}, tmp_path / "whole", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"a": torch.arange(100.0), "b": torch.ones(3)}, tmp_path / "whole", _use_new_zipfile_serialization=zipped
+    )
     data = (tmp_path / "whole").read_bytes()
     for size in range(0, len(data) - 1, 7):
         (tmp_path / "cut").write_bytes(data[:size])
@@ -168,7 +192,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("x", "y")
-    for name, message in (("text", "pickle"), ("pickle", "none that torch wrote"), ("zip", "without data.pkl"), ("no", "no such file")):
+    for name, message in (
+        ("text", "pickle"),
+        ("pickle", "none that torch wrote"),
+        ("zip", "without data.pkl"),
+        ("no", "no such file"),
+    ):
         with pytest.raises(UserError, match=message):
             read_torch_file(tmp_path / name)
 

@@ -37,7 +37,11 @@ def test_a_row_of_the_project_stands_below_the_quoted_one_and_an_empty_one_names
 
 
 def test_the_mean_over_seeds_goes_before_a_seed() -> None:
-    rows = [own("large", "parallel", 30.0), own("large", "parallel", 31.0, "1"), own("large", "parallel", 30.5, "mean of 2")]
+    rows = [
+        own("large", "parallel", 30.0),
+        own("large", "parallel", 31.0, "1"),
+        own("large", "parallel", 30.5, "mean of 2"),
+    ]
     table = published_tables("spokencoco", {"Speech and images": rows})[0]
     assert [(row["origin"], row["S→I R@1"]) for row in table.rows if row["origin"].startswith("this")] == [
         ("this project, mean of 2", "30.50")

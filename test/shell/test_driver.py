@@ -279,7 +279,8 @@ def test_a_published_checkpoint_is_converted_first(done):
     result = done.run("--checkpoint", "epoch_3.ckpt", "--stage", "4", "--clip", "models/ViT.pt", "--stop_stage", "7")
     assert result.returncode == 0, result.stderr
     calls = [call for call in done.calls() if call.split()[0] not in FEATURES]
-    assert [call.split()[0] for call in calls] == ["convert_checkpoint", "score_retrieval", "score_keywords", "report", "pack"]
+    names = [call.split()[0] for call in calls]
+    assert names == ["convert_checkpoint", "score_retrieval", "score_keywords", "report", "pack"]
     assert calls[0] == "convert_checkpoint --checkpoint epoch_3.ckpt --out exp/epoch_3/converted --clip models/ViT.pt"
     assert "--checkpoint exp/epoch_3/converted --data_dir data/test" in calls[1]
     assert "pack --checkpoint exp/epoch_3/converted --scores exp/epoch_3/scores --out exp/epoch_3/pack" in calls[-1]
@@ -288,7 +289,8 @@ def test_a_published_checkpoint_is_converted_first(done):
 def test_a_run_is_packed_on_request(done):
     assert done.run("--head", "parallel", "--stage", "7", "--push", "me/model").returncode == 0
     assert done.calls() == [
-        "pack --checkpoint exp/tiny_parallel/best --scores exp/tiny_parallel/scores --out exp/tiny_parallel/pack --push me/model"
+        "pack --checkpoint exp/tiny_parallel/best --scores exp/tiny_parallel/scores "
+        "--out exp/tiny_parallel/pack --push me/model"
     ]
     assert "up to date" in done.run("--head", "parallel", "--stage", "7", "--push", "me/model").stdout
 

@@ -119,8 +119,8 @@ def write_corpus(
 ) -> Summary:
     """Open every file, leave out the bad ones, and write ``data_dir/<split>/`` and ``data_dir/skipped.tsv``.
 
-    ``captions`` are all captions of the corpus with their splits (``-`` for none), recorded or not: where there are any,
-    ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
+    ``captions`` are all captions of the corpus with their splits (``-`` for none), recorded or not: where there are
+    any, ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
 
     Args:
         source: the corpus, for messages.

@@ -1,4 +1,4 @@
-"""Where corpora and encoders are published: mirrors, sizes, checksums. A checksum stands where the publisher gives one."""
+"""Where corpora and encoders are published: mirrors, sizes, checksums where the publisher gives one."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def _clip(name: str, digest: str, size: int, hub: str) -> Remote:
 
 ENCODERS = {
     "base": (
-        _hubert("hubert_base_ls960.pt", 1_140_000_000, "HuBERT Base, Hsu et al. 2021; also facebook/hubert-base-ls960"),
+        _hubert("hubert_base_ls960.pt", 1_140_000_000, "HuBERT Base; also facebook/hubert-base-ls960"),
         _clip("ViT-B-32.pt", _B32, 353_976_522, "openai/clip-vit-base-patch32"),
     ),
     "large": (
-        _hubert("hubert_large_ll60k.pt", 3_800_000_000, "HuBERT Large, Hsu et al. 2021; also facebook/hubert-large-ll60k"),
+        _hubert("hubert_large_ll60k.pt", 3_800_000_000, "HuBERT Large; also facebook/hubert-large-ll60k"),
         _clip("ViT-L-14.pt", _L14, 932_768_134, "openai/clip-vit-large-patch14"),
     ),
 }  # fmt: skip

@@ -5,12 +5,12 @@ training, 5,000 for dev, 5,000 with 25,031 utterances for test). The parts lie u
 
     train2014/ val2014/                                  photographs, here or in mscoco_img/ or images/
     SpokenCOCO/wavs/                                     recordings
-    annotations/captions_{train,val}2014.json            COCO's captions, which the published vocabulary counts (optional)
+    annotations/captions_{train,val}2014.json            COCO's captions, for the vocabulary (optional)
     SpokenCOCO/SpokenCOCO_ksplit_{train,val,test}.json   splits, there or in SpokenCOCO/ksplit/
 
-Each JSON file has ``{"data": [{"image", "captions": [{"text", "speaker", "uttid", "wav"}]}]}``, or the unrolled form with
-one ``"caption"`` an entry (``..._unrolled_karpathy.json``). Forms with ids of their own (``reassign_id``) hold the same images and captions, and the ids
-follow from the file names here as there.
+Each JSON file has ``{"data": [{"image", "captions": [{"text", "speaker", "uttid", "wav"}]}]}``, or the unrolled form
+with one ``"caption"`` an entry (``..._unrolled_karpathy.json``). Forms with ids of their own (``reassign_id``) hold the
+same images and captions, and the ids follow from the file names here as there.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def prepare_spokencoco(
 ) -> Summary:
     """Write ``data_dir/{train,dev,test}``, ``data_dir/captions.tsv`` and ``data_dir/skipped.tsv``.
 
-    Utterance ids are ``<speaker>-<image number>_<caption number>`` with the numbers of COCO; where an ``uttid`` does not
-    tell them, its own text. Image ids are the photographs' file names without suffix.
+    Utterance ids are ``<speaker>-<image number>_<caption number>`` with the numbers of COCO; where an ``uttid`` does
+    not tell them, its own text. Image ids are the photographs' file names without suffix.
 
     Args:
         corpus_dir: the folder with the parts. data_dir: where to write; all or nothing.
@@ -82,7 +82,7 @@ def prepare_spokencoco(
 
 
 def _split_file(folder: Path, published: str) -> Path:
-    """The JSON file of a split (train, val or test), the plainest form there is. Raises UserError where there is none."""
+    """The JSON file of a split (train, val or test), the plainest form there is. UserError where there is none."""
     found = []
     for place in (folder, folder / "ksplit"):
         for name in sorted(os.listdir(place)) if place.is_dir() else []:
@@ -102,7 +102,9 @@ def _image_root(corpus: Path) -> Path:
     for name in _IMAGE_FOLDERS:
         if (corpus / name / "val2014").is_dir():
             return corpus / name
-    raise UserError(f"{corpus}: no photographs: no val2014/ in it or in {', '.join(f'{n}/' for n in _IMAGE_FOLDERS if n)}")
+    raise UserError(
+        f"{corpus}: no photographs: no val2014/ in it or in {', '.join(f'{n}/' for n in _IMAGE_FOLDERS if n)}"
+    )
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -115,7 +117,11 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not isinstance(data, list):
         raise UserError(f"{file}: no list under 'data'")
     for number, entry in enumerate(data):
-        captions = entry.get("captions", [entry["caption"]] if "caption" in entry else None) if isinstance(entry, dict) else None
+        captions = (
+            entry.get("captions", [entry["caption"]] if "caption" in entry else None)
+            if isinstance(entry, dict)
+            else None
+        )
         if not isinstance(captions, list) or not isinstance(entry.get("image"), str):
             raise UserError(f"{file}: entry {number}: needs 'image' and 'captions' or 'caption'")
         for caption in captions:
