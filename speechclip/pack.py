@@ -181,8 +181,8 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
 
 def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [
-        "Recall in percent. Speech finds its image among all of the set; an image finds any of its utterances; captions",
-        "are the utterance's own or, where it says so, any of the image's. Ties count against the system.",
+        "Recall in percent. Speech finds its image among all of the set; an image finds any of its utterances;",
+        "captions are the utterance's own or, where it says so, any of the image's. Ties count against the system.",
         "",
         "| direction | R@1 | R@5 | R@10 | queries | gallery |",
         "|---|---:|---:|---:|---:|---:|",

@@ -52,15 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
     )
     used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
-    print(
-        f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,"
-    )
-    print(
-        f"  {total - used} frozen, the table of {len(published.table)} subwords, {len(published.dropped)} copies and buffers left out"
-    )
-    print(
-        f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters"
-    )
+    print(f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,")
+    print(f"  {total - used} frozen, a table of {len(published.table)} subwords, {len(published.dropped)} dropped copies")
+    print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
-    """[Q, C] and [G, C] -> [Q], the relevant items of every query; without comparing all pairs for one or two columns."""
+    """[Q, C] and [G, C] -> [Q], the relevant items of every query; up to two columns without comparing all pairs."""
     if query_groups.shape[1] > 2:
         parts = _blocks(len(query_groups), len(gallery_groups), None)
         return np.concatenate([_relevant(query_groups[part], gallery_groups).sum(axis=1) for part in parts])

@@ -146,9 +146,7 @@ class Unpickler:
             record = Record(function, arguments)
             record.update(named or {})
             return record
-        raise UserError(
-            f"{self.source}: wants to call {function}, which is refused: only tensors and plain values are read"
-        )
+        raise UserError(f"{self.source}: wants to call {function}, which is refused: only tensors and plain values are read")
 
     def _build(self) -> None:
         state = self._stack.pop()
@@ -162,7 +160,7 @@ class Unpickler:
             raise UserError(f"{self.source}: wants to change the state of a {type(target).__name__}, which is refused")
 
     def _new(self, count: int) -> None:
-        (*head,) = self._stack[-count:]
+        *head, = self._stack[-count:]
         del self._stack[-count:]
         self._stack.append(self._call(head[0], head[1], head[2] if count == 3 else None))
 
@@ -186,108 +184,11 @@ class Unpickler:
 _NOTHING = frozenset({"PROTO", "FRAME"})
 _VALUES = frozenset(
     [
-        "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING", "BINBYTES",
-        "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4",
-        "BINFLOAT", "FLOAT",
+        "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING",
+        "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BININT", "BININT1", "BININT2", "INT", "LONG",
+        "LONG1", "LONG4", "BINFLOAT", "FLOAT",
     ]
 )  # fmt: skip
-_CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
-        else:
-            raise UserError(f"{self.source}: wants the pickle operation {name}, which is refused")
-
-    def _since_mark(self) -> list[Any]:
-        at = next((i for i in range(len(self._stack) - 1, -1, -1) if self._stack[i] is _MARK), None)
-        if at is None:
-            raise IndexError("no mark")
-        items = self._stack[at + 1 :]
-        del self._stack[at:]
-        return items
-
-    def _tuple(self, size: int) -> None:
-        items = tuple(self._stack[-size:])
-        del self._stack[-size:]
-        self._stack.append(items)
-
-    def _set_items(self, pairs: list[Any]) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, dict):
-            raise TypeError("items for what is no dictionary")
-        target.update(zip(pairs[::2], pairs[1::2], strict=True))
-
-    def _append(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if isinstance(target, Record):
-            target.setdefault("items", []).extend(items)
-        elif isinstance(target, list):
-            target.extend(items)
-        else:
-            raise TypeError("items for what is no list")
-
-    def _add(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, set):
-            raise TypeError("members for what is no set")
-        target.update(items)
-
-    def _call(self, function: Any, arguments: Any, named: Any = None) -> Any:
-        """What a call would have given: the reader's own function, or a record of the arguments."""
-        if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise TypeError("a call of what is no name")
-        if function == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Name):
-            return self._call(arguments[0], ())
-        if function in self._functions:
-            try:
-                return self._functions[function](*arguments)
-            except (TypeError, ValueError, KeyError, RuntimeError) as error:
-                raise UserError(f"{self.source}: {function} with arguments that do not fit ({error})") from error
-        if function.startswith(self._records):
-            record = Record(function, arguments)
-            record.update(named or {})
-            return record
-        raise UserError(
-            f"{self.source}: wants to call {function}, which is refused: only tensors and plain values are read"
-        )
-
-    def _build(self) -> None:
-        state = self._stack.pop()
-        target = self._stack[-1]
-        if isinstance(target, Record):
-            target.set_state(state)
-        elif type(target) is dict and isinstance(state, dict):
-            # attributes of an ordered dictionary, as torch gives its state dicts; they carry no data
-            return
-        else:
-            raise UserError(f"{self.source}: wants to change the state of a {type(target).__name__}, which is refused")
-
-    def _new(self, count: int) -> None:
-        (*head,) = self._stack[-count:]
-        del self._stack[-count:]
-        self._stack.append(self._call(head[0], head[1], head[2] if count == 3 else None))
-
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._stack.append(Name(f"{module}.{name}"))
-
-    def _stack_global(self) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError("a name that is no string")
-        self._stack.append(Name(f"{module}.{name}"))
-
-    def _put(self, key: int) -> None:
-        self._memo[key] = self._stack[-1]
-
-    def _persistent(self) -> None:
-        self._stack.append(self._storage(self._stack.pop()))
-
-
-_NOTHING = frozenset({"PROTO", "FRAME"})
-_VALUES = frozenset(
-    ["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"]
-)
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple, "EMPTY_SET": set, "MARK": lambda: _MARK,

@@ -19,7 +19,8 @@ INTRODUCTION = """\
 The tables of Shih et al. 2022, percent. Rows marked *quoted* are published numbers and were not measured here; the
 others come from the tables above, and where nothing has been run yet the row names the command that fills it. The
 published chance of 0.02/0.10/0.20 is that of one caption an image or any caption of it; an utterance's own caption
-among 25,031 is found by chance in 0.004% (R@1), so the zero-shot rows of this project stand for any caption of the image."""
+among 25,031 is found by chance in 0.004% (R@1), so the zero-shot rows of this project stand for any caption of the
+image."""
 CUTOFFS = ("R@1", "R@5", "R@10")
 
 
