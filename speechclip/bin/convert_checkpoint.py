@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
     print(f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,")
-    print(f"  {total - used} frozen, a table of {len(published.table)} subwords, {len(published.dropped)} dropped copies")
+    print(f"  {total - used} frozen, {len(published.table)} subword rows, {len(published.dropped)} dropped copies")
     print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters")
 
 

@@ -146,7 +146,7 @@ class Unpickler:
             record = Record(function, arguments)
             record.update(named or {})
             return record
-        raise UserError(f"{self.source}: wants to call {function}, which is refused: only tensors and plain values are read")
+        raise UserError(f"{self.source}: wants to call {function}, which is refused: only plain values are read")
 
     def _build(self) -> None:
         state = self._stack.pop()
