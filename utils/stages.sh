@@ -49,8 +49,9 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
-    depends value "vocabulary=$vocabulary"
-    depends file data/captions.tsv
+    # what has no part in a run is not in its stamp: older stamps hold on
+    [[ $vocabulary == all ]] || depends value "vocabulary=$vocabulary"
+    [[ ! -f data/captions.tsv ]] || depends file data/captions.tsv
     [[ ! -d models ]] || depends file models
     for split in "${splits[@]}"; do
         makes "$dump/$split/image_embeddings.npz"
@@ -83,7 +84,11 @@ stage_train() {  # one head with one seed
     depends_on_layers "${layers[@]}"
     depends value "overrides=${encoder_overrides[*]} ${overrides[*]}"
     depends value "seed=$run_seed"
-    depends value "supervision=$supervision"
+    local -a supervised=()
+    if [[ $supervision != image ]]; then
+        supervised=(--train.supervision "$supervision")
+        depends value "supervision=$supervision"
+    fi
     depends value "processes=$((ngpu > 1 ? ngpu : 1))"
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
@@ -99,7 +104,7 @@ stage_train() {  # one head with one seed
     fi
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
-        --train.supervision "$supervision" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        "${supervised[@]}" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
         --out "$exp" --seed "$run_seed"
     finish
 }
