@@ -10,6 +10,7 @@ import io
 import mmap
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +74,10 @@ def script_state(value: Any, source: str) -> dict[str, Tensor]:
             elif isinstance(item, Record):
                 walk(item, f"{prefix}{name}.")
 
-    walk(value, "")
+    try:
+        walk(value, "")
+    except RecursionError:
+        raise UserError(f"{source}: modules nested too deeply") from None
     return found
 
 
@@ -168,7 +172,10 @@ def _read_stream(path: Path, stream: BinaryIO) -> Any:
         target.values = torch.frombuffer(bytearray(data or bytes(8)), dtype=target.dtype)
     if storages:
         raise UserError(f"{path}: the values of {len(storages)} storages are missing: damaged or truncated")
-    return _materialise(value)
+    try:
+        return _materialise(value)
+    except RecursionError:
+        raise UserError(f"{path}: containers nested too deeply") from None
 
 
 def _described(persistent: Any, source: str) -> tuple[torch.dtype, str, int]:
@@ -243,7 +250,7 @@ def _latin(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _rebuild,
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_parameter": lambda data, *_: data,

@@ -71,7 +71,10 @@ def prepare_spokencoco(
                 raise UserError(f"{file}: {image} is in the split {split_of[image]} as well")
             item = _candidate(file, audio, images, image, caption, split)
             captions.append((split, str(caption.get("text", ""))))
-            (candidates if isinstance(item, Candidate) else skipped).append(item)  # type: ignore[arg-type]
+            if isinstance(item, Candidate):
+                candidates.append(item)
+            else:
+                skipped.append(item)
     if not candidates:
         raise UserError(f"{corpus}: no utterance in the split files")
     written = _written_captions(corpus, {Path(image).name: split for image, split in split_of.items()})
