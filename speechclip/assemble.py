@@ -150,7 +150,12 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
     keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
     training = {key: trained[key] for key in keys if key in trained}
-    return {**now, "head": config.model.head.name, "checkpoint": checkpoint, "training": training}
+    named: dict[str, str] = {"head": config.model.head.name}
+    if "converted_from" in trained:  # a published checkpoint, whose folder's name tells nothing of this kind
+        width = trained["dimensions"]["speech"]
+        size = {768: "base", 1024: "large"}.get(width, f"d{width}")
+        named = {"model": size, "head": config.model.head.name, "tag": "published"}
+    return {**now, **named, "checkpoint": checkpoint, "training": training}
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def read_checkpoint(path: str | Path) -> tuple[Path, Config, dict[str, Any]]:
     Raises:
         UserError: nothing there, or files that are damaged.
     """
+    if Path(path).is_file():
+        raise UserError(f"{path}: a file; a published checkpoint is converted first (tools/convert_checkpoint.sh)")
     folder = existing_folder(Path(path))
     if folder is None:
         raise UserError(f"{path}/{WEIGHTS}: no such checkpoint; stage 3 makes it")
@@ -164,12 +166,12 @@ def load_model(
     speech_encoder, clip = None, None
     if with_speech_encoder:
         located = dataclasses.replace(
-            settings.speech_encoder, path=_locate(settings.speech_encoder.path, folder, origin)
+            settings.speech_encoder, path=locate(settings.speech_encoder.path, folder, origin)
         )
         speech_encoder = load_speech_encoder(located)
         _check_same(speech_encoder.description, origin, "speech_encoder", folder)
     if (with_clip and settings.clip.path) or settings.head.has_keywords:
-        clip = load_clip(dataclasses.replace(settings.clip, path=_locate(settings.clip.path, folder, origin)))
+        clip = load_clip(dataclasses.replace(settings.clip, path=locate(settings.clip.path, folder, origin)))
         _check_same(clip.description, origin, "clip", folder)
     vocabulary = _vocabulary(folder, origin) if settings.head.has_keywords else None
     dimensions = Dimensions(**origin["dimensions"])
@@ -183,8 +185,10 @@ def load_model(
     return model.eval()
 
 
-def _locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
-    """A configured encoder path as it is, or relative to the recipe the checkpoint was trained in."""
+def locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
+    """A configured encoder path: inside the checkpoint, as it is, or relative to the recipe it was trained in."""
+    if path and not Path(path).is_absolute() and (folder / path).exists():
+        return str(folder / path)
     moved = folder.resolve() / str(origin.get("recipe", ".")) / path
     return str(moved) if path and not Path(path).exists() and moved.exists() else path
 

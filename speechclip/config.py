@@ -26,7 +26,8 @@ class SpeechEncoderConfig:
     """The frozen speech encoder.
 
     Attributes:
-        path: transformers folder or hub id of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper.
+        path: transformers folder or hub id of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper; or fairseq's
+            HuBERT file.
         normalize: zero mean and unit variance for each waveform; null follows the encoder's preprocessor_config.json.
         window_seconds: length Whisper's input is padded to (30 as it was trained; less is faster).
         layers: hidden states to mix, e.g. [0, 6, 12]; null takes all.
@@ -45,8 +46,9 @@ class ClipConfig:
     """The frozen CLIP.
 
     Attributes:
-        path: open_clip folder (open_clip_config.json beside the weights), hub id "hf-hub:..." or "NAME:PRETRAINED"
-            with PRETRAINED a tag or file. Empty: precomputed embeddings take its place (parallel head only).
+        path: open_clip folder (open_clip_config.json beside the weights), transformers folder, OpenAI's file, hub id
+            "hf-hub:..." or "NAME:PRETRAINED" with PRETRAINED a tag or file. Empty: precomputed
+            embeddings take its place (parallel head only).
     """
 
     path: str = ""

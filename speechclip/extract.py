@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,13 +154,30 @@ def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str
     return len(ids)
 
 
-def count_vocabulary(directories: Sequence[DataDir], clip: OpenClip) -> Vocabulary:
-    """The reduced vocabulary of all captions, special tokens and padding included and counted."""
+def count_vocabulary(texts: Iterable[str], clip: OpenClip) -> Vocabulary:
+    """The reduced vocabulary of captions, special tokens and padding included and counted, as the published one."""
     tokenizer = clip.tokenizer
-    rows = [
-        surround(tokenizer, tokenizer.encode(utterance.text), clip.context_length)
-        for directory in directories
-        for utterance in directory.utterances
-    ]
+    rows = [surround(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
     used = {token for row in rows for token in row}
     return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for token in used})
+
+
+def vocabulary_texts(directories: Sequence[DataDir], captions: Path, *, only_train: bool) -> list[str]:
+    """The captions a vocabulary is counted from.
+
+    Args:
+        directories: the splits. captions: ``captions.tsv`` of the preparation, all captions of the corpus, recorded or
+            not; the splits' own where there is none. only_train: those of the training split alone.
+    Raises:
+        UserError: a line of ``captions`` without a tab.
+    """
+    if not captions.is_file():
+        return [u.text for part in directories if part.path.name == "train" or not only_train for u in part.utterances]
+    texts = []
+    for number, line in enumerate(captions.read_text(encoding="utf-8").splitlines(), 1):
+        split, tab, text = line.partition("\t")
+        if not tab:
+            raise UserError(f"{captions}: line {number}: expected split and caption, separated by a tab")
+        if split == "train" or not only_train:
+            texts.append(text)
+    return texts

@@ -89,15 +89,18 @@ class SpeechCLIP(nn.Module):
         self.vocabulary = vocabulary
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str = "cpu") -> SpeechCLIP:
-        """Load a checkpoint folder with its frozen encoders, in eval mode.
+    def from_pretrained(cls, path: str | Path, *, device: str = "cpu", clip: str | None = None) -> SpeechCLIP:
+        """Load a model with its frozen encoders, in eval mode.
 
+        Args:
+            path: a checkpoint folder, a published SpeechCLIP ``.ckpt``, or the id of a model on the hub.
+            clip: of a ``.ckpt``, where its CLIP is; None for OpenAI's by name, empty for none (parallel head).
         Raises:
             UserError: no checkpoint there, damaged, for other dimensions, or an encoder that cannot be found.
         """
-        from speechclip.checkpoint import load_model
+        from speechclip.pretrained import load_pretrained
 
-        return load_model(path).to(device).eval()
+        return load_pretrained(path, clip=clip).to(device).eval()
 
     @property
     def device(self) -> torch.device:

@@ -19,11 +19,12 @@ LEVELS = (
     ("data", "encoders", "heads", "losses"),
     ("model", "eval", "report"),
     ("checkpoint", "embed", "extract"),
+    ("pretrained", "pack"),
     ("train",),
     ("assemble",),
     ("bin",),
 )
-UPWARDS = {("model", "checkpoint")}  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model
+UPWARDS = {("model", "pretrained")}  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SCRIPTS = sorted(path.stem for path in (ROOT / "speechclip" / "bin").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "open_clip", "librosa", "matplotlib", "lightning_fabric")

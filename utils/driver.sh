@@ -4,13 +4,16 @@
 # Each stage leaves a stamp of what it depended on (utils/stamp.py) and is skipped while that holds and its outputs exist.
 
 utils=$SPEECHCLIP_ROOT/utils
+recipe_models=$models  # the names that the recipe has; --models is a folder
+models=
 usage_text="Usage: ./run.sh [options] [-- configuration overrides]
 
 ${title}
 
 Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and speech features, into dump/; 3 train, into exp/; \
-4 score retrieval; 5 score keywords; 6 report, into RESULTS.md. --stage N runs from N to the end, --stop_stage M ends with M. \
-Stages that are up to date are skipped. Models: ${models}. Heads: ${heads}."
+4 score retrieval; 5 score keywords; 6 report, into RESULTS.md; 7 pack, on request. --stage N runs from N to the end, \
+--stop_stage M ends with M. \
+Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
 overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
 export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"  # goes with every number
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
@@ -36,8 +39,10 @@ check_options() {
     local word
     # shellcheck disable=SC2086 # lists of words
     {
-        one_of model "$model" $models
+        one_of model "$model" $recipe_models
         one_of feats "$feats" dump online
+        one_of vocabulary "$vocabulary" all train
+        one_of supervision "$supervision" image text
         [[ -n ${head// /} ]] || fail "--head: at least one is needed (this recipe has: $heads)" 2
         for word in $head; do one_of head "$word" $heads; done
         [[ -n ${seed// /} ]] || fail "--seed: at least one is needed" 2
@@ -45,11 +50,13 @@ check_options() {
             [[ $word =~ ^[0-9]{1,9}$ ]] || fail "--seed: '$word' is not a whole number" 2
         done
     }
-    ((stop_stage <= 6)) || fail "--stop_stage: there are stages 0 to 6, not $stop_stage" 2
+    ((stop_stage <= 7)) || fail "--stop_stage: there are stages 0 to 7, not $stop_stage" 2
+    ((stage <= 6 || stop_stage == 7)) || stop_stage=7
     ((stage <= stop_stage)) || fail "--stage: there is nothing to do from stage $stage to stage $stop_stage" 2
     [[ ! $tag =~ ^plus(_|$) ]] || fail "--tag: 'plus' belongs to the names of heads" 2
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' does not fit into a folder's name" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: no such folder"
+    [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: no such folder (stage 0 makes it)"
     for word in clip_embeddings text_embeddings config; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: no such file"
     done
@@ -58,9 +65,30 @@ check_options() {
     export SPEECHCLIP_PYTHON=$python
 }
 
+# The names under which encoders are published, by model, the original file first (see speechclip/data/corpora/sources.py).
+declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
+declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
+
+# find_encoder NAMES: the first of them in --models; where there is none, the one that stage 0 downloads.
+find_encoder() {
+    local name
+    for name in $1; do
+        if [[ -e $models/$name ]]; then
+            echo "$models/$name"
+            return
+        fi
+    done
+    ((stage == 0)) || fail "--models: $models has none of: $1 (stage 0 downloads it)"
+    echo "$models/${1%% *}"
+}
+
 # Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.
 name_encoders() {
     local file key i word
+    if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
+        [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") || exit 1
+        [[ -n $clip || -n $clip_embeddings ]] || clip=$(find_encoder "${clip_names[$model]}") || exit 1
+    fi
     dump=dump/$model
     [[ -z $speech_encoder ]] || dump+=_$(basename "$speech_encoder")
     model_layers=()
@@ -87,7 +115,8 @@ name_encoders() {
 
 # name_run HEAD SEED: the experiment folder and the configuration layers of one run.
 name_run() {
-    local file
+    local file tag=$tag
+    [[ $supervision == image ]] || tag=supervised${tag:+_$tag}
     run_head=$1 run_seed=$2 exp=exp/${model}_$1${tag:+_$tag}
     [[ $run_seed == 0 ]] || exp+=_seed$run_seed
     label="$(basename "${exp%_seed*}") seed $run_seed"
@@ -97,6 +126,7 @@ name_run() {
         file=${checkpoint%/}
         [[ $file != */best && $file != */last ]] || file=${file%/*}
         exp=exp/$(basename "${file%.ckpt}")${tag:+_$tag}
+        [[ ! -f $checkpoint ]] || weights=$exp/converted
         # scores of somebody else's weights do not replace those of a run of the same name here
         [[ ! -d $exp/best || $checkpoint -ef $exp/best ]] || exp+=_checkpoint_$(realpath "$checkpoint" | cksum | cut -d' ' -f1)
         label=$(basename "$exp")
@@ -230,6 +260,11 @@ run_stages() {
     done
     label=
     step 6 report
+    local folder
+    for folder in "${exps[@]}"; do
+        exp=$folder label=$(basename "$folder")
+        step 7 pack
+    done
 }
 
 check_options

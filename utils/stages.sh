@@ -49,6 +49,9 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
+    # what has no part in a run is not in its stamp: older stamps hold on
+    [[ $vocabulary == all ]] || depends value "vocabulary=$vocabulary"
+    [[ ! -f data/captions.tsv ]] || depends file data/captions.tsv
     [[ ! -d models ]] || depends file models
     for split in "${splits[@]}"; do
         makes "$dump/$split/image_embeddings.npz"
@@ -59,7 +62,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
     run "$python" -m speechclip.bin.embed_clip "${model_layers[@]}" "${encoder_overrides[@]}" \
         --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
-        --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
+        --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
     if [[ $feats == dump ]]; then
         for split in "${splits[@]}"; do
             run "$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}" \
@@ -81,6 +84,11 @@ stage_train() {  # one head with one seed
     depends_on_layers "${layers[@]}"
     depends value "overrides=${encoder_overrides[*]} ${overrides[*]}"
     depends value "seed=$run_seed"
+    local -a supervised=()
+    if [[ $supervision != image ]]; then
+        supervised=(--train.supervision "$supervision")
+        depends value "supervision=$supervision"
+    fi
     depends value "processes=$((ngpu > 1 ? ngpu : 1))"
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
@@ -96,7 +104,7 @@ stage_train() {  # one head with one seed
     fi
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
-        "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        "${supervised[@]}" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
         --out "$exp" --seed "$run_seed"
     finish
 }
@@ -106,8 +114,13 @@ stage_retrieval() {  # scores/retrieval.json
     depends_on_weights
     makes "$exp/scores/retrieval.json"
     up_to_date && return
-    needs "$weights" 3
     needs "$dump/test/image_embeddings.npz" 2
+    if [[ -n $checkpoint && -f $checkpoint ]]; then  # a published one
+        local -a tower=()
+        [[ -z $clip ]] || tower=(--clip "$clip")
+        run "$python" -m speechclip.bin.convert_checkpoint --checkpoint "$checkpoint" --out "$weights" "${tower[@]}"
+    fi
+    needs "$weights" 3
     run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --out "$exp/scores"
     finish
@@ -137,6 +150,21 @@ stage_report() {  # RESULTS.md and figures of the runs above
     up_to_date && return
     for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     run "$python" -m speechclip.bin.report --out RESULTS.md --exp "${exps[@]}"
+    finish
+}
+
+stage_pack() {  # a folder that loads on another machine
+    begin "$exp/.done/7_pack" "$exp/log/7_pack.log"
+    depends after "$exp/.done/4_retrieval"
+    depends after "$exp/.done/5_keywords"
+    depends value "push=$push"
+    makes "$exp/pack/README.md" "$exp/pack/model.safetensors"
+    up_to_date && return
+    local packed=$exp/best
+    [[ -z $checkpoint ]] || packed=$weights
+    needs "$packed" 3
+    needs "$exp/scores/retrieval.json" 4
+    run "$python" -m speechclip.bin.pack --checkpoint "$packed" --scores "$exp/scores" --out "$exp/pack" --push "$push"
     finish
 }
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # SpeechCLIP on Flickr8k: 8,000 photographs with five spoken captions each.
 #
-#   stage 0  obtain     finds the corpus under --corpus DIR, or says what to download
+#   stage 0  obtain     downloads the corpus, or finds it under --corpus DIR
 #   stage 1  prepare    data/{train,dev,test}/
 #   stage 2  features   dump/: CLIP embeddings and the speech encoder's hidden states
 #   stage 3  train      exp/<model>_<head>/best/
 #   stage 4  retrieval  exp/<model>_<head>/scores/retrieval.json
 #   stage 5  keywords   exp/<model>_<head>/scores/keywords.json
 #   stage 6  report     RESULTS.md, exp/<model>_<head>/figures/
+#   stage 7  pack       exp/<model>_<head>/pack/, with --stop_stage 7
 #
 # ./run.sh --help prints the options. The stages themselves stand in utils/stages.sh.
 # shellcheck disable=SC2034 # utils/driver.sh reads what is set here
@@ -21,9 +22,10 @@ title="Trains and scores SpeechCLIP heads on Flickr8k with spoken captions."
 models="base large"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
 obtained=""
-obtain_options=()
+obtain_options=(models model mirror)
 
 model=base
 head=parallel
+mirror=                  #: URL of a folder with the corpus's files, tried before the published places
 
 . ../../utils/driver.sh "$@"

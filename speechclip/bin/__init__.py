@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 
@@ -33,3 +36,40 @@ class ArgumentParser(argparse.ArgumentParser):
             message = f"{message.replace('unrecognized arguments', 'unknown option')} (known: {' '.join(known)})"
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def prepare_corpus(name: str, prepare_from: str, argv: Sequence[str] | None, check_samples: bool = True) -> None:
+    """The script that prepares a corpus: print the size of each split and what was skipped, by reason.
+
+    Args:
+        name: of the corpus. prepare_from: the module with ``prepare_<module's last word>``.
+        check_samples: the default of that option.
+    """
+    module = prepare_from.rsplit(".", 1)[-1]
+    parser = ArgumentParser(
+        prog=f"prepare_{module}",
+        description=f"Prepare {name}: data/{{train,dev,test}} and data/skipped.tsv from the corpus as it is published.",
+    )
+    parser.add_argument("--corpus", required=True, metavar="DIR", help="folder with photographs, captions, recordings")
+    parser.add_argument("--out", default="data", metavar="DIR", help="where the data directories go")
+    parser.add_argument("--max_bad", type=float, default=0.01, help="share of the utterances that may be skipped")
+    parser.add_argument("--min_seconds", type=float, default=0.3, help="shortest utterance taken")
+    parser.add_argument("--max_seconds", type=float, default=60.0, help="longest utterance taken")
+    parser.add_argument(
+        "--check_samples", choices=("true", "false"), default=str(check_samples).lower(),
+        help="decode all audio but integer wav to check it",
+    )  # fmt: skip
+    parser.add_argument("--nj", type=int, default=min(4, os.cpu_count() or 1), help="number of processes")
+    args = parser.parse_args(argv)
+
+    prepare = getattr(importlib.import_module(prepare_from), f"prepare_{module}")
+    summary = prepare(
+        args.corpus,
+        args.out,
+        max_bad=args.max_bad,
+        min_seconds=args.min_seconds,
+        max_seconds=args.max_seconds,
+        check_samples=args.check_samples == "true",
+        nj=args.nj,
+    )
+    print(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from speechclip.config import build_parser, parse
 from speechclip.errors import UserError, exit_on_user_error
@@ -25,29 +26,37 @@ def main() -> None:
     parser.add_argument(
         "--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary to write"
     )
+    parser.add_argument(
+        "--captions", type=str, default="data/captions.tsv",
+        help="all captions of the corpus, as stage 1 keeps them; the data directories' own where there is no such file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vocabulary_from", type=Literal["all", "train"], default="all", help="captions counted for the vocabulary"
+    )
     config, options = parse(parser)
 
     from speechclip.data.kaldi import DataDir
     from speechclip.encoders.clip import load_clip
-    from speechclip.extract import count_vocabulary, embed_images, embed_texts
+    from speechclip.extract import count_vocabulary, embed_images, embed_texts, vocabulary_texts
 
     if not config.model.clip.path and not options.clip_embeddings:
         raise UserError("model.clip.path: not set, and no --clip_embeddings to take its place")
     directories = [DataDir.load(path) for path in options.data_dirs]
     clip = load_clip(config.model.clip) if config.model.clip.path else None
     if clip is not None:
-        vocabulary = count_vocabulary(directories, clip)
+        texts = vocabulary_texts(directories, Path(options.captions), only_train=options.vocabulary_from == "train")
+        vocabulary = count_vocabulary(texts, clip)
         vocabulary.save(options.vocabulary)
-        print(f"{options.vocabulary}: {len(vocabulary)} subwords")
+        print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")
     captions = 0
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
         images = embed_images(directory, out, clip, options.clip_embeddings)
         # beside images that are somebody's own, captions embedded by another CLIP would mean nothing
         own = clip if not options.clip_embeddings else None
-        texts = embed_texts(directory, out, own, options.text_embeddings)
-        captions += texts
-        print(f"{out}: {images} images, {texts} captions embedded")
+        written = embed_texts(directory, out, own, options.text_embeddings)
+        captions += written
+        print(f"{out}: {images} images, {written} captions embedded")
     if options.text_embeddings and not captions:
         raise UserError(f"{options.text_embeddings}: its ids name none of the utterances")
 

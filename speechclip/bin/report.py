@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from speechclip.bin import ArgumentParser
 from speechclip.errors import exit_on_user_error
@@ -14,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="report", description=__doc__)
     parser.add_argument("--exp", nargs="+", required=True, metavar="DIR", help="folders of scored runs")
     parser.add_argument("--out", default="RESULTS.md", metavar="FILE", help="the results file, created when missing")
+    parser.add_argument(
+        "--recipe", default=Path.cwd().name, help="whose published tables to set beside the rows, where there are any"
+    )
     args = parser.parse_args(argv)
 
     from speechclip.report.figures import write_figures
@@ -21,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechclip.report.runs import load_run
 
     runs = [load_run(directory) for directory in args.exp]
-    update_results(args.out, runs)
+    update_results(args.out, runs, args.recipe)
     print(f"wrote {args.out}: rows of {len(runs)} run{'s' if len(runs) > 1 else ''}")
     for run in runs:
         for path in write_figures(run.directory):

@@ -19,21 +19,25 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the scores")
     options = parser.parse_args()
 
+    import numpy as np
+
     from speechclip.assemble import result_provenance, scoring
     from speechclip.data.embeddings import save_embeddings
     from speechclip.embed import embed_readouts
     from speechclip.errors import writing
     from speechclip.eval.retrieval import retrieval_report
+    from speechclip.eval.significance import save_ranks
 
     model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
     readouts = embed_readouts(model, source, config.data.eval_batch_size)
     captions = None
     if split.text_utterance is not None:
         captions = [split.data.utterances[at].text for at in split.text_utterance]
+    kept: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {name: {} for name in readouts}
     reports = {
         name: retrieval_report(
             speech, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
-            n_bootstrap=config.eval.bootstrap,
+            n_bootstrap=config.eval.bootstrap, keep=kept[name],
         )
         for name, speech in readouts.items()
     }
@@ -48,6 +52,8 @@ def main() -> None:
     save_embeddings(out / "speech_embeddings.npz", split.ids, readouts[first])
     for name in others:
         save_embeddings(out / f"speech_embeddings_{name}.npz", split.ids, readouts[name])
+    with writing(out / "ranks.npz"):
+        save_ranks(out / "ranks.npz", kept[first], report["provenance"]["data"])
     target = out / "retrieval.json"
     with writing(target):
         target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

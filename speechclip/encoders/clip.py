@@ -19,6 +19,7 @@ from speechclip.config import ClipConfig
 from speechclip.encoders.speech import weights_fingerprint
 from speechclip.encoders.tokens import BpeTokenizer, SentencePieceTokenizer, Tokenizer, surround
 from speechclip.errors import UserError
+from speechclip.published.clip import is_transformers_clip, read_clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -145,8 +146,9 @@ class OpenClip(nn.Module):
 
 
 def load_clip(config: ClipConfig) -> OpenClip:
-    """Load the CLIP that ``config.path`` names: a folder, "hf-hub:..." or "NAME:PRETRAINED" of open_clip.
+    """Load the CLIP that ``config.path`` names.
 
+    A folder of open_clip or of transformers, OpenAI's file ``.pt``, "hf-hub:..." or "NAME:PRETRAINED" of open_clip.
     A folder with ``spm.model`` has a sentencepiece vocabulary, any other OpenAI's BPE.
     Raises UserError where it cannot be found or read.
     """
@@ -159,6 +161,10 @@ def load_clip(config: ClipConfig) -> OpenClip:
     path = config.path
     if not path:
         raise UserError("model.clip.path: not set; give an open_clip folder, hf-hub:ID or NAME:PRETRAINED")
+    if Path(path).is_file() or is_transformers_clip(Path(path)):
+        model, _ = read_clip(path)
+        description = {"path": path, "kind": "open_clip", "weights": weights_fingerprint(model)}
+        return OpenClip(model, BpeTokenizer(SimpleTokenizer()), _preprocess_of(model), description)
     name, pretrained, folder = _model_name(path)
     try:
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)

@@ -224,7 +224,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def load_speech_encoder(config: SpeechEncoderConfig) -> WaveformEncoder | WhisperSpeechEncoder:
-    """Load the encoder that ``config.path`` names: a transformers folder or a hub id.
+    """Load the encoder that ``config.path`` names: a transformers folder, a hub id, or fairseq's HuBERT file ``.pt``.
 
     Raises:
         UserError: no such folder, no readable weights, or a model type that is not supported.
@@ -238,6 +238,8 @@ def load_speech_encoder(config: SpeechEncoderConfig) -> WaveformEncoder | Whispe
     path = config.path
     if not path:
         raise UserError("model.speech_encoder.path: not set; give a transformers folder or hub id")
+    if Path(path).is_file():
+        return _from_fairseq(config)
     if _looks_local(path) and not (Path(path) / "config.json").is_file():
         raise UserError(f"{path}/config.json: no such file; a speech encoder is a transformers folder or a hub id")
     try:
@@ -264,6 +266,19 @@ def load_speech_encoder(config: SpeechEncoderConfig) -> WaveformEncoder | Whispe
         return WhisperSpeechEncoder(model, extractor, window_seconds=config.window_seconds, description=description)
     normalize = config.normalize if config.normalize is not None else bool(getattr(extractor, "do_normalize", False))
     description["normalize"] = str(normalize).lower()
+    return WaveformEncoder(model, normalize=normalize, description=description)
+
+
+def _from_fairseq(config: SpeechEncoderConfig) -> WaveformEncoder:
+    """A HuBERT in fairseq's original file."""
+    from speechclip.published.hubert import read_hubert
+
+    model, normalized = read_hubert(config.path)
+    normalize = normalized if config.normalize is None else config.normalize
+    description = {
+        "path": config.path, "kind": "hubert", "weights": weights_fingerprint(model),
+        "normalize": str(normalize).lower(),
+    }  # fmt: skip
     return WaveformEncoder(model, normalize=normalize, description=description)
 
 

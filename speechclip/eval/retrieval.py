@@ -95,7 +95,7 @@ def chance(query_groups: ArrayLike, gallery_groups: ArrayLike) -> dict[str, floa
     qg = _groups(query_groups, None, "query_groups")
     gg = _groups(gallery_groups, None, "gallery_groups")
     total = len(gg)
-    relevant = np.concatenate([_relevant(qg[part], gg).sum(axis=1) for part in _blocks(len(qg), total, None)])
+    relevant = _count_relevant(qg, gg)
     _check_answerable(relevant > 0, 0)
     table = dict.fromkeys([*(f"R@{k}" for k in CUTOFFS), "MRR"], 0.0)
     drawn = np.arange(total)
@@ -117,12 +117,14 @@ def evaluate(
     clusters: ArrayLike,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    ranks: Ints | None = None,
 ) -> dict[str, Any]:
     """One direction: ``{"R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"}``.
 
-    Arguments as of `first_hit_ranks` and `bootstrap_ci`; clusters [Q]. Without resamples (0) there is no "ci95".
+    Arguments as of `first_hit_ranks` and `bootstrap_ci`; clusters [Q]; ranks [Q] where they are known already. Without
+    resamples (0) there is no "ci95".
     """
-    ranks = first_hit_ranks(queries, gallery, query_groups, gallery_groups)
+    ranks = first_hit_ranks(queries, gallery, query_groups, gallery_groups) if ranks is None else ranks
     scores = {**recall_table(ranks), "n_queries": len(ranks), "n_gallery": len(np.asarray(gallery_groups))}
     intervals = {"ci95": bootstrap_ci(ranks, clusters, n=n_bootstrap, seed=seed)} if n_bootstrap else {}
     return {**scores, **intervals}
@@ -137,6 +139,7 @@ def retrieval_report(
     text_utterances: ArrayLike | None = None,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    keep: dict[str, tuple[Ints, Ints]] | None = None,
 ) -> dict[str, Any]:
     """Every direction that the given embeddings allow; a direction without its embeddings is absent.
 
@@ -149,6 +152,7 @@ def retrieval_report(
     measured on exactly the M utterances that have a text. "image->speech" asks only with images that have an
     utterance; all of images are the gallery of "speech->image". "text->image" is the topline of a perfect recogniser.
     "random" holds the chance level of every direction, "mean_R@10" the mean over the two speech-image directions.
+    ``keep``, where given, gets for every direction the rank of each query and the query's image, for paired tests.
     """
     spoken, owner = _unit(speech, "speech"), np.asarray(utt_images, dtype=np.int64)
     if owner.shape != (len(spoken),):
@@ -176,7 +180,12 @@ def retrieval_report(
         cases["text->speech (any caption)"] = (written, said, either, either, image)
         if images is not None:
             cases["text->image"] = (written, pictured, image, every, image)
-    report: dict[str, Any] = {name: evaluate(*case, n_bootstrap, seed) for name, case in cases.items()}
+    report: dict[str, Any] = {}
+    for name, case in cases.items():
+        ranks = first_hit_ranks(*case[:4])
+        report[name] = evaluate(*case, n_bootstrap, seed, ranks)
+        if keep is not None:
+            keep[name] = (ranks, case[4])
     report["random"] = {name: chance(case[2], case[3]) for name, case in cases.items()}
     if images is not None:
         report["mean_R@10"] = (report["speech->image"]["R@10"] + report["image->speech"]["R@10"]) / 2
@@ -189,6 +198,24 @@ def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     return {**hits, "MRR": 1.0 / ranks}
 
 
+def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
+    """[Q, C] and [G, C] -> [Q], the relevant items of every query; up to two columns without comparing all pairs."""
+    if query_groups.shape[1] > 2:
+        parts = _blocks(len(query_groups), len(gallery_groups), None)
+        return np.concatenate([_relevant(query_groups[part], gallery_groups).sum(axis=1) for part in parts])
+
+    def equal(columns: list[int]) -> Ints:
+        """How many items agree in all of the columns."""
+        both = np.concatenate([gallery_groups[:, columns], query_groups[:, columns]])
+        index = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+        counts = np.bincount(index[: len(gallery_groups)], minlength=int(index.max()) + 1)
+        return counts[index[len(gallery_groups) :]]
+
+    if query_groups.shape[1] == 1:
+        return equal([0])
+    return equal([0]) + equal([1]) - equal([0, 1])
+
+
 def _relevant(query_groups: Ints, gallery_groups: Ints) -> Bools:
     """[b, C] and [G, C] -> [b, G], true where a column agrees."""
     relevant: Bools = query_groups[:, :1] == gallery_groups[None, :, 0]
@@ -198,11 +225,33 @@ def _relevant(query_groups: Ints, gallery_groups: Ints) -> Bools:
 
 
 def _distinct_rows(matrix: Floats) -> tuple[Ints, Ints]:
-    """Index of the first of every set of equal rows, and for each row the position of its set in that index."""
-    plain = np.ascontiguousarray(matrix + 0)  # + 0: a negative zero equals a positive one
-    raw = plain.view(np.dtype((np.void, plain.itemsize * plain.shape[1]))).reshape(-1)
-    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
-    return first, inverse.reshape(-1)
+    """Index of the first of every set of equal rows, and for each row the position of its set in that index.
+
+    Rows are told apart by a 64-bit hash, which is checked: no copy of the matrix is made or sorted.
+    """
+    hashes = np.concatenate([_row_hashes(matrix[part]) for part in _blocks(len(matrix), matrix.shape[1], None)])
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    repeated = np.flatnonzero(first[inverse] != np.arange(len(matrix)))
+    same = all(
+        np.array_equal(matrix[repeated[part]], matrix[first[inverse[repeated[part]]]])
+        for part in _blocks(len(repeated), matrix.shape[1], None)
+    )
+    if not same:  # two rows with one hash: sort the rows themselves
+        _, first, inverse = np.unique(matrix + 0, axis=0, return_index=True, return_inverse=True)
+        inverse = inverse.reshape(-1)
+    return first, inverse
+
+
+def _row_hashes(rows: Floats) -> NDArray[np.uint64]:
+    """[b, D] -> [b]; equal rows have equal hashes, a negative zero counts as a positive one."""
+    raw = np.ascontiguousarray(rows + 0)
+    words = raw.view(np.dtype(f"u{raw.itemsize}")).astype(np.uint64)
+    drawn = np.random.default_rng(0).integers(0, 2**63, size=words.shape[1], dtype=np.uint64)
+    odd = drawn * np.uint64(2) + np.uint64(1)
+    mixed = (words ^ (words >> np.uint64(15))) * odd
+    hashed: NDArray[np.uint64] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
+    return hashed
 
 
 def _blocks(queries: int, gallery: int, block: int | None) -> Iterator[slice]:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechclip.errors import UserError, writing
-from speechclip.report import overview
+from speechclip.report import overview, published
 from speechclip.report.markdown import Table, code, read_block, write_block
+from speechclip.report.published import published_tables
 from speechclip.report.runs import Run, Scores
 
 Row = dict[str, str]
@@ -56,9 +57,10 @@ answers with the most frequent subwords of the training captions, without any sp
 }
 
 
-def update_results(path: str | Path, runs: Iterable[Run]) -> None:
+def update_results(path: str | Path, runs: Iterable[Run], recipe: str = "") -> None:
     """Merge the rows of the runs into the file, which appears whole or stays as it was; it is created when missing.
 
+    ``recipe`` names the tables of the paper that stand beside them, where there are any.
     Raises UserError: a file that is not UTF-8, broken markers or tables in it, a run that lacks a score of its rows.
     """
     target = Path(path)
@@ -68,7 +70,7 @@ def update_results(path: str | Path, runs: Iterable[Run]) -> None:
         text = "# Results\n"
     except UnicodeDecodeError as error:
         raise UserError(f"{target}: not UTF-8 (byte {error.start})") from error
-    merged = merge(text, list(runs), source=str(target))
+    merged = merge(text, list(runs), source=str(target), recipe=recipe)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     with writing(target):
         try:
@@ -79,8 +81,8 @@ def update_results(path: str | Path, runs: Iterable[Run]) -> None:
             part.unlink(missing_ok=True)
 
 
-def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md") -> str:
-    """The text of a results file with the rows of the runs merged in."""
+def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md", recipe: str = "") -> str:
+    """The text of a results file with the rows of the runs merged in, and the published tables of the recipe."""
     written = [_name(run) for run in runs]
     for i, name in enumerate(written):
         if name in written[:i]:
@@ -105,6 +107,11 @@ def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md") -> str:
             kept = _kept_rows(old[title], written, source) if title in old else []
             merged.append(_table(title, [*kept, *(row for run in runs for row in rows_of(run))]))
         text = write_block(text, block, source, INTRODUCTIONS[block], merged, before="provenance")
+    blocks = [read_block(text, block, source) for block in ("retrieval", "keywords")]
+    own = {title: table.rows for tables in blocks for title, table in tables.items()}
+    beside = published_tables(recipe, own)
+    if beside:
+        text = write_block(text, published.BLOCK, source, published.INTRODUCTION, beside, before="provenance")
     return text
 
 

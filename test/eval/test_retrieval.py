@@ -281,3 +281,41 @@ def test_report_refuses_arrays_that_do_not_fit():
         retrieval_report(speech, owner, images, texts[:2])
     with pytest.raises(ValueError, match="do not fit"):
         retrieval_report(speech, owner, images, texts, captions=["a"])
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    gallery = rng.standard_normal((60_000, 8)).astype(np.float32)
+    owner = np.repeat(np.arange(3_000), 20)
+    queries = rng.standard_normal((3_000, 8)).astype(np.float32)
+    queries[7] = queries[9]
+    tracemalloc.start()
+    ranks = first_hit_ranks(queries, gallery, np.arange(3_000), owner)
+    table = chance(np.arange(3_000), owner)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(ranks) == 3_000 and table["R@1"] == pytest.approx(100 * 20 / 60_000)
+    assert peak < 350e6  # the whole matrix is 720 MB in single precision, and its comparisons as much again
+
+
+def test_equal_rows_are_found_by_value_and_not_by_hash_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = np.array([[1.0, 0.0], [2.0, 3.0], [1.0, -0.0], [2.0, 3.5]], dtype=np.float32)
+    from speechclip.eval import retrieval
+
+    first, inverse = retrieval._distinct_rows(matrix)
+    assert matrix[first][inverse].tolist() == (matrix + 0).tolist() and len(first) == 3 and inverse[0] == inverse[2]
+    monkeypatch.setattr(retrieval, "_row_hashes", lambda rows: np.zeros(len(rows), dtype=np.uint64))
+    first, inverse = retrieval._distinct_rows(matrix)
+    assert len(first) == 3 and inverse[0] == inverse[2]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_relevant_items_are_counted_without_comparing_all_pairs(columns: int) -> None:
+    from speechclip.eval import retrieval
+
+    rng = np.random.default_rng(columns)
+    q, g = rng.integers(0, 6, (40, columns)), rng.integers(0, 6, (70, columns))
+    expected = (q[:, None, :] == g[None, :, :]).any(axis=2).sum(axis=1)
+    assert retrieval._count_relevant(q, g).tolist() == expected.tolist()

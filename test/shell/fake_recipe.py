@@ -51,6 +51,11 @@ elif name == "score_retrieval":
     make(value("--out") + "/retrieval.json", content)
 elif name == "score_keywords" and "parallel" not in value("--out"):
     make(value("--out") + "/keywords.json", content)
+elif name == "convert_checkpoint":
+    make(value("--out") + "/model.safetensors", content)
+elif name == "pack":
+    make(value("--out") + "/model.safetensors")
+    make(value("--out") + "/README.md")
 elif name == "report":
     make(value("--out"))
     for folder in sys.argv[sys.argv.index("--exp") + 1:]:
@@ -69,7 +74,10 @@ for split in train dev test; do
     for file in wav.scp text utt2spk spk2utt img.scp utt2img; do echo "a $split" >data/$split/$file; done
 done
 """
-SCRIPTS = ("embed_clip", "dump_features", "train", "score_retrieval", "score_keywords", "report", "validate_data_dir")
+SCRIPTS = (
+    "embed_clip", "dump_features", "train", "score_retrieval", "score_keywords", "report", "validate_data_dir",
+    "convert_checkpoint", "pack",
+)  # fmt: skip
 
 
 class FakeRecipe:

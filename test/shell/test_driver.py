@@ -195,7 +195,10 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
         (["--head", ""], "--head: at least one"),
         (["--feats", "none"], "--feats: this recipe has no 'none' (it has: dump online)"),
         (["--seed", "0 x"], "--seed: 'x' is not a whole number"),
-        (["--stop_stage", "7"], "there are stages 0 to 6"),
+        (["--stop_stage", "8"], "there are stages 0 to 7"),
+        (["--models", "nowhere", "--stage", "2"], "--models: nowhere: no such folder (stage 0 makes it)"),
+        (["--vocabulary", "test"], "--vocabulary: this recipe has no 'test' (it has: all train)"),
+        (["--supervision", "audio"], "--supervision: this recipe has no 'audio' (it has: image text)"),
         (["--stage", "4", "--stop_stage", "3"], "nothing to do from stage 4 to stage 3"),
         (["--stage", "three"], "--stage: 'three' is not a whole number"),
         (["--tag", "a/b"], "--tag: 'a/b' does not fit"),
@@ -282,6 +285,45 @@ def test_checkpoint_is_scored_and_nothing_trained(done):
     assert [call.split()[0] for call in calls] == ["score_retrieval", "score_keywords", "report"]
     assert "--checkpoint given" in calls[0]
     assert "--out exp/given/scores" in calls[0]
+
+
+def test_a_published_checkpoint_is_converted_first(done):
+    (done.folder / "epoch_3.ckpt").write_text("1")
+    result = done.run("--checkpoint", "epoch_3.ckpt", "--stage", "4", "--clip", "models/ViT.pt", "--stop_stage", "7")
+    assert result.returncode == 0, result.stderr
+    calls = [call for call in done.calls() if call.split()[0] not in FEATURES]
+    names = [call.split()[0] for call in calls]
+    assert names == ["convert_checkpoint", "score_retrieval", "score_keywords", "report", "pack"]
+    assert calls[0] == "convert_checkpoint --checkpoint epoch_3.ckpt --out exp/epoch_3/converted --clip models/ViT.pt"
+    assert "--checkpoint exp/epoch_3/converted --data_dir data/test" in calls[1]
+    assert "pack --checkpoint exp/epoch_3/converted --scores exp/epoch_3/scores --out exp/epoch_3/pack" in calls[-1]
+
+
+def test_a_run_is_packed_on_request(done):
+    assert done.run("--head", "parallel", "--stage", "7", "--push", "me/model").returncode == 0
+    assert done.calls() == [
+        "pack --checkpoint exp/tiny_parallel/best --scores exp/tiny_parallel/scores "
+        "--out exp/tiny_parallel/pack --push me/model"
+    ]
+    assert "up to date" in done.run("--head", "parallel", "--stage", "7", "--push", "me/model").stdout
+
+
+def test_the_supervised_topline_is_a_run_of_its_own(done):
+    done.run("--head", "parallel", "--supervision", "text", "--stage", "3", "--stop_stage", "3")
+    call = done.calls()[0]
+    assert "--train.supervision text" in call and "--out exp/tiny_parallel_supervised " in call
+
+
+def test_encoders_are_found_in_a_folder_by_their_published_names(done):
+    (done.folder / "encoders" / "hubert-base-ls960").mkdir(parents=True)
+    (done.folder / "encoders" / "ViT-B-32.pt").write_text("1")
+    text = (done.folder / "run.sh").read_text()
+    (done.folder / "run.sh").write_text(text.replace('models="tiny"', 'models="tiny base large"'))
+    done.run("--models", "encoders", "--model", "base", "--stage", "2", "--stop_stage", "2")
+    call = done.calls()[0]
+    assert "--model.speech_encoder.path encoders/hubert-base-ls960 --model.clip.path encoders/ViT-B-32.pt" in call
+    result = done.run("--models", "encoders", "--model", "large", "--stage", "2", "--stop_stage", "2")
+    assert "has none of: hubert_large_ll60k.pt hubert-large-ll60k (stage 0 downloads it)" in result.stderr
 
 
 def test_launcher_and_torchrun(done):

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 SPLITS = ("train", "dev", "test")
 SKIPPED_FILE = "skipped.tsv"
+CAPTIONS_FILE = "captions.tsv"
+NO_SPLIT = "-"
 
 _CHUNK = 128  # files a worker process takes at a time
 
@@ -113,8 +115,12 @@ def write_corpus(
     *,
     limits: Limits,
     splits: Sequence[str] = SPLITS,
+    captions: Iterable[tuple[str, str]] = (),
 ) -> Summary:
     """Open every file, leave out the bad ones, and write ``data_dir/<split>/`` and ``data_dir/skipped.tsv``.
+
+    ``captions`` are all captions of the corpus with their splits (``-`` for none), recorded or not: where there are
+    any, ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
 
     Args:
         source: the corpus, for messages.
@@ -122,7 +128,7 @@ def write_corpus(
         candidates: the utterances; ids must differ.
         skipped: what has already been found unusable.
         limits: see there.
-        splits: the names of the splits.
+        splits: the names of the splits. captions: see above.
 
     Raises:
         UserError: more than ``limits.max_bad`` would be skipped, or a split be left empty. Nothing is written then.
@@ -149,6 +155,9 @@ def write_corpus(
                 write_data_dir(part / split, [item.utterance for item in items], images)
             rows = ["id\tfile\treason", *(f"{item.id}\t{item.file}\t{item.reason}" for item in bad)]
             (part / SKIPPED_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
+            lines = [f"{split}\t{' '.join(text.split())}\n" for split, text in captions]
+            if lines:
+                (part / CAPTIONS_FILE).write_text("".join(lines), encoding="utf-8")
             move_into_place(part, data_dir)
     finally:
         shutil.rmtree(part, ignore_errors=True)

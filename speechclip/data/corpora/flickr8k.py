@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.data.corpora import SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
+from speechclip.data.corpora import NO_SPLIT, SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
 from speechclip.data.kaldi import StrPath, Utterance
 from speechclip.errors import UserError
 
@@ -50,7 +50,7 @@ def prepare_flickr8k(
     check_samples: bool = True,
     nj: int = 1,
 ) -> Summary:
-    """Write ``data_dir/{train,dev,test}`` and ``data_dir/skipped.tsv`` from a corpus as it is published.
+    """Write ``data_dir/{train,dev,test}``, ``captions.tsv`` and ``skipped.tsv`` from a corpus as it is published.
 
     Utterance ids are ``spk<speaker>-<image>_<number>``, image ids the photographs' file names without suffix; captions
     keep their case. Only images of the split lists count. Whatever cannot be used is skipped and listed: a caption,
@@ -72,10 +72,12 @@ def prepare_flickr8k(
     limits = Limits(max_bad, min_seconds, max_seconds, check_samples, nj)
     corpus = Path(corpus_dir)
     layout = _find_layout(corpus)
-    candidates, skipped = _match(layout)
+    split_of, captions = _read_splits(layout.splits), _read_captions(layout.captions)
+    candidates, skipped = _match(layout, split_of, captions)
     if not candidates:
         raise UserError(f"{corpus}: no recording of {layout.wav2capt} belongs to an image of the split lists")
-    return write_corpus(corpus, Path(data_dir), candidates, skipped, limits=limits)
+    every = [(split_of.get(image, NO_SPLIT), text) for (image, _), text in captions.items()]
+    return write_corpus(corpus, Path(data_dir), candidates, skipped, limits=limits, captions=every)
 
 
 def _find_layout(corpus: Path) -> _Layout:
@@ -118,10 +120,10 @@ def _find_images(corpus: Path, roots: list[Path]) -> Path:
     raise UserError(f"{corpus}: no photographs: none of {', '.join(f'{name}/' for name in _IMAGE_FOLDERS)} with *.jpg")
 
 
-def _match(layout: _Layout) -> tuple[list[Candidate], list[Skipped]]:
+def _match(
+    layout: _Layout, split_of: dict[str, str], captions: dict[Caption, str]
+) -> tuple[list[Candidate], list[Skipped]]:  # fmt: skip
     """Bring captions, recordings, speakers, photographs and splits together; what lacks a counterpart comes second."""
-    split_of = _read_splits(layout.splits)
-    captions = _read_captions(layout.captions)
     recordings, skipped = _read_recordings(layout.wav2capt)
     speakers = _read_speakers(layout.wav2spk)
     present = set(os.listdir(layout.images))

@@ -1,0 +1,61 @@
+"""Convert a published SpeechCLIP checkpoint to this project's format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read a Lightning .ckpt without running anything in it and write a checkpoint folder with its HuBERT."""
+    parser = ArgumentParser(prog="convert_checkpoint", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a published .ckpt")
+    parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
+    parser.add_argument(
+        "--clip",
+        default=None,
+        metavar="PATH",
+        help="the CLIP it was trained with: folder, file or NAME:PRETRAINED; by default OpenAI's of its width; empty "
+        "leaves it out (parallel head)",
+    )
+    args = parser.parse_args(argv)
+
+    import dataclasses
+
+    from speechclip.checkpoint import provenance, save_checkpoint
+    from speechclip.config import Config, DataConfig
+    from speechclip.pretrained import SPEECH_ENCODER, converted_config, load_published, save_speech_encoder
+
+    model, published = load_published(args.checkpoint, clip=args.clip)
+    assert model.speech_encoder is not None
+    encoder = model.speech_encoder
+    config = Config(model=converted_config(model.config), data=DataConfig(feats="online"))
+    origin = {
+        **provenance(command=None, seed=0, data=[]),
+        **model.count_parameters(),
+        "converted_from": Path(args.checkpoint).name,
+        "published": published.facts,
+    }
+    encoder.description["path"] = SPEECH_ENCODER
+    save_checkpoint(
+        Path(args.out),
+        model,
+        model.trained_state(),
+        config,
+        origin,
+        extra=lambda folder: save_speech_encoder(
+            encoder.model, bool(config.model.speech_encoder.normalize), folder / SPEECH_ENCODER
+        ),
+    )
+    used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
+    print(f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,")
+    print(f"  {total - used} frozen, {len(published.table)} subword rows, {len(published.dropped)} dropped copies")
+    print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters")
+
+
+if __name__ == "__main__":
+    main()

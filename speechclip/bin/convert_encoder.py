@@ -1,0 +1,42 @@
+"""Convert an encoder from its original file: fairseq's HuBERT, OpenAI's or transformers' CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import UserError, exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """HuBERT becomes a transformers folder, CLIP an open_clip folder; nothing in the file is run."""
+    parser = ArgumentParser(prog="convert_encoder", description=__doc__)
+    parser.add_argument("--kind", required=True, choices=("hubert", "clip"), help="what the file holds")
+    parser.add_argument(
+        "--file", required=True, metavar="PATH", help="fairseq .pt; OpenAI .pt or a transformers folder"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    args = parser.parse_args(argv)
+
+    from speechclip.checkpoint import replace_folder
+    from speechclip.encoders.speech import weights_fingerprint
+    from speechclip.pretrained import save_speech_encoder
+    from speechclip.published.clip import read_clip, save_clip_folder
+    from speechclip.published.hubert import read_hubert
+
+    if not Path(args.file).exists():
+        raise UserError(f"{args.file}: no such file")
+    if args.kind == "hubert":
+        model, normalize = read_hubert(args.file)
+        replace_folder(Path(args.out), lambda folder: save_speech_encoder(model, normalize, folder))
+    else:
+        model, settings = read_clip(args.file)
+        replace_folder(Path(args.out), lambda folder: save_clip_folder(model, settings, folder))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{args.out}: {count:,} parameters, fingerprint {weights_fingerprint(model)}")
+
+
+if __name__ == "__main__":
+    main()

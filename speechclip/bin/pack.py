@@ -1,0 +1,33 @@
+"""Stage 7: pack a scored model for other machines, and push it to the hub on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write weights, settings, vocabulary, scores and model card into one folder that from_pretrained loads."""
+    parser = ArgumentParser(prog="pack", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="checkpoint folder")
+    parser.add_argument("--scores", required=True, metavar="DIR", help="folder with retrieval.json (stage 4)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--corpus", default=Path.cwd().name, help="what it was trained on, for the model card")
+    parser.add_argument("--push", default="", metavar="OWNER/NAME", help="also push it to the hub, private at first")
+    args = parser.parse_args(argv)
+
+    from speechclip.pack import pack, push
+
+    pack(args.checkpoint, Path(args.scores), Path(args.out), args.corpus)
+    size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+    if args.push:
+        print(push(Path(args.out), args.push))
+
+
+if __name__ == "__main__":
+    main()

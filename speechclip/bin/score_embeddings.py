@@ -1,0 +1,45 @@
+"""Score retrieval between any two files of embeddings with ids, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Two .npz files (ids, embeddings); an item answers a query when their groups are equal."""
+    parser = ArgumentParser(prog="score_embeddings", description=__doc__)
+    parser.add_argument("--queries", required=True, metavar="NPZ", help="embeddings that ask: arrays ids, embeddings")
+    parser.add_argument("--gallery", required=True, metavar="NPZ", help="embeddings that are searched")
+    groups = "table 'id group' (such as utt2img) of the {}; without one an item's id is its group"
+    parser.add_argument("--query_groups", default="", metavar="FILE", help=groups.format("queries"))
+    parser.add_argument("--gallery_groups", default="", metavar="FILE", help=groups.format("gallery"))
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the intervals, 0 for none")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument("--out", default="", metavar="FILE", help="also write the scores as JSON")
+    args = parser.parse_args(argv)
+    if args.bootstrap < 0:
+        parser.error(f"--bootstrap: {args.bootstrap} is negative")
+
+    import json
+
+    from speechclip.errors import writing
+    from speechclip.eval.files import score_files
+
+    report = score_files(
+        (Path(args.queries), args.query_groups), (Path(args.gallery), args.gallery_groups), args.bootstrap, args.seed
+    )  # fmt: skip
+    for direction, row in report.items():
+        cells = "  ".join(f"{key} {row[key]:6.2f}" for key in ("R@1", "R@5", "R@10", "MRR"))
+        print(f"{direction:26} {cells}  ({row['n_queries']:,} in {row['n_gallery']:,})")
+    if args.out:
+        with writing(args.out):
+            Path(args.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Files from the places they are published at: mirrors, resume after a cut, checksums, free space, unpacking.
+
+A part of a corpus is there when the paths it leaves are. What no host has any more is named with the place to put it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from speechclip.errors import UserError, writing
+
+_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 60  # seconds without a byte
+_ATTEMPTS = 5  # in a row that brought nothing
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to download.
+
+    Attributes:
+        name: of the file. urls: mirrors, tried in order.
+        bytes: its size, about. unpacked: what its content takes on disk beside the file, about.
+        leaves: paths, relative to the folder, that are there when this part is.
+        checksum: ``md5:...`` or ``sha256:...``; empty where none is published.
+        into: folder it is unpacked into; None for a file that is used as it is.
+        about: what it is and where to ask for it.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    bytes: int
+    leaves: tuple[str, ...]
+    unpacked: int = 0
+    checksum: str = ""
+    into: str | None = None
+    about: str = ""
+
+
+def obtain(remotes: Sequence[Remote], folder: Path, say: Say = print, pause: float = 2.0) -> None:
+    """Download and unpack what is missing in ``folder``; what is there is left alone.
+
+    Args:
+        say: is told what happens, a line at a time. pause: seconds before a second attempt, then twice that, and so on.
+    Raises:
+        UserError: too little space, or parts that no mirror gave: all of them, with what to place where.
+    """
+    missing = [remote for remote in remotes if not _is_there(remote, folder)]
+    for remote in remotes:
+        if remote not in missing:
+            say(f"{remote.name}: there")
+    if not missing:
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    _check_space(missing, folder)
+    failed = []
+    for remote in missing:
+        try:
+            archive = _fetch(remote, folder, say, pause)
+            if remote.into is not None:
+                _unpack(archive, folder / remote.into, say)
+                archive.unlink()
+            if not _is_there(remote, folder):
+                raise UserError(f"{remote.name}: has no {' and '.join(remote.leaves)} in it")
+        except UserError as error:
+            if "disk full" in str(error):
+                raise
+            failed.append(f"{error}; place {' and '.join(remote.leaves)} under {folder} yourself ({remote.about})")
+    if failed:
+        raise UserError(" | ".join(failed))
+
+
+def _is_there(remote: Remote, folder: Path) -> bool:
+    return all((folder / path).exists() for path in remote.leaves)
+
+
+def _check_space(remotes: Sequence[Remote], folder: Path) -> None:
+    """Room for everything unpacked and, one at a time, the archives. Raises UserError."""
+    have = sum(
+        (folder / f"{remote.name}.part").stat().st_size
+        for remote in remotes
+        if (folder / f"{remote.name}.part").exists()
+    )
+    kept = sum(remote.unpacked if remote.into is not None else remote.bytes for remote in remotes)
+    archives = [remote.bytes for remote in remotes if remote.into is not None]
+    needed = kept + max(archives, default=0) - have
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed for {', '.join(r.name for r in remotes)}, "
+            f"{free / 1e9:.1f} GB are free"
+        )
+
+
+def _fetch(remote: Remote, folder: Path, say: Say, pause: float) -> Path:
+    """The file, complete and checked, under its name. Raises UserError with every mirror's reason."""
+    target, part = folder / remote.name, folder / f"{remote.name}.part"
+    origin = folder / f"{remote.name}.part.url"
+    if target.exists() and _matches(target, remote.checksum):
+        return target
+    reasons = []
+    for url in remote.urls:
+        # bytes of another mirror go together only where a checksum tells
+        if part.exists() and not remote.checksum and (not origin.exists() or origin.read_text() != url):
+            part.unlink()
+        origin.write_text(url)
+        try:
+            _download(url, part, say, pause)
+        except _Failure as failure:
+            reasons.append(f"{url}: {failure}")
+            continue
+        if not _matches(part, remote.checksum):
+            part.unlink()
+            reasons.append(f"{url}: its checksum is not {remote.checksum}")
+            continue
+        part.replace(target)
+        origin.unlink()
+        return target
+    raise UserError(f"{remote.name}: not to be had: {'; '.join(reasons)}")
+
+
+class _Failure(Exception):
+    """A mirror that does not give the file."""
+
+
+def _download(url: str, part: Path, say: Say, pause: float) -> None:
+    """Append what is missing of ``part``, again after every cut that came after some progress."""
+    fruitless = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _transfer(url, part, before, say)
+            return
+        except (urllib.error.URLError, HTTPException, OSError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
+                raise _Failure(f"HTTP status {error.code}") from error
+            if getattr(error, "errno", None) is not None and not isinstance(
+                error, (urllib.error.URLError, ConnectionError, TimeoutError)
+            ):
+                raise  # of the disk, not of the network
+            after = part.stat().st_size if part.exists() else 0
+            fruitless = 0 if after > before else fruitless + 1
+            if fruitless >= _ATTEMPTS or _hopeless(error):
+                raise _Failure(str(getattr(error, "reason", error)) or type(error).__name__) from error
+            say(f"{part.stem}: cut after {after / 1e6:.1f} MB ({error}); going on")
+            time.sleep(min(60.0, pause * 2**fruitless))
+
+
+def _hopeless(error: Exception) -> bool:
+    """Whether there is no such host, or nobody answers at it: the next mirror is as good as a second attempt."""
+    import socket
+
+    reason = getattr(error, "reason", error)
+    return isinstance(reason, (socket.gaierror, ConnectionRefusedError))
+
+
+def _transfer(url: str, part: Path, have: int, say: Say) -> None:
+    """One request, from byte ``have`` on where the server can do that. OSError where less comes than was told."""
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {})
+    )
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing behind what there is
+            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+                return
+            part.unlink()
+            raise ConnectionError("a part that the server does not know") from error
+        raise
+    with response, writing(part):
+        partial = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        length = response.headers.get("Content-Length")
+        start = have if partial else 0
+        total = start + int(length) if length is not None else None
+        say(f"{part.stem}: {start / 1e6:.1f} of {'?' if total is None else f'{total / 1e6:.1f}'} MB, from {url}")
+        with part.open("ab" if partial else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+            size = file.tell()
+    if total is not None and size != total:
+        raise ConnectionError(f"{size} of {total} bytes")
+
+
+def _matches(path: Path, checksum: str) -> bool:
+    """Whether a file has a checksum; any file has the empty one."""
+    if not checksum:
+        return True
+    kind, _, wanted = checksum.partition(":")
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == wanted
+
+
+def _unpack(archive: Path, folder: Path, say: Say) -> None:
+    """Unpack a zip or tar file; nothing of it may land outside ``folder``. Raises UserError where it is damaged."""
+    say(f"{archive.name}: unpacking into {folder}")
+    part = folder.with_name(f".{folder.name or 'root'}.{archive.name}.unpacking")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with writing(folder):
+            if zipfile.is_zipfile(archive):
+                _unzip(archive, part)
+            else:
+                with tarfile.open(archive) as file:
+                    if hasattr(tarfile, "data_filter"):
+                        file.extractall(part, filter="data")
+                    else:
+                        raise UserError(f"{archive}: this Python's tarfile has no safe mode: use its latest release")
+            _merge(part, folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        with contextlib.suppress(OSError):
+            archive.unlink()
+        raise UserError(f"{archive.name}: damaged archive ({error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unzip(archive: Path, part: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        root = part.resolve()
+        for name in file.namelist():
+            if not (root / name).resolve().is_relative_to(root):
+                raise zipfile.BadZipFile(f"{name} would land outside")
+        file.extractall(part)
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Move a folder's content into another one, folder by folder."""
+    target.mkdir(parents=True, exist_ok=True)
+    for item in sorted(source.iterdir()):
+        place = target / item.name
+        if item.is_dir() and place.is_dir():
+            _merge(item, place)
+        else:
+            os.replace(item, place)

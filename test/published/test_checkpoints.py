@@ -1,0 +1,300 @@
+"""Published SpeechCLIP checkpoints: the layout of every tensor, outputs against plain tensor operations, refusals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import wave
+from published_files import (
+    KEYWORDS,
+    LAYERS,
+    SUBWORDS,
+    TEXT,
+    WIDTH,
+    clip_tensors,
+    reduced_ids,
+    save_checkpoint_file,
+    save_script,
+    state_dict,
+)
+from torch.nn.functional import gelu, layer_norm, normalize
+
+from speechclip.bin.convert_checkpoint import main as convert
+from speechclip.errors import UserError
+from speechclip.model import SpeechCLIP
+from speechclip.published.reader import read_published
+
+WAVES = [torch.from_numpy(wave(9000, 1)), torch.from_numpy(wave(5000, 2))]
+IDS = reduced_ids()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_script(tmp_path_factory.mktemp("clip") / "ViT-tiny.pt", clip_tensors())
+
+
+def attend(
+    tokens: torch.Tensor, state: dict[str, torch.Tensor], name: str, heads: int, mask: torch.Tensor
+) -> torch.Tensor:
+    """Multi-head self-attention by plain operations. tokens [S, d], mask [S] or [S, S], True where not to look."""
+    q, k, v = (tokens @ state[f"{name}.in_proj_weight"].T + state[f"{name}.in_proj_bias"]).chunk(3, dim=-1)
+    size = tokens.shape[1] // heads
+    outputs = []
+    for h in range(heads):
+        part = slice(h * size, (h + 1) * size)
+        scores = q[:, part] @ k[:, part].T / math.sqrt(size)
+        outputs.append(scores.masked_fill(mask, -torch.inf).softmax(-1) @ v[:, part])
+    return torch.cat(outputs, -1) @ state[f"{name}.out_proj.weight"].T + state[f"{name}.out_proj.bias"]
+
+
+def norm(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def linear(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def mixed(states: torch.Tensor, state: dict[str, torch.Tensor], large: bool) -> torch.Tensor:
+    """[L, T, d] to [T, d]."""
+    weights = state["audio_encoder.weightedsum_layer.weights"].softmax(0)
+    if large:
+        states = layer_norm(states, states.shape[-1:])
+    return (weights[:, None, None] * states).sum(0)
+
+
+def parallel(frames: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The parallel head of the published file by plain operations, [J]."""
+    layer = "parallel_branch.self_att.model.layers.0"
+    tokens = torch.cat([state["parallel_branch.cls"][0], frames])
+    nothing = torch.zeros(len(tokens), dtype=torch.bool)
+    x = norm(tokens + attend(tokens, state, f"{layer}.self_attn", 8, nothing), state, f"{layer}.norm1")
+    x = norm(x + linear(gelu(linear(x, state, f"{layer}.linear1")), state, f"{layer}.linear2"), state, f"{layer}.norm2")
+    return linear(norm(x, state, "parallel_branch.self_att.model.norm")[0], state, "parallel_branch.linear_proj")
+
+
+def keyword_vectors(frames: torch.Tensor, state: dict[str, torch.Tensor], layers: int) -> torch.Tensor:
+    """The cascaded head's z_k by plain operations, [K, D]; BatchNorm on (B, D * K), the dimension major."""
+    branch = "cascaded_branch"
+    tokens = torch.cat([state[f"{branch}.cls"][0], frames])
+    nothing = torch.zeros(len(tokens), dtype=torch.bool)
+    x = norm(
+        tokens + attend(tokens, state, f"{branch}.self_att.multihead_attn_layer", 1, nothing),
+        state,
+        f"{branch}.self_att.attentionBlock_Norm",
+    )
+    x = x[:KEYWORDS]
+    if layers == 2:
+        x = linear(
+            linear(x, state, f"{branch}.linear_proj.sequential.0").relu(), state, f"{branch}.linear_proj.sequential.3"
+        )
+    else:
+        x = linear(x, state, f"{branch}.linear_proj")
+    flat = x.T.reshape(-1)  # (d, k) -> d * K + k
+    bn = {
+        part: state[f"{branch}.bn_layer.bn_layer.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    }
+    flat = (flat - bn["running_mean"]) / (bn["running_var"] + 1e-5).sqrt() * bn["weight"] + bn["bias"]
+    return flat.reshape(TEXT, KEYWORDS).T
+
+
+def read_by_clip(keywords: torch.Tensor, full: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Keyword embeddings [K, D] between SOT and EOT through CLIP's text transformer, by plain operations."""
+    table = full["token_embedding.weight"]
+    x = torch.cat([table[SUBWORDS - 2 : SUBWORDS - 1], keywords, table[SUBWORDS - 1 :]])
+    x = x + full["positional_embedding"][: len(x)]
+    mask, block = torch.ones(len(x), len(x)).triu(1).bool(), "transformer.resblocks.0"
+    x = x + attend(norm(x, full, f"{block}.ln_1"), full, f"{block}.attn", 1, mask)
+    y = linear(norm(x, full, f"{block}.ln_2"), full, f"{block}.mlp.c_fc")
+    x = x + linear(y * (1.702 * y).sigmoid(), full, f"{block}.mlp.c_proj")
+    return norm(x, full, "ln_final")[-1] @ full["text_projection"]
+
+
+def rows_of(vectors: torch.Tensor) -> list[int]:
+    """Ids of the subwords nearest to keyword vectors, special tokens excluded."""
+    table = clip_tensors()["token_embedding.weight"][IDS]
+    cosines = normalize(vectors, dim=-1) @ normalize(table, dim=-1).T
+    special = torch.tensor([token in (0, SUBWORDS - 2, SUBWORDS - 1) for token in IDS])
+    return [IDS[row] for row in cosines.masked_fill(special, -torch.inf).argmax(-1).tolist()]
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
+def test_parallel_equals_plain_operations(tmp_path: Path, clip: Path, large: bool) -> None:
+    state = state_dict("parallel", IDS, large=large)
+    path = save_checkpoint_file(tmp_path / "p.ckpt", state, legacy=large)
+    model = SpeechCLIP.from_pretrained(path, clip=str(clip))
+    assert not model.training and model.config.speech_encoder.state_norm is large
+    assert model.config.loss.learn_temperature is large and model.speech_encoder.normalize is large
+    assert model.loss.scale.item() == pytest.approx(math.exp(2.5) if large else 1 / 0.07, rel=1e-5)
+    features = model.encode_waves(WAVES)
+    assert features.states.shape[1] == LAYERS + 1
+    expected = torch.stack(
+        [
+            parallel(mixed(row[:, :count], state, large), state)
+            for row, count in zip(features.states, features.frames.tolist())
+        ]
+    )
+    torch.testing.assert_close(model.encode_speech(WAVES), normalize(expected, dim=-1), rtol=0, atol=2e-5)
+    without = SpeechCLIP.from_pretrained(path, clip="")
+    assert torch.equal(without.encode_speech(WAVES), model.encode_speech(WAVES))
+
+
+@pytest.mark.parametrize(("large", "layers"), [(False, 1), (True, 2)], ids=["base", "large"])
+def test_cascaded_equals_plain_operations(tmp_path: Path, clip: Path, large: bool, layers: int) -> None:
+    state, full = state_dict("cascaded", IDS, large=large, layers=layers), clip_tensors()
+    model = SpeechCLIP.from_pretrained(save_checkpoint_file(tmp_path / "c.ckpt", state), clip=str(clip))
+    assert model.config.head.projection_layers == layers and model.vocabulary.ids == tuple(IDS)
+    features = model.encode_waves(WAVES)
+    expected = []
+    for row, count, keywords in zip(features.states, features.frames.tolist(), model.keywords(WAVES, top_k=1)):
+        vectors = keyword_vectors(mixed(row[:, :count], state, large), state, layers)
+        nearest = rows_of(vectors)
+        assert [k.subwords[0] for k in keywords] == [model.clip.tokenizer.subword(token) for token in nearest]
+        expected.append(read_by_clip(full["token_embedding.weight"][nearest], full))
+    torch.testing.assert_close(model.encode_speech(WAVES), normalize(torch.stack(expected), dim=-1), rtol=0, atol=2e-5)
+    wrong = state["cascaded_branch.bn_layer.bn_layer.weight"].view(TEXT, KEYWORDS).T.reshape(-1)
+    assert (wrong - state["cascaded_branch.bn_layer.bn_layer.weight"]).abs().max() > 0.1  # the order is seen
+
+
+@pytest.mark.parametrize("head", ["parallel", "cascaded"])
+def test_a_converted_checkpoint_gives_the_same_anywhere(
+    tmp_path: Path, clip: Path, head: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_checkpoint_file(tmp_path / "x.ckpt", state_dict(head, IDS, large=True))
+    model = SpeechCLIP.from_pretrained(path, clip=str(clip))
+    convert(["--checkpoint", str(path), "--out", str(tmp_path / "out"), "--clip", str(clip)])
+    assert "every tensor accounted for" in capsys.readouterr().out
+    (tmp_path / "out").rename(tmp_path / "moved")
+    path.unlink()
+    monkeypatch.chdir(tmp_path)
+    again = SpeechCLIP.from_pretrained("moved")
+    assert torch.equal(again.encode_speech(WAVES), model.encode_speech(WAVES))
+    assert again.config.speech_encoder.normalize is True
+    if head == "cascaded":
+        assert again.keywords(WAVES) == model.keywords(WAVES)
+
+
+def test_attention_heads_follow_the_settings_in_the_file(tmp_path: Path) -> None:
+    state = state_dict("parallel", IDS)
+    assert read_published(save_checkpoint_file(tmp_path / "a.ckpt", state)).config.head.attention_heads == 8
+    assert read_published(save_checkpoint_file(tmp_path / "b.ckpt", state, nhead=4)).config.head.attention_heads == 4
+    published = read_published(tmp_path / "b.ckpt")
+    assert published.facts == {"epoch": 3, "step": 50000, "lightning": "1.5.10"}
+    assert published.dropped == ("criterion.eye_mat", "criterion.eye_mat_fl")
+
+
+def without(name: str) -> Any:
+    return lambda state: state.pop(name)
+
+
+def renamed(old: str, new: str) -> Any:
+    return lambda state: state.update({new: state.pop(old)})
+
+
+@pytest.mark.parametrize(
+    ("head", "change", "message"),
+    [
+        (
+            "parallel",
+            lambda s: s.update({"parallel_branch.extra": torch.ones(1)}),
+            "unknown tensor parallel_branch.extra",
+        ),
+        ("parallel", lambda s: s.update({"something": torch.ones(1)}), "unknown tensor something"),
+        ("parallel", without("parallel_branch.linear_proj.bias"), "no tensor parallel_branch.linear_proj.bias"),
+        ("parallel", without("audio_encoder.weightedsum_layer.weights"), "no tensor audio_encoder.weightedsum"),
+        (
+            "parallel",
+            without("clip.model.token_embedding.weight"),
+            "no tensors under clip.model.token_embedding.weight",
+        ),
+        (
+            "parallel",
+            renamed(
+                "audio_encoder.encoder.encoder.layers.1.fc1.bias", "audio_encoder.encoder.encoder.layers.1.fc3.bias"
+            ),
+            "unknown tensor encoder.layers.1.fc3.bias in its HuBERT",
+        ),
+        (
+            "parallel",
+            without("audio_encoder.encoder.encoder.layers.1.fc1.bias"),
+            "no tensor for encoder.layers.1.feed_forward.intermediate_dense.bias",
+        ),
+        (
+            "parallel",
+            lambda s: s["clip.model.ln_final.weight"].add_(0.5),
+            "trained with another CLIP .*ln_final.weight differs",
+        ),
+        ("parallel", lambda s: s.update({"parallel_branch.cls": torch.ones(WIDTH)}), r"parallel_branch.cls is \[64\]"),
+        (
+            "parallel",
+            lambda s: s.update({"parallel_branch.linear_proj.weight": torch.ones(9, WIDTH)}),
+            "checkpoint for other dimensions",
+        ),
+        (
+            "cascaded",
+            lambda s: s.update({"cascaded_branch.clip.model.ln_final.bias": torch.ones(TEXT)}),
+            "cascaded_branch.clip.model.ln_final.bias differs",
+        ),
+        ("cascaded", lambda s: s.update({"cascaded_branch.clip.model.more": torch.ones(1)}), "no counterpart"),
+        (
+            "cascaded",
+            without("cascaded_branch.bn_layer.bn_layer.running_var"),
+            "no tensor cascaded_branch.bn_layer.bn_layer.running_var",
+        ),
+        ("cascaded", without("cascaded_branch.linear_proj.bias"), "no tensor cascaded_branch.linear_proj.bias"),
+        ("cascaded", lambda s: s["clip.model.token_embedding.weight"][5].add_(1), "differs|is in CLIP's table nowhere"),
+        ("cascaded", lambda s: [s.pop(n) for n in list(s) if n.startswith("cascaded")], "no checkpoint of SpeechCLIP"),
+        ("cascaded", lambda s: s.update({"x": "text"}), "x is a str, not a tensor"),
+    ],
+)
+def test_every_tensor_is_accounted_for(tmp_path: Path, clip: Path, head: str, change: Any, message: str) -> None:
+    state = state_dict(head, IDS)
+    change(state)
+    path = save_checkpoint_file(tmp_path / "x.ckpt", state)
+    with pytest.raises(UserError, match=message) as caught:
+        SpeechCLIP.from_pretrained(path, clip=str(clip))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_cascaded_checkpoint_needs_its_clip(tmp_path: Path) -> None:
+    path = save_checkpoint_file(tmp_path / "x.ckpt", state_dict("cascaded", IDS))
+    with pytest.raises(UserError, match="subword embeddings of width 64 are of no published CLIP: name it with --clip"):
+        SpeechCLIP.from_pretrained(path)
+    with pytest.raises(UserError, match="cascaded head needs CLIP"):
+        SpeechCLIP.from_pretrained(path, clip="")
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+    torch.save({"model": {}}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="no Lightning checkpoint"):
+        read_published(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("name", ["downsampling.conv.0.weight", "parallel_cls", "cascaded_cls"])
+def test_speechclip_plus_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("speechclip.published.layout._PLUS_MODULE", "speechclip.published.no_such_module")
+    state = {**state_dict("cascaded", IDS), f"cascaded_branch.{name}": torch.ones(1)}
+    path = save_checkpoint_file(tmp_path / "p.ckpt", state)
+    with pytest.raises(UserError, match=r"a checkpoint of SpeechCLIP\+ .* whose heads this version does not have"):
+        read_published(path)
+
+
+def test_a_module_of_other_heads_plugs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other_heads.py").write_text(
+        "def convert(tensors):\n"
+        "    from speechclip.published.layout import convert_cascaded\n"
+        "    tensors.pop('cascaded_branch.downsampling.conv.0.weight')\n"
+        "    return convert_cascaded(tensors)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("speechclip.published.layout._PLUS_MODULE", "other_heads")
+    state = state_dict("cascaded", IDS)
+    state["cascaded_branch.downsampling.conv.0.weight"] = torch.ones(1)
+    assert read_published(save_checkpoint_file(tmp_path / "p.ckpt", state)).config.head.name == "cascaded"
+    state["cascaded_branch.downsampling.conv.0.bias"] = torch.ones(1)  # which that module leaves
+    with pytest.raises(UserError, match="unknown tensor cascaded_branch.downsampling.conv.0.bias"):
+        read_published(save_checkpoint_file(tmp_path / "q.ckpt", state))

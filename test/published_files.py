@@ -1,0 +1,187 @@
+"""Files in the formats SpeechCLIP, HuBERT and CLIP were published in, with small random weights, for tests."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WIDTH, LAYERS, CHANNELS = 64, 2, 16  # of the speech encoder, whose attention head is as wide as a published one
+TEXT, JOINT, CONTEXT, SUBWORDS = 64, 48, 77, 49408  # of the CLIP
+KEYWORDS = 3
+
+
+def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int, scale: float = 0.3) -> dict[str, Tensor]:
+    """Random tensors, exact in half precision, as CLIP's are; LayerNorm scales around one."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
+    return {
+        name: (value + ("norm" in name or "ln_" in name) * ("weight" in name)).half().float()
+        for name, value in made.items()
+    }
+
+
+def hubert_tensors(*, large: bool = False, seed: int = 1) -> dict[str, Tensor]:
+    """A HuBERT under fairseq's names, the pretraining's parts included."""
+    shapes: dict[str, tuple[int, ...]] = {"mask_emb": (WIDTH,), "label_embs_concat": (10, 16)}
+    for i, kernel in enumerate((10, 3, 3, 3, 3, 2, 2)):
+        conv = f"feature_extractor.conv_layers.{i}"
+        shapes[f"{conv}.0.weight"] = (CHANNELS, CHANNELS if i else 1, kernel)
+        if large:
+            shapes[f"{conv}.0.bias"] = (CHANNELS,)
+        if large or not i:
+            norm = f"{conv}.2.1" if large else f"{conv}.2"
+            shapes |= {f"{norm}.weight": (CHANNELS,), f"{norm}.bias": (CHANNELS,)}
+    shapes |= {f"layer_norm.{part}": (CHANNELS,) for part in ("weight", "bias")}
+    shapes |= {"post_extract_proj.weight": (WIDTH, CHANNELS), "post_extract_proj.bias": (WIDTH,)}
+    shapes |= {"encoder.pos_conv.0.bias": (WIDTH,), "encoder.pos_conv.0.weight_g": (1, 1, 16)}
+    shapes |= {"encoder.pos_conv.0.weight_v": (WIDTH, WIDTH // 4, 16)}
+    for i in range(LAYERS):
+        layer = f"encoder.layers.{i}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= {f"{layer}.self_attn.{part}.weight": (WIDTH, WIDTH), f"{layer}.self_attn.{part}.bias": (WIDTH,)}
+        shapes |= {f"{layer}.fc1.weight": (2 * WIDTH, WIDTH), f"{layer}.fc1.bias": (2 * WIDTH,)}
+        shapes |= {f"{layer}.fc2.weight": (WIDTH, 2 * WIDTH), f"{layer}.fc2.bias": (WIDTH,)}
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            shapes |= {f"{layer}.{norm}.{part}": (WIDTH,) for part in ("weight", "bias")}
+    shapes |= {f"encoder.layer_norm.{part}": (WIDTH,) for part in ("weight", "bias")}
+    shapes |= {"final_proj.weight": (16, WIDTH), "final_proj.bias": (16,)}
+    tensors = random_tensors(shapes, seed)
+    tensors["feature_extractor.conv_layers.2.0.weight"] *= 2
+    return tensors
+
+
+def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
+    """A CLIP under OpenAI's names, with the whole BPE vocabulary."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (CONTEXT, TEXT), "text_projection": (TEXT, JOINT), "logit_scale": (),
+        "token_embedding.weight": (SUBWORDS, TEXT), "visual.class_embedding": (WIDTH,),
+        "visual.positional_embedding": (5, WIDTH), "visual.proj": (WIDTH, JOINT),
+        "visual.conv1.weight": (WIDTH, 3, 16, 16),
+    }  # fmt: skip
+    for tower, width in (("visual.", WIDTH), ("", TEXT)):
+        block = f"{tower}transformer.resblocks.0"
+        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        shapes |= {f"{block}.attn.out_proj.weight": (width, width), f"{block}.attn.out_proj.bias": (width,)}
+        shapes |= {f"{block}.mlp.c_fc.weight": (4 * width, width), f"{block}.mlp.c_fc.bias": (4 * width,)}
+        shapes |= {f"{block}.mlp.c_proj.weight": (width, 4 * width), f"{block}.mlp.c_proj.bias": (width,)}
+        shapes |= {f"{block}.ln_{i}.{part}": (width,) for i in (1, 2) for part in ("weight", "bias")}
+    shapes |= {
+        f"{norm}.{part}": (WIDTH,) for norm in ("visual.ln_pre", "visual.ln_post") for part in ("weight", "bias")
+    }
+    shapes |= {f"ln_final.{part}": (TEXT,) for part in ("weight", "bias")}
+    return random_tensors(shapes, seed)
+
+
+def head_tensors(head: str, *, layers: int = 1, seed: int = 3) -> dict[str, Tensor]:
+    """The trained tensors of a published head, layer mix included."""
+    shapes: dict[str, tuple[int, ...]] = {"audio_encoder.weightedsum_layer.weights": (LAYERS + 1,)}
+    if head == "parallel":
+        layer = "parallel_branch.self_att.model.layers.0"
+        shapes |= {"parallel_branch.cls": (1, 1, WIDTH), **_attention(f"{layer}.self_attn")}
+        shapes |= {f"{layer}.linear1.weight": (4 * WIDTH, WIDTH), f"{layer}.linear1.bias": (4 * WIDTH,)}
+        shapes |= {f"{layer}.linear2.weight": (WIDTH, 4 * WIDTH), f"{layer}.linear2.bias": (WIDTH,)}
+        for norm in (f"{layer}.norm1", f"{layer}.norm2", "parallel_branch.self_att.model.norm"):
+            shapes |= {f"{norm}.{part}": (WIDTH,) for part in ("weight", "bias")}
+        shapes |= {"parallel_branch.linear_proj.weight": (JOINT, WIDTH), "parallel_branch.linear_proj.bias": (JOINT,)}
+        return random_tensors(shapes, seed)
+    branch = "cascaded_branch"
+    shapes |= {f"{branch}.cls": (1, KEYWORDS, WIDTH), **_attention(f"{branch}.self_att.multihead_attn_layer")}
+    shapes |= {f"{branch}.self_att.attentionBlock_Norm.{part}": (WIDTH,) for part in ("weight", "bias")}
+    names = {1: {"": TEXT}, 2: {".sequential.0": WIDTH, ".sequential.3": TEXT}}[layers]
+    for name, width in names.items():
+        shapes |= {f"{branch}.linear_proj{name}.weight": (width, WIDTH), f"{branch}.linear_proj{name}.bias": (width,)}
+    norm = f"{branch}.bn_layer.bn_layer"
+    shapes |= {f"{norm}.{part}": (TEXT * KEYWORDS,) for part in ("weight", "bias", "running_mean", "running_var")}
+    tensors = random_tensors(shapes, seed)
+    tensors[f"{norm}.running_var"] = tensors[f"{norm}.running_var"].abs() + 0.5
+    tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+    tensors[f"{branch}.vector_quantizer.curr_temp"] = torch.tensor(0.1)
+    return tensors
+
+
+def _attention(name: str) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}.in_proj_weight": (3 * WIDTH, WIDTH), f"{name}.in_proj_bias": (3 * WIDTH,),
+        f"{name}.out_proj.weight": (WIDTH, WIDTH), f"{name}.out_proj.bias": (WIDTH,),
+    }  # fmt: skip
+
+
+def reduced_ids(count: int = 60, seed: int = 4) -> list[int]:
+    """Subword ids in an order that no sort of counts gives again, padding, SOT and EOT among them."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [0, SUBWORDS - 2, SUBWORDS - 1, *(torch.randperm(SUBWORDS - 3, generator=generator)[:count] + 1).tolist()]
+    return [ids[at] for at in torch.randperm(len(ids), generator=generator).tolist()]
+
+
+def state_dict(head: str, ids: list[int], *, large: bool = False, layers: int = 1) -> dict[str, Tensor]:
+    """The ``state_dict`` of a published checkpoint: both encoders, the head, CLIP's second copy, the loss's buffers."""
+    clip = clip_tensors()
+    clip["token_embedding.weight"] = clip["token_embedding.weight"][ids].clone()
+    state = {f"audio_encoder.encoder.{name}": value for name, value in hubert_tensors(large=large).items()}
+    state |= {f"clip.model.{name}": value for name, value in clip.items()}
+    state |= head_tensors(head, layers=layers)
+    if head == "cascaded":
+        state |= {f"cascaded_branch.clip.model.{name}": value for name, value in clip.items()}
+    state["criterion.eye_mat"] = torch.eye(4)
+    state["criterion.eye_mat_fl"] = torch.eye(4)
+    if large:
+        state["criterion.temperature"] = torch.tensor([2.5])
+    return state
+
+
+def save_checkpoint_file(
+    path: Path, state: dict[str, Tensor], *, legacy: bool = False, nhead: int | None = None
+) -> Path:
+    """A Lightning checkpoint whose settings are objects of classes that exist only while it is written."""
+    module = types.ModuleType("avssl.base")
+    kind = type("OrderedNamespace", (), {"__module__": "avssl.base"})
+    module.OrderedNamespace = kind  # type: ignore[attr-defined]
+    sys.modules |= {"avssl": types.ModuleType("avssl"), "avssl.base": module}
+    try:
+        settings, branch, transformer = kind(), kind(), kind()
+        transformer.__dict__["nhead"] = nhead
+        branch.__dict__["transformer_args"] = transformer
+        settings.__dict__["model_settings"] = {"parallel_branch": branch, "cascaded_branch": branch}
+        content: dict[str, Any] = {
+            "epoch": 3, "global_step": 50000, "pytorch-lightning_version": "1.5.10", "state_dict": OrderedDict(state),
+            "hyper_parameters": settings if nhead else kind(), "callbacks": {kind: {"best": torch.tensor(1.0)}},
+            "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}}],
+        }  # fmt: skip
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    finally:
+        del sys.modules["avssl"], sys.modules["avssl.base"]
+    return path
+
+
+class _Module(torch.nn.Module):
+    """A module with given tensors under given names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing of interest; TorchScript wants one."""
+        return x
+
+
+def save_script(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """A TorchScript archive in half precision, as OpenAI's CLIP is published."""
+    root = _Module()
+    for name, value in tensors.items():
+        node = root
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            if not hasattr(node, parent):
+                node.add_module(parent, _Module())
+            node = getattr(node, parent)
+        node.register_parameter(leaf, torch.nn.Parameter(value.half(), requires_grad=False))
+    for name, fact in (("input_resolution", 32), ("context_length", CONTEXT), ("vocab_size", SUBWORDS)):
+        root.register_buffer(name, torch.tensor(fact))
+    torch.jit.save(torch.jit.script(root), str(path))
+    return path

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Converts a published SpeechCLIP checkpoint (.ckpt) to this project's format: tools/convert_checkpoint.sh --help
+set -euo pipefail
+# shellcheck source=utils/path.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../utils/path.sh"
+exec "$SPEECHCLIP_PYTHON" -m speechclip.bin.convert_checkpoint "$@"
