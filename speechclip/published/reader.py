@@ -101,7 +101,8 @@ def _drop_buffers(tensors: dict[str, Tensor]) -> Iterator[str]:
 
 def _with_published_heads(config: ModelConfig, settings: Any) -> ModelConfig:
     """The number of attention heads is no tensor; where the file's settings tell it, they win."""
-    told = set(_find(settings, f"{config.head.name}_branch", "nhead"))
+    branch = "parallel_branch" if config.head.name == "parallel" else "cascaded_branch"  # where SpeechCLIP+ lies, too
+    told = set(_find(settings, branch, "nhead"))
     if len(told) != 1:
         return config
     heads = told.pop()
