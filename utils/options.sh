@@ -14,7 +14,8 @@ feats=dump               #: dump stores the speech encoder's hidden states in st
 nj=2                     #: processes for data preparation
 ngpu=0                   #: GPUs for training; with more than one, torchrun starts as many processes
 corpus=                  #: folder of the corpus, where the recipe cannot make or find it
-speech_encoder=          #: folder or hub id of another speech encoder than conf/'s
+speech_encoder=          #: folder or hub id of another speech encoder than conf/'s, or
+                         #: s3prl:NAME, s3prl:NAME:CHECKPOINT for an upstream of s3prl
 clip=                    #: another CLIP than conf/'s
 clip_embeddings=         #: .npz (ids, embeddings) of the images, in place of CLIP's image tower
 text_embeddings=         #: .npz (ids, embeddings) of the captions, in place of CLIP's text tower
