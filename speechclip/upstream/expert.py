@@ -84,15 +84,16 @@ class UpstreamExpert(nn.Module):
 
 
 def _load(ckpt: str | Path, model_config: str | None) -> SpeechCLIP:
-    if model_config is None:
-        return SpeechCLIP.from_pretrained(ckpt)
     from speechclip.checkpoint import SETTINGS, load_model, read_checkpoint
     from speechclip.config import load
 
-    if Path(ckpt).is_file():
-        raise UserError(f"{model_config}: a configuration goes with a checkpoint folder; {ckpt} is a file")
+    if Path(ckpt).is_file():  # a published one
+        if model_config is not None:
+            raise UserError(f"{model_config}: a configuration goes with a checkpoint folder; {ckpt} is a file")
+        return SpeechCLIP.from_pretrained(ckpt)
     folder, _, _ = read_checkpoint(ckpt)
-    return load_model(folder, config=load([folder / SETTINGS, Path(model_config)]))
+    layers = [folder / SETTINGS] + ([Path(model_config)] if model_config is not None else [])
+    return load_model(folder, with_clip=False, config=load(layers))  # a cascaded head brings its CLIP all the same
 
 
 def _check_scale(wave: Tensor) -> None:
