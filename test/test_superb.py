@@ -80,6 +80,9 @@ def _speakers_of_snips(corpus: Path) -> list[set[str]]:
 def _speakers_of_fluent(corpus: Path) -> list[set[str]]:
     from s3prl.dataio.corpus.fluent_speech_commands import FluentSpeechCommands
 
+    from speechclip.upstream.provide import provide
+
+    provide()
     splits = FluentSpeechCommands(str(corpus)).data_split
     assert all(Path(item["path"]).is_file() for split in splits for item in split.values())
     return [{item["speakerId"] for item in split.values()} for split in splits]
@@ -178,6 +181,26 @@ def test_layers_merge_and_an_unknown_key_is_named() -> None:
             sweep.parse_overrides(words)
 
 
+def test_the_baseline_is_the_same_encoder_without_the_head(checkpoint: str) -> None:
+    def chosen(**given: str) -> list[tuple[str, str, bool]]:
+        options = {"task": "ks", "upstream": "speechclip_local", "checkpoint": "", "baseline_checkpoint": ""}
+        found = superb.upstreams_of(SimpleNamespace(**{**options, "baseline": superb.ENCODER, **given}))
+        return [(item.name, item.checkpoint, item.encoder_only) for item in found]
+
+    local, encoder = ("speechclip_local", checkpoint, False), ("speechclip_encoder_local", checkpoint, False)
+    assert chosen(checkpoint=checkpoint) == [local, encoder]
+    assert chosen(checkpoint=checkpoint, baseline="") == [local]
+    assert chosen(checkpoint=checkpoint, baseline="hubert") == [local, ("hubert", "", False)]
+    assert chosen(checkpoint=checkpoint, task="qbe") == [local]
+    named = "speechclip_parallel_large"
+    assert chosen(upstream=named) == [(named, "", False), (named, "", True)]
+    assert chosen(upstream="hubert") == [("hubert", "", False)]
+    assert sweep.Upstream(named, "", True).settings() == {"name": named, "extra_conf": {"head_layer": False}}
+    assert sweep.Upstream("speechclip_local", checkpoint).label == "speechclip_local_tiny"
+    with pytest.raises(UserError, match="speechclip_local wants one"):
+        chosen()
+
+
 def test_learning_rates() -> None:
     assert superb.learning_rates("1e-3 0.1", 5.0) == [0.001, 0.1] and superb.learning_rates("", 5.0) == [5.0]
     for words in ("fast", "0", "-1e-3"):
@@ -187,7 +210,7 @@ def test_learning_rates() -> None:
 
 def _finished(folder: Path, task: str, lr: float, valid: float, test: float) -> sweep.Run:
     config = {"build_optimizer": {"conf": {"lr": lr}}, "train": {"total_steps": 5}}
-    run = sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder / f"lr_{lr:g}", config, {})
+    run = sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder / f"lr_{lr:g}", config)
     run.folder.mkdir(parents=True)
     metric = TASKS[task].valid_metric
     result = {"settings": run.settings(), "valid": {metric: valid}, "test": {TASKS[task].metric: test}, "lr": lr}
@@ -212,10 +235,13 @@ def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
         run.start()
 
 
+@needs_s3prl
+@pytest.mark.slow
 def test_a_failed_command_is_told_by_its_last_line(tmp_path: Path) -> None:
-    script = "import sys; print('much'); sys.exit('error: x.wav: no such audio file')"
-    with pytest.raises(UserError, match=r"^x\.wav: no such audio file \(status 1; .*log has all\)$"):
-        sweep.run_command([sys.executable, "-c", script], tmp_path / "log", {})
+    log = tmp_path / "log"
+    with pytest.raises(UserError, match=r"No such file.*/no/such\.yaml.* \(status 1; .*log has all\)$"):
+        sweep.run_s3prl(["s3prl-main", "SuperbKS", "--config", "/no/such.yaml"], log)
+    assert "Traceback" in log.read_text()
 
 
 def test_layer_weights_are_the_softmax(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ COMMANDS = {"s3prl-main": "s3prl.main", "run_downstream": "s3prl.run_downstream"
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Register, give torchaudio back what s3prl calls, and run the command in this process."""
+    """Register, give back what s3prl calls and packages have dropped, and run the command in this process."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(prog="speechclip.upstream", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=sorted(COMMANDS), help="command of s3prl; its own arguments follow")
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
 
     from speechclip.upstream import register
-    from speechclip.upstream.torchaudio_io import provide
+    from speechclip.upstream.provide import provide
 
     register()
     provide()

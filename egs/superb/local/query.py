@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from sweep import Upstream, run_command
+from sweep import Upstream, run_s3prl
 
 from speechclip.errors import UserError
 
@@ -33,8 +32,7 @@ def run_query_by_example(options: Any, corpus: Path, upstream: Upstream, setting
             words = ["-m", "evaluate", "-t", split, "-u", upstream.name, "-l", str(layer), "-d", "quesst14_dtw"]
             words += ["-c", str(config), "-p", str(out), "--device", options.device, "--seed", str(options.seed)]
             words += ["-k", upstream.checkpoint] if upstream.checkpoint else []
-            command = [sys.executable, "-m", "speechclip.upstream", "run_downstream", *words]
-            run_command(command, out / "log.txt", {})
+            run_s3prl(["run_downstream", *words], out / "log.txt")
             if not found.is_file():
                 raise UserError(f"{found}: s3prl wrote no detections; see {out / 'log.txt'}")
             print(f"{found}: written", flush=True)

@@ -15,6 +15,7 @@ from tasks import TASKS, Task, check_corpus
 from speechclip.bin import ArgumentParser
 from speechclip.errors import UserError, exit_on_user_error
 
+ENCODER = "speechclip_encoder_local"
 RECIPE = Path(__file__).resolve().parents[1]
 
 
@@ -59,10 +60,13 @@ def corpus_of(options: Any, task: Task) -> Path:
 def upstreams_of(options: Any) -> list[Upstream]:
     """The upstream that is asked for and its baseline. Raises UserError where a checkpoint is missing."""
     wanted = [Upstream(options.upstream, _absolute(options.checkpoint))]
-    if options.baseline and options.baseline != options.upstream:
-        own = options.baseline.startswith("speechclip")  # the same weights without the head
-        checkpoint = options.baseline_checkpoint or (options.checkpoint if own else "")
-        wanted.append(Upstream(options.baseline, _absolute(checkpoint)))
+    encoder = options.baseline == ENCODER  # the same weights without the head; QbE has its states as they are
+    if options.baseline and options.baseline != options.upstream and not (encoder and options.task == "qbe"):
+        checkpoint = _absolute(options.baseline_checkpoint or (options.checkpoint if encoder else ""))
+        if not encoder or checkpoint:
+            wanted.append(Upstream(options.baseline, checkpoint))
+        elif options.upstream.startswith("speechclip"):
+            wanted.append(Upstream(options.upstream, "", encoder_only=True))
     for upstream in wanted:
         if upstream.name.endswith("_local") and not upstream.checkpoint:
             raise UserError(f"--checkpoint: {upstream.name} wants one")
@@ -101,14 +105,11 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
     if settings["stop"] is None:
         del settings["stop"]
     prepare = settings.get("prepare_data", {}) | {key: str(corpus / below) for key, below in task.data.items()}
-    environment = {"HF_HOME": os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface"))}
     cache = Path("exp").resolve() / "cache" / corpus.name
     cache.mkdir(parents=True, exist_ok=True)
     for pattern in ("metadata/*.json", "iden_split.txt", "voxceleb1_test_v2.txt"):
         for file in corpus.glob(pattern):
             shutil.copy(file, cache)  # what s3prl would download
-    if (corpus / "home").is_dir():
-        environment["HOME"] = str(corpus / "home")
     runs = []
     for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
         folder = Path("exp").resolve() / (options.task + (f"_{options.tag}" if options.tag else "")) / upstream.label
@@ -116,10 +117,9 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
         config |= {
             "prepare_data": prepare, "target_dir": str(folder / f"lr_{rate:g}"), "cache_dir": str(cache),
             "device": options.device, "num_workers": options.workers,
-            "build_upstream": {"name": upstream.name} | (
-                {"path_or_url": upstream.checkpoint} if upstream.checkpoint else {}),
+            "build_upstream": upstream.settings(),
         }  # fmt: skip
-        runs.append(Run(task, upstream, folder / f"lr_{rate:g}", config, environment))
+        runs.append(Run(task, upstream, folder / f"lr_{rate:g}", config))
     return runs
 
 
@@ -136,6 +136,9 @@ def main() -> None:
     if options.stop_stage == 0:
         return
     if options.stage <= 1:
+        if (corpus / "home").is_dir():  # with what s3prl would download into its cache
+            os.environ.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
+            os.environ["HOME"] = str(corpus / "home")
         for upstream in upstreams:
             if not task.problem:
                 run_query_by_example(options, corpus, upstream, configuration(options, task))
@@ -158,8 +161,9 @@ def write_best(
 
     command = os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")
     facts = {
-        "task": options.task, "tag": options.tag, "upstream": upstream.name,
-        "baseline": upstream.name == options.baseline,
+        "task": options.task, "tag": options.tag,
+        "upstream": upstream.name + (" (encoder)" if upstream.encoder_only else ""),
+        "baseline": upstream.encoder_only or upstream.name == options.baseline,
         "checkpoint": os.path.relpath(upstream.checkpoint) if upstream.checkpoint else "", "corpus": corpus.name,
         "rates": rates, "lr": best["lr"], "step": best["step"], "test": best["test"], "valid": best["valid"],
         "layer_weights": best["layer_weights"], "seed": options.seed, "command": command, "commit": commit(),

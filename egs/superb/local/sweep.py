@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,26 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Upstream:
-    """Whose states the task gets: a name of s3prl's hub, and a checkpoint where the name wants one."""
+    """Whose states the task gets: a name of s3prl's hub, and a checkpoint where the name wants one.
+
+    encoder_only: of a SpeechCLIP that brings its own checkpoint, leave the head's layer out.
+    """
 
     name: str
     checkpoint: str
+    encoder_only: bool = False
 
     @property
     def label(self) -> str:
         """For folders and tables."""
         parts = [part for part in Path(self.checkpoint).parts if part not in ("best", "last", "exp", "..", "/")]
-        return "_".join([self.name, *re.sub(r"\.(ckpt|pt)$", "", "_".join(parts[-1:])).split()])
+        given = re.sub(r"\.(ckpt|pt)$", "", parts[-1]) if parts else ""
+        return self.name + (f"_{given}" if given else "") + ("_encoder" if self.encoder_only else "")
+
+    def settings(self) -> dict[str, Any]:
+        """What s3prl's ``build_upstream`` wants to know."""
+        extra = {"extra_conf": {"head_layer": False}} if self.encoder_only else {}
+        return {"name": self.name, **({"path_or_url": self.checkpoint} if self.checkpoint else {}), **extra}
 
     def fingerprint(self) -> str:
         """Of the checkpoint's weights; empty for a name that brings its own."""
@@ -41,9 +50,11 @@ class Upstream:
         file = path / "model.safetensors" if path.is_dir() else path
         if not self.checkpoint or not file.is_file():
             return ""
+        digest = hashlib.sha256()
         with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()[:16] if sys.version_info >= (3, 11) else (
-                hashlib.sha256(handle.read()).hexdigest()[:16])
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()[:16]
 
 
 def merge(base: dict[str, Any], layer: dict[str, Any], source: str, at: str = "") -> dict[str, Any]:
@@ -92,7 +103,6 @@ class Run:
     upstream: Upstream
     folder: Path
     config: dict[str, Any]
-    environment: dict[str, str]
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run left, if its settings are these."""
@@ -117,9 +127,7 @@ class Run:
         settings.write_text(json.dumps(self.settings()))
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.config, sort_keys=False))
-        command = [sys.executable, "-m", "speechclip.upstream", "s3prl-main", self.task.problem]
-        command += ["--config", str(config)]
-        run_command(command, self.folder / "log.txt", self.environment)
+        run_s3prl(["s3prl-main", self.task.problem, "--config", str(config)], self.folder / "log.txt")
         (self.folder / RESULT).write_text(json.dumps(self._collect(), indent=2) + "\n")
 
     def _collect(self) -> dict[str, Any]:
@@ -147,16 +155,29 @@ def layer_weights(state_dict: Path) -> list[float]:
     return [round(value, 6) for value in weights.softmax(dim=0).tolist()]
 
 
-def run_command(command: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Run with output into ``log``; UserError with the line that tells why it failed."""
-    with log.open("a", encoding="utf-8") as handle:
-        status = subprocess.run(
-            command, stdout=handle, stderr=subprocess.STDOUT, env={**os.environ, **environment}, check=False
-        ).returncode
-    if status:
+def run_s3prl(words: list[str], log: Path) -> None:
+    """Run a command of ``python -m speechclip.upstream`` in a process of its own; ``log`` gets its output.
+
+    The processes are forked from one that has imported s3prl already. UserError with the line that tells why it failed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["speechclip.upstream.preload"])
+    process = context.Process(target=_work, args=(words, str(log)))
+    process.start()
+    process.join()
+    if process.exitcode:
         told = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         reason = told[-1].removeprefix("error: ") if told else "no output"
-        raise UserError(f"{reason} (status {status}; {log} has all)")
+        raise UserError(f"{reason} (status {process.exitcode}; {log} has all)")
+
+
+def _work(words: list[str], log: str) -> None:
+    from speechclip.upstream.__main__ import main
+
+    handle = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    main(words)
 
 
 def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
