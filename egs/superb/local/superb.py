@@ -70,7 +70,7 @@ def upstreams_of(options: Any) -> list[Upstream]:
     for upstream in wanted:
         if upstream.name.endswith("_local") and not upstream.checkpoint:
             raise UserError(f"--checkpoint: {upstream.name} wants one")
-        if upstream.checkpoint and not Path(upstream.checkpoint).exists():
+        if upstream.checkpoint and "://" not in upstream.checkpoint and not Path(upstream.checkpoint).exists():
             raise UserError(f"{upstream.checkpoint}: no such checkpoint")
     return wanted
 
@@ -100,7 +100,7 @@ def configuration(options: Any, task: Task) -> dict[str, Any]:
 
 
 def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[Run]:
-    """One run for each learning rate."""
+    """One run for each learning rate, in exp/<task>[_<tag>][_seed<N>]/<upstream>/lr_<rate>."""
     settings = configuration(options, task)
     if settings["stop"] is None:
         del settings["stop"]
@@ -110,9 +110,9 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
     for pattern in ("metadata/*.json", "iden_split.txt", "voxceleb1_test_v2.txt"):
         for file in corpus.glob(pattern):
             shutil.copy(file, cache)  # what s3prl would download
-    runs = []
+    name = options.task + (f"_{options.tag}" if options.tag else "") + (f"_seed{options.seed}" if options.seed else "")
+    folder, runs = Path("exp").resolve() / name / upstream.label, []
     for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
-        folder = Path("exp").resolve() / (options.task + (f"_{options.tag}" if options.tag else "")) / upstream.label
         config = merge(settings, {"build_optimizer": {"conf": {"lr": rate}}, "train": {"seed": options.seed}}, "--lr")
         config |= {
             "prepare_data": prepare, "target_dir": str(folder / f"lr_{rate:g}"), "cache_dir": str(cache),

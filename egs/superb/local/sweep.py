@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -91,8 +92,17 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         *outer, last = key[2:].split(".")
         for name in outer:
             inner = inner.setdefault(name, {})
-        inner[last] = yaml.safe_load(value if equals else queue.pop(0))
+        inner[last] = _value(value if equals else queue.pop(0))
     return settings
+
+
+def _value(text: str) -> Any:
+    """A YAML value; 1e-3 is a number too, which YAML wants written 1.0e-3."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 @dataclass(frozen=True)
