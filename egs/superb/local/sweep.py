@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from tasks import Task
 from speechclip.errors import UserError
 
 RESULT = "result.json"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,8 @@ def run_s3prl(words: list[str], log: Path) -> None:
 def _work(words: list[str], log: str) -> None:
     from speechclip.upstream.__main__ import main
 
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone: die with the fork server, and so with run.sh
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     handle = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
