@@ -34,7 +34,10 @@ def _speakers_of_commands(corpus: Path) -> list[set[str]]:
     found = SpeechCommandsV1(str(corpus / "speech_commands_v0.01"), str(corpus / "speech_commands_test_set_v0.01"))
     splits = found.data_split
     assert {item["class_name"] for item in splits[2].values()} == {"yes", "no", "_unknown_", "_silence_"}
-    return [{name.split("/")[1].split("_")[0] for name in split if "hum" not in name} for split in splits]
+    return [
+        {name.split("/")[1].split("_")[0] for name, item in split.items() if item["class_name"] != "_silence_"}
+        for split in splits
+    ]
 
 
 def _speakers_of_librispeech(corpus: Path) -> list[set[str]]:

@@ -35,8 +35,8 @@ def speech_commands(root: Path, scale: int, seed: int) -> None:
     people = {"train": SPEAKERS[: min(2 + 2 * scale, 16)], "valid": SPEAKERS[16:19], "test": SPEAKERS[19:24]}
     words = (COMMANDS + OTHER_WORDS) if scale > 1 else ("yes", "no", "bed")
     for split, speakers in people.items():
-        for number, speaker in enumerate(speakers):
-            name = _speaker_hash("valid" if split == "valid" else "train", number + 100 * (split == "valid"))
+        for speaker in speakers:
+            name = _speaker_hash("valid" if split == "valid" else "train", SPEAKERS.index(speaker))
             for word in words:
                 for take in range(3 if split == "train" and scale > 1 else 1):
                     label = word if split != "test" or word in COMMANDS else "_unknown_"
