@@ -173,6 +173,7 @@ def test_the_report_merges_rows_and_draws_the_weights(tmp_path: Path) -> None:
     assert "By hand." in text and text.count("<!-- results: begin superb -->") == 1
     assert [row[5] for row in rows[:2]] == ["50.00", "87.50"]  # both are kept, sorted by upstream
     assert rows[0][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
+    assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no head's state
     assert (tmp_path / "layer_weights.png").stat().st_size > 1000
     with pytest.raises(UserError, match="no finished task"):
         write_report(tmp_path / "nothing", results)

@@ -28,10 +28,11 @@ def write_report(experiments: Path, results: Path) -> None:
     text = results.read_text(encoding="utf-8") if results.is_file() else "# Results\n"
     tables = [_table("Scores", COLUMNS, [_row(best) for best in found], read_block(text, "superb", str(results)))]
     text = write_block(text, "superb", str(results), INTRODUCTION, tables, before="weights")
-    states = max(len(best["layer_weights"]) for best in found)
-    columns = ("task", "corpus", "upstream", "checkpoint", "seed", *map(str, range(states - 1)), "head")
-    rows = [_weights_row(best, states) for best in found]
     old = read_block(text, "weights", str(results))
+    before = [name for table in old.values() for name in table.columns if name.isdigit()]
+    states = max(len(before), *(len(best["layer_weights"]) - _has_head(best) for best in found))
+    columns = ("task", "corpus", "upstream", "checkpoint", "seed", *map(str, range(states)), "head")
+    rows = [_weights_row(best) for best in found]
     text = write_block(
         text, "weights", str(results), WEIGHTS_INTRODUCTION, [_table("Layer weights", columns, rows, old)], before=""
     )
@@ -51,9 +52,15 @@ def _row(best: dict[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _weights_row(best: dict[str, Any], states: int) -> dict[str, str]:
-    weights = [f"{value:.3f}" for value in best["layer_weights"]]
-    named = dict(zip((*map(str, range(states - 1)), "head"), weights))
+def _has_head(best: dict[str, Any]) -> bool:
+    """Whether the last state is a SpeechCLIP head's."""
+    return best["upstream"].startswith("speechclip") and not best["baseline"]
+
+
+def _weights_row(best: dict[str, Any]) -> dict[str, str]:
+    named = {str(state): f"{value:.3f}" for state, value in enumerate(best["layer_weights"])}
+    if _has_head(best):
+        named["head"] = named.pop(str(len(named) - 1))
     return {key: value for key, value in _row(best).items() if key in KEY} | named
 
 
@@ -73,10 +80,12 @@ def draw_weights(found: list[dict[str, Any]], folder: Path) -> list[Path]:
     import numpy as np
 
     with_head = [best for best in found if not best["baseline"]] or found
-    states = max(len(best["layer_weights"]) for best in with_head)
+    states = max(len(best["layer_weights"]) - _has_head(best) for best in with_head) + 1
     grid = np.full((len(with_head), states), np.nan)
     for row, best in enumerate(with_head):
-        grid[row, : len(best["layer_weights"])] = best["layer_weights"]
+        own = len(best["layer_weights"]) - _has_head(best)
+        grid[row, :own] = best["layer_weights"][:own]
+        grid[row, states - 1] = best["layer_weights"][own] if _has_head(best) else np.nan
     with plt.rc_context({"svg.hashsalt": "speechclip", "font.size": 9}):
         figure, axes = plt.subplots(figsize=(1.8 + 0.55 * states, 1.3 + 0.4 * len(with_head)), layout="constrained")
         image = axes.imshow(grid, cmap="cividis", vmin=0, aspect="auto")
