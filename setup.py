@@ -34,7 +34,7 @@ CORE = [
 EXTRAS = {
     # its import name is s3prl; never beside the package of that name
     "s3prl": ["espnet-s3prl==2026.5.14", "torchaudio>=2.11,<2.12", "tensorboardX", "pandas", "editdistance",
-              "sed_eval"],
+              "sed_eval", "dtw-python", "lxml"],  # the last two for SUPERB's QbE
     # what fairseq imports; tools/install.sh adds fairseq-fixed itself, without the compiler its metadata asks for
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],

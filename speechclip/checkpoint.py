@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -189,8 +190,9 @@ def locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
     """A configured encoder path: inside the checkpoint, as it is, or relative to the recipe it was trained in."""
     if path and not Path(path).is_absolute() and (folder / path).exists():
         return str(folder / path)
+    prefix, path = re.fullmatch(r"(s3prl:[^:]*:)?(.*)", path, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     moved = folder.resolve() / str(origin.get("recipe", ".")) / path
-    return str(moved) if path and not Path(path).exists() and moved.exists() else path
+    return prefix + (str(moved) if path and not Path(path).exists() and moved.exists() else path)
 
 
 def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:

@@ -26,8 +26,8 @@ class SpeechEncoderConfig:
     """The frozen speech encoder.
 
     Attributes:
-        path: transformers folder or hub id of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper; or fairseq's
-            HuBERT file.
+        path: transformers folder or hub id of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper; fairseq's HuBERT
+            file; or "s3prl:NAME", "s3prl:NAME:CHECKPOINT" for an upstream of s3prl.
         normalize: zero mean and unit variance for each waveform; null follows the encoder's preprocessor_config.json.
         window_seconds: length Whisper's input is padded to (30 as it was trained; less is faster).
         layers: hidden states to mix, e.g. [0, 6, 12]; null takes all.

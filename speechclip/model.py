@@ -16,7 +16,7 @@ from speechclip.constants import SAMPLE_RATE
 from speechclip.data.audio import load_audio
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip
-from speechclip.encoders.speech import SpeechFeatures, WaveformEncoder, WhisperSpeechEncoder
+from speechclip.encoders.speech import LoadedEncoder, SpeechFeatures
 from speechclip.errors import UserError
 from speechclip.heads.base import CASCADED, PARALLEL, HeadOutput, SpeechOutput
 from speechclip.heads.keywords import KeywordHead
@@ -74,7 +74,7 @@ class SpeechCLIP(nn.Module):
         layer_mix: LayerMix,
         head: ParallelHead | KeywordHead,
         loss: ContrastiveLoss,
-        speech_encoder: WaveformEncoder | WhisperSpeechEncoder | None = None,
+        speech_encoder: LoadedEncoder | None = None,
         clip: OpenClip | None = None,
         vocabulary: Vocabulary | None = None,
     ) -> None:
@@ -269,7 +269,7 @@ def build(
     config: ModelConfig,
     dimensions: Dimensions,
     *,
-    speech_encoder: WaveformEncoder | WhisperSpeechEncoder | None = None,
+    speech_encoder: LoadedEncoder | None = None,
     clip: OpenClip | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> SpeechCLIP:

@@ -20,11 +20,15 @@ LEVELS = (
     ("model", "eval", "report"),
     ("checkpoint", "embed", "extract"),
     ("pretrained", "pack"),
-    ("train",),
+    ("train", "upstream"),
     ("assemble",),
     ("bin",),
 )
-UPWARDS = {("model", "pretrained")}  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model
+UPWARDS = {
+    ("model", "pretrained"),  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model
+    ("upstream", "bin"),  # its command line has this project's argument parser
+}
+UPSTREAM_SEES = {"errors", "constants", "compat", "config", "model", "checkpoint", "pretrained", "bin"}
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SCRIPTS = sorted(path.stem for path in (ROOT / "speechclip" / "bin").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "open_clip", "librosa", "matplotlib", "lightning_fabric")
@@ -50,9 +54,7 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-MODULES = sorted(
-    path for path in (ROOT / "speechclip").rglob("*.py") if path.parent != ROOT / "speechclip" / "upstream"
-)
+MODULES = sorted((ROOT / "speechclip").rglob("*.py"))
 
 
 def test_every_module_has_its_place() -> None:
@@ -69,6 +71,11 @@ def test_imports_go_one_way(path: Path) -> None:
         return
     for other in {name for name in _imports(path) - {part} if (part, name) not in UPWARDS}:
         assert LEVEL[other] < LEVEL[part], f"{part} imports {other}"
+
+
+def test_the_upstream_sees_the_model_and_its_checkpoints_alone() -> None:
+    seen = [_imports(path) - {"upstream"} for path in MODULES if _part(path) == "upstream"]
+    assert {"model", "checkpoint"} <= set().union(*seen) <= UPSTREAM_SEES
 
 
 def test_the_order_is_seen_to_be_broken(tmp_path: Path) -> None:

@@ -7,14 +7,17 @@ Compares, on utterances of a data directory (or on noise, without --data_dir):
   padding  an utterance encoded in a length-sorted batch with the same utterance alone, and the same in corpus order
 Relative error: |a - b| / |b| over all values of a layer (Frobenius norms), mean over utterances.
 
-Usage: tools/measure_feature_costs.py --encoder FOLDER [--normalize true|false] [--data_dir DIR] [--utterances 64]
-       [--batch 8] [--crop 6.4] [--seed 0];  --encoder random:base and random:large are HuBERT's full shapes, untrained.
+With --checkpoint instead of --encoder, the head's layer is one more state: what the s3prl upstream returns.
+
+Usage: tools/measure_feature_costs.py --encoder FOLDER | --checkpoint FOLDER [--normalize true|false]
+       [--data_dir DIR] [--utterances 64] [--batch 8] [--crop 6.4] [--seed 0];
+       --encoder random:base and random:large are HuBERT's full shapes, untrained.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,8 @@ from speechclip.constants import HOP, SAMPLE_RATE
 from speechclip.data.audio import load_audio
 from speechclip.data.kaldi import DataDir
 from speechclip.encoders.speech import load_speech_encoder
-from speechclip.errors import exit_on_user_error
+from speechclip.errors import UserError, exit_on_user_error
+from speechclip.model import SpeechCLIP
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> np.ndarray:
@@ -69,11 +73,23 @@ def load_or_make(name: str, normalize: bool | None) -> object:
         )
 
 
+def upstream_states(checkpoint: str) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
+    """What the s3prl upstream of a checkpoint computes, in the form of a speech encoder."""
+    model = SpeechCLIP.from_pretrained(checkpoint)
+
+    def encode(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        states, frames = model.hidden_states(waves)
+        return torch.stack(states, dim=1), frames
+
+    return encode
+
+
 @exit_on_user_error
 def main() -> None:
     """Measure and print a table."""
     parser = ArgumentParser(prog="measure_feature_costs.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--encoder", required=True, help="transformers folder, random:base or random:large")
+    parser.add_argument("--checkpoint", default=None, help="trained SpeechCLIP; measures its upstream's states")
+    parser.add_argument("--encoder", default=None, help="transformers folder, random:base or random:large")
     parser.add_argument(
         "--normalize", choices=("true", "false"), default=None, help="as model.speech_encoder.normalize"
     )
@@ -86,7 +102,10 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    encoder = load_or_make(options.encoder, None if options.normalize is None else options.normalize == "true")
+    if (options.encoder is None) == (options.checkpoint is None):
+        raise UserError("give either --encoder or --checkpoint")
+    normalize = None if options.normalize is None else options.normalize == "true"
+    encoder = upstream_states(options.checkpoint) if options.checkpoint else load_or_make(options.encoder, normalize)
     if options.data_dir:
         found = DataDir.load(Path(options.data_dir)).utterances
         drawn = rng.permutation(len(found))[: options.utterances]
@@ -110,7 +129,8 @@ def main() -> None:
             crops.append(relative_error(alone[i][:, first // HOP : (first + limit) // HOP], states[0]))
     if crops:
         rows[f"crop to {options.crop} s ({len(crops)} utt.)"] = crops
-    print(f"{options.encoder}: {count} utterances, batches of {options.batch}, seed {options.seed}, commit {commit()}")
+    measured = options.encoder or options.checkpoint
+    print(f"{measured}: {count} utterances, batches of {options.batch}, seed {options.seed}, commit {commit()}")
     for name, errors in rows.items():
         mean = np.mean(errors, axis=0)
         print(f"{name:32} mean {mean.mean():.2e}  by layer " + " ".join(f"{value:.1e}" for value in mean))

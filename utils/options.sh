@@ -15,7 +15,8 @@ nj=2                     #: processes for data preparation
 ngpu=0                   #: GPUs for training; with more than one, torchrun starts as many processes
 corpus=                  #: folder of the corpus, where the recipe cannot make or find it
 models=                  #: folder with the encoders' files: fairseq's and OpenAI's .pt, or transformers folders
-speech_encoder=          #: folder, file or hub id of another speech encoder than conf/'s
+speech_encoder=          #: folder, file or hub id of another speech encoder than conf/'s, or
+                         #: s3prl:NAME, s3prl:NAME:CHECKPOINT for an upstream of s3prl
 clip=                    #: another CLIP than conf/'s: folder, file or NAME:PRETRAINED
 vocabulary=all           #: captions counted for data/clip_vocabulary.tsv: all of the corpus, or only train
 clip_embeddings=         #: .npz (ids, embeddings) of the images, in place of CLIP's image tower

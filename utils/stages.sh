@@ -180,7 +180,7 @@ depends_on_encoders() {
     local file
     depends_on_layers "${model_layers[@]}"
     depends value "encoders=${encoder_overrides[*]}"
-    for file in "$speech_encoder" "$clip" "$clip_embeddings" "$text_embeddings"; do
+    for file in "${speech_encoder#s3prl:*:}" "$clip" "$clip_embeddings" "$text_embeddings"; do
         [[ ! -e $file ]] || depends path "$file"
     done
 }

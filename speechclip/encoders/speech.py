@@ -1,4 +1,4 @@
-"""Frozen speech encoders of transformers: waveforms in, every hidden state out.
+"""Frozen speech encoders: waveforms in, every hidden state out. Those of transformers are here, s3prl's beside it.
 
 HuBERT, wav2vec 2.0, WavLM, data2vec-audio and Whisper. Frame masks, frame counts and the numbering of hidden states
 follow fairseq's HuBERT, with which SpeechCLIP was trained (Shih et al. 2022; arXiv 2210.00705).
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from speechclip.config import SpeechEncoderConfig
 from speechclip.constants import FRAME_SECONDS, HOP, SAMPLE_RATE
 from speechclip.errors import UserError
 
+if TYPE_CHECKING:
+    from speechclip.encoders.s3prl_upstream import S3prlEncoder
+
+LoadedEncoder = Union["WaveformEncoder", "WhisperSpeechEncoder", "S3prlEncoder"]  # what load_speech_encoder returns
 WAVEFORM_MODELS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 
 
@@ -223,12 +227,16 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_speech_encoder(config: SpeechEncoderConfig) -> WaveformEncoder | WhisperSpeechEncoder:
-    """Load the encoder that ``config.path`` names: a transformers folder, a hub id, or fairseq's HuBERT file ``.pt``.
+def load_speech_encoder(config: SpeechEncoderConfig) -> LoadedEncoder:
+    """Load the encoder ``config.path`` names: a transformers folder, a hub id, fairseq's HuBERT ``.pt``, an s3prl upstream.
 
     Raises:
         UserError: no such folder, no readable weights, or a model type that is not supported.
     """
+    if config.path.startswith("s3prl:"):
+        from speechclip.encoders.s3prl_upstream import load_s3prl_encoder
+
+        return load_s3prl_encoder(config)
     from speechclip.compat import prepare
 
     prepare()

@@ -1,0 +1,109 @@
+"""The SUPERB table of everything in exp/, and a picture of the layer weights the tasks have learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sweep import score
+from tasks import TASKS
+
+from speechclip.errors import UserError
+from speechclip.report.markdown import Table, code, read_block, write_block
+
+COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "lr (of)", "step", "seed", "commit", "command")
+KEY = ("task", "corpus", "upstream", "checkpoint", "seed")
+INTRODUCTION = """Test scores in percent; of the learning rates tried, that which is best on validation. Rows with
+`speechclip_encoder_local` are the baseline: the same HuBERT on the same data without the head's layer."""
+WEIGHTS_INTRODUCTION = """Softmax weights of the hidden states, learned by each task. State 0 is the input of the first
+layer; `head` is SpeechCLIP's own layer. Equal shares would be 1 / states."""
+
+
+def write_report(experiments: Path, results: Path) -> None:
+    """Merge the rows of all sweeps into RESULTS.md and draw layer_weights.png and .svg beside it."""
+    found = [json.loads(path.read_text()) for path in sorted(experiments.glob("*/*/best.json"))]
+    if not found:
+        raise UserError(f"{experiments}: no finished task; stage 1 makes one")
+    text = results.read_text(encoding="utf-8") if results.is_file() else "# Results\n"
+    tables = [_table("Scores", COLUMNS, [_row(best) for best in found], read_block(text, "superb", str(results)))]
+    text = write_block(text, "superb", str(results), INTRODUCTION, tables, before="weights")
+    old = read_block(text, "weights", str(results))
+    before = [name for table in old.values() for name in table.columns if name.isdigit()]
+    states = max(len(before), *(len(best["layer_weights"]) - _has_head(best) for best in found))
+    columns = ("task", "corpus", "upstream", "checkpoint", "seed", *map(str, range(states)), "head")
+    rows = [_weights_row(best) for best in found]
+    text = write_block(
+        text, "weights", str(results), WEIGHTS_INTRODUCTION, [_table("Layer weights", columns, rows, old)], before=""
+    )
+    results.write_text(text, encoding="utf-8")
+    print(f"wrote {results}: rows of {len(found)} sweeps")
+    for path in draw_weights(found, results.parent):
+        print(f"wrote {path}")
+
+
+def _row(best: dict[str, Any]) -> dict[str, str]:
+    task = TASKS[best["task"]]
+    return {
+        "task": task.name, "metric": task.label, "corpus": best["corpus"], "upstream": best["upstream"],
+        "checkpoint": best["checkpoint"], "test": f"{score(task, best['test']) * task.percent:.2f}",
+        "lr (of)": f"{best['lr']:g} ({' '.join(f'{rate:g}' for rate in best['rates'])})", "step": str(best["step"]),
+        "seed": str(best["seed"]), "commit": best["commit"], "command": code(best["command"]),
+    }  # fmt: skip
+
+
+def _has_head(best: dict[str, Any]) -> bool:
+    """Whether the last state is a SpeechCLIP head's."""
+    return best["upstream"].startswith("speechclip") and not best["baseline"]
+
+
+def _weights_row(best: dict[str, Any]) -> dict[str, str]:
+    named = {str(state): f"{value:.3f}" for state, value in enumerate(best["layer_weights"])}
+    if _has_head(best):
+        named["head"] = named.pop(str(len(named) - 1))
+    return {key: value for key, value in _row(best).items() if key in KEY} | named
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, str]], old: dict[str, Table]) -> Table:
+    """The new rows and those old ones that they do not replace, sorted."""
+    kept = {tuple(row.get(key, "") for key in KEY): dict(row) for row in (old[title].rows if title in old else ())}
+    kept |= {tuple(row.get(key, "") for key in KEY): row for row in rows}
+    return Table(title, columns, tuple(kept[key] for key in sorted(kept)))
+
+
+def draw_weights(found: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """One row a task and upstream, one column a hidden state; the numbers stand in the cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    with_head = [best for best in found if not best["baseline"]] or found
+    states = max(len(best["layer_weights"]) - _has_head(best) for best in with_head) + 1
+    grid = np.full((len(with_head), states), np.nan)
+    for row, best in enumerate(with_head):
+        own = len(best["layer_weights"]) - _has_head(best)
+        grid[row, :own] = best["layer_weights"][:own]
+        grid[row, states - 1] = best["layer_weights"][own] if _has_head(best) else np.nan
+    with plt.rc_context({"svg.hashsalt": "speechclip", "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(1.8 + 0.55 * states, 1.3 + 0.4 * len(with_head)), layout="constrained")
+        image = axes.imshow(grid, cmap="cividis", vmin=0, aspect="auto")
+        for (row, column), value in np.ndenumerate(grid):
+            if states <= 16 and not np.isnan(value):
+                dark = value < np.nanmax(grid) * 0.6
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
+        axes.set_yticks(range(len(with_head)), [_name(best) for best in with_head])
+        axes.set_xticks(range(states), [*map(str, range(states - 1)), "head"])
+        axes.set_xlabel("hidden state")
+        figure.colorbar(image, label="learned weight")
+        paths = [folder / f"layer_weights.{kind}" for kind in ("png", "svg")]
+        for path in paths:
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        plt.close(figure)
+    return paths
+
+
+def _name(best: dict[str, Any]) -> str:
+    parts = [part for part in Path(best["checkpoint"]).parts if part not in ("best", "last")]
+    return f"{TASKS[best['task']].name}, {parts[-1] if parts else best['upstream']}"

@@ -1,0 +1,176 @@
+"""One SUPERB task with a SpeechCLIP as the upstream, and with a baseline. Called by run.sh, which tells the options."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from query import run_query_by_example
+from report import write_report
+from sweep import Run, Upstream, merge, parse_overrides, read_yaml, sweep
+from tasks import TASKS, Task, check_corpus
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import UserError, exit_on_user_error
+
+ENCODER = "speechclip_encoder_local"
+RECIPE = Path(__file__).resolve().parents[1]
+
+
+def parser() -> ArgumentParser:
+    """The options, as run.sh hands them on; what follows them changes s3prl's configuration."""
+    made = ArgumentParser(prog="superb.py", description=__doc__)
+    made.add_argument("--task", choices=list(TASKS), required=True)
+    for name in ("upstream", "checkpoint", "baseline", "baseline_checkpoint", "corpus", "config", "tag", "lr"):
+        made.add_argument(f"--{name}", default="")
+    for name in ("stage", "stop_stage", "scale", "seed", "nj", "workers"):
+        made.add_argument(f"--{name}", type=int, default=0)
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--pseudo", choices=("true", "false"), default="false")
+    made.add_argument("--force", choices=("true", "false"), default="false")
+    made.add_argument("overrides", nargs="*", default=[])
+    return made
+
+
+def corpus_of(options: Any, task: Task) -> Path:
+    """Stage 0: the corpus folder, checked; with --pseudo true made, where it is not there yet."""
+    if options.pseudo == "false":
+        if not options.corpus:
+            raise UserError(f"--corpus: give the folder of {task.name}'s corpus, or --pseudo true for generated data")
+        corpus = Path(options.corpus)
+    else:
+        from layouts import MAKERS
+
+        corpus = Path("data") / f"{task.layout}_{options.scale}_{options.seed}"
+        if not corpus.is_dir():
+            print(f"{corpus}: generating", flush=True)
+            part = corpus.with_name(f"{corpus.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            # librimix's tables hold absolute paths: they have to be the last ones
+            MAKERS[task.layout](part, max(1, options.scale), options.seed)
+            for table in part.glob("*/wav.scp"):
+                table.write_text(table.read_text().replace(f"{part.resolve()}/", f"{corpus.resolve()}/"))
+            part.rename(corpus)
+    check_corpus(options.task, corpus)
+    return corpus.resolve()
+
+
+def upstreams_of(options: Any) -> list[Upstream]:
+    """The upstream that is asked for and its baseline. Raises UserError where a checkpoint is missing."""
+    wanted = [Upstream(options.upstream, _absolute(options.checkpoint))]
+    encoder = options.baseline == ENCODER  # the same weights without the head; QbE has its states as they are
+    if options.baseline and options.baseline != options.upstream and not (encoder and options.task == "qbe"):
+        checkpoint = _absolute(options.baseline_checkpoint or (options.checkpoint if encoder else ""))
+        if not encoder or checkpoint:
+            wanted.append(Upstream(options.baseline, checkpoint))
+        elif options.upstream.startswith("speechclip"):
+            wanted.append(Upstream(options.upstream, "", encoder_only=True))
+    for upstream in wanted:
+        if upstream.name.endswith("_local") and not upstream.checkpoint:
+            raise UserError(f"--checkpoint: {upstream.name} wants one")
+        if upstream.checkpoint and "://" not in upstream.checkpoint and not Path(upstream.checkpoint).exists():
+            raise UserError(f"{upstream.checkpoint}: no such checkpoint")
+    return wanted
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path and "://" not in path else path
+
+
+def learning_rates(words: str, own: float) -> list[float]:
+    """The numbers of --lr; the task's own where there are none."""
+    try:
+        rates = [float(word) for word in words.split()] or [own]
+    except ValueError as error:
+        raise UserError(f"--lr: {error}") from error
+    if any(not 0 < rate < 100 for rate in rates):
+        raise UserError(f"--lr: {words}: learning rates are above 0")
+    return rates
+
+
+def configuration(options: Any, task: Task) -> dict[str, Any]:
+    """Layers: the task's settings, those for generated data, --config, what follows the options."""
+    settings = read_yaml(RECIPE / "conf" / f"{options.task}.yaml")
+    layers = [RECIPE / "conf" / "small" / f"{options.task}.yaml"] if options.pseudo == "true" and task.problem else []
+    for layer in [*layers, *([Path(options.config)] if options.config else [])]:
+        settings = merge(settings, read_yaml(layer), str(layer))
+    return merge({"stop": None, **settings}, parse_overrides(options.overrides), "after --")
+
+
+def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[Run]:
+    """One run for each learning rate, in exp/<task>[_<tag>][_seed<N>]/<upstream>/lr_<rate>."""
+    settings = configuration(options, task)
+    if settings["stop"] is None:
+        del settings["stop"]
+    prepare = settings.get("prepare_data", {}) | {key: str(corpus / below) for key, below in task.data.items()}
+    cache = Path("exp").resolve() / "cache" / corpus.name
+    cache.mkdir(parents=True, exist_ok=True)
+    for pattern in ("metadata/*.json", "iden_split.txt", "voxceleb1_test_v2.txt"):
+        for file in corpus.glob(pattern):
+            shutil.copy(file, cache)  # what s3prl would download
+    name = options.task + (f"_{options.tag}" if options.tag else "") + (f"_seed{options.seed}" if options.seed else "")
+    folder, runs = Path("exp").resolve() / name / upstream.label, []
+    for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
+        config = merge(settings, {"build_optimizer": {"conf": {"lr": rate}}, "train": {"seed": options.seed}}, "--lr")
+        config |= {
+            "prepare_data": prepare, "target_dir": str(folder / f"lr_{rate:g}"), "cache_dir": str(cache),
+            "device": options.device, "num_workers": options.workers,
+            "build_upstream": upstream.settings(),
+        }  # fmt: skip
+        runs.append(Run(task, upstream, folder / f"lr_{rate:g}", config))
+    return runs
+
+
+@exit_on_user_error
+def main() -> None:
+    """Stages 0 to 2 of run.sh."""
+    options = parser().parse_args()
+    task = TASKS[options.task]
+    upstreams = upstreams_of(options)
+    if options.nj < 1:
+        raise UserError(f"--nj: {options.nj}; at least 1")
+    configuration(options, task)  # a mistake in it is told before anything is written
+    corpus = corpus_of(options, task) if options.stage <= 1 else Path()
+    if options.stop_stage == 0:
+        return
+    if options.stage <= 1:
+        if (corpus / "home").is_dir():  # with what s3prl would download into its cache
+            os.environ.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
+            os.environ["HOME"] = str(corpus / "home")
+        for upstream in upstreams:
+            if not task.problem:
+                run_query_by_example(options, corpus, upstream, configuration(options, task))
+                continue
+            runs = runs_of(options, task, corpus, upstream)
+            best = sweep(runs, options.nj, options.force == "true")
+            rates = [run.config["build_optimizer"]["conf"]["lr"] for run in runs]
+            write_best(runs[0].folder.parent, options, upstream, corpus, best, rates)
+    if options.stop_stage >= 2:
+        write_report(Path("exp"), Path("RESULTS.md"))
+
+
+def write_best(
+    folder: Path, options: Any, upstream: Upstream, corpus: Path, best: dict[str, Any], rates: list[float]
+) -> None:
+    """``best.json`` of a sweep: what the report reads."""
+    import json
+
+    from speechclip.checkpoint import commit
+
+    command = os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")
+    facts = {
+        "task": options.task, "tag": options.tag,
+        "upstream": upstream.name + (" (encoder)" if upstream.encoder_only else ""),
+        "baseline": upstream.encoder_only or upstream.name == options.baseline,
+        "checkpoint": os.path.relpath(upstream.checkpoint) if upstream.checkpoint else "", "corpus": corpus.name,
+        "rates": rates, "lr": best["lr"], "step": best["step"], "test": best["test"], "valid": best["valid"],
+        "layer_weights": best["layer_weights"], "seed": options.seed, "command": command, "commit": commit(),
+        "weights": best["settings"]["weights"],
+    }  # fmt: skip
+    (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Runs an unmodified command of s3prl with this project's upstreams registered.
+
+    python -m speechclip.upstream s3prl-main SuperbKS --config conf.yaml --build_upstream.name speechclip_local ...
+    python -m speechclip.upstream run_downstream -m evaluate -u speechclip_local -k exp/run/best ...
+
+What follows the command's name goes to it as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import exit_on_user_error
+
+COMMANDS = {"s3prl-main": "s3prl.main", "run_downstream": "s3prl.run_downstream"}
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Register, give back what s3prl calls and packages have dropped, and run the command in this process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = ArgumentParser(prog="speechclip.upstream", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=sorted(COMMANDS), help="command of s3prl; its own arguments follow")
+    command = parser.parse_args(words[:1]).command
+    # s3prl resumes from files of its own that hold more than tensors
+    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+
+    from speechclip.upstream import register
+    from speechclip.upstream.provide import provide
+
+    register()
+    provide()
+    sys.argv = [command, *words[1:]]
+    runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""For multiprocessing's fork server, which can only import: everything an s3prl command needs, loaded and registered.
+
+Processes forked from it start at once, where each would else import for seconds. Nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+from speechclip.upstream import register
+from speechclip.upstream.provide import provide
+
+register()
+provide()
+
+import s3prl.problem  # noqa: E402, F401 # only now that torchaudio can be imported
+import transformers.models.hubert.modeling_hubert  # noqa: E402, F401

@@ -1,0 +1,251 @@
+"""egs/superb: settings, sweeps, the report, what is told of mistakes, and whole tasks (slow)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import whole_model
+
+from speechclip.checkpoint import save_checkpoint
+from speechclip.compat import prepare
+from speechclip.errors import UserError
+
+RECIPE = Path(__file__).resolve().parents[1] / "egs" / "superb"
+sys.path.insert(0, str(RECIPE / "local"))
+import superb  # noqa: E402
+import sweep  # noqa: E402
+from report import write_report  # noqa: E402
+from tasks import TASKS  # noqa: E402
+
+needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3prl' is not installed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random SpeechCLIP."""
+    folder, before = tmp_path_factory.mktemp("recipe"), Path.cwd()
+    model, config = whole_model(folder, "parallel")
+    os.chdir(folder)
+    try:
+        save_checkpoint(Path("exp") / "tiny" / "best", model, model.trained_state(), config, {"seed": 0})
+    finally:
+        os.chdir(before)
+    return str(folder / "exp" / "tiny" / "best")
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_has_its_settings(name: str) -> None:
+    task = TASKS[name]
+    options = SimpleNamespace(task=name, pseudo="true", config="", overrides=[])
+    settings = superb.configuration(options, task)
+    if task.problem:
+        assert settings["train"]["total_steps"] <= 50
+        options.pseudo = "false"
+        assert superb.configuration(options, task)["train"]["total_steps"] >= 30000  # SUPERB's own
+
+
+@needs_s3prl
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.problem])
+def test_the_shipped_settings_are_s3prls_own(name: str) -> None:
+    prepare()
+    from omegaconf import OmegaConf
+    from s3prl import problem
+
+    own = OmegaConf.to_container(OmegaConf.create(getattr(problem, TASKS[name].problem)().default_config()))
+    shipped = superb.configuration(SimpleNamespace(task=name, pseudo="false", config="", overrides=[]), TASKS[name])
+    for key in ("build_dataset", "build_batch_sampler", "build_optimizer", "build_featurizer", "build_task"):
+        assert shipped.get(key) == own.get(key), key
+    assert shipped.get("build_downstream") == own.get("build_downstream")
+    for key in ("total_steps", "gradient_accumulate", "gradient_clipping", "valid_metric"):
+        assert shipped["train"][key] == own["train"][key], key
+
+
+def test_layers_merge_and_an_unknown_key_is_named() -> None:
+    base = {"train": {"total_steps": 5, "seed": 0}, "prepare_data": {}}
+    assert sweep.merge(base, {"train": {"seed": 3}}, "x.yaml") == {
+        "train": {"total_steps": 5, "seed": 3}, "prepare_data": {},
+    }  # fmt: skip
+    assert sweep.merge(base, {"prepare_data": {"new": 1}}, "x")["prepare_data"] == {"new": 1}
+    with pytest.raises(UserError, match=r"x\.yaml: train\.steps: no such setting \(known here: total_steps, seed\)"):
+        sweep.merge(base, {"train": {"steps": 3}}, "x.yaml")
+    assert sweep.parse_overrides(["--a.b", "1e-1", "--a.c=[x, y]"]) == {"a": {"b": 0.1, "c": ["x", "y"]}}
+    for words in (["a.b", "1"], ["--a.b"]):
+        with pytest.raises(UserError, match="--name.of.setting"):
+            sweep.parse_overrides(words)
+
+
+def test_the_baseline_is_the_same_encoder_without_the_head(checkpoint: str) -> None:
+    def chosen(**given: str) -> list[tuple[str, str, bool]]:
+        options = {"task": "ks", "upstream": "speechclip_local", "checkpoint": "", "baseline_checkpoint": ""}
+        found = superb.upstreams_of(SimpleNamespace(**{**options, "baseline": superb.ENCODER, **given}))
+        return [(item.name, item.checkpoint, item.encoder_only) for item in found]
+
+    local, encoder = ("speechclip_local", checkpoint, False), ("speechclip_encoder_local", checkpoint, False)
+    assert chosen(checkpoint=checkpoint) == [local, encoder]
+    assert chosen(checkpoint=checkpoint, baseline="") == [local]
+    assert chosen(checkpoint=checkpoint, baseline="hubert") == [local, ("hubert", "", False)]
+    assert chosen(checkpoint=checkpoint, task="qbe") == [local]
+    named = "speechclip_parallel_large"
+    assert chosen(upstream=named) == [(named, "", False), (named, "", True)]
+    assert chosen(upstream="hubert") == [("hubert", "", False)]
+    assert sweep.Upstream(named, "", True).settings() == {"name": named, "extra_conf": {"head_layer": False}}
+    assert sweep.Upstream("speechclip_local", checkpoint).label == "speechclip_local_tiny"
+    with pytest.raises(UserError, match="speechclip_local wants one"):
+        chosen()
+
+
+def test_learning_rates() -> None:
+    assert superb.learning_rates("1e-3 0.1", 5.0) == [0.001, 0.1] and superb.learning_rates("", 5.0) == [5.0]
+    for words in ("fast", "0", "-1e-3"):
+        with pytest.raises(UserError, match="--lr"):
+            superb.learning_rates(words, 1.0)
+
+
+def _finished(folder: Path, task: str, lr: float, valid: float, test: float) -> sweep.Run:
+    config = {"build_optimizer": {"conf": {"lr": lr}}, "train": {"total_steps": 5}}
+    run = sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder / f"lr_{lr:g}", config)
+    run.folder.mkdir(parents=True)
+    metric = TASKS[task].valid_metric
+    result = {"settings": run.settings(), "valid": {metric: valid}, "test": {TASKS[task].metric: test}, "lr": lr}
+    (run.folder / "result.json").write_text(json.dumps(result))
+    return run
+
+
+def test_validation_decides_a_sweep_and_what_is_done_is_not_repeated(tmp_path: Path) -> None:
+    runs = [_finished(tmp_path / "ks", "ks", lr, valid, test) for lr, valid, test in
+            ((0.1, 0.5, 0.9), (0.01, 0.7, 0.6), (0.001, 0.6, 0.8))]  # fmt: skip
+    assert sweep.sweep(runs, 2, force=False)["lr"] == 0.01
+    runs = [_finished(tmp_path / "asr", "asr", lr, valid, 0.5) for lr, valid in ((0.1, 0.5), (0.01, 0.7))]
+    assert sweep.sweep(runs, 1, force=False)["lr"] == 0.1  # of error rates, the lower
+
+
+def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
+    run = _finished(tmp_path, "ks", 0.1, 0.5, 0.5)
+    run.config["train"]["total_steps"] = 6
+    assert run.result() is None
+    (run.folder / "settings.json").write_text(json.dumps({"config": {}, "weights": ""}))
+    with pytest.raises(UserError, match="begun with other settings; --force true"):
+        run.start()
+
+
+@needs_s3prl
+@pytest.mark.slow
+def test_a_failed_command_is_told_by_its_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(UserError, match=r"No such file.*/no/such\.yaml.* \(status 1; .*log has all\)$"):
+        sweep.run_s3prl(["s3prl-main", "SuperbKS", "--config", "/no/such.yaml"], log)
+    assert "Traceback" in log.read_text()
+
+
+def test_layer_weights_are_the_softmax(tmp_path: Path) -> None:
+    torch.save({"featurizer.weights": torch.tensor([0.0, 1.0986123])}, tmp_path / "s.pt")  # ln 3
+    assert sweep.layer_weights(tmp_path / "s.pt") == [0.25, 0.75]
+
+
+def _best(folder: Path, upstream: str, test: float, weights: list[float]) -> None:
+    folder.mkdir(parents=True)
+    facts = {
+        "task": "sid", "tag": "", "upstream": upstream, "baseline": "encoder" in upstream, "checkpoint": "a/best",
+        "corpus": "vox", "rates": [0.1, 0.01], "lr": 0.01, "step": 7, "test": {"accuracy": test, "loss": 1},
+        "valid": {}, "layer_weights": weights, "seed": 0, "command": "./run.sh", "commit": "abc", "weights": "f",
+    }  # fmt: skip
+    (folder / "best.json").write_text(json.dumps(facts))
+
+
+def test_the_report_merges_rows_and_draws_the_weights(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# SUPERB\n\nBy hand.\n")
+    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
+    write_report(tmp_path / "exp", results)
+    _best(tmp_path / "exp2" / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
+    write_report(tmp_path / "exp2", results)
+    text = results.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| SID")]
+    assert "By hand." in text and text.count("<!-- results: begin superb -->") == 1
+    assert [row[5] for row in rows[:2]] == ["50.00", "87.50"]  # both are kept, sorted by upstream
+    assert rows[0][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
+    assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no head's state
+    assert (tmp_path / "layer_weights.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="no finished task"):
+        write_report(tmp_path / "nothing", results)
+
+
+def _run(*words: str, cwd: Path = RECIPE) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SPEECHCLIP_PYTHON": sys.executable}
+    return subprocess.run(
+        [str(cwd / "run.sh"), *words], capture_output=True, text=True, timeout=1200, check=False, env=environment
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--task", "tts"], 2, "invalid choice: 'tts'"),
+        (["--task", "ks", "--checkpoint", "/no/such"], 1, "/no/such: no such checkpoint"),
+        (["--task", "ks"], 1, "--checkpoint: speechclip_local wants one"),
+        (["--task", "ks", "--checkpoint", "CKPT"], 1, "--corpus: give the folder of KS's corpus, or --pseudo true"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/no/such"], 1, "/no/such: no such folder"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/tmp", "--", "--train.steps", "3"], 1, "train.steps"),
+        (["--task", "ks", "--nj", "0", "--checkpoint", "CKPT"], 1, "--nj: 0"),
+        (["--tsk", "ks"], 2, "did you mean --task?"),
+    ],
+)
+def test_what_is_wrong_is_one_line(checkpoint: str, words: list[str], status: int, told: str) -> None:
+    ended = _run(*(checkpoint if word == "CKPT" else word for word in words))
+    assert ended.returncode == status, ended.stderr
+    assert told in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ")
+
+
+def _copy(folder: Path) -> Path:
+    """The recipe in a repository of its own, so that its exp/ and data/ stay out of this one."""
+    import shutil
+
+    root = RECIPE.parents[1]
+    for part in ("egs/superb", "egs/mini/local", "utils"):
+        ignored = shutil.ignore_patterns("exp", "data", "RESULTS.md", "__pycache__")
+        shutil.copytree(root / part, folder / part, ignore=ignored)
+    (folder / "speechclip").symlink_to(root / "speechclip")
+    return folder / "egs" / "superb"
+
+
+@needs_s3prl
+@pytest.mark.slow
+def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -> None:
+    recipe = _copy(tmp_path / "repository")
+    words = ["--task", "ks", "--pseudo", "true", "--checkpoint", checkpoint, "--lr", "1e-3 1e-2", "--nj", "2"]
+    ended = _run(*words, cwd=recipe)
+    assert ended.returncode == 0, ended.stderr
+    best: dict[str, Any] = json.loads((recipe / "exp/ks/speechclip_local_tiny/best.json").read_text())
+    assert best["rates"] == [0.001, 0.01] and len(best["layer_weights"]) == 4
+    assert "speechclip_encoder_local" in (recipe / "RESULTS.md").read_text()
+    assert "training" not in _run(*words, cwd=recipe).stdout  # all is done
+    run = recipe / "exp/ks/speechclip_local_tiny/lr_0.001"
+    before = json.loads((run / "result.json").read_text())
+    (run / "result.json").unlink()  # as if it had been cut while it was testing
+    again = _run(*words, "--stop_stage", "1", cwd=recipe)
+    assert again.returncode == 0 and "Loading checkpoints from" in (run / "log.txt").read_text()
+    assert json.loads((run / "result.json").read_text()) == before
+
+
+@needs_s3prl
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "ks"])
+def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name: str) -> None:
+    if name == "qbe" and find_spec("dtw") is None:
+        pytest.skip("dtw-python is not installed")
+    recipe = _copy(tmp_path / "repository")
+    ended = _run("--task", name, "--pseudo", "true", "--checkpoint", checkpoint, "--baseline=", "--stop_stage", "1",
+                 cwd=recipe)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    pattern = "qbe/*/state_3/eval/benchmark.stdlist.xml" if name == "qbe" else f"{name}/*/best.json"
+    assert len(list((recipe / "exp").glob(pattern))) == 1

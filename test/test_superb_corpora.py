@@ -1,0 +1,123 @@
+"""egs/superb's generated corpora, as s3prl reads them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from speechclip.compat import prepare
+from speechclip.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "egs" / "superb" / "local"))
+import layouts  # noqa: E402
+from tasks import TASKS, check_corpus  # noqa: E402
+
+needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3prl' is not installed")
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every generated corpus, as small as it gets."""
+    folder = tmp_path_factory.mktemp("corpora")
+    for name, make in layouts.MAKERS.items():
+        make(folder / name, 1, 0)
+    return folder
+
+
+def _speakers_of_commands(corpus: Path) -> list[set[str]]:
+    from s3prl.dataio.corpus.speech_commands import SpeechCommandsV1
+
+    found = SpeechCommandsV1(str(corpus / "speech_commands_v0.01"), str(corpus / "speech_commands_test_set_v0.01"))
+    splits = found.data_split
+    assert {item["class_name"] for item in splits[2].values()} == {"yes", "no", "_unknown_", "_silence_"}
+    return [
+        {name.split("/")[1].split("_")[0] for name, item in split.items() if item["class_name"] != "_silence_"}
+        for split in splits
+    ]
+
+
+def _speakers_of_librispeech(corpus: Path) -> list[set[str]]:
+    from s3prl.dataio.corpus.librispeech import LibriSpeech
+
+    return [{str(item["speaker"]) for item in split.values()} for split in LibriSpeech(str(corpus), 1).data_split]
+
+
+def _speakers_of_snips(corpus: Path) -> list[set[str]]:
+    from s3prl.dataio.corpus.snips import SNIPS
+
+    parts = (["Ivy", "Joanna", "Joey", "Justin"], ["Aditi", "Amy"], ["Brian", "Emma"])
+    found = SNIPS(str(corpus), *parts)
+    assert all(len(i["transcription"].split()) == len(i["iob"].split()) for i in found.all_data.values())
+    return [{item["speaker"] for item in split.values()} for split in found.data_split]
+
+
+def _speakers_of_fluent(corpus: Path) -> list[set[str]]:
+    from s3prl.dataio.corpus.fluent_speech_commands import FluentSpeechCommands
+
+    from speechclip.upstream.provide import provide
+
+    provide()
+    splits = FluentSpeechCommands(str(corpus)).data_split
+    assert all(Path(item["path"]).is_file() for split in splits for item in split.values())
+    return [{item["speakerId"] for item in split.values()} for split in splits]
+
+
+def _sessions_of_iemocap(corpus: Path) -> list[set[str]]:
+    from s3prl.dataio.corpus.iemocap import IEMOCAP
+
+    data = IEMOCAP(str(corpus)).all_data
+    assert {item["emotion"] for item in data.values()} == {"neu", "hap", "ang", "sad"}
+    return [{name for name, item in data.items() if item["session_id"] == session} for session in range(1, 6)]
+
+
+@needs_s3prl
+@pytest.mark.parametrize(
+    ("layout", "read"),
+    [
+        ("speech_commands", _speakers_of_commands), ("librispeech", _speakers_of_librispeech),
+        ("snips", _speakers_of_snips), ("fluent", _speakers_of_fluent), ("iemocap", _sessions_of_iemocap),
+    ],
+)  # fmt: skip
+def test_s3prl_reads_a_generated_corpus_into_disjoint_parts(
+    corpora: Path, layout: str, read: Callable[[Path], list[set[str]]]
+) -> None:
+    prepare()
+    parts = read(corpora / layout)
+    assert all(parts) and sum(map(len, parts)) == len(set().union(*parts))
+
+
+@needs_s3prl
+def test_s3prl_reads_the_generated_voxceleb(corpora: Path) -> None:
+    prepare()
+    from s3prl.dataio.corpus.voxceleb1sid import VoxCeleb1SID
+    from s3prl.dataio.corpus.voxceleb1sv import VoxCeleb1SV
+
+    corpus = corpora / "voxceleb1"
+    splits = VoxCeleb1SID(str(corpus), 1, cache_root=str(corpus)).data_split
+    labels = [{item["label"] for item in split.values()} for split in splits]
+    assert labels[0] == labels[1] == labels[2] and len(labels[0]) == 7
+    train, valid, test, trials = VoxCeleb1SV(str(corpus), str(corpus), force_download=False).all_data
+    assert len(train) == 15 and len(valid) == 5 and len(test) == 8
+    assert {label for label, _, _ in trials} == {0, 1} and all(a in test and b in test for _, a, b in trials)
+
+
+def test_a_generated_corpus_follows_from_its_seed(corpora: Path, tmp_path: Path) -> None:
+    layouts.quesst14(tmp_path / "again", 1, 0)
+    layouts.quesst14(tmp_path / "other", 1, 1)
+    name = "Audio/quesst14_00000.wav"
+    assert (tmp_path / "again" / name).read_bytes() == (corpora / "quesst14" / name).read_bytes()
+    assert (tmp_path / "other" / name).read_bytes() != (corpora / "quesst14" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_finds_its_generated_corpus(corpora: Path, tmp_path: Path, name: str) -> None:
+    task = TASKS[name]
+    check_corpus(name, corpora / task.layout)
+    with pytest.raises(UserError, match=rf"nothing there; {task.name} needs"):
+        check_corpus(name, tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        check_corpus(name, tmp_path / "absent")

@@ -1,0 +1,276 @@
+"""The s3prl upstream: registration, the hub's conventions, hidden states, unmodified commands through the wrapper."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import STATES, WIDTH, wave, whole_model
+from golden import CASES, FILE, model_of, sample, waves
+
+from speechclip.checkpoint import save_checkpoint
+from speechclip.errors import UserError
+from speechclip.model import SpeechCLIP
+from speechclip.upstream.expert import UpstreamExpert
+
+TOLERANCE = 2e-4
+needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3prl' is not installed")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoint folders: both heads on a Base-type encoder, and parallel on a Large-type one."""
+    folder = tmp_path_factory.mktemp("recipe")
+    found, before = {}, Path.cwd()
+    for name, head, large in (("parallel", "parallel", False), ("cascaded", "cascaded", False),
+                              ("large", "parallel", True)):  # fmt: skip
+        model, config = whole_model(folder, head, large=large)
+        os.chdir(folder)
+        try:
+            save_checkpoint(Path("exp") / name / "best", model, model.trained_state(), config, {"seed": 0})
+        finally:
+            os.chdir(before)
+        found[name] = str(folder / "exp" / name / "best")
+    return found
+
+
+@pytest.mark.parametrize(("head", "large"), CASES)
+def test_hidden_states_are_the_golden_ones(tmp_path: Path, head: str, large: bool) -> None:
+    expected = torch.tensor(json.loads(FILE.read_text())[f"{head}-{'large' if large else 'base'}"])
+    model = model_of(tmp_path, head, large)
+    found = torch.tensor(sample(model.hidden_states(waves())[0]))
+    assert found.shape == expected.shape and expected.std() > 0.3
+    assert (found - expected).abs().max() < TOLERANCE
+    # the tolerance sees one weight in a hundred thousand move by a twentieth, in the head's layer alone
+    with torch.no_grad():
+        model.head.attention.attention.in_proj_weight[-1, 0] += 0.05
+    moved = (torch.tensor(sample(model.hidden_states(waves())[0])) - expected).abs().amax(dim=1)
+    assert (moved[:-1] < TOLERANCE).all() and moved[-1] > TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["parallel", "cascaded", "large"])
+def test_the_expert_gives_the_encoders_states_and_the_heads(checkpoints: dict[str, str], name: str) -> None:
+    expert = UpstreamExpert(checkpoints[name]).eval()
+    model = SpeechCLIP.from_pretrained(checkpoints[name])
+    batch = [torch.from_numpy(wave(n, n)) for n in (9000, 5000)]
+    result = expert(batch)
+    states = result["hidden_states"]
+    with torch.no_grad():
+        encoder, frames = model.encode_waves(batch)
+        mixed, padding = model.layer_mix(encoder), torch.arange(encoder.shape[2])[None] >= frames[:, None]
+        head_states = model.head.frame_states(mixed, padding)
+    assert len(states) == STATES + 1
+    assert all(torch.equal(states[i], encoder[:, i]) for i in range(STATES))
+    assert torch.equal(states[-1], head_states)
+    assert result["last_hidden_state"] is states[-1] and result["hidden_state_1"] is states[1]
+    assert {state.shape for state in states} == {(2, 27, WIDTH)}
+    assert expert.get_downsample_rates("hidden_states") == 320
+    alone = UpstreamExpert(checkpoints[name], head_layer=False).eval()(batch)["hidden_states"]
+    assert len(alone) == STATES and all(torch.equal(a, b) for a, b in zip(alone, states))
+
+
+def test_what_the_head_adds_does_not_depend_on_the_batch(checkpoints: dict[str, str]) -> None:
+    """With an encoder that does not look at padding: the same utterance alone and beside a longer one."""
+    model = SpeechCLIP.from_pretrained(checkpoints["parallel"])
+    states = torch.randn(2, STATES, 30, WIDTH, generator=torch.Generator().manual_seed(0))
+    together = model.head.frame_states(*model._mix(states, torch.tensor([30, 12])))
+    alone = model.head.frame_states(*model._mix(states[1:, :, :12], torch.tensor([12])))
+    assert (together[1, :12] - alone[0]).abs().max() < 1e-5
+
+
+def test_batch_and_single_agree_up_to_the_encoders_padding(checkpoints: dict[str, str]) -> None:
+    short, long = torch.from_numpy(wave(8000, 1)), torch.from_numpy(wave(16000, 2))
+    for name, worst in (("large", 0.15), ("parallel", 0.6)):  # relative; group norm (Base) sees all of the padding
+        expert = UpstreamExpert(checkpoints[name]).eval()
+        alone = torch.stack(expert([short])["hidden_states"])[:, 0]
+        together = torch.stack(expert([short, long])["hidden_states"])[:, 0, : alone.shape[1]]
+        error = (together - alone).flatten(1).norm(dim=1) / alone.flatten(1).norm(dim=1)
+        assert (error < worst).all() and torch.isfinite(error).all(), (name, error)
+        same = torch.stack(expert([short, short])["hidden_states"])
+        assert (same[:, 0] - alone).abs().max() < 1e-4 and (same[:, 1] - alone).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("seconds", [0.05, 60.0])
+def test_very_short_and_very_long_audio(checkpoints: dict[str, str], seconds: float) -> None:
+    states = UpstreamExpert(checkpoints["cascaded"]).eval()([torch.from_numpy(wave(int(seconds * 16000), 0))])
+    last = states["last_hidden_state"]
+    assert abs(last.shape[1] - seconds * 50) <= 1 and torch.isfinite(last).all()
+
+
+def test_int16_is_scaled_and_other_scales_are_refused(checkpoints: dict[str, str]) -> None:
+    expert = UpstreamExpert(checkpoints["parallel"]).eval()
+    integers = (torch.from_numpy(wave(8000, 3)) * 32767).to(torch.int16)
+    assert torch.equal(expert([integers])["last_hidden_state"], expert([integers.float() / 32768])["last_hidden_state"])
+    for bad, message in (
+        (integers.float(), "full scale is 1"), (integers.int(), "int16"), (torch.full((900,), torch.nan), "NaN"),
+        (torch.zeros(2, 900), "1-D"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            expert([bad])
+    with pytest.raises(UserError, match="8000 Hz"):
+        UpstreamExpert(checkpoints["parallel"], sample_rate=8000)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_half_precision(checkpoints: dict[str, str], precision: torch.dtype) -> None:
+    batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
+    for name in ("parallel", "cascaded", "large"):
+        full = UpstreamExpert(checkpoints[name]).eval()(batch)["hidden_states"]
+        half = UpstreamExpert(checkpoints[name]).eval().to(precision)(batch)["hidden_states"]
+        for a, b in zip(full, half):
+            assert b.dtype == precision
+            assert (b.float() - a).norm() / a.norm() < (0.02 if precision == torch.float16 else 0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_states_are_the_same(checkpoints: dict[str, str]) -> None:
+    batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
+    expert = UpstreamExpert(checkpoints["cascaded"]).eval()
+    expected = expert(batch)["hidden_states"]
+    for a, b in zip(expected, expert.cuda()([w.cuda() for w in batch])["hidden_states"]):
+        assert b.is_cuda and (b.cpu() - a).abs().max() < 1e-2
+    for a, b in zip(expected, expert.half()([w.cuda() for w in batch])["hidden_states"]):
+        assert b.dtype == torch.float16 and (b.float().cpu() - a).norm() / a.norm() < 0.02
+
+
+def test_training_through_it_is_refused_and_reading_in_train_mode_is_not(checkpoints: dict[str, str]) -> None:
+    expert = UpstreamExpert(checkpoints["parallel"]).train()
+    batch = [torch.from_numpy(wave(4000, 1))]
+    with pytest.raises(UserError, match="frozen"):
+        expert(batch)
+    with torch.no_grad():
+        in_train_mode = expert(batch)["last_hidden_state"]
+    assert torch.equal(in_train_mode, expert.eval()(batch)["last_hidden_state"])  # no dropout either way
+    assert not any(parameter.requires_grad for parameter in expert.parameters())
+
+
+def test_a_configuration_layer_moves_the_encoder(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    recipe = Path(checkpoints["parallel"]).parents[2]
+    layer = tmp_path / "here.yaml"
+    layer.write_text(f"model:\n  speech_encoder:\n    path: {recipe / 'models' / 'hubert0'}\n")
+    batch = [torch.from_numpy(wave(4000, 1))]
+    moved = UpstreamExpert(checkpoints["parallel"], str(layer)).eval()(batch)["last_hidden_state"]
+    assert torch.equal(moved, UpstreamExpert(checkpoints["parallel"]).eval()(batch)["last_hidden_state"])
+    layer.write_text("model:\n  speech_encoder:\n    path: /no/such/hubert\n")
+    with pytest.raises(UserError, match="/no/such/hubert"):
+        UpstreamExpert(checkpoints["parallel"], str(layer))
+
+
+@needs_s3prl
+def test_registration_is_explicit_and_idempotent(checkpoints: dict[str, str]) -> None:
+    code = (
+        "import speechclip, speechclip.upstream as u\n"
+        "from speechclip.compat import prepare; prepare()\n"
+        "from s3prl import hub\n"
+        "assert not [n for n in dir(hub) if n.startswith('speechclip')]\n"
+        "names = u.register(); before = {n: getattr(hub, n) for n in names}\n"
+        "assert u.register() == names and all(getattr(hub, n) is before[n] for n in names)\n"
+        "from s3prl.nn import S3PRLUpstream\n"
+        "assert set(names) <= set(S3PRLUpstream.available_names())\n"
+        "registered = S3PRLUpstream.available_names(only_registered_ckpt=True)\n"
+        "assert 'speechclip_parallel_large' in registered and 'speechclip_local' not in registered\n"
+        "delattr(hub, 'speechclip_local'); hub.speechclip_local = print\n"
+        "try: u.register()\n"
+        "except speechclip.errors.UserError as error: assert 'speechclip_local' in str(error)\n"
+        "else: raise AssertionError"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
+@needs_s3prl
+@pytest.mark.parametrize("name", ["parallel", "large"])
+def test_s3prls_own_interface(checkpoints: dict[str, str], name: str) -> None:
+    """What s3prl tests its upstreams for, and that the values are the model's."""
+    from speechclip.upstream import register
+
+    register()
+    from s3prl.nn import Featurizer, S3PRLUpstream
+
+    model: Any = S3PRLUpstream("speechclip_local", path_or_url=checkpoints[name]).eval()
+    assert model.num_layers == STATES + 1
+    assert set(model.hidden_sizes) == {WIDTH} and set(model.downsample_rates) == {320}
+    lengths = torch.tensor([16000, 9600, 5000])
+    padded = torch.zeros(3, 16000)
+    for row, n in enumerate(lengths.tolist()):
+        padded[row, :n] = torch.from_numpy(wave(n, row))
+    with torch.no_grad():
+        states, counts = model(padded, lengths)
+        own, _ = SpeechCLIP.from_pretrained(checkpoints[name]).hidden_states(
+            [padded[row, :n] for row, n in enumerate(lengths.tolist())]
+        )
+        mixed, mixed_counts = Featurizer(model)(states, counts)
+    assert counts[0].tolist() == [50, 30, 16] and mixed_counts.tolist() == [50, 30, 16]
+    assert mixed.shape == (3, 50, WIDTH)
+    for a, b in zip(states, own):
+        assert a.shape == (3, 50, WIDTH)
+        assert torch.equal(a[:, : b.shape[1]], b[:, :50])
+
+
+@needs_s3prl
+def test_named_entries_take_a_local_file_and_check_what_it_is(checkpoints: dict[str, str]) -> None:
+    from speechclip.upstream import hubconf
+
+    with pytest.raises(UserError, match="a parallel head on 32 dimensions, speechclip_cascaded_base is a cascaded"):
+        hubconf.ENTRIES["speechclip_cascaded_base"](ckpt=checkpoints["parallel"])
+    for call, message in (
+        (lambda: hubconf.speechclip_local(), "no checkpoint given"),
+        (lambda: hubconf.speechclip_local(ckpt="/no/such"), "/no/such"),
+        (lambda: hubconf.speechclip_url(ckpt="not-a-url"), "no address"),
+        (lambda: hubconf.speechclip_url(ckpt="file:///no/such.ckpt"), "cannot be downloaded"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    with pytest.raises(TypeError):
+        hubconf.speechclip_local(ckpt=checkpoints["parallel"], no_such_option=1)
+    for name in hubconf.PUBLISHED:
+        assert getattr(hubconf, name) is hubconf.ENTRIES[name] and name in hubconf.__all__
+
+
+def _s3prl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "speechclip.upstream", *words]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@needs_s3prl
+def test_s3prl_main_trains_and_tests_on_it(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    ended = _s3prl(
+        "s3prl-main", "CommonExample", "--target_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"),
+        "--device", "cpu", "--num_workers", "0", "--build_upstream.name", "speechclip_local",
+        "--build_upstream.path_or_url", checkpoints["parallel"], "--train.total_steps", "2", "--train.log_step", "1",
+        "--train.eval_step", "2", "--train.save_step", "2",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert list((tmp_path / "out").rglob("result.yaml"))
+    weights = torch.load(tmp_path / "out" / "train" / "valid_best" / "model" / "state_dict.pt", weights_only=True)
+    assert weights["featurizer.weights"].shape == (STATES + 1,)
+
+
+@needs_s3prl
+def test_run_downstream_finds_it_and_a_bad_checkpoint_is_one_line(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("runner: {}\n")
+    ended = _s3prl(
+        "run_downstream", "-m", "evaluate", "-d", "example", "-c", str(tmp_path / "c.yaml"), "-p", str(tmp_path / "e"),
+        "--device", "cpu", "-u", "speechclip_local", "-k", "/no/such/checkpoint",
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: /no/such/checkpoint")
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_command_is_one_line_and_help_waits_for_nothing() -> None:
+    ended = _s3prl("no-such-command")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "run_downstream" in ended.stderr
+    script = "import sys; sys.argv = ['x', '--help']\nfrom speechclip.upstream.__main__ import main\ntry: main()\n"
+    script += "except SystemExit: pass\nprint('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.endswith("False\n")
