@@ -228,7 +228,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def load_speech_encoder(config: SpeechEncoderConfig) -> LoadedEncoder:
-    """Load the encoder ``config.path`` names: a transformers folder, a hub id, fairseq's HuBERT ``.pt``, an s3prl upstream.
+    """Load what ``config.path`` names: a transformers folder, a hub id, fairseq's HuBERT ``.pt``, an upstream of s3prl.
 
     Raises:
         UserError: no such folder, no readable weights, or a model type that is not supported.
