@@ -82,7 +82,7 @@ def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, work
             attention[index] = keywords.attention[at, :count, :frames].float().cpu().numpy()
             if keywords.segments is not None:
                 segments[index] = keywords.segments[at, :count].double().cpu().numpy() * FRAME_SECONDS
-    mask = np.arange(max(map(len, vectors)))[None, :] < np.array([len(rows) for rows in vectors])[:, None]
+    mask = np.arange(max(map(len, vectors)))[None, :] < np.array([len(found) for found in vectors])[:, None]
     table = np.zeros((*mask.shape, vectors[0].shape[1]), dtype=np.float32)
     table[mask] = np.concatenate(vectors)
     return KeywordTable(table, mask, attention, segments if cut else None)

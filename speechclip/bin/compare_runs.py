@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from speechclip.eval.significance import compare_runs
 
-    files = [Path(folder) / "scores" / "ranks.npz" for folder in (args.first, args.second)]
+    first, second = (Path(folder) / "scores" / "ranks.npz" for folder in (args.first, args.second))
     print(f"{'direction':28}{'score':6}{'first':>8}{'second':>8}{'diff':>8}{'p':>9}")
-    for direction, table in compare_runs(*files, n=args.permutations, seed=args.seed).items():
+    for direction, table in compare_runs(first, second, n=args.permutations, seed=args.seed).items():
         for score, row in table.items():
             numbers = "".join(f"{row[key]:8.2f}" for key in ("first", "second", "difference"))
             print(f"{direction:28}{score:6}{numbers}{row['p']:9.4f}")

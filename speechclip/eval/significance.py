@@ -61,7 +61,7 @@ def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]
     for name, (rank, image) in ranks.items():
         arrays |= {f"{name}/ranks": rank.astype(np.int32), f"{name}/images": image.astype(np.int32)}
     part = path.with_name(f"{path.stem}.part.npz")
-    np.savez_compressed(part, **arrays)
+    np.savez_compressed(part, allow_pickle=False, **arrays)
     part.replace(path)
 
 
