@@ -70,7 +70,8 @@ def embed_speech(model: SpeechCLIP, source: SpeechSource, batch_size: int, worke
 def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> KeywordTable:
     """Keywords of all utterances, in the source's order. The head has to have keywords."""
     number = len(source.lengths)
-    vectors, attention, segments = ([np.empty(0)] * number for _ in range(3))
+    empty: list[np.ndarray] = [np.empty(0)] * number
+    vectors, attention, segments = empty.copy(), empty.copy(), empty.copy()
     cut = False
     for batch, features, output in run(model, source, batch_size, workers):
         keywords = output.keywords
