@@ -14,7 +14,8 @@ from speechclip.config import Config, build_parser, known_keys, load, parse, sav
 from speechclip.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-YAMLS = sorted([*ROOT.glob("egs/conf/*.yaml"), *ROOT.glob("egs/*/conf/*.yaml")])
+# egs/superb holds settings of s3prl, whose own test reads them
+YAMLS = sorted(path for path in ROOT.glob("egs/**/conf/*.yaml") if "superb" not in path.parts)
 
 
 def _layer(path: Path, text: str) -> Path:

@@ -66,7 +66,7 @@ def test_a_plain_run_leaves_every_file_with_the_right_counts(recipe: Path, first
         scores = json.loads((recipe / f"exp/tiny_{head}/scores/retrieval.json").read_text())
         there = scores["speech->image"]
         assert set(there) == {"R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"}
-        assert (there["n_queries"], there["n_gallery"]) == (SCENES // 20 * 3, SCENES // 10)
+        assert (there["n_queries"], there["n_gallery"]) == (SCENES // 20 * 3, SCENES // 20)
         assert {"image->speech", "speech->text", "text->speech", "text->image", "random"} <= set(scores)
         assert scores["random"]["speech->image"]["R@1"] == pytest.approx(100 / (SCENES // 20))
         assert scores["provenance"]["seed"] == 0

@@ -59,7 +59,7 @@ def test_every_shape_texture_and_background_can_be_drawn() -> None:
 
 def test_captions_of_dev_and_test_are_no_train_captions(plan: list[generate.Record]) -> None:
     assert len({record.utterance for record in plan}) == len(plan)
-    assert len(plan) == 7200
+    assert len(plan) == 13200
     assert generate.caption_overlap(plan) == set()
     texts = {split: {r.caption for r in plan if r.split == split} for split in COUNTS}
     assert not texts["train"] & (texts["dev"] | texts["test"])

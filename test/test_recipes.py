@@ -40,10 +40,7 @@ def test_run_is_a_table_of_contents(recipe: Path):
     if recipe not in CORPORA:
         assert [stage for stage, _ in told] == ["0", "1", "2"]
         return
-    driven = re.findall(
-        r"^    step (\d) (\w+)|^            step (\d) (\w+)", (ROOT / "utils/driver.sh").read_text(), re.MULTILINE
-    )
-    assert told == [tuple(part for part in step if part) for step in driven]
+    assert told == re.findall(r"^ +step (\d) (\w+)", (ROOT / "utils/driver.sh").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
@@ -108,7 +105,7 @@ def test_published_settings_of_the_plus_heads(corpus: str, model: str, head: str
     assert encoder.normalize is (model == "large")
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize("recipe", CORPORA, ids=lambda path: path.name)
 def test_every_recipe_has_the_plus_heads(recipe: Path):
     found = re.search(r'^heads="([^"]+)"', (recipe / "run.sh").read_text(), re.MULTILINE)
     assert found is not None

@@ -114,13 +114,13 @@ stage_retrieval() {  # scores/retrieval.json
     depends_on_weights
     makes "$exp/scores/retrieval.json"
     up_to_date && return
+    [[ -n $checkpoint && -f $checkpoint ]] || needs "$weights" 3
     needs "$dump/test/image_embeddings.npz" 2
     if [[ -n $checkpoint && -f $checkpoint ]]; then  # a published one
         local -a tower=()
         [[ -z $clip ]] || tower=(--clip "$clip")
         run "$python" -m speechclip.bin.convert_checkpoint --checkpoint "$checkpoint" --out "$weights" "${tower[@]}"
     fi
-    needs "$weights" 3
     run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --out "$exp/scores"
     finish

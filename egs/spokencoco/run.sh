@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on SpokenCOCO."
 models="base large"
-heads="parallel cascaded"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
 obtained=""
 obtain_options=(models model mirror)
 

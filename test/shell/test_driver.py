@@ -159,14 +159,14 @@ def test_stop_stage(recipe):
 
 def test_recipe_option_asks_for_work_and_changes_nothing_later(done):
     done.run("--pretrain", "true")
-    assert done.calls() == ["obtain --corpus  --nj 2 --scenes 2000 --pretrain true"]
+    assert done.calls() == ["obtain --corpus  --nj 2 --scenes 4000 --pretrain true"]
     done.run()
     assert done.calls() == []
 
 
 def test_recipe_option_with_another_value_runs_its_stage(done):
     result = done.run("--scenes", "50", "--stop_stage", "0")
-    assert "scenes changed from '2000' to '50'" in result.stdout
+    assert "scenes changed from '4000' to '50'" in result.stdout
     assert done.calls() == ["obtain --corpus  --nj 2 --scenes 50 --pretrain false"]
 
 
@@ -191,7 +191,7 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
     ("options", "reason"),
     [
         (["--model", "huge"], "--model: this recipe has no 'huge' (it has: tiny)"),
-        (["--head", "parallel hybrid"], "--head: this recipe has no 'hybrid' (it has: parallel cascaded)"),
+        (["--head", "parallel serial"], "--head: this recipe has no 'serial' (it has: parallel cascaded hybrid cascaded_plus"),
         (["--head", ""], "--head: at least one"),
         (["--feats", "none"], "--feats: this recipe has no 'none' (it has: dump online)"),
         (["--seed", "0 x"], "--seed: 'x' is not a whole number"),
