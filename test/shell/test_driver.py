@@ -191,7 +191,7 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
     ("options", "reason"),
     [
         (["--model", "huge"], "--model: this recipe has no 'huge' (it has: tiny)"),
-        (["--head", "parallel serial"], "--head: this recipe has no 'serial' (it has: parallel cascaded hybrid cascaded_plus"),
+        (["--head", "parallel serial"], "--head: this recipe has no 'serial' (it has: parallel cascaded hybrid"),
         (["--head", ""], "--head: at least one"),
         (["--feats", "none"], "--feats: this recipe has no 'none' (it has: dump online)"),
         (["--seed", "0 x"], "--seed: 'x' is not a whole number"),
