@@ -141,7 +141,7 @@ def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_failed_command_is_told_by_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(UserError, match=r"No such file.*/no/such\.yaml.* \(status 1; .*log has all\)$"):
+    with pytest.raises(UserError, match=r"/no/such\.yaml: No such file.* \(status 1; .*log has all\)$"):
         sweep.run_s3prl(["s3prl-main", "SuperbKS", "--config", "/no/such.yaml"], log)
     assert "Traceback" in log.read_text()
 
@@ -239,7 +239,7 @@ def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path)
 @needs_s3prl
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "ks"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("ks", "qbe")])  # qbe: see README
 def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name: str) -> None:
     if name == "qbe" and find_spec("dtw") is None:
         pytest.skip("dtw-python is not installed")
