@@ -154,7 +154,7 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
     if "converted_from" in trained:  # a published checkpoint, whose folder's name tells nothing of this kind
         width = trained["dimensions"]["speech"]
         size = {768: "base", 1024: "large"}.get(width, f"d{width}")
-        named = {"model": size, "head": config.model.head.name, "tag": "published"}
+        named |= {"model": size, "tag": "published"}
     return {**now, **named, "checkpoint": checkpoint, "training": training}
 
 

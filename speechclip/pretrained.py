@@ -15,7 +15,7 @@ from speechclip.checkpoint import existing_folder, load_model, load_weights
 from speechclip.config import ClipConfig, ModelConfig
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip, load_clip
-from speechclip.encoders.speech import WaveformEncoder, weights_fingerprint
+from speechclip.encoders.speech import WaveformEncoder, waveform_encoder
 from speechclip.errors import UserError
 from speechclip.model import Dimensions, SpeechCLIP, build
 from speechclip.published.hubert import hubert_model
@@ -77,22 +77,15 @@ def load_published(path: str | Path, *, clip: str | None = None) -> tuple[Speech
     state = published.state
     joint = tower.joint_dim if tower is not None else int(published.clip["text_projection"].shape[1])
     dimensions = Dimensions(encoder.dim, len(state["layer_mix.weights"]), joint)
-    keyworded = config.head.name != "parallel"
-    model = build(
-        config, dimensions, speech_encoder=encoder, clip=tower, vocabulary=vocabulary if keyworded else None
-    )  # fmt: skip
+    words = vocabulary if config.head.has_keywords else None
+    model = build(config, dimensions, speech_encoder=encoder, clip=tower, vocabulary=words)
     load_weights(model, state, path)
     return model.eval(), published
 
 
 def _speech_encoder(published: PublishedCheckpoint) -> WaveformEncoder:
     model = hubert_model(published.hubert, {}, published.source)
-    normalize = bool(published.config.speech_encoder.normalize)
-    description = {
-        "path": published.source, "kind": "hubert", "weights": weights_fingerprint(model),
-        "normalize": str(normalize).lower(),
-    }  # fmt: skip
-    return WaveformEncoder(model, normalize=normalize, description=description)
+    return waveform_encoder(model, published.source, "hubert", bool(published.config.speech_encoder.normalize))
 
 
 def _check_copy(published: PublishedCheckpoint, clip: OpenClip) -> None:

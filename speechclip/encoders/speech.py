@@ -268,12 +268,21 @@ def load_speech_encoder(config: SpeechEncoderConfig) -> LoadedEncoder:
         raise
     except Exception as error:  # safetensors, zip, JSON and hub errors have no common class
         raise UserError(f"{path}: speech encoder cannot be loaded: {_first_line(error)}") from error
-    description = {"path": path, "kind": kind, "weights": weights_fingerprint(model)}
     if kind == "whisper":
-        description["window_seconds"] = str(config.window_seconds)
+        description = {
+            "path": path, "kind": kind, "weights": weights_fingerprint(model),
+            "window_seconds": str(config.window_seconds),
+        }  # fmt: skip
         return WhisperSpeechEncoder(model, extractor, window_seconds=config.window_seconds, description=description)
     normalize = config.normalize if config.normalize is not None else bool(getattr(extractor, "do_normalize", False))
-    description["normalize"] = str(normalize).lower()
+    return waveform_encoder(model, path, kind, normalize)
+
+
+def waveform_encoder(model: Any, path: str, kind: str, normalize: bool) -> WaveformEncoder:
+    """A transformers model as an encoder that tells where it comes from. kind: transformers' model type."""
+    description = {
+        "path": path, "kind": kind, "weights": weights_fingerprint(model), "normalize": str(normalize).lower(),
+    }  # fmt: skip
     return WaveformEncoder(model, normalize=normalize, description=description)
 
 
@@ -283,11 +292,7 @@ def _from_fairseq(config: SpeechEncoderConfig) -> WaveformEncoder:
 
     model, normalized = read_hubert(config.path)
     normalize = normalized if config.normalize is None else config.normalize
-    description = {
-        "path": config.path, "kind": "hubert", "weights": weights_fingerprint(model),
-        "normalize": str(normalize).lower(),
-    }  # fmt: skip
-    return WaveformEncoder(model, normalize=normalize, description=description)
+    return waveform_encoder(model, config.path, "hubert", normalize)
 
 
 def _feature_extractor(transformers: Any, path: str) -> Any:
