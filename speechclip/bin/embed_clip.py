@@ -46,8 +46,6 @@ def main() -> None:
     if clip is not None:
         texts = vocabulary_texts(directories, Path(options.captions), only_train=options.vocabulary_from == "train")
         vocabulary = count_vocabulary(texts, clip)
-        vocabulary.save(options.vocabulary)
-        print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")
     captions = 0
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
@@ -59,6 +57,9 @@ def main() -> None:
         print(f"{out}: {images} images, {written} captions embedded")
     if options.text_embeddings and not captions:
         raise UserError(f"{options.text_embeddings}: its ids name none of the utterances")
+    if clip is not None:  # last: a bad image leaves none behind
+        vocabulary.save(options.vocabulary)
+        print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")
 
 
 if __name__ == "__main__":
