@@ -272,8 +272,11 @@ def build(
     speech_encoder: LoadedEncoder | None = None,
     clip: OpenClip | None = None,
     vocabulary: Vocabulary | None = None,
+    subwords: tuple[Tensor, Tensor] | None = None,
 ) -> SpeechCLIP:
     """A freshly initialised model of the configured head.
+
+    subwords: what :func:`reduced_table` gives, for a head with keywords that no CLIP will read.
 
     Raises:
         UserError: a head with keywords without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that
@@ -297,8 +300,8 @@ def build(
                 f"model.speech_encoder.layers: {available} hidden states, the checkpoint mixes {dimensions.states}: "
                 "a checkpoint for other dimensions"
             )
-    subwords, room = None, 0
-    if settings.has_keywords:
+    room = settings.cif.max_keywords
+    if settings.has_keywords and subwords is None:
         if clip is None:
             raise UserError(
                 f"model.clip.path: a {settings.name} head needs CLIP's text transformer; "
