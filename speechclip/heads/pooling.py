@@ -55,8 +55,9 @@ class ClsAttention(nn.Module):
 
     The outputs at the frames are not needed in training, and the queries do not depend on the input. So the query and
     key projections fold into one vector per head and [CLS], and the value projection moves behind the weighted sum:
-    2 * heads * cls * d multiplications a frame in the place of 4 * d * d. The result equals ``nn.MultiheadAttention``
-    on the concatenated sequence, whose parameters (names and layout) these are.
+    2 * heads * cls * d multiplications a frame in the place of 4 * d * d. Where there are more of these vectors than d,
+    keys and values of every frame cost less, and are what is computed. Either equals ``nn.MultiheadAttention`` on the
+    concatenated sequence, whose parameters (names and layout) these are.
 
     Args:
         dim: d. heads: attention heads. dropout: on the attention weights.
@@ -74,6 +75,8 @@ class ClsAttention(nn.Module):
         Returns:
             outputs [B, Q, d], and the weights over the frames averaged over heads [B, Q, T], before dropout.
         """
+        if self.attention.num_heads * len(cls) > cls.shape[1]:
+            return self._of_every_frame(cls, frames, padding)
         module = self.attention
         heads, size = module.num_heads, module.head_dim
         weight_q, weight_k, weight_v = module.in_proj_weight.view(3, heads, size, -1)  # each [H, s, d]
@@ -94,6 +97,23 @@ class ClsAttention(nn.Module):
         outputs = module.out_proj(values.flatten(2))
         over_frames = weights[..., count:].view(-1, heads, count, frames.shape[1]).mean(dim=1)
         return outputs, over_frames
+
+    def _of_every_frame(self, cls: Tensor, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, by keys and values of every frame."""
+        module = self.attention
+        tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
+        mask = nn.functional.pad(padding, (cls.shape[0], 0), value=False)
+        bias_q, _, bias_v = module.in_proj_bias.chunk(3)  # the key's bias moves no weight: it is the same for all
+        weight_q, weight_k, weight_v = module.in_proj_weight.chunk(3)
+        query, key, value = (
+            nn.functional.linear(x, weight, bias).unflatten(-1, (module.num_heads, -1))
+            for x, weight, bias in ((cls, weight_q, bias_q), (tokens, weight_k, None), (tokens, weight_v, bias_v))
+        )  # [Q, H, s], [B, Q + T, H, s] twice
+        scores = torch.einsum("qhs,bnhs->hqbn", query * module.head_dim**-0.5, key)
+        weights = scores.masked_fill_(mask, float("-inf")).softmax(dim=3)
+        dropped = nn.functional.dropout(weights, module.dropout, self.training)
+        outputs = module.out_proj(torch.einsum("hqbn,bnhs->bqhs", dropped, value).flatten(2))
+        return outputs, weights[..., cls.shape[0] :].mean(dim=0).transpose(0, 1)
 
     def everywhere(self, cls: Tensor, frames: Tensor, padding: Tensor) -> Tensor:
         """The same attention at every position: [B, Q + T, d]."""

@@ -37,7 +37,7 @@ def _plain(module: ClsAttention, cls: Tensor, frames: Tensor, padding: Tensor) -
     return outputs, weights
 
 
-@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("heads", [1, 8, 16])  # times three [CLS]: fewer and more queries than DIM
 @pytest.mark.parametrize("count", [1, 3], ids=["one_cls", "three_cls"])
 def test_cls_attention_equals_torch(heads: int, count: int) -> None:
     module, (cls, frames, padding) = _attention(heads), _inputs(count)
@@ -49,7 +49,7 @@ def test_cls_attention_equals_torch(heads: int, count: int) -> None:
     torch.testing.assert_close(module.everywhere(cls, frames, padding), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("heads", [1, 8, 16])
 def test_cls_attention_gradients_equal_torch(heads: int) -> None:
     module, (cls, frames, padding) = _attention(heads), _inputs(3)
     into = torch.randn(len(FRAMES), 3, DIM, dtype=torch.float64)
@@ -62,8 +62,9 @@ def test_cls_attention_gradients_equal_torch(heads: int) -> None:
     assert (own[1][padding] == 0).all()  # frames that do not exist get no gradient
 
 
-def test_cls_attention_drops_weights_in_training_and_reports_them_whole() -> None:
-    module, (cls, frames, padding) = _attention(8), _inputs(2)
+@pytest.mark.parametrize("heads", [8, 16], ids=["folded", "of_every_frame"])
+def test_cls_attention_drops_weights_in_training_and_reports_them_whole(heads: int) -> None:
+    module, (cls, frames, padding) = _attention(heads), _inputs(2)
     copies = 3000
     many, masks = frames.detach()[:1].repeat(copies, 1, 1), padding[:1].repeat(copies, 1)
     with torch.no_grad():
