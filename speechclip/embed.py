@@ -75,7 +75,7 @@ def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, work
     cut = False
     for batch, features, output in run(model, source, batch_size, workers):
         keywords = output.keywords
-        assert keywords is not None
+        assert keywords is not None and keywords.attention is not None
         cut = keywords.segments is not None
         rows = zip(batch.indices.tolist(), keywords.mask.sum(dim=1).tolist(), features.frames.tolist())
         for at, (index, count, frames) in enumerate(rows):

@@ -15,7 +15,8 @@ Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and s
 --stop_stage M ends with M. \
 Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
 overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
-export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"  # goes with every number
+# shellcheck source=utils/recipe_command.sh
+. "$utils/recipe_command.sh" "$@"
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
 obtain_options=("${obtain_options[@]}")
 # shellcheck source=utils/parse_options.sh

@@ -102,6 +102,9 @@ stage_train() {  # one head with one seed
     if [[ $had_stamp == true || $same == false ]]; then
         rm -rf "$exp"/{last,last.old,best,best.old,tensorboard}
     fi
+    # glibc gives the memory of large tensors back after each use and takes it page by page anew: half of a step's time
+    local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
+    local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
         "${supervised[@]}" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \

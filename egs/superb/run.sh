@@ -31,8 +31,7 @@ config=                    #: one more YAML layer over conf/<task>.yaml
 tag=                       #: suffix of the experiment folder
 force=false                #: start over what was begun or done
 list_options="lr" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 1000]"
-SPEECHCLIP_RECIPE_COMMAND="./run.sh$( (($# == 0)) || printf ' %q' "$@")" # goes with every number
-export SPEECHCLIP_RECIPE_COMMAND
+. ../../utils/recipe_command.sh "$@"
 . ../../utils/parse_options.sh "$@"
 options=()
 for name in stage stop_stage task upstream checkpoint baseline baseline_checkpoint corpus pseudo scale lr seed nj workers device config tag force; do options+=("--$name=${!name}"); done

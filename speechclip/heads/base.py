@@ -13,15 +13,15 @@ class Keywords(NamedTuple):
     """Keywords of a batch, at most K an utterance; what stands where ``mask`` is false means nothing.
 
     vectors: [B, K, D] before quantisation (z_k). quantized: [B, K, D], rows of the subword table in the forward pass.
-    rows: [B, K] int64, which rows. attention: [B, K, T], weights over frames. mask: [B, K] bool, which exist: the first
-    n_i of utterance i. segments: [B, K, 2] start and end in frames, of a head that cuts the utterance into keywords;
-    None where all there is to tell the time of a keyword is its attention.
+    rows: [B, K] int64, which rows. attention: [B, K, T], weights over frames, or None in training. mask: [B, K] bool,
+    which exist: the first n_i of utterance i. segments: [B, K, 2] start and end in frames, of a head that cuts the
+    utterance into keywords; None where all there is to tell the time of a keyword is its attention.
     """
 
     vectors: Tensor
     quantized: Tensor
     rows: Tensor
-    attention: Tensor
+    attention: Tensor | None
     mask: Tensor
     segments: Tensor | None = None
 

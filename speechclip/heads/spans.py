@@ -40,5 +40,6 @@ def keyword_spans(keywords: Keywords, index: int, frames: int, mass: float = 0.5
     if keywords.segments is not None:
         times = (keywords.segments[index, :count].double() * FRAME_SECONDS).tolist()
         return [(start, end) for start, end in times]
+    assert keywords.attention is not None, "weights are there in evaluation only"
     weights = keywords.attention[index, :count, :frames].float().cpu().numpy()
     return [attention_span(row, FRAME_SECONDS, mass) for row in weights]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechclip.errors import UserError, writing
-from speechclip.report import overview, published
+from speechclip.report import boundaries, overview, published
 from speechclip.report.markdown import Table, code, read_block, write_block
 from speechclip.report.published import published_tables
 from speechclip.report.runs import Run, Scores
@@ -52,7 +52,9 @@ and 95% intervals over images are in `scores/retrieval.json` of the run.""",
 Percent of utterances. clean: one of the 5 subwords nearest to the keyword is in the caption. reference: one of the 5
 around the quantised keyword is, with special tokens among the neighbours and in the gold set, as the published code
 counts. content_top1: the nearest content subword is in the caption, stop words ignored on both sides. The prior
-answers with the most frequent subwords of the training captions, without any speech.""",
+answers with the most frequent subwords of the training captions, without any speech. Where there are word alignments,
+the keywords' times are scored as word boundaries: segments of heads with integrate-and-fire, spans that hold half of
+the attention of the others, and beside each as many boundaries evenly spaced.""",
     "provenance": "What made the rows above.",
 }
 
@@ -91,10 +93,13 @@ def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md", recipe: st
             )
     for run in runs:
         written += [_name(run, head) for head, _ in overview.readout_scores(run)]
+        written.append(_name(run, f"{boundaries.EVEN} ({run.head})"))
     makers: dict[str, dict[str, Callable[[Run], Iterator[Row]]]] = {
         "heads": {overview.TITLE: overview.overview_rows},
         "retrieval": {title: _retrieval_rows_of(title) for title in RETRIEVAL},
-        "keywords": {title: _keyword_rows_of(title) for title in KEYWORDS},
+        "keywords": {
+            **{title: _keyword_rows_of(title) for title in KEYWORDS}, boundaries.TITLE: boundaries.boundary_rows
+        },
         "provenance": {PROVENANCE: _provenance_rows},
     }
     for block, tables in makers.items():
@@ -148,6 +153,8 @@ def _columns(title: str, rows: Iterable[Row]) -> list[str]:
         return ["step", "commit", "size", *recipe, "command"]
     if title == overview.TITLE:
         return [column for column in overview.COLUMNS if any(column in row for row in rows)]
+    if title == boundaries.TITLE:
+        return list(boundaries.COLUMNS)
     if title in RETRIEVAL:
         recalls = [f"{short} {cutoff}" for short in RETRIEVAL[title].values() for cutoff in CUTOFFS]
         return [*recalls, "mean R@10"] if title == "Speech and images" else recalls
@@ -178,7 +185,8 @@ def _means(rows: Iterable[Row], columns: Iterable[str], digits: int) -> Iterator
 def _order(row: Mapping[str, str]) -> tuple[object, ...]:
     """By model and tag; in these heads by name, their seeds and mean, then topline, chance and prior."""
     head, seed, step = row["head"], row.get("seed", ""), row.get("step", "")
-    place = (TOPLINE, CHANCE).index(head) + 1 if head in (TOPLINE, CHANCE) else 3 * head.startswith(PRIOR)
+    last = (PRIOR, boundaries.EVEN)
+    place = (TOPLINE, CHANCE).index(head) + 1 if head in (TOPLINE, CHANCE) else 3 * head.startswith(last)
     steps = ("train", "retrieval", "keywords")
     return (
         row["model"],

@@ -109,7 +109,8 @@ def _with_keyword_extras(run):
     write(run.directory / "scores" / "retrieval.json", scores)
     keywords = json.loads((run.directory / "scores" / "keywords.json").read_text())
     keywords["repetition"] = {"keywords": 6.25, "distinct": 5.0, "duplicates": 20.0}
-    keywords["segmentation"] = {"f1": 31.0, "r_value": 44.44}
+    measures = {"precision": 40.0, "recall": 25.31, "f1": 31.0, "over_segmentation": -36.72, "r_value": 44.44}
+    keywords["segmentation"] = {**measures, "uniform": {name: value / 2 for name, value in measures.items()}}
     write(run.directory / "scores" / "keywords.json", keywords)
     return load_run(run.directory)
 
@@ -136,6 +137,27 @@ def test_heads_side_by_side(make, results):
     before = results.read_text(encoding="utf-8")
     update_results(results, [runs[1]])  # its rows are replaced, those of both read-outs, and the others stay
     assert results.read_text(encoding="utf-8") == before
+
+
+def test_keyword_times_as_word_boundaries(make, results):
+    title, run = "Keyword times as word boundaries", make("tiny_cascaded", 41, rate=30.0)
+    hybrid = _with_keyword_extras(make("tiny_hybrid_plus", 40, rate=30.0))
+    update_results(results, [hybrid, run, make("tiny_parallel", 5)])
+    own = {"precision": "40.0", "recall": "25.3", "F1": "31.0", "over-segmentation": "-36.7", "R-value": "44.4"}
+    even = {"precision": "20.0", "recall": "12.7", "F1": "15.5", "over-segmentation": "-18.4", "R-value": "22.2"}
+    named = {"model": "tiny", "seed": "0"}
+    assert rows_of(results, "keywords", title) == [
+        {**named, "head": "hybrid_plus", **own}, {**named, "head": "*evenly spaced* (hybrid_plus)", **even}
+    ]  # fmt: skip
+    other = _with_keyword_extras(make("tiny_hybrid_plus_seed1", 42, seed=1, rate=30.0))
+    update_results(results, [_with_keyword_extras(run), other])
+    rows = rows_of(results, "keywords", title)
+    assert [(row["head"], row["seed"]) for row in rows] == [
+        ("cascaded", "0"), ("hybrid_plus", "0"), ("hybrid_plus", "1"), ("hybrid_plus", "mean of 2"),
+        ("*evenly spaced* (cascaded)", "0"), ("*evenly spaced* (hybrid_plus)", "0"),
+        ("*evenly spaced* (hybrid_plus)", "1"), ("*evenly spaced* (hybrid_plus)", "mean of 2"),
+    ]  # fmt: skip
+    assert rows[3]["over-segmentation"] == "-36.7 ± 0.0"
 
 
 def test_command_seed_and_commit_of_every_step(make, results):

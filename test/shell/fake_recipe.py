@@ -28,6 +28,7 @@ name = Path(sys.argv[0]).stem
 with open("calls.log", "a") as log:
     log.write(" ".join([name, *sys.argv[1:]]) + "\\n")
 print("working on", name)
+Path("recipe_command").write_text(os.environ["SPEECHCLIP_RECIPE_COMMAND"])
 if os.environ.get("FAIL") == name:
     print("error: data/x: no good", file=sys.stderr)
     sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -257,6 +258,14 @@ def test_several_seeds_and_a_tag(done):
     done.run("--seed", "0 1", "--head", "parallel", "--tag", "wide")
     folders = [call.split("--out ")[1].split()[0] for call in done.calls() if call.startswith("train ")]
     assert folders == ["exp/tiny_parallel_wide", "exp/tiny_parallel_wide_seed1"]
+
+
+def test_the_recorded_command_can_be_typed_again(done):
+    options = ["--seed", "0 1", "--head", "parallel", "--tag", "wide", "--", "--train.note", "it's $x", "--data.x="]
+    assert done.run(*options).returncode == 0
+    command = (done.folder / "recipe_command").read_text()
+    assert shlex.split(command) == ["./run.sh", *options]
+    assert command.startswith("./run.sh --seed '0 1' --head parallel --tag wide -- --train.note ")
 
 
 def test_precomputed_embeddings_take_clips_place(done):
