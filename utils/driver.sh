@@ -18,6 +18,7 @@ overrides_text="What follows a lone -- changes the configuration: ./run.sh --sta
 export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"  # goes with every number
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
 obtain_options=("${obtain_options[@]}")
+prepare_options=("${prepare_options[@]}")
 # shellcheck source=utils/parse_options.sh
 . "$utils/parse_options.sh" "$@"
 # shellcheck source=utils/stages.sh

@@ -54,7 +54,7 @@ def recall_table(ranks: ArrayLike) -> dict[str, float]:
     r = np.asarray(ranks)
     if r.size == 0:
         raise ValueError("no ranks to average")
-    return {name: 100.0 * float(column.mean()) for name, column in _gains(r).items()}
+    return {name: 100.0 * float(column.mean()) for name, column in gains_of(r).items()}
 
 
 def bootstrap_ci(
@@ -72,7 +72,7 @@ def bootstrap_ci(
         raise ValueError(f"{n} resamples; an interval needs at least 1")
     index = np.unique(c, return_inverse=True)[1].reshape(-1)
     size = np.bincount(index)  # [I] queries of a cluster
-    gains = _gains(r)
+    gains = gains_of(r)
     sums = np.stack([np.bincount(index, weights=gain) for gain in gains.values()], axis=1)  # [I, 4]
     generator = np.random.default_rng(seed)
     resampled = np.empty((n, len(gains)))
@@ -192,7 +192,7 @@ def retrieval_report(
     return report
 
 
-def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+def gains_of(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """What every rank adds to each score, before the mean."""
     hits = {f"R@{k}": (ranks <= k).astype(np.float64) for k in CUTOFFS}
     return {**hits, "MRR": 1.0 / ranks}
