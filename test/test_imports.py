@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from levels before its own, or from its own package or file.
 LEVELS = (
     ("errors", "constants", "compat"),
-    ("config", "settings"),
-    ("published",),
+    ("config",),
+    ("published", "settings"),
     ("data", "encoders", "heads", "losses"),
     ("model", "eval", "report"),
     ("checkpoint", "embed", "extract"),

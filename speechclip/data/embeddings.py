@@ -12,6 +12,8 @@ import numpy as np
 
 from speechclip.errors import UserError, writing
 
+_ROWS = 1 << 16  # at a time
+
 
 def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` file by name.
@@ -61,12 +63,19 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
         raise UserError(
             f"{path}: no embedding for {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
-    rows = table[[row_of[item] for item in wanted]].astype(np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = (table if ids is None else table[[row_of[item] for item in wanted]]).astype(np.float32, copy=False)
+    norms = row_norms(rows)
     if not np.isfinite(norms).all() or (norms == 0).any():
         bad = wanted[int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])]
         raise UserError(f"{path}: the embedding of {bad} is zero or not finite")
-    return wanted, rows / norms
+    rows /= norms  # in place: a million rows are two gigabytes
+    return wanted, rows
+
+
+def row_norms(matrix: np.ndarray) -> np.ndarray:
+    """Euclidean norms of the rows of a matrix [N, D], [N, 1], without another matrix of its size."""
+    parts = [np.linalg.norm(matrix[at : at + _ROWS], axis=1, keepdims=True) for at in range(0, len(matrix), _ROWS)]
+    return np.concatenate([np.empty((0, 1), matrix.dtype), *parts])
 
 
 def save_embeddings(
