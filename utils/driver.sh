@@ -19,6 +19,7 @@ overrides_text="What follows a lone -- changes the configuration: ./run.sh --sta
 . "$utils/recipe_command.sh" "$@"
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
 obtain_options=("${obtain_options[@]}")
+prepare_options=("${prepare_options[@]}")
 # shellcheck source=utils/parse_options.sh
 . "$utils/parse_options.sh" "$@"
 # shellcheck source=utils/stages.sh

@@ -28,17 +28,22 @@ stage_obtain() {  # corpus and models
 }
 
 stage_prepare() {  # data/{train,dev,test}
-    local split file
+    local split file option
+    local -a options=(--corpus "$corpus" --nj "$nj")
     begin data/.done/1_prepare data/log/1_prepare.log
     depends script local
     depends after data/.done/0_obtain
     [[ -z $corpus ]] || depends path "$corpus"
+    for option in "${prepare_options[@]}"; do
+        options+=("--$option" "${!option}")
+        depends value "$option=${!option}"
+    done
     for split in "${splits[@]}"; do
         makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
     done
     up_to_date && return
     for file in $obtained; do needs "$file" 0; done
-    run bash local/prepare.sh --corpus "$corpus" --nj "$nj"
+    run bash local/prepare.sh "${options[@]}"
     run "$python" -m speechclip.bin.validate_data_dir "${splits[@]/#/data/}"
     finish
 }

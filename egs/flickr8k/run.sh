@@ -23,9 +23,13 @@ models="base large"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
 obtained=""
 obtain_options=(models model mirror)
+prepare_options=(min_seconds max_seconds max_bad)
 
 model=base
 head=parallel
 mirror=                  #: URL of a folder with the corpus's files, tried before the published places
+min_seconds=0.3          #: shorter recordings are left out and counted
+max_seconds=60.0         #: so are longer ones
+max_bad=0.01             #: share of the utterances that may be left out
 
 . ../../utils/driver.sh "$@"

@@ -23,10 +23,14 @@ models="base large"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
 obtained=""
 obtain_options=(models model mirror)
+prepare_options=(min_seconds max_seconds max_bad)
 
 model=large
 head=parallel
 feats=online  # 605,000 utterances of 4.4 s would take 2.5 TB (Base) or 6.6 TB (Large)
 mirror=                  #: URL of a folder with the corpus's files, tried before the published places
+min_seconds=0.3          #: shorter recordings are left out and counted
+max_seconds=60.0         #: so are longer ones
+max_bad=0.01             #: share of the utterances that may be left out
 
 . ../../utils/driver.sh "$@"

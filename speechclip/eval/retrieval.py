@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.data.embeddings import row_norms
+
 CUTOFFS = (1, 5, 10)
 BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in single precision
 
@@ -38,14 +40,22 @@ def first_hit_ranks(
         raise ValueError(f"queries {q.shape} and gallery {g.shape}, or the columns of their groups, do not fit")
     # a matrix product may round equal columns differently, so every distinct row is scored once
     first, row_of_item = _distinct_rows(g)
-    rows, repeated = g[first], len(first) < len(g)
+    repeated = len(first) < len(g)
+    rows = g[first] if repeated else g
+    order = np.argsort(gg, axis=0, kind="stable")
+    groups = np.take_along_axis(gg, order, axis=0)
     ranks = np.empty(len(q), dtype=np.int64)
     for part in _blocks(len(q), len(g), block):
-        scores = (q[part] @ rows.T)[:, row_of_item] if repeated else q[part] @ g.T  # [b, G]
-        relevant = _relevant(qg[part], gg)  # [b, G]
-        _check_answerable(np.asarray(relevant.any(axis=1)), part.start)
-        best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[part] = 1 + ((scores >= best) & ~relevant).sum(axis=1)
+        scores = q[part] @ rows.T
+        if repeated:
+            scores = scores[:, row_of_item]  # [b, G]
+        # the relevant items are few: only they are looked at one by one
+        row, item, count = _relevant_pairs(qg[part], groups, order)
+        _check_answerable(count > 0, part.start)
+        hits = scores[row, item]
+        best = np.maximum.reduceat(hits, np.cumsum(count) - count)
+        above = np.fromiter(map(np.count_nonzero, scores >= best[:, None]), dtype=np.int64, count=len(best))
+        ranks[part] = 1 + above - np.bincount(row, weights=hits >= best[row], minlength=len(best)).astype(np.int64)
     return ranks
 
 
@@ -54,7 +64,7 @@ def recall_table(ranks: ArrayLike) -> dict[str, float]:
     r = np.asarray(ranks)
     if r.size == 0:
         raise ValueError("no ranks to average")
-    return {name: 100.0 * float(column.mean()) for name, column in _gains(r).items()}
+    return {name: 100.0 * float(column.mean()) for name, column in gains_of(r).items()}
 
 
 def bootstrap_ci(
@@ -72,7 +82,7 @@ def bootstrap_ci(
         raise ValueError(f"{n} resamples; an interval needs at least 1")
     index = np.unique(c, return_inverse=True)[1].reshape(-1)
     size = np.bincount(index)  # [I] queries of a cluster
-    gains = _gains(r)
+    gains = gains_of(r)
     sums = np.stack([np.bincount(index, weights=gain) for gain in gains.values()], axis=1)  # [I, 4]
     generator = np.random.default_rng(seed)
     resampled = np.empty((n, len(gains)))
@@ -192,7 +202,7 @@ def retrieval_report(
     return report
 
 
-def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+def gains_of(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """What every rank adds to each score, before the mean."""
     hits = {f"R@{k}": (ranks <= k).astype(np.float64) for k in CUTOFFS}
     return {**hits, "MRR": 1.0 / ranks}
@@ -201,8 +211,10 @@ def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     """[Q, C] and [G, C] -> [Q], the relevant items of every query; up to two columns without comparing all pairs."""
     if query_groups.shape[1] > 2:
+        order = np.argsort(gallery_groups, axis=0, kind="stable")
+        groups = np.take_along_axis(gallery_groups, order, axis=0)
         parts = _blocks(len(query_groups), len(gallery_groups), None)
-        return np.concatenate([_relevant(query_groups[part], gallery_groups).sum(axis=1) for part in parts])
+        return np.concatenate([_relevant_pairs(query_groups[part], groups, order)[2] for part in parts])
 
     def equal(columns: list[int]) -> Ints:
         """How many items agree in all of the columns."""
@@ -216,12 +228,22 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     return equal([0]) + equal([1]) - equal([0, 1])
 
 
-def _relevant(query_groups: Ints, gallery_groups: Ints) -> Bools:
-    """[b, C] and [G, C] -> [b, G], true where a column agrees."""
-    relevant: Bools = query_groups[:, :1] == gallery_groups[None, :, 0]
-    for column in range(1, query_groups.shape[1]):
-        relevant |= query_groups[:, column : column + 1] == gallery_groups[None, :, column]
-    return relevant
+def _relevant_pairs(query_groups: Ints, groups: Ints, order: Ints) -> tuple[Ints, Ints, Ints]:
+    """Row and gallery item of every relevant pair, by row and each once, and their number in each row.
+
+    query_groups [b, C]; order [G, C], the gallery's items sorted by each column of their groups; groups [G, C], those.
+    """
+    keys = []
+    for column in range(query_groups.shape[1]):
+        asked, listed = query_groups[:, column], groups[:, column]
+        start, stop = np.searchsorted(listed, asked, "left"), np.searchsorted(listed, asked, "right")
+        count = stop - start
+        row = np.repeat(np.arange(len(asked)), count)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count - start, count)
+        keys.append(row * len(groups) + order[place, column])
+    key = np.unique(np.concatenate(keys)) if len(keys) > 1 else keys[0]
+    row, item = np.divmod(key, len(groups))
+    return row, item, np.bincount(row, minlength=len(query_groups))
 
 
 def _distinct_rows(matrix: Floats) -> tuple[Ints, Ints]:
@@ -283,7 +305,7 @@ def _matrix(values: ArrayLike, name: str) -> Floats:
 def _unit(values: ArrayLike, name: str) -> Floats:
     """A matrix with rows of length one; rows of zeros stay."""
     array = _matrix(values, name)
-    norm = np.linalg.norm(array, axis=1, keepdims=True)
+    norm = row_norms(array)
     return array / np.where(norm > 0, norm, 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.data.embeddings import read_arrays
 from speechclip.errors import UserError
+from speechclip.eval.retrieval import gains_of
 
-CUTOFFS = (1, 5, 10)
 _BLOCK = 1 << 22  # signs drawn at a time
 
 
@@ -36,8 +36,8 @@ def paired_test(
     if n < 1:
         raise ValueError(f"{n} choices; at least 1 is needed")
     index = np.unique(c, return_inverse=True)[1].reshape(-1)
-    gains = {f"R@{k}": ((a <= k).astype(float), (b <= k).astype(float)) for k in CUTOFFS}
-    gains["MRR"] = (1.0 / a, 1.0 / b)
+    others = gains_of(b)
+    gains = {name: (gain, others[name]) for name, gain in gains_of(a).items()}
     sums = np.stack([np.bincount(index, weights=x - y) for x, y in gains.values()], axis=1)  # [I, 4]
     observed = np.abs(sums.sum(axis=0))
     generator = np.random.default_rng(seed)
@@ -84,13 +84,7 @@ def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> di
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; stage 4 makes it") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path}: not a readable .npz file") from error
+    content = read_arrays(path, hint="stage 4 makes it")
     if "data" not in content:
         raise UserError(f"{path}: no ranks of stage 4")
     return content

@@ -50,7 +50,7 @@ def readout_scores(run: Run) -> Iterator[tuple[str, Scores]]:
 
 def overview_rows(run: Run) -> Iterator[Row]:
     """The rows of a run: its own, with all there is, and the recall of each further read-out."""
-    name = {"model": run.model, "head": run.head, "tag": run.tag, "seed": str(run.seed)}
+    name = {"model": run.model, "head": run.head, "tag": run.tag, "seed": run.seed_text}
     named = {key: value for key, value in name.items() if value}
     row = {**named, **_recalls(run.retrieval)}
     training: Mapping[str, Any] = run.training.content if run.training else {}

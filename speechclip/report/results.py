@@ -17,7 +17,7 @@ from speechclip.errors import UserError, writing
 from speechclip.report import boundaries, overview, published
 from speechclip.report.markdown import Table, code, read_block, write_block
 from speechclip.report.published import published_tables
-from speechclip.report.runs import Run, Scores
+from speechclip.report.runs import UNKNOWN_SEED, Run, Scores
 
 Row = dict[str, str]
 
@@ -166,7 +166,7 @@ def _means(rows: Iterable[Row], columns: Iterable[str], digits: int) -> Iterator
     """For every model, head and tag with several seeds: mean ± sample standard deviation of what all of them have."""
     seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row.get("seed"):
+        if row.get("seed", UNKNOWN_SEED) != UNKNOWN_SEED:
             seeds.setdefault(tuple(row.get(name, "") for name in KEY[:3]), []).append(row)
     for name, group in seeds.items():
         if len(group) < 2:
@@ -201,7 +201,7 @@ def _order(row: Mapping[str, str]) -> tuple[object, ...]:
 
 def _name(run: Run, head: str | None = None) -> tuple[str, ...]:
     """The texts in the columns that name the rows of a run, or of one of its further read-outs."""
-    return (run.model, head or run.head, run.tag, str(run.seed))
+    return (run.model, head or run.head, run.tag, run.seed_text)
 
 
 def _start(run: Run, head: str | None = None) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ def test_a_converted_checkpoint_gives_the_same_anywhere(
     (tmp_path / "out").rename(tmp_path / "moved")
     path.unlink()
     monkeypatch.chdir(tmp_path)
+    told = json.loads(Path("moved/provenance.json").read_text())
+    assert told["converted_from"] == "x.ckpt" and told["seed"] is None and told["published"]["step"] == 50000
     again = SpeechCLIP.from_pretrained("moved")
     assert torch.equal(again.encode_speech(WAVES), model.encode_speech(WAVES))
     assert again.config.speech_encoder.normalize is True

@@ -234,6 +234,17 @@ def test_the_mean_over_seeds_comes_from_the_table(make, results):
     assert [row["S→I R@1"] for row in rows if "mean" in row.get("seed", "")] == ["60.75 ± 1.06"]
 
 
+def test_weights_of_unknown_seed_say_so_and_enter_no_mean(make, results):
+    published = {"model": "base", "head": "parallel", "tag": "published"}
+    runs = [make("flickr_base_ckpt", 40, seed=None, **published), make("other_ckpt", 50, seed=3, **published)]
+    update_results(results, runs)
+    rows = rows_of(results, "retrieval", "Speech and images")
+    assert [row["seed"] for row in rows if "seed" in row] == ["3", "unknown"]
+    assert {row["seed"] for row in rows_of(results, "provenance", "Commands")} == {"3", "unknown"}
+    update_results(results, runs)  # its rows are replaced as any other's
+    assert rows_of(results, "retrieval", "Speech and images") == rows
+
+
 def test_one_seed_has_no_mean(make, results):
     update_results(results, [make("tiny_parallel", 60), make("tiny_parallel_small_seed1", 60, 1)])
     assert "mean of" not in results.read_text(encoding="utf-8")
