@@ -202,6 +202,7 @@ class TrainConfig:
         log_interval: steps between lines of the log and points in TensorBoard.
         patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
         supervision: what stands on the other side of the loss; "text" is the supervised topline.
+        board_utterances: dev utterances that TensorBoard plays, with their attention and embeddings; 0 for none.
     """
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -209,6 +210,7 @@ class TrainConfig:
     log_interval: int = 50
     patience: int = 0
     supervision: Literal["image", "text"] = "image"
+    board_utterances: int = 4
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,8 @@ class Config:
         _check(0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "in [0, 1)")
         for key in ("eval_interval", "log_interval"):
             _check(getattr(self.train, key) >= 1, f"train.{key}", getattr(self.train, key), "at least 1")
-        _check(self.train.patience >= 0, "train.patience", self.train.patience, "not negative")
+        for key in ("patience", "board_utterances"):
+            _check(getattr(self.train, key) >= 0, f"train.{key}", getattr(self.train, key), "not negative")
         _check(self.eval.neighbours >= 1, "eval.neighbours", self.eval.neighbours, "at least 1")
         for key in ("bootstrap", "keep_attention"):
             _check(getattr(self.eval, key) >= 0, f"eval.{key}", getattr(self.eval, key), "not negative")
