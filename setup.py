@@ -27,6 +27,7 @@ CORE = [
     "soxr",
     "tensorboard",
     "matplotlib",
+    "praatio",  # TextGrids
     "pillow",
     "tqdm",
     "espeakng-loader",  # the voices of egs/mini

@@ -202,6 +202,7 @@ class TrainConfig:
         log_interval: steps between lines of the log and points in TensorBoard.
         patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
         supervision: what stands on the other side of the loss; "text" is the supervised topline.
+        board_utterances: dev utterances that TensorBoard plays, with their attention and embeddings; 0 for none.
     """
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -209,6 +210,7 @@ class TrainConfig:
     log_interval: int = 50
     patience: int = 0
     supervision: Literal["image", "text"] = "image"
+    board_utterances: int = 4
 
 
 @dataclass(frozen=True)
@@ -216,16 +218,20 @@ class EvalConfig:
     """Scoring.
 
     Attributes:
-        bootstrap: resamples of the images for the confidence intervals.
-        neighbours: subwords looked up for each keyword.
+        bootstrap: resamples of the images for the confidence intervals; 0 for none.
+        neighbours: subwords written down for each keyword.
+        sweep: numbers of neighbours that keyword hit rates are given for.
         span_mass: share of a keyword's attention that its time span holds.
         boundary_tolerance: seconds by which a word boundary may be missed.
+        keep_attention: utterances whose keywords' attention is kept for the report; 0 for none.
     """
 
     bootstrap: int = 1000
     neighbours: int = 5
+    sweep: list[int] = field(default_factory=lambda: [1, 3, 5, 10, 20])
     span_mass: float = 0.5
     boundary_tolerance: float = 0.02
+    keep_attention: int = 1000
 
 
 @dataclass(frozen=True)
@@ -269,9 +275,12 @@ class Config:
         _check(0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "in [0, 1)")
         for key in ("eval_interval", "log_interval"):
             _check(getattr(self.train, key) >= 1, f"train.{key}", getattr(self.train, key), "at least 1")
-        _check(self.train.patience >= 0, "train.patience", self.train.patience, "not negative")
+        for key in ("patience", "board_utterances"):
+            _check(getattr(self.train, key) >= 0, f"train.{key}", getattr(self.train, key), "not negative")
         _check(self.eval.neighbours >= 1, "eval.neighbours", self.eval.neighbours, "at least 1")
-        _check(self.eval.bootstrap >= 0, "eval.bootstrap", self.eval.bootstrap, "not negative")
+        for key in ("bootstrap", "keep_attention"):
+            _check(getattr(self.eval, key) >= 0, f"eval.{key}", getattr(self.eval, key), "not negative")
+        _check(min(self.eval.sweep, default=1) >= 1, "eval.sweep", self.eval.sweep, "a list of numbers from 1 on")
         _check(0 < self.eval.span_mass <= 1, "eval.span_mass", self.eval.span_mass, "in (0, 1]")
         tolerance = self.eval.boundary_tolerance
         _check(tolerance >= 0, "eval.boundary_tolerance", tolerance, "not negative")

@@ -13,6 +13,7 @@ from speechclip.constants import FRAME_SECONDS
 from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
 from speechclip.encoders.speech import SpeechFeatures
 from speechclip.heads.base import SpeechOutput
+from speechclip.heads.spans import attention_span
 from speechclip.model import SpeechCLIP
 
 
@@ -27,6 +28,20 @@ class KeywordTable(NamedTuple):
     mask: np.ndarray
     attention: list[np.ndarray]
     segments: list[np.ndarray] | None
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Lengths of the utterances, [N]."""
+        return np.array([weights.shape[-1] for weights in self.attention]) * FRAME_SECONDS
+
+    def spans(self, mass: float) -> list[np.ndarray]:
+        """When each keyword is said, N arrays [k_n, 2] of seconds: segments, or what holds ``mass`` of attention."""
+        if self.segments is not None:
+            return self.segments
+        return [
+            np.array([attention_span(row, FRAME_SECONDS, mass) for row in weights]).reshape(-1, 2)
+            for weights in self.attention
+        ]
 
 
 def features_of(model: SpeechCLIP, batch: Batch) -> SpeechFeatures:
@@ -49,9 +64,7 @@ def run(
         yield batch, features, model.apply_head(*features)
 
 
-def embed_readouts(
-    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
-) -> dict[str, np.ndarray]:
+def embed_readouts(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> dict[str, np.ndarray]:
     """Embeddings of all utterances by each read-out, [N, J] float32, L2-normalised, in the source's order."""
     rows: dict[str, np.ndarray] = {}
     for batch, _, output in run(model, source, batch_size, workers):

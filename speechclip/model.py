@@ -147,7 +147,7 @@ class SpeechCLIP(nn.Module):
         if output.keywords is not None:
             counts = output.keywords.mask.sum(dim=1)
             readouts[CASCADED] = self._need_clip().encode_keywords(output.keywords.quantized, counts)
-        return SpeechOutput(readouts, output.keywords, output.quantity)
+        return SpeechOutput(readouts, output.keywords, output.quantity, output.attention)
 
     def _mix(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         padding = torch.arange(states.shape[2], device=frames.device)[None, :] >= frames[:, None]

@@ -78,7 +78,13 @@ def test_a_plain_run_leaves_every_file_with_the_right_counts(recipe: Path, first
     lines = (recipe / "exp/tiny_cascaded/scores/keywords.jsonl").read_text().splitlines()
     assert len(lines) == SCENES // 20 * 3 * count
     record = json.loads(lines[0])
-    assert set(record) == {"utterance", "keyword", "neighbours", "span", "caption"} and len(record["neighbours"]) == 5
+    fields = {"utterance", "keyword", "neighbours", "span", "caption", "hit", "gold", "word", "overlap", "spoken"}
+    assert set(record) == fields and len(record["neighbours"]) == 5
+    assert record["spoken"] is not None  # the corpus comes with alignments
+    assert {"segmentation", "overlap"} <= set(keywords)
+    kept = np.load(recipe / "exp/tiny_cascaded/scores/attention.npz")
+    assert len(kept["weights"]) == (kept["keywords"] * kept["frames"]).sum()
+    assert kept["ids"].tolist() == sorted({json.loads(line)["utterance"] for line in lines})
     results = (recipe / "RESULTS.md").read_text()
     assert "tiny" in results and "cascaded" in results and "parallel" in results
 

@@ -137,6 +137,8 @@ stage_retrieval() {  # scores/retrieval.json
 stage_keywords() {  # scores/keywords.json of a head that has keywords
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
+    local words
+    for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
     [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" 3

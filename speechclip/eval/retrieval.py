@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speechclip.data.embeddings import row_norms
+from speechclip.eval.bootstrap import Bootstrap, interval
 
 CUTOFFS = (1, 5, 10)
 BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in single precision
@@ -78,21 +79,10 @@ def bootstrap_ci(
     r, c = np.asarray(ranks), np.asarray(clusters)
     if r.size == 0 or r.shape != c.shape:
         raise ValueError(f"ranks {r.shape} and clusters {c.shape} do not fit")
-    if n < 1:
-        raise ValueError(f"{n} resamples; an interval needs at least 1")
-    index = np.unique(c, return_inverse=True)[1].reshape(-1)
-    size = np.bincount(index)  # [I] queries of a cluster
     gains = gains_of(r)
-    sums = np.stack([np.bincount(index, weights=gain) for gain in gains.values()], axis=1)  # [I, 4]
-    generator = np.random.default_rng(seed)
-    resampled = np.empty((n, len(gains)))
-    step = max(1, BLOCK_SCORES // (2 * len(size)))
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        draws = generator.multinomial(len(size), np.full(len(size), 1 / len(size)), size=stop - start)  # [n, I]
-        resampled[start:stop] = (draws @ sums) / (draws @ size)[:, None]
-    tail = 50.0 * (1.0 - level)
-    low, high = 100.0 * np.percentile(resampled, [tail, 100.0 - tail], axis=0)
+    columns = np.stack([*gains.values(), np.ones(len(r))], axis=1)  # [Q, 5]
+    sums = Bootstrap(c, n, seed).sums(columns)
+    low, high = 100.0 * interval(sums[:, :-1] / sums[:, -1:], level)
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(gains)}
 
 

@@ -31,24 +31,27 @@ class HeadOutput(NamedTuple):
 
     embedding: an utterance embedding [B, joint width] (the parallel read-out), or None. keywords: for CLIP's text
     transformer to read (the cascaded read-out), or None. quantity: by how much the number of keywords is off its
-    target, a scalar to be trained down, or None where their number is fixed.
+    target, a scalar to be trained down, or None where their number is fixed. attention: of a head without keywords, the
+    weights of its [CLS] over the frames, [B, 1, T].
     """
 
     embedding: Tensor | None
     keywords: Keywords | None
     quantity: Tensor | None = None
+    attention: Tensor | None = None
 
 
 class SpeechOutput(NamedTuple):
     """What a model reads out of a batch.
 
     readouts: embeddings [B, J], not normalised, "parallel" (the head's own) before "cascaded" (of the keywords, by
-    CLIP's text transformer); a hybrid head has both. keywords, quantity: see :class:`HeadOutput`.
+    CLIP's text transformer); a hybrid head has both. keywords, quantity, attention: see :class:`HeadOutput`.
     """
 
     readouts: dict[str, Tensor]
     keywords: Keywords | None
     quantity: Tensor | None
+    attention: Tensor | None = None
 
     @property
     def embedding(self) -> Tensor:

@@ -14,16 +14,25 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from speechclip.checkpoint import WEIGHTS, existing_folder, load_weights, read_checkpoint, read_weights, save_checkpoint
-from speechclip.config import Config, known_keys, to_dict
+from speechclip.config import Config
 from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_batches, read_batches
 from speechclip.embed import embed_speech, features_of
 from speechclip.errors import UserError
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.heads.base import CASCADED, PARALLEL
 from speechclip.model import SpeechCLIP
+from speechclip.train.board import Handful
 from speechclip.train.journal import Journal
 from speechclip.train.schedule import learning_rate
-from speechclip.train.state import EmaWeights, Progress, read_progress, restore_state, save_state
+from speechclip.train.state import (
+    EmaWeights,
+    Progress,
+    differences,
+    read_progress,
+    restore_state,
+    save_state,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -143,9 +152,9 @@ class Trainer:
         if last is None:
             return
         folder, saved, origin = read_checkpoint(last)
-        changed = _differences(saved, self.config)
+        changed = differences(saved, self.config)
         changed += [key for key in ("seed", "data") if origin.get(key) != self.origin[key]]
-        before, now = _weights_of(origin), _weights_of(self.origin)
+        before, now = weights_of(origin), weights_of(self.origin)
         changed += [part for part in sorted(before.keys() & now.keys()) if before[part] != now[part]]
         if changed:
             self.fabric.print(f"{self.folder}: trained with another {', '.join(changed)}; starting anew")
@@ -170,7 +179,7 @@ class Trainer:
         if progress.finished:
             self.fabric.print(f"{self.folder}: already trained, {progress.step} steps, best at {progress.best_step}")
             return progress
-        journal = Journal(self.folder, step=progress.step, total=config.optim.max_steps) if main else None
+        journal = self._open_journal() if main else None
         per_epoch = len(self.data.train.ids) // config.data.batch_size
         started, before, seen = time.monotonic(), progress.seconds, 0
         losses: list[Tensor] = []
@@ -195,6 +204,11 @@ class Trainer:
             if journal is not None:
                 journal.close()
         return progress
+
+    def _open_journal(self) -> Journal:
+        config, count, data = self.config, self.config.train.board_utterances, self.data
+        handful = Handful(data.dev, data.dev_speech, count, self.folder / "tensorboard") if count else None
+        return Journal(self.folder, step=self.progress.step, total=config.optim.max_steps, handful=handful)
 
     def _epoch(self, epoch: int, position: int) -> Any:
         """This process's share of an epoch's batches, from ``position`` on."""
@@ -272,6 +286,7 @@ class Trainer:
         patience = config.train.patience
         progress.finished = progress.step >= config.optim.max_steps or bool(patience and progress.stale >= patience)
         journal.dev(progress.step, report, better)
+        journal.show(progress.step, self.model, embeddings)
         weights, origin = self.model.trained_state(), {**self.origin, "step": progress.step, "dev_mean_R@10": score}
         origin["train_seconds"] = round(progress.seconds, 1)
         if better:
@@ -280,24 +295,3 @@ class Trainer:
             self.folder / "last", self.model, weights, config, origin,
             extra=lambda part: save_state(part, progress, self.optimizer, unaveraged),
         )  # fmt: skip
-
-
-def _weights_of(origin: dict[str, Any]) -> dict[str, Any]:
-    """Fingerprints of the frozen encoders that a run's provenance names."""
-    return {part: facts.get("weights") for part, facts in origin.get("encoders", {}).items() if facts.get("weights")}
-
-
-# what changes how a run is told, scored or fed, but not what it learns
-_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval")
-
-
-def _differences(saved: Config, wanted: Config) -> list[str]:
-    """Dotted keys in which two configurations differ, as far as they change what is learnt."""
-
-    def value(config: Config, key: str) -> Any:
-        node: Any = to_dict(config)
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    return [key for key in known_keys() if not key.startswith(_IMMATERIAL) and value(saved, key) != value(wanted, key)]
