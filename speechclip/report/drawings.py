@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 class Drawing(NamedTuple):
-    """A figure inside a page: its title and its markup."""
+    """A figure inside a page: its title, its markup, and whether it needs the page's whole width."""
 
     title: str
     svg: str
+    wide: bool = False
 
 
 def run_drawings(run: Run) -> dict[str, list[Drawing]]:
@@ -72,7 +73,8 @@ def training_drawings(log: Path, metrics: figures.Metrics) -> list[Drawing]:
 
 def draw(source: Path, maker: Callable[[Any], Figure], content: Any, name: str, title: str, text: str) -> Drawing:
     """Draw for the page. Raises UserError naming the source where it lacks something."""
-    return Drawing(title, inline(draw_styled(source, maker, content), name, f"{title}. {text}"))
+    figure = draw_styled(source, maker, content)
+    return Drawing(title, inline(figure, name, f"{title}. {text}"), figure.get_figwidth() > 6.5)
 
 
 def draw_styled(source: Path, maker: Callable[[Any], Any], content: Any) -> Any:
@@ -108,7 +110,7 @@ def write_data_figures(run: Run, material: Material, plane: Plane) -> list[Path]
         if utterance.id not in attention:
             continue
         records = read_keywords(run.directory / "scores" / "keywords.jsonl", [utterance.id])[utterance.id]
-        names = [record["neighbours"][0]["subword"] for record in records]
+        names = [record["neighbours"][0]["subword"].removesuffix("</w>").lstrip("▁") for record in records]
         wave = load_audio(utterance.wav)
         words = material.words.get(utterance.id, [])
         parts = (wave, spectrogram(wave), attention[utterance.id], names, words)

@@ -245,7 +245,8 @@ def _mark(
 
 def _finish(axes: Axes, title: str, unit: str, groups: Sequence[str]) -> None:
     """Title, percent axis, group names, and the legend above the bars."""
-    axes.set_title(title, pad=36)
+    entries = len(axes.get_legend_handles_labels()[1])
+    axes.set_title(title, pad=20 + 16 * math.ceil(entries / 4))
     axes.set(ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
     axes.set_ylim(0, 100)
     axes.grid(axis="x", visible=False)

@@ -73,14 +73,13 @@ def attention_plot(
     top.set(yticks=[], xlim=(0, seconds))
     for word in words:
         top.axvline(word.start, color="#333333", linewidth=0.4)
-        middle_of_word = (word.start + word.end) / 2
-        top.annotate(word.text, (middle_of_word, 1.02), xycoords=("data", "axes fraction"), fontsize=7, ha="center",
-                     rotation=35, rotation_mode="anchor")  # fmt: skip
-    middle.imshow(decibel, aspect="auto", origin="lower", cmap="gray", extent=(0, seconds, 0, 8))
-    middle.set(ylabel="mel band, kHz", yticks=[], xlim=(0, seconds))
+        at = (word.start, 1.03)
+        top.annotate(word.text, at, xycoords=("data", "axes fraction"), fontsize=7, rotation=35, va="bottom")
+    middle.imshow(decibel, aspect="auto", origin="lower", cmap="gray", extent=(0, seconds, 0, 1))
+    middle.set(ylabel="mel band", yticks=[], xlim=(0, seconds))
     times = (np.arange(attention.shape[1]) + 0.5) * FRAME_SECONDS
     for number, row in enumerate(attention):
-        middle.plot(times, 8 * row / max(float(row.max()), 1e-9), color=CYCLE[number % len(CYCLE)], linewidth=1)
+        middle.plot(times, row / max(float(row.max()), 1e-9), color=CYCLE[number % len(CYCLE)], linewidth=1)
     scaled = attention / np.maximum(attention.max(axis=1, keepdims=True), 1e-9)
     extent = (0, attention.shape[1] * FRAME_SECONDS, count, 0)
     bottom.imshow(scaled, aspect="auto", cmap="Blues", extent=extent, interpolation="nearest")

@@ -12,7 +12,7 @@ from speechclip.report.published import TABLES
 from speechclip.report.results import CUTOFFS, KEYWORDS, RETRIEVAL
 from speechclip.report.runs import Run, Scores
 
-OWN, QUOTED, CONTROL = "own", "quoted", "control"
+OWN, QUOTED, CONTROL, MIXED = "own", "quoted", "control", "mixed"
 CONTROLS = {"frequency_prior": "frequency prior", "shuffled_speech": "shuffled speech"}
 STOP_WORDS = {"all": "with stop words", "content": "without stop words"}
 
@@ -27,7 +27,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A named row. kind: OWN for this project's numbers, QUOTED for published ones, CONTROL for what heard nothing."""
+    """A named row.
+
+    kind: OWN for this project's numbers, QUOTED for published ones, CONTROL for what heard nothing, MIXED for both.
+    """
 
     name: str
     cells: Sequence[Cell]
@@ -143,18 +146,16 @@ def _sweep(content: Mapping[str, Any]) -> Iterator[PageTable]:
     sweep = content.get("sweep")
     if not sweep:
         return
-    columns = [f"{name}{words}" for words in (", with", ", without") for name in ("hit rate", "prior", "shuffled")]
-    table = PageTable(
-        "Neighbours looked at", "Average hit rate in percent by the number K of nearest subwords that count, with stop"
-        " words and without.", columns,
-    )  # fmt: skip
+    columns = [f"{words}: {name}" for words in STOP_WORDS for name in ("hit rate", "prior", "shuffled")]
+    note = "Average hit rate in percent by the number K of nearest subwords that count. all: stop words count, content:"
+    table = PageTable("Neighbours looked at", f"{note} they do not.", columns)
     for k in sorted({k for rows in sweep.values() for k in rows}, key=int):
         cells: list[Cell] = []
         for words in STOP_WORDS:
             row = sweep.get(words, {}).get(k, {})
             cells.append(cell(row.get("avg"), row.get("ci95", {}).get("avg")))
             cells += [cell(row.get(control, {}).get("avg")) for control in CONTROLS]
-        table.rows.append(Row(f"K = {k}", cells))
+        table.rows.append(Row(f"K = {k}", cells, MIXED))
     yield table
 
 
@@ -191,7 +192,7 @@ def _flaws(content: Mapping[str, Any]) -> Iterator[PageTable]:
         cells = [cell(row.get("avg"), row.get("ci95", {}).get("avg"))]
         cells += [cell(difference.get("avg"), difference.get("ci95")), cell(row.get("only_special"))]
         cells += [cell(row.get(control, {}).get("avg")) for control in CONTROLS]
-        table.rows.append(Row(name.replace("_", " ").replace("+", " + "), cells))
+        table.rows.append(Row(name.replace("_", " ").replace("+", " + "), cells, MIXED))
     yield table
 
 
