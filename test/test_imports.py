@@ -17,12 +17,14 @@ LEVELS = (
     ("config",),
     ("published", "settings"),
     ("data", "encoders", "heads", "losses"),
-    ("model", "eval", "report"),
+    ("model", "eval"),
+    ("report",),
     ("checkpoint", "embed", "extract"),
     ("pretrained", "pack"),
     ("train", "upstream"),
     ("assemble",),
     ("bin",),
+    ("cli",),
 )
 UPWARDS = {
     ("model", "pretrained"),  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model

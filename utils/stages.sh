@@ -148,18 +148,19 @@ stage_keywords() {  # scores/keywords.json of a head that has keywords
     finish
 }
 
-stage_report() {  # RESULTS.md and figures of the runs above
+stage_report() {  # RESULTS.md, figures and pages of the runs above
     local folder
     begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
     for folder in "${exps[@]}"; do
         depends after "$folder/.done/4_retrieval"
         depends after "$folder/.done/5_keywords"
-        makes "$folder/figures"
+        makes "$folder/figures" "$folder/report/index.html"
     done
     makes RESULTS.md
     up_to_date && return
     for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
-    run "$python" -m speechclip.bin.report --out RESULTS.md --exp "${exps[@]}"
+    needs "$dump/test/image_embeddings.npz" 2
+    run "$python" -m speechclip.bin.report --out RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
     finish
 }
 

@@ -39,20 +39,43 @@ def paired_test(
     others = gains_of(b)
     gains = {name: (gain, others[name]) for name, gain in gains_of(a).items()}
     sums = np.stack([np.bincount(index, weights=x - y) for x, y in gains.values()], axis=1)  # [I, 4]
+    p = _exchanged(sums, n, seed)
+    return {
+        name: {
+            "first": 100 * float(x.mean()), "second": 100 * float(y.mean()),
+            "difference": 100 * float((x - y).mean()), "p": float(p[at]),
+        }
+        for at, (name, (x, y)) in enumerate(gains.items())
+    }  # fmt: skip
+
+
+def paired_means(
+    first: ArrayLike, second: ArrayLike, clusters: ArrayLike, n: int = 10000, seed: int = 0
+) -> dict[str, float]:
+    """:func:`paired_test` of any score from 0 to 1 that two runs have for each of the same items, [Q] both.
+
+    Returns {"first", "second", "difference", "p"}, the first three in percent.
+    """
+    a, b, c = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(clusters)
+    if a.size == 0 or a.shape != b.shape or a.shape != c.shape or a.ndim != 1 or n < 1:
+        raise ValueError(f"scores {a.shape} and {b.shape}, clusters {c.shape} and {n} choices do not fit")
+    index = np.unique(c, return_inverse=True)[1].reshape(-1)
+    sums = np.bincount(index, weights=a - b)[:, None]
+    means = {"first": 100 * float(a.mean()), "second": 100 * float(b.mean()), "difference": 100 * float((a - b).mean())}
+    return {**means, "p": float(_exchanged(sums, n, seed)[0])}
+
+
+def _exchanged(sums: NDArray[Any], n: int, seed: int) -> NDArray[np.float64]:
+    """p [M] of the total of the clusters' differences, [I, M], under random exchanges of whole clusters."""
     observed = np.abs(sums.sum(axis=0))
     generator = np.random.default_rng(seed)
-    reached = np.zeros(len(gains))
+    reached = np.zeros(sums.shape[1])
     step = max(1, _BLOCK // len(sums))
     for start in range(0, n, step):
         signs = generator.integers(0, 2, size=(min(step, n - start), len(sums))) * 2.0 - 1.0
         reached += (np.abs(signs @ sums) >= observed - 1e-9 * (1 + observed)).sum(axis=0)
-    return {
-        name: {
-            "first": 100 * float(x.mean()), "second": 100 * float(y.mean()),
-            "difference": 100 * float((x - y).mean()), "p": float((1 + reached[at]) / (1 + n)),
-        }
-        for at, (name, (x, y)) in enumerate(gains.items())
-    }  # fmt: skip
+    p: NDArray[np.float64] = (1 + reached) / (1 + n)
+    return p
 
 
 def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], data: Mapping[str, str]) -> None:

@@ -71,7 +71,7 @@ def keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
 def named(run: Run, kind: str = "") -> Row:
     """What names a row of a run; of a control, its kind and the head; the prior belongs to no seed."""
     head = f"{kind} ({run.head})" if kind else run.head
-    values = {"model": run.model, "head": head, "tag": run.tag, "seed": "" if kind == PRIOR else str(run.seed)}
+    values = {"model": run.model, "head": head, "tag": run.tag, "seed": "" if kind == PRIOR else run.seed_text}
     return {name: value for name, value in values.items() if value}
 
 

@@ -61,6 +61,7 @@ elif name == "report":
     make(value("--out"))
     for folder in sys.argv[sys.argv.index("--exp") + 1:]:
         make(f"{folder}/figures/training.svg")
+        make(f"{folder}/report/index.html")
 """
 OBTAIN = """#!/usr/bin/env bash
 set -euo pipefail
