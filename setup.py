@@ -57,4 +57,5 @@ setup(
     packages=find_packages(include=["speechclip", "speechclip.*"]),
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["speechclip = speechclip.cli:main"]},
 )

@@ -23,6 +23,7 @@ LEVELS = (
     ("train", "upstream"),
     ("assemble",),
     ("bin",),
+    ("cli",),
 )
 UPWARDS = {
     ("model", "pretrained"),  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model

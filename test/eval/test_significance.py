@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechclip.bin.compare_runs import main as compare
+from speechclip.bin.page import main as report
 from speechclip.bin.score_embeddings import main as score
 from speechclip.data.embeddings import save_embeddings
 from speechclip.errors import UserError
@@ -57,7 +57,7 @@ def test_runs_are_compared_on_the_same_queries_only(tmp_path: Path, capsys: pyte
         save_ranks(
             tmp_path / name / "scores" / "ranks.npz", {"speech->image": (np.array(ranks), images)}, {"test": data}
         )
-    compare(["--first", str(tmp_path / "a"), "--second", str(tmp_path / "b"), "--permutations", "50"])
+    report([str(tmp_path / "a"), str(tmp_path / "b"), "--permutations", "50"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["speech->image", "R@1", "66.67", "33.33", "33.33"] and len(lines) == 5
     with pytest.raises(UserError, match="scored on other data"):
