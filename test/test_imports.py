@@ -20,7 +20,7 @@ LEVELS = (
     ("model", "eval", "report"),
     ("checkpoint", "embed", "extract"),
     ("pretrained", "pack"),
-    ("train", "upstream"),
+    ("train", "upstream", "search"),
     ("assemble",),
     ("bin",),
     ("cli",),
