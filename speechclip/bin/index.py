@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="search all images, or a part of them (faiss, extra search); auto: ivf above 50,000",
     )  # fmt: skip
     parser.add_argument("--lists", type=int, default=0, help="of ivf: groups of images, 0 for 2 sqrt(number)")
-    parser.add_argument("--probes", type=int, default=0, help="of ivf: groups a query looks into, 0 for one in 16")
+    parser.add_argument("--probes", type=int, default=0, help="of ivf: groups looked into, 0 for 2.25 sqrt(groups)")
     parser.add_argument("--seed", type=int, default=0, help="of the grouping")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where images are embedded")
     args = parser.parse_args(argv)
@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from pathlib import Path
 
-    from speechclip.search.build import Structure, find_images, index_embeddings, index_images
+    from speechclip.search.build import Structure, check_target, find_images, index_embeddings, index_images
     from speechclip.search.query import load_for_search
 
+    check_target(args.out)
     structure = Structure(args.kind, args.lists, args.probes, args.seed)
     images = find_images(args.images, leave_out=Path(args.out)) if args.images else None
     model = load_for_search(args.model, args.device)

@@ -93,7 +93,7 @@ def index_images(
     A file that is no readable image is named and left out. Raises UserError where none is left, for a model without
     CLIP, and where ``out`` is a folder of something else.
     """
-    target = _target(out)
+    target = check_target(out)
 
     def write(folder: Path) -> None:
         ids: list[str] = []
@@ -125,7 +125,7 @@ def index_embeddings(
     model was trained for: their width is checked, and their CLIP where the file names it.
     Raises UserError for what cannot be read or does not fit.
     """
-    target = _target(out)
+    target = check_target(out)
     ids, table = load_embeddings(embeddings)
     if table.shape[1] != model.dimensions.joint:
         raise UserError(f"{embeddings}: {table.shape[1]} dimensions, {model_path} has {model.dimensions.joint}")
@@ -221,8 +221,11 @@ def _by_id(images: Mapping[str, Path]) -> dict[str, Path]:
     return {**{stem: paths[0] for stem, paths in stems.items() if len(paths) == 1}, **images}
 
 
-def _target(out: str | Path) -> Path:
-    """The folder an index goes to: new, empty, or an index to be replaced; nothing else is ever overwritten."""
+def check_target(out: str | Path) -> Path:
+    """The folder an index goes to: new, empty, or an index to be replaced; nothing else is ever overwritten.
+
+    Raises UserError for anything else that is there.
+    """
     target = Path(out)
     if target.exists() and not (target / INFO).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target}: exists and is no index; name another folder with --out")

@@ -129,7 +129,7 @@ class ImageIndex:
             )
 
     def thumbnail(self, row: int) -> Path | None:
-        """The thumbnail of a row, or None where there is none. Only ever a file of the index itself, no link out of it."""
+        """The thumbnail of a row, or None where there is none. Never a file outside the index."""
         if not self.info.thumbnails or not 0 <= row < len(self):
             return None
         path = thumbnail_path(self.folder, row).resolve()

@@ -65,11 +65,8 @@ def default_lists(count: int) -> int:
 
 
 def default_probes(lists: int) -> int:
-    """Lists that a query looks into: one in sixteen.
-
-    Spoken queries lie apart from all images, so their neighbours are spread over more lists than an image's would be.
-    """
-    return max(1, math.ceil(lists / 16))
+    """Lists that a query looks into: a share that falls as lists grow in number (RESULTS.md has what it finds)."""
+    return min(lists, math.ceil(2.25 * math.sqrt(lists)))
 
 
 def build_inverted_file(vectors: NDArray[Any], lists: int, seed: int) -> Any:

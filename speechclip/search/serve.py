@@ -49,7 +49,7 @@ PEAKS = 400  # points of the waveform that is drawn
 WAITING = 4  # queries that may wait for the one that is answered
 MAX_RATE, MAX_CHANNELS = 192_000, 8  # of an upload: a compressed file can hold more than memory does
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Cross-Origin-Resource-Policy": "same-origin",
