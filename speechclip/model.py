@@ -18,7 +18,7 @@ from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip
 from speechclip.encoders.speech import LoadedEncoder, SpeechFeatures
 from speechclip.errors import UserError
-from speechclip.heads.base import CASCADED, PARALLEL, HeadOutput, SpeechOutput
+from speechclip.heads.base import CASCADED, PARALLEL, HeadOutput, Keywords, SpeechOutput
 from speechclip.heads.keywords import KeywordHead
 from speechclip.heads.parallel import ParallelHead
 from speechclip.heads.pooling import LayerMix
@@ -164,10 +164,7 @@ class SpeechCLIP(nn.Module):
         """
         parts = []
         for batch in self._batches(waves):
-            readouts = self.apply_head(*self.encode_waves(batch)).readouts
-            if readout is not None and readout not in readouts:
-                raise UserError(f"readout: a {self.config.head.name} head has {' and '.join(readouts)}, not {readout}")
-            parts.append(readouts[readout or next(iter(readouts))])
+            parts.append(self._choose(self.apply_head(*self.encode_waves(batch)).readouts, readout))
         return nn.functional.normalize(torch.cat(parts), dim=-1)
 
     def encode_image(self, images: Image | str | Path | Sequence[Image | str | Path]) -> Tensor:
@@ -190,23 +187,46 @@ class SpeechCLIP(nn.Module):
         """
         if not isinstance(self.head, KeywordHead) or self.vocabulary is None:
             raise UserError(f"model.head.name: a {self.config.head.name} head has no keywords")
-        quantizer, subwords = self.head.quantizer, self.vocabulary.subwords
-        top_k = min(top_k, int(quantizer.allowed.sum()))
         found: list[list[Keyword]] = []
         for batch in self._batches(waves):
             states, frames = self.encode_waves(batch)
-            keywords = self.head(*self._mix(states, frames)).keywords
-            best = quantizer.cosines(keywords.vectors).masked_fill(~quantizer.allowed, -torch.inf).topk(top_k, dim=-1)
-            for i, length in enumerate(frames.tolist()):
-                count = int(keywords.mask[i].sum())
-                rows, values = best.indices[i, :count].tolist(), best.values[i, :count].tolist()
-                spans = keyword_spans(keywords, i, length)
-                found.append(
-                    [
-                        Keyword(tuple(subwords[row] for row in near), tuple(cosines), span)
-                        for near, cosines, span in zip(rows, values, spans)
-                    ]
-                )
+            found += self._describe(self.head(*self._mix(states, frames)).keywords, frames, top_k)
+        return found
+
+    @torch.no_grad()
+    def listen(self, wave: Wave, readout: str | None = None, top_k: int = 5) -> tuple[Tensor, list[Keyword] | None]:
+        """One utterance: its embedding [J] as of :meth:`encode_speech` and its keywords, the speech encoded once.
+
+        None in the keywords' place for a head without any. Raises UserError for a read-out the head does not have.
+        """
+        states, frames = self.encode_waves(self._tensors([wave]))
+        output = self.apply_head(states, frames)
+        embedding = nn.functional.normalize(self._choose(output.readouts, readout), dim=-1)[0]
+        keywords = None if output.keywords is None else self._describe(output.keywords, frames, top_k)[0]
+        return embedding, keywords
+
+    def _choose(self, readouts: dict[str, Tensor], readout: str | None) -> Tensor:
+        if readout is not None and readout not in readouts:
+            raise UserError(f"readout: a {self.config.head.name} head has {' and '.join(readouts)}, not {readout}")
+        return readouts[readout or next(iter(readouts))]
+
+    def _describe(self, keywords: Keywords, frames: Tensor, top_k: int) -> list[list[Keyword]]:
+        """A batch's keywords with their nearest subwords and spans; frames: [B]."""
+        assert isinstance(self.head, KeywordHead) and self.vocabulary is not None
+        quantizer, subwords = self.head.quantizer, self.vocabulary.subwords
+        top_k = min(top_k, int(quantizer.allowed.sum()))
+        best = quantizer.cosines(keywords.vectors).masked_fill(~quantizer.allowed, -torch.inf).topk(top_k, dim=-1)
+        found = []
+        for i, length in enumerate(frames.tolist()):
+            count = int(keywords.mask[i].sum())
+            rows, values = best.indices[i, :count].tolist(), best.values[i, :count].tolist()
+            spans = keyword_spans(keywords, i, length)
+            found.append(
+                [
+                    Keyword(tuple(subwords[row] for row in near), tuple(cosines), span)
+                    for near, cosines, span in zip(rows, values, spans)
+                ]
+            )
         return found
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ LEVELS = (
     ("report",),
     ("checkpoint", "embed", "extract"),
     ("pretrained", "pack"),
-    ("train", "upstream"),
+    ("train", "upstream", "search"),
     ("assemble",),
     ("bin",),
     ("cli",),
