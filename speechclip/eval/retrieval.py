@@ -12,10 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.matmul import linear
+
 CUTOFFS = (1, 5, 10)
-BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in single precision
+BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MiB in single precision
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -28,7 +31,7 @@ def first_hit_ranks(
     """Rank, from 1, of the best-placed relevant gallery item of every query, by dot product.
 
     queries [Q, D], gallery [G, D], query_groups [Q] or [Q, C], gallery_groups [G] or [G, C]. At most ``block`` queries
-    are scored at a time (by default as many as keep the scores under 64 MiB). Ties count against the system: an
+    are scored at a time (by default as many as keep the scores under 16 MiB). Ties count against the system: an
     irrelevant item that scores the same stands before the relevant one, and equal gallery rows always score the same.
     Raises ValueError for shapes that do not fit, values that are not finite, and a query without a relevant item.
     """
@@ -41,11 +44,22 @@ def first_hit_ranks(
     rows, repeated = g[first], len(first) < len(g)
     ranks = np.empty(len(q), dtype=np.int64)
     for part in _blocks(len(q), len(g), block):
-        scores = (q[part] @ rows.T)[:, row_of_item] if repeated else q[part] @ g.T  # [b, G]
-        relevant = _relevant(qg[part], gg)  # [b, G]
-        _check_answerable(np.asarray(relevant.any(axis=1)), part.start)
-        best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[part] = 1 + ((scores >= best) & ~relevant).sum(axis=1)
+        scores = _products(q[part], rows)[:, row_of_item] if repeated else _products(q[part], g)  # [b, G]
+        pairs = _relevant_pairs(qg[part], gg)
+        _check_answerable(np.bincount(pairs[0], minlength=len(scores)) > 0, part.start)
+        ranks[part] = ranks_from_scores(scores, *pairs)
+    return ranks
+
+
+def ranks_from_scores(scores: Floats, of_query: Ints, item: Ints) -> Ints:
+    """Rank, from 1, of the best-placed relevant item of every query, given all scores [Q, G].
+
+    of_query, item [P]: the relevant pairs, by query, at least one for each, none twice. Ties as in `first_hit_ranks`.
+    """
+    at = scores[of_query, item]
+    best = np.maximum.reduceat(at, np.searchsorted(of_query, np.arange(len(scores))))  # [Q]
+    before = np.array([np.count_nonzero(row >= value) for row, value in zip(scores, best, strict=True)])
+    ranks: Ints = 1 + before - np.bincount(of_query[at >= best[of_query]], minlength=len(scores))
     return ranks
 
 
@@ -202,7 +216,9 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     """[Q, C] and [G, C] -> [Q], the relevant items of every query; up to two columns without comparing all pairs."""
     if query_groups.shape[1] > 2:
         parts = _blocks(len(query_groups), len(gallery_groups), None)
-        return np.concatenate([_relevant(query_groups[part], gallery_groups).sum(axis=1) for part in parts])
+        found = [np.bincount(_relevant_pairs(query_groups[part], gallery_groups)[0], minlength=part.stop - part.start)
+                 for part in parts]  # fmt: skip
+        return np.concatenate(found)
 
     def equal(columns: list[int]) -> Ints:
         """How many items agree in all of the columns."""
@@ -216,12 +232,28 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     return equal([0]) + equal([1]) - equal([0, 1])
 
 
-def _relevant(query_groups: Ints, gallery_groups: Ints) -> Bools:
-    """[b, C] and [G, C] -> [b, G], true where a column agrees."""
-    relevant: Bools = query_groups[:, :1] == gallery_groups[None, :, 0]
-    for column in range(1, query_groups.shape[1]):
-        relevant |= query_groups[:, column : column + 1] == gallery_groups[None, :, column]
-    return relevant
+def _products(queries: Floats, gallery: Floats) -> Floats:
+    """[b, D] and [G, D] -> [b, G]."""
+    if queries.dtype != np.float32 or gallery.dtype != np.float32:
+        return queries @ gallery.T
+    with torch.no_grad():
+        products: Floats = linear(torch.from_numpy(queries), torch.from_numpy(gallery)).numpy()
+    return products
+
+
+def _relevant_pairs(query_groups: Ints, gallery_groups: Ints) -> tuple[Ints, Ints]:
+    """[b, C] and [G, C] -> queries and items [P] that agree in a column, by query, none twice."""
+    found = []
+    for column in range(query_groups.shape[1]):
+        order = np.argsort(gallery_groups[:, column], kind="stable")
+        groups, wanted = gallery_groups[order, column], query_groups[:, column]
+        first, behind = np.searchsorted(groups, wanted, "left"), np.searchsorted(groups, wanted, "right")
+        counts = behind - first
+        query = np.repeat(np.arange(len(wanted)), counts)
+        within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        found.append(query * len(gallery_groups) + order[np.repeat(first, counts) + within])
+    pairs = np.unique(np.concatenate(found))  # an item that agrees in two columns counts once
+    return pairs // len(gallery_groups), pairs % len(gallery_groups)
 
 
 def _distinct_rows(matrix: Floats) -> tuple[Ints, Ints]:
