@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports from levels before its own, or from its own package or file.
 LEVELS = (
-    ("errors", "constants", "compat"),
+    ("errors", "constants", "compat", "matmul"),
     ("config",),
     ("published", "settings"),
     ("data", "encoders", "heads", "losses"),

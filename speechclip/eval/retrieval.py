@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from speechclip.data.embeddings import row_norms
 from speechclip.eval.bootstrap import Bootstrap, interval
+from speechclip.matmul import linear
 
 CUTOFFS = (1, 5, 10)
-BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in single precision
+BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MiB in single precision
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -31,7 +33,7 @@ def first_hit_ranks(
     """Rank, from 1, of the best-placed relevant gallery item of every query, by dot product.
 
     queries [Q, D], gallery [G, D], query_groups [Q] or [Q, C], gallery_groups [G] or [G, C]. At most ``block`` queries
-    are scored at a time (by default as many as keep the scores under 64 MiB). Ties count against the system: an
+    are scored at a time (by default as many as keep the scores under 16 MiB). Ties count against the system: an
     irrelevant item that scores the same stands before the relevant one, and equal gallery rows always score the same.
     Raises ValueError for shapes that do not fit, values that are not finite, and a query without a relevant item.
     """
@@ -47,16 +49,25 @@ def first_hit_ranks(
     groups = np.take_along_axis(gg, order, axis=0)
     ranks = np.empty(len(q), dtype=np.int64)
     for part in _blocks(len(q), len(g), block):
-        scores = q[part] @ rows.T
+        scores = _products(q[part], rows)
         if repeated:
             scores = scores[:, row_of_item]  # [b, G]
         # the relevant items are few: only they are looked at one by one
         row, item, count = _relevant_pairs(qg[part], groups, order)
         _check_answerable(count > 0, part.start)
-        hits = scores[row, item]
-        best = np.maximum.reduceat(hits, np.cumsum(count) - count)
-        above = np.fromiter(map(np.count_nonzero, scores >= best[:, None]), dtype=np.int64, count=len(best))
-        ranks[part] = 1 + above - np.bincount(row, weights=hits >= best[row], minlength=len(best)).astype(np.int64)
+        ranks[part] = ranks_from_scores(scores, row, item)
+    return ranks
+
+
+def ranks_from_scores(scores: Floats, of_query: Ints, item: Ints) -> Ints:
+    """Rank, from 1, of the best-placed relevant item of every query, given all scores [Q, G].
+
+    of_query, item [P]: the relevant pairs, by query, at least one for each, none twice. Ties as in `first_hit_ranks`.
+    """
+    at = scores[of_query, item]
+    best = np.maximum.reduceat(at, np.searchsorted(of_query, np.arange(len(scores))))  # [Q]
+    before = np.array([np.count_nonzero(row >= value) for row, value in zip(scores, best, strict=True)])
+    ranks: Ints = 1 + before - np.bincount(of_query[at >= best[of_query]], minlength=len(scores))
     return ranks
 
 
@@ -216,6 +227,15 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     if query_groups.shape[1] == 1:
         return equal([0])
     return equal([0]) + equal([1]) - equal([0, 1])
+
+
+def _products(queries: Floats, gallery: Floats) -> Floats:
+    """[b, D] and [G, D] -> [b, G]."""
+    if queries.dtype != np.float32 or gallery.dtype != np.float32:
+        return queries @ gallery.T
+    with torch.no_grad():
+        products: Floats = linear(torch.from_numpy(queries), torch.from_numpy(gallery)).numpy()
+    return products
 
 
 def _relevant_pairs(query_groups: Ints, groups: Ints, order: Ints) -> tuple[Ints, Ints, Ints]:
