@@ -443,6 +443,7 @@ def full_keyword_scores(rate, seed):
     flaw = {**with_ci(rate + 2), "difference": {"avg": 2.0, "ci95": [1.0, 3.0]}, "only_special": 1.5}
     flawed = {"frequency_prior": {"avg": 8.0}, "shuffled_speech": {"avg": 5.5}}
     words = {"precision": 30.0, "recall": 20.0, "f1": 24.0}
+    times = {"precision": 20.0, "recall": 16.0, "f1": 18.0, "over_segmentation": -20.0, "r_value": 27.0}
     return keyword_scores(rate, seed) | {
         "shuffled_speech": dict.fromkeys(["clean", "reference", "content_top1"], {"kw1": 3.0, "avg": 3.0}),
         "sweep": {
@@ -463,7 +464,7 @@ def full_keyword_scores(rate, seed):
         "overlap": {"named": 32.0, "overlap": 85.0, "ci95": {"overlap": [83.0, 87.0]},
                     "random_position": {"overlap": 29.0}, "frequency_prior": {"named": 11.0, "overlap": 39.0},
                     "shuffled_speech": {"named": 6.0, "overlap": 30.0}},
-        "segmentation": {"f1": 18.0, "r_value": 27.0, "uniform": {"f1": 14.6}, "shuffled_speech": {"f1": 14.8}},
+        "segmentation": {**times, "uniform": {**times, "f1": 14.6}, "shuffled_speech": {**times, "f1": 14.8}},
     }  # fmt: skip
 
 

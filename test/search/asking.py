@@ -37,9 +37,10 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
     sys.path.insert(0, str(MINI))
     try:
         import generate
+
+        generate.generate(folder / "corpus", 0, {"train": 1, "dev": 1, "test": 6}, 1, 1)
     finally:
         sys.path.remove(str(MINI))
-    generate.generate(folder / "corpus", 0, {"train": 1, "dev": 1, "test": 6}, 1, 1)
     model, config = whole_model(folder, head)
     before = Path.cwd()
     os.chdir(folder)  # where a checkpoint says its encoders are
