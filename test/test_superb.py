@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,11 +249,15 @@ def _copy(folder: Path) -> Path:
 def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -> None:
     recipe = _copy(tmp_path / "repository")
     words = ["--task", "ks", "--pseudo", "true", "--checkpoint", checkpoint, "--lr", "1e-3 1e-2", "--nj", "2"]
+    words += ["--workers", "1"]
     ended = _run(*words, cwd=recipe)
     assert ended.returncode == 0, ended.stderr
     best: dict[str, Any] = json.loads((recipe / "exp/ks/speechclip_local_tiny/best.json").read_text())
     assert best["rates"] == [0.001, 0.01] and len(best["layer_weights"]) == 4
-    assert "speechclip_encoder_local" in (recipe / "RESULTS.md").read_text()
+    results = (recipe / "RESULTS.md").read_text()
+    assert "speechclip_encoder_local" in results
+    assert r"--lr 1e-3\ 1e-2 --nj 2" in results  # a command that can be pasted
+    assert best["against"] == "speechclip_encoder_local_tiny" and "### SUPERB" in results
     assert "training" not in _run(*words, cwd=recipe).stdout  # all is done
     run = recipe / "exp/ks/speechclip_local_tiny/lr_0.001"
     before = json.loads((run / "result.json").read_text())
@@ -292,3 +297,47 @@ def _check_detections(folder: Path, checkpoint: str, recipe: Path) -> None:
     assert again.returncode == 0 and "written" not in again.stdout and "no row in RESULTS.md" in again.stdout
     refused = _run(*words, "--", "--downstream_expert.silence_frame", "3", cwd=recipe)
     assert refused.returncode == 1 and "made with other settings; --force true" in refused.stderr
+
+
+_ORPHAN = """
+import multiprocessing, sys, threading, time
+sys.path.insert(0, {local!r})
+
+def work(pipe):
+    import os, sweep
+    threading.Thread(target=sweep._end_with_parent, daemon=True).start()
+    pipe.send(os.getpid())
+    time.sleep(300)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    context.Process(target=work, args=(theirs,)).start()
+    print(ours.recv(), flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_training_ends_with_the_recipe_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "recipe.py"
+    script.write_text(_ORPHAN.format(local=str(RECIPE / "local")))
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
+    recipe = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert recipe.stdout is not None
+    training = int(recipe.stdout.readline())
+    os.kill(training, 0)  # it lives
+    recipe.kill()
+    recipe.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while _alive(training) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(training)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and nobody has asked for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

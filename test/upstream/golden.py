@@ -1,6 +1,6 @@
 """Golden hidden states of the s3prl upstream: weights and waveforms from formulas, so no random generator is involved.
 
-    python test/upstream/golden.py     writes golden.json anew, from the present code
+python test/upstream/golden.py     writes golden.json anew, from the present code
 """
 
 from __future__ import annotations
