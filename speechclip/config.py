@@ -148,6 +148,8 @@ class DataConfig:
         max_seconds: longer utterances are cropped at random, in training only; 0 for no limit.
         batch_size: utterances in a global batch, over all processes.
         eval_batch_size: utterances in an evaluation batch, a process.
+        encode_batch_size: utterances that the speech encoder takes at a time while training with feats "online", a
+            process; the memory it needs grows with them.
         bucket_batches: batches are cut from this many shuffled batches sorted by length; 1 for no sorting.
         time_masks: spans of frames set to zero in each training utterance.
         time_mask_frames: the longest such span, in frames of 20 ms.
@@ -159,6 +161,7 @@ class DataConfig:
     max_seconds: float = 6.4
     batch_size: int = 256
     eval_batch_size: int = 32
+    encode_batch_size: int = 64
     bucket_batches: int = 8
     time_masks: int = 0
     time_mask_frames: int = 20
@@ -260,7 +263,7 @@ class Config:
         )
         _check_fire(head.cif)
         _check_loss(self.model.loss)
-        for key in ("batch_size", "eval_batch_size", "bucket_batches", "time_mask_frames"):
+        for key in ("batch_size", "eval_batch_size", "encode_batch_size", "bucket_batches", "time_mask_frames"):
             _check(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
         for key in ("time_masks", "workers", "max_seconds"):
             _check(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), "not negative")

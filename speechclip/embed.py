@@ -44,12 +44,27 @@ class KeywordTable(NamedTuple):
         ]
 
 
-def features_of(model: SpeechCLIP, batch: Batch) -> SpeechFeatures:
-    """Hidden states [B, L, T, D] and frame counts [B] of a batch, on the model's device: read, or encoded now."""
+def features_of(model: SpeechCLIP, batch: Batch, at_once: int = 0) -> SpeechFeatures:
+    """Hidden states [B, L, T, D] and frame counts [B] of a batch, on the model's device: read, or encoded now.
+
+    at_once: utterances to encode at a time, those of similar length together; 0 for all.
+    """
     if batch.states is not None and batch.frames is not None:
         return SpeechFeatures(batch.states.to(model.device), batch.frames.to(model.device))
     assert batch.waves is not None
-    return model.encode_waves([wave.to(model.device) for wave in batch.waves])
+    waves = [wave.to(model.device) for wave in batch.waves]
+    order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
+    parts = [order[at : at + at_once] for at in range(0, len(order), at_once)] if at_once else [order]
+    if len(parts) == 1:
+        return model.encode_waves(waves)
+    first = model.encode_waves([waves[i] for i in parts[0]])  # the longest
+    states, frames = first.states.new_zeros(len(waves), *first.states.shape[1:]), first.frames.new_zeros(len(waves))
+    states[parts[0]], frames[parts[0]] = first
+    for part in parts[1:]:
+        encoded = model.encode_waves([waves[i] for i in part])
+        states[part, :, : encoded.states.shape[2]] = encoded.states
+        frames[part] = encoded.frames
+    return SpeechFeatures(states, frames)
 
 
 @torch.no_grad()

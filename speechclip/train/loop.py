@@ -75,7 +75,7 @@ class LossStep(nn.Module):
         batch, targets, groups = task.batch, task.targets, task.groups
         # transformers draws for layer drop even where none is done: stored and online features see one random state
         with torch.no_grad(), torch.random.fork_rng(devices=()):
-            states, frames = features_of(self.model, batch)
+            states, frames = features_of(self.model, batch, self._config.data.encode_batch_size)
         data = self._config.data
         masks = (
             random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None

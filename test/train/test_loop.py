@@ -264,9 +264,9 @@ def test_mixed_precision_rounds_no_input(
     run = trainer(settings(train__precision="bf16-mixed", optim__max_steps=2), data, tmp_path / "run", encoder=encoder)
     plain_features, plain_loss = features_of, run.model.loss.forward
 
-    def features(model: Any, batch: Batch) -> Any:
+    def features(model: Any, batch: Batch, at_once: int) -> Any:
         seen.append((batch, torch.empty(0)))
-        return plain_features(model, batch)
+        return plain_features(model, batch, at_once)
 
     def loss(speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
         seen[-1] = (seen[-1][0], target)
