@@ -28,7 +28,8 @@ class Case:
     gold: subwords of the captions. gold_rows: the same as rows of the table, padded with -1 [U, G].
     with_special: ids of the padded token sequences. partner: [U], an utterance of another image for each, or None.
     frequent: ids, most frequent in training first. near: the nearest rows without special ones (and stop words).
-    near_any: the nearest of all rows. best: nearest gold row and its cosine, [N] each, also "shuffled all" and so on.
+    near_any: the nearest of all rows. quantised, quantised_any: [N, 5] rows nearest to the one a keyword is quantised
+    to, without special ones and of all. best: nearest gold row and its cosine, [N] each, also "shuffled all" and so on.
     """
 
     places: Places
@@ -42,6 +43,8 @@ class Case:
     frequent: Mapping[str, list[int]]
     near: Mapping[str, Near]
     near_any: Near
+    quantised: Ints
+    quantised_any: Ints
     best: Mapping[str, tuple[Ints, Floats]]
 
     def hit_row(
@@ -50,11 +53,13 @@ class Case:
         gold: IdSets,
         prior: Sequence[int],
         hit: Bools | None = None,
+        shuffled: Bools | None = None,
         caption_of: Ints | None = None,
     ) -> dict[str, Any]:
         """Hit rates with "ci95", "frequency_prior" and "shuffled_speech".
 
-        ids: [N, k] of the neighbours. prior: ids in their place. hit: [N], where it is known already.
+        ids: [N, k] of the neighbours. prior: ids in their place. hit, shuffled: [N], where they are known
+        already, the second against captions of other images.
         caption_of: [U], the utterance whose caption is taken for each one's; None: its own.
         """
         caption = np.arange(self.places.shape[0]) if caption_of is None else caption_of
@@ -64,5 +69,6 @@ class Case:
         row["frequency_prior"] = self.rates.row(frequent[asked], gold.size[asked] > 0)
         if self.partner is not None:
             other = caption[self.partner][self.places.owner]
-            row["shuffled_speech"] = self.rates.row(gold.meet(other, ids), gold.size[other] > 0)
+            found = gold.meet(other, ids) if shuffled is None else shuffled
+            row["shuffled_speech"] = self.rates.row(found, gold.size[other] > 0)
         return row

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.eval.case import ALL, Case
-from speechclip.eval.neighbours import nearest
 
 NEIGHBOURS = 5
 DUMP_BATCH = 8  # dev_batch_size of the published configurations
@@ -51,7 +50,7 @@ def flaw_report(case: Case) -> dict[str, Any]:
         asked = caption[case.places.owner]
         hit, counted = gold.meet(asked, ids), gold.size[asked] > 0
         added = hit & counted & ~case.gold[ALL].meet(asked, ids)
-        row = case.hit_row(ids, gold, case.frequent[ALL][:NEIGHBOURS], hit, caption)
+        row = case.hit_row(ids, gold, case.frequent[ALL][:NEIGHBOURS], hit, caption_of=caption)
         row["only_special"] = 100.0 * float(added.sum() / counted.sum())
         if clean is None:
             clean = hit, counted
@@ -61,17 +60,10 @@ def flaw_report(case: Case) -> dict[str, Any]:
     return report
 
 
-def quantised_neighbours(case: Case, k: int, exclude: Bools) -> Ints:
-    """Ids [N, k] nearest to the row that each keyword is quantised to: a search for every distinct one."""
-    used, place = np.unique(case.near[ALL].rows[:, 0], return_inverse=True)
-    table = case.subwords
-    return table.ids[nearest(table.embeddings[used], table.embeddings, k, exclude)[0][place.reshape(-1)]]
-
-
 def _neighbours(case: Case, flaws: tuple[str, ...]) -> Ints:
     """Ids [N, 5]."""
-    table = case.subwords
-    exclude = np.zeros(len(table.ids), dtype=bool) if SPECIAL in flaws else table.special
     if QUANTISED in flaws:
-        return quantised_neighbours(case, NEIGHBOURS, exclude)
-    return table.ids[(case.near_any if SPECIAL in flaws else case.near[ALL]).rows[:, :NEIGHBOURS]]
+        rows = case.quantised_any if SPECIAL in flaws else case.quantised
+    else:
+        rows = (case.near_any if SPECIAL in flaws else case.near[ALL]).rows[:, :NEIGHBOURS]
+    return case.subwords.ids[rows]

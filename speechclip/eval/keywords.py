@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from speechclip.eval.bootstrap import Bootstrap
 from speechclip.eval.case import ALL, CONTENT, Case
-from speechclip.eval.flaws import flaw_report, quantised_neighbours
+from speechclip.eval.flaws import flaw_report
 from speechclip.eval.gold import IdSets, Word, by_frequency, most_frequent, other_images
-from speechclip.eval.neighbours import Subwords, finite, search
+from speechclip.eval.neighbours import Subwords, best_of, finite, search, unit_rows
 from speechclip.eval.rates import Places, Rates
 from speechclip.eval.words import distinct_report, repetition, word_report
 
@@ -126,11 +126,7 @@ def find(
     Raises:
         ValueError: arrays that do not fit or are not finite, no keyword, fewer subwords than the scores need.
     """
-    vectors, present = np.asarray(z), np.asarray(mask, dtype=bool)
-    if len(gold_reference) != len(gold):
-        raise ValueError(f"{len(gold)} gold sets and {len(gold_reference)} reference gold sets do not fit")
-    if vectors.ndim != 3 or present.shape != vectors.shape[:2] or len(gold) != len(present):
-        raise ValueError(f"z {vectors.shape}, mask {present.shape} and {len(gold)} gold sets do not fit")
+    vectors, present = _fitting(z, mask, len(gold), len(gold_reference))
     places = Places.of(present)
     of_image = np.arange(len(gold)) if images is None else np.asarray(images)
     partner = other_images(of_image, settings.seed)
@@ -149,6 +145,10 @@ def find(
     ]
     own = {how + kind: (rows[kind], which) for kind in sets for how, which in asked.items()}
     found = search(finite(vectors[present], "z"), subwords.embeddings, wanted, own)
+    used, place = np.unique(found.near[1].rows[:, 0], return_inverse=True)  # keywords are quantised to the nearest
+    both = [(NEIGHBOURS, every), (NEIGHBOURS, subwords.special)]
+    table = subwords.embeddings
+    around = [near.rows[place.reshape(-1)] for near in search(table[used], table, both).near]
     bootstrap = Bootstrap(of_image, settings.bootstrap, settings.seed) if settings.bootstrap else None
     frequent = {
         ALL: by_frequency(train_counts, subwords, subwords.special_ids),
@@ -158,7 +158,18 @@ def find(
         places=places, rates=Rates(places, bootstrap), subwords=subwords, counts=train_counts, gold=sets,
         gold_rows=rows, with_special=IdSets.of(gold_reference), partner=partner, frequent=frequent,
         near={ALL: found.near[1], CONTENT: found.near[2]}, near_any=found.near[0], best=found.best,
+        quantised_any=around[0], quantised=around[1],
     )  # fmt: skip
+
+
+def _fitting(z: ArrayLike, mask: ArrayLike, gold: int, reference: int) -> tuple[NDArray[Any], Bools]:
+    """z and mask as arrays. Raises ValueError where they or the numbers of gold sets do not fit."""
+    vectors, present = np.asarray(z), np.asarray(mask, dtype=bool)
+    if reference != gold:
+        raise ValueError(f"{gold} gold sets and {reference} reference gold sets do not fit")
+    if vectors.ndim != 3 or present.shape != vectors.shape[:2] or gold != len(present):
+        raise ValueError(f"z {vectors.shape}, mask {present.shape} and {gold} gold sets do not fit")
+    return vectors, present
 
 
 def _depth(wanted: Iterable[int], excluded: Bools, least: int) -> int:
@@ -167,12 +178,11 @@ def _depth(wanted: Iterable[int], excluded: Bools, least: int) -> int:
 
 
 def _named_scores(case: Case) -> dict[str, Any]:
-    """ "clean", "reference" and "content_top1", and each again in "frequency_prior", "shuffled_speech" and "ci95"."""
+    """The scores of the module, and each again in "frequency_prior", "shuffled_speech" and "ci95"."""
     table = case.subwords
-    around = quantised_neighbours(case, NEIGHBOURS, np.zeros(len(table.ids), dtype=bool))
     cases = {
         "clean": (table.ids[case.near[ALL].rows[:, :NEIGHBOURS]], case.gold[ALL], case.frequent[ALL][:NEIGHBOURS]),
-        "reference": (around, case.with_special, case.frequent[ALL][:NEIGHBOURS]),
+        "reference": (table.ids[case.quantised_any], case.with_special, case.frequent[ALL][:NEIGHBOURS]),
         "content_top1": (table.ids[case.near[CONTENT].rows[:, :1]], case.gold[CONTENT], case.frequent[CONTENT][:1]),
     }
     report: dict[str, Any] = {}
@@ -189,9 +199,17 @@ def _named_scores(case: Case) -> dict[str, Any]:
 def _sweep(case: Case, kind: str, sweep: Iterable[int]) -> dict[str, Any]:
     """The row of each K, its key as a decimal string."""
     near, prior = case.subwords.ids[case.near[kind].rows], case.frequent[kind]
-    hits = np.logical_or.accumulate(case.gold[kind].contain(case.places.owner[:, None], near), axis=1)
+    gold, owner = case.gold[kind], case.places.owner
+    other = None if case.partner is None else case.partner[owner]
+    hits, shuffled = (
+        None if asked is None else np.logical_or.accumulate(gold.contain(asked[:, None], near), axis=1)
+        for asked in (owner, other)
+    )
+    assert hits is not None
     return {
-        str(k): case.hit_row(near[:, :k], case.gold[kind], prior[:k], hits[:, k - 1])
+        str(k): case.hit_row(
+            near[:, :k], gold, prior[:k], hits[:, k - 1], None if shuffled is None else shuffled[:, k - 1]
+        )
         for k in sorted(set(sweep)) if k <= min(near.shape[1], len(prior))
     }  # fmt: skip
 
@@ -200,15 +218,9 @@ def _gold_cosine(case: Case, kind: str) -> dict[str, Any]:
     """Mean cosine to the nearest subword of the caption. The prior's keyword is the most frequent subword itself."""
     own = case.best[kind][1]
     row = case.rates.scored(np.nan_to_num(own), ~np.isnan(own), scale=1.0)
-    table = case.subwords
-    first = np.flatnonzero(table.ids == case.frequent[kind][0])[:1]
-    members, everyone = case.gold_rows[kind], np.arange(case.places.shape[0])
-    none = np.zeros(len(table.ids), dtype=bool)
-    # one vector, asked of every caption: its cosines are searched once an utterance
-    prior = search(
-        np.repeat(table.embeddings[first], len(everyone), axis=0), table.embeddings, [(1, none)],
-        {"": (members, everyone)},
-    ).best[""][1][case.places.owner]  # fmt: skip
+    frequent = np.flatnonzero(case.subwords.ids == case.frequent[kind][0])[0]
+    unit = unit_rows(case.subwords.embeddings)
+    prior = best_of((unit @ unit[frequent])[None], case.gold_rows[kind])[1][case.places.owner]
     row["frequency_prior"] = case.rates.row(np.nan_to_num(prior), ~np.isnan(prior), scale=1.0)
     if case.partner is not None:
         other = case.best[f"shuffled {kind}"][1]

@@ -91,7 +91,7 @@ def search(
         left = int((~exclude).sum())
         if k > left:
             raise ValueError(f"{k} neighbours asked for, {left} subwords are left")
-    flat, target = _unit(vectors), _unit(rows).T  # [N, D], [D, V]
+    flat, target = unit_rows(vectors), unit_rows(rows).T  # [N, D], [D, V]
     near = [Near(np.empty((len(flat), k), np.int64), np.empty((len(flat), k), flat.dtype)) for k, _ in wanted]
     own = sets or {}
     best = {name: (np.empty(len(flat), np.int64), np.empty(len(flat), flat.dtype)) for name in own}
@@ -100,17 +100,21 @@ def search(
         part = slice(start, start + step)
         scores = flat[part] @ target  # [b, V]
         for name, (members, which) in own.items():
-            best[name][0][part], best[name][1][part] = _best_of(scores, members[which[part]])
+            best[name][0][part], best[name][1][part] = best_of(scores, members[which[part]])
         for found, (k, exclude) in zip(near, wanted, strict=True):
             scores[:, exclude] = -np.inf
             found.rows[part], found.cosines[part] = _largest(scores, k)
     return Search(near, best)
 
 
-def _best_of(scores: Floats, members: Ints) -> tuple[Ints, Floats]:
-    """Of each line of scores [b, V] the best of its members [b, G], and its score; -1 and NaN where it has none."""
+def best_of(scores: Floats, members: Ints) -> tuple[Ints, Floats]:
+    """Of each line of scores [b, V] the best of its members [b, G], and its score; -1 and NaN where it has none.
+
+    One line of scores, [1, V], serves all members.
+    """
     if not members.shape[1]:
-        return np.full(len(scores), -1), np.full(len(scores), np.nan, scores.dtype)
+        return np.full(len(members), -1), np.full(len(members), np.nan, scores.dtype)
+    scores = np.broadcast_to(scores, (len(members), scores.shape[1]))
     mine = np.where(members >= 0, np.take_along_axis(scores, members.clip(0), axis=1), -np.inf)
     at = mine.argmax(axis=1)[:, None]
     value = np.take_along_axis(mine, at, axis=1)[:, 0]
@@ -141,7 +145,7 @@ def finite(values: ArrayLike, name: str) -> Floats:
     return array
 
 
-def _unit(rows: Floats) -> Floats:
+def unit_rows(rows: Floats) -> Floats:
     """Rows [N, D] of length one; rows of zeros stay."""
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norm > 0, norm, 1)
