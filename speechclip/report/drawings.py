@@ -16,6 +16,7 @@ from speechclip.report.projection import Plane
 from speechclip.report.results import RETRIEVAL
 from speechclip.report.runs import Run
 from speechclip.report.spoken import read_attention, read_keywords
+from speechclip.report.style import STYLE, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +82,7 @@ def draw_styled(source: Path, maker: Callable[[Any], Any], content: Any) -> Any:
     """What a maker draws in the style of all figures. Raises UserError naming the source where it lacks something."""
     import matplotlib
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         try:
             return maker(content)
         except (KeyError, TypeError, ValueError) as error:
@@ -92,7 +93,7 @@ def inline(figure: Figure, name: str, text: str) -> str:
     """`inline_svg` in the style of all figures."""
     import matplotlib
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         return inline_svg(figure, name, text)
 
 
@@ -103,7 +104,7 @@ def write_data_figures(run: Run, material: Material, plane: Plane) -> list[Path]
     """
     folder = run.directory / "figures"
     source = run.directory / "scores" / "speech_embeddings.npz"
-    written = figures.write_figure(source, folder / "map", plots.joint_map, plane)
+    written = write_figure(source, folder / "map", plots.joint_map, plane)
     kept = run.directory / "scores" / "attention.npz"
     attention = read_attention(kept) if run.keywords else {}
     for utterance in material.utterances:
@@ -114,7 +115,7 @@ def write_data_figures(run: Run, material: Material, plane: Plane) -> list[Path]
         wave = load_audio(utterance.wav)
         words = material.words.get(utterance.id, [])
         parts = (wave, spectrogram(wave), attention[utterance.id], names, words)
-        written += figures.write_figure(kept, folder / "attention", lambda drawn: plots.attention_plot(*drawn), parts)
+        written += write_figure(kept, folder / "attention", lambda drawn: plots.attention_plot(*drawn), parts)
         break
     return written
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.errors import UserError, writing
-from speechclip.report.colours import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from speechclip.errors import UserError
 from speechclip.report.plots import sweep_curves
 from speechclip.report.runs import Scores
+from speechclip.report.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,16 +19,6 @@ if TYPE_CHECKING:
 
 RECALLS = {"R@1": BLUE, "R@5": SKY, "R@10": GREEN}
 KEYWORD_SCORES = {"clean": BLUE, "reference": SKY, "content_top1": ORANGE}
-STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "font.size": 10,
-    "legend.frameon": False,
-    "svg.hashsalt": "speechclip",  # equal data give equal files
-}
 #: Title and unit of a panel of the training figure, and its curves: label, keys in a metrics line, colour, line style.
 Curve = tuple[str, tuple[str, ...], str, str]
 PANELS: dict[tuple[str, str], tuple[Curve, ...]] = {
@@ -281,30 +269,3 @@ def series(metrics: Metrics, keys: tuple[str, ...]) -> tuple[list[float], list[f
             steps.append(float(record["step"]))
             values.append(float(value))
     return steps, values
-
-
-def write_figure(source: Path, stem: Path, draw: Callable[[Any], Figure], content: Any) -> list[Path]:
-    """Draw and write both formats, each whole or not at all. UserError names the source where it lacks something."""
-    import matplotlib
-
-    files = {}
-    with matplotlib.rc_context(STYLE):
-        try:
-            figure = draw(content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: cannot be drawn, {type(error).__name__}: {error}") from error
-        for suffix in (".svg", ".png"):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if suffix == ".svg" else None
-            figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
-            files[stem.with_suffix(suffix)] = buffer.getvalue()
-    for path, data in files.items():
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with writing(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(data)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-    return list(files)

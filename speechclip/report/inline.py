@@ -22,7 +22,7 @@ _NAMED = re.compile(r'\b(id="|url\(#|href="#)')
 def inline_svg(figure: Figure, name: str, description: str) -> str:
     """A figure as an ``<svg>`` element whose ids begin with ``name`` and which is announced as ``description``.
 
-    The figure has to be drawn in the style of `figures.STYLE`; it is saved without a background, with text as text.
+    The figure has to be drawn in the style of `style.STYLE`; it is saved without a background, with text as text.
     """
     import matplotlib
 

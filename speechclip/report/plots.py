@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.constants import FRAME_SECONDS, SAMPLE_RATE
-from speechclip.report.colours import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from speechclip.report.style import BLUE, GREEN, GREY, ORANGE, RED, SKY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

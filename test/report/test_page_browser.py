@@ -1,47 +1,33 @@
 """The pages in a real browser, headless: a page of 1,000 utterances, and one of two runs.
 
-A browser is looked for as CHROMIUM names it, then under Chromium's and Chrome's names, then among playwright's own.
-Where there is none, the tests are skipped; where there is one, whatever it reports on its console fails them.
+Without a browser the tests are skipped, with the reason; with one, whatever it complains about fails them.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Watched, chromium, open_page
 from scored_runs import KEYWORDS, scored_data, scored_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 UTTERANCES = 1000
 LOAD_SECONDS = 2.0
-SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
-
-
-def _executable() -> str | None:
-    """A browser on this machine; None for playwright's own."""
-    named = os.environ.get("CHROMIUM")
-    return named or next((path for path in map(shutil.which, NAMES) if path), None)
+WIDTHS = {"desk": 1280, "phone": 390}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as tool:
-        executable = _executable()
-        if executable is None and not Path(tool.chromium.executable_path).exists():
-            pytest.skip("no Chromium or Chrome on this machine (apt-get install chromium, or CHROMIUM=PATH)")
-        # root has no user namespace for Chromium's sandbox; the pages are our own
-        started = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +43,7 @@ def _report(*words: str | Path) -> Path:
     command = [sys.executable, "-m", "speechclip.cli", "report", *map(str, words)]
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=280, check=False
+        command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return Path(done.stdout.splitlines()[-1].removeprefix("wrote "))
@@ -68,29 +54,18 @@ def page_file(recipe: Path) -> Path:
     return _report(recipe / "exp" / "tiny_cascaded")
 
 
-class Tab:
-    """An open page that keeps what the browser complained about and what it asked for."""
-
-    def __init__(self, browser: Any, size: str = "desk", scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
-        self.context.set_default_timeout(90_000)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url[:80]}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-
-    def __enter__(self) -> Tab:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-    def open(self, file: Path) -> Any:
-        self.page.goto(file.as_uri())
-        return self.page
+@contextmanager
+def _opened(browser: Any, file: Path | None = None, size: str = "desk", dark: bool = False) -> Iterator[Watched]:
+    """A page in a tab of its own. In the end nothing but the file was asked for, and nothing was complained about."""
+    tab = open_page(browser, width=WIDTHS[size], dark=dark)
+    tab.page.set_default_timeout(90_000)
+    if file is not None:
+        tab.page.goto(file.as_uri())
+    yield tab
+    asked = {address for address in tab.requests if not address.startswith("data:")}
+    assert len(asked) == 1 and next(iter(asked)).startswith("file:")
+    assert tab.errors == [] and tab.failed == []
+    tab.page.context.close()
 
 
 def _see_everything(page: Any) -> None:
@@ -110,10 +85,11 @@ def _see_everything(page: Any) -> None:
 def test_a_thousand_utterances_load_in_under_two_seconds(browser: Any, page_file: Path) -> None:
     used, waited = [], []
     for _ in range(3):
-        with Tab(browser) as tab:
-            session = tab.context.new_cdp_session(tab.page)
+        with _opened(browser) as tab:
+            page = tab.page
+            session = page.context.new_cdp_session(page)
             session.send("Performance.enable", {"timeDomain": "threadTicks"})
-            page = tab.open(page_file)
+            page.goto(page_file.as_uri())
             metrics = {item["name"]: item["value"] for item in session.send("Performance.getMetrics")["metrics"]}
             used.append(metrics["TaskDuration"])
             waited.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
@@ -126,8 +102,8 @@ def test_a_thousand_utterances_load_in_under_two_seconds(browser: Any, page_file
 
 
 def test_no_complaint_no_request_and_everything_is_seen_and_heard(browser: Any, page_file: Path) -> None:
-    with Tab(browser) as tab:
-        page = tab.open(page_file)
+    with _opened(browser, page_file) as tab:
+        page = tab.page
         _see_everything(page)
         page.wait_for_function(
             "[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1 && one.duration > 0.2)"
@@ -137,14 +113,11 @@ def test_no_complaint_no_request_and_everything_is_seen_and_heard(browser: Any, 
         )
         assert page.locator("audio").count() > 30 and page.locator("img").count() > 50
         assert page.evaluate("[...document.querySelectorAll('audio')].every((one) => one.error === null)")
-        outside = [address for address in tab.requests if not address.startswith("data:")]
-        assert outside == [page_file.as_uri()]
-        assert tab.complaints == []
 
 
 def test_a_click_on_an_utterance_shows_its_keywords_and_plays_it(browser: Any, page_file: Path) -> None:
-    with Tab(browser) as tab:
-        page = tab.open(page_file)
+    with _opened(browser, page_file) as tab:
+        page = tab.page
         page.select_option("#order", "audio")
         row = page.locator("#list li").nth(3)
         name = row.locator("small span").first.text_content()
@@ -162,12 +135,11 @@ def test_a_click_on_an_utterance_shows_its_keywords_and_plays_it(browser: Any, p
         page.wait_for_function("document.querySelector('#panel audio').readyState >= 2")
         page.evaluate("document.querySelector('#panel audio').play()")
         page.wait_for_function("document.querySelector('#panel audio').currentTime > 0.05")
-        assert tab.complaints == []
 
 
 def test_the_keyboard_is_enough(browser: Any, page_file: Path) -> None:
-    with Tab(browser) as tab:
-        page = tab.open(page_file)
+    with _opened(browser, page_file) as tab:
+        page = tab.page
         title = page.locator("#panel h3")
         names = [page.locator("#list li").nth(at).locator("small span").first.text_content() for at in (0, 1, 999)]
         page.focus("#list")
@@ -192,12 +164,11 @@ def test_the_keyboard_is_enough(browser: Any, page_file: Path) -> None:
         assert page.evaluate("document.activeElement.id") == "list"
         page.fill("#filter", "no such caption")
         assert page.locator("#list li").count() == 0
-        assert tab.complaints == []
 
 
 def test_a_point_of_the_map_opens_its_utterance(browser: Any, page_file: Path) -> None:
-    with Tab(browser) as tab:
-        page = tab.open(page_file)
+    with _opened(browser, page_file) as tab:
+        page = tab.page
         page.locator("#map").scroll_into_view_if_needed()
         before = page.locator("#panel h3").text_content()
         box = page.locator("#map").bounding_box()
@@ -207,21 +178,21 @@ def test_a_point_of_the_map_opens_its_utterance(browser: Any, page_file: Path) -
         assert after != before and (page.locator("#map-text").text_content() or "").startswith(f"{after}: ")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(browser: Any, page_file: Path, scheme: str) -> None:
-    with Tab(browser, "phone", scheme) as tab:
-        page = tab.open(page_file)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(browser: Any, page_file: Path, dark: bool) -> None:
+    with _opened(browser, page_file, "phone", dark) as tab:
+        page = tab.page
         _see_everything(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == SIZES["phone"]["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") == WIDTHS["phone"]
         wide = page.evaluate(
             """[...document.querySelectorAll('section, .panel, #list, audio, .map canvas')]
-                .filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5).map((one) => one.id || one.tagName)"""
+                .filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5)
+                .map((one) => one.id || one.tagName)"""
         )
         assert wide == []
         contrast = page.evaluate(_CONTRAST)
         assert contrast["text"] >= 7 and contrast["muted"] >= 4.5 and contrast["accent"] >= 4.5
-        assert (contrast["ground"] < 0.1) == (scheme == "dark")
-        assert tab.complaints == []
+        assert (contrast["ground"] < 0.1) == dark
 
 
 _CONTRAST = """() => {  // WCAG 2: contrast of the colours of text with what they stand on
@@ -247,12 +218,11 @@ _CONTRAST = """() => {  // WCAG 2: contrast of the colours of text with what the
 
 def test_the_page_of_two_runs(browser: Any, recipe: Path) -> None:
     file = _report(recipe / "exp" / "tiny_parallel", recipe / "exp" / "tiny_cascaded", "--permutations", "200")
-    for size in SIZES:
-        with Tab(browser, size) as tab:
-            page = tab.open(file)
+    for size in WIDTHS:
+        with _opened(browser, file, size) as tab:
+            page = tab.page
             _see_everything(page)
             page.wait_for_function("[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1)")
             page.wait_for_function("[...document.images].every((one) => one.naturalWidth > 0)")
             assert page.locator("audio").count() >= 4 and page.locator("section").count() == 4
-            assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size]["width"]
-            assert tab.complaints == []
+            assert page.evaluate("document.documentElement.scrollWidth") == WIDTHS[size]
