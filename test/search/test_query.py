@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from asking import World, make_world
+from asking import World
 from fixtures import wave, whole_model
 
 from speechclip.bin.search import main
 from speechclip.errors import UserError
 from speechclip.search.query import ask, plain_subword
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def test_an_answer_is_what_the_model_says(world: World) -> None:

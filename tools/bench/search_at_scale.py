@@ -120,9 +120,7 @@ def show(figures: dict[str, Any], found: dict[str, Any], truth: dict[str, np.nda
 
     info = figures["info"]
     print(f"{info.count:,} vectors of {info.dim} dimensions, {info.kind}, {info.lists} lists")
-    print(
-        f"build: {figures['seconds']:.0f} s ({figures['computed']:.0f} s of processor time); {found['disk']:.2f} GB on disk,"
-    )
+    print(f"build: {figures['seconds']:.0f} s ({figures['computed']:.0f} s of processor time), {found['disk']:.2f} GB;")
     print(f"  {figures['peak']:.2f} GB in memory at most, {figures['vectors']:.2f} GB of them the vectors handed in")
     print(f"open: {found['open']:.1f} s; searching: {found['own']:.2f} GB own, {found['mapped']:.2f} GB mapped")
     print(f"exact search over single precision, queries in one batch: {figures['exact_ms']:.0f} ms a query\n")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from asking import World, make_world, serving
+from asking import World, serving
 from browser import Watched, chromium, open_page
 
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
@@ -20,11 +20,6 @@ from speechclip.search.serve import Limits, make_app  # noqa: E402
 
 pytestmark = pytest.mark.slow
 LIMITS = Limits(seconds=8.0, size=400_000, top_k=6, neighbours=3)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
