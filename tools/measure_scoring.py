@@ -18,7 +18,7 @@ import numpy as np
 from speechclip.bin import ArgumentParser
 from speechclip.checkpoint import commit
 from speechclip.errors import UserError, exit_on_user_error
-from speechclip.eval.retrieval import first_hit_ranks
+from speechclip.eval.ranking import first_hit_ranks
 
 CHECKED = 50  # queries
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from speechclip.errors import UserError
-from speechclip.eval.retrieval import first_hit_ranks
+from speechclip.eval.ranking import first_hit_ranks
 from speechclip.eval.significance import compare_runs, paired_means
 from speechclip.report import figures, plots
 from speechclip.report.drawings import Drawing, draw

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.eval.retrieval import first_hit_ranks
+from speechclip.eval.ranking import first_hit_ranks
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from speechclip.constants import FRAME_SECONDS, SAMPLE_RATE
 from speechclip.data.audio import load_audio
-from speechclip.eval.retrieval import first_hit_ranks
+from speechclip.eval.ranking import first_hit_ranks
 from speechclip.report import media
 from speechclip.report.examples import top
 from speechclip.report.material import Material

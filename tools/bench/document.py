@@ -68,6 +68,8 @@ def _epoch(rows: Rows) -> str:
 def _extraction(rows: Rows) -> str:
     lines, notes = [], []
     for row in rows:
+        if row["case"] in ("parts", "batches"):
+            continue
         where = f"{row['device']} {row['precision']}"
         if row["case"] == "limit":
             notes.append(
@@ -85,6 +87,17 @@ def _extraction(rows: Rows) -> str:
             )
         lines.append([row["shape"], where, row["case"], *_times(row["time"])])
     table = _table(["size", "on", "what", "before, s", "after, s", "ratio"], lines, left=3)
+    parts = [[row["part"], *_times(row["time"])] for row in rows if row["case"] == "parts"]
+    if parts:
+        notes += [
+            "Where the time goes, 16 s of speech in a batch of 4: transformers' modules before, the same here after.",
+            _table(["part", "before, s", "after, s", "ratio"], parts),
+        ]
+    sizes = [row for row in rows if row["case"] == "batches"]
+    if sizes:
+        best = min(row["ours"] for row in sizes)
+        said = ", ".join(f"{row['seconds']:g} s {row['ours'] / best:.2f}" for row in sizes)
+        notes.append(f"Time by speech in a batch, the best as 1: {said}.")
     return "\n\n".join([table, *notes])
 
 

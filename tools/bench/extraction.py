@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechclip.constants import HOP, SAMPLE_RATE
-from speechclip.encoders.speech import SpeechFeatures
+from speechclip.encoders.convolutions import convolve
+from speechclip.encoders.speech import SpeechFeatures, waveform_encoder
 from speechclip.extract import batches_by_seconds
 from speechclip.matmul import linear
 from speechclip.published.hubert import transformers_name
@@ -125,6 +126,48 @@ def run(
     if device == "cpu" and precision == "fp32":
         rows.append({**common, "case": "limit", **_against_limit(shape, samples, batches, times)})
     return rows
+
+
+def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
+    """Where the time goes on a CPU, 16 s of speech: transformers' own modules, and the same here."""
+    batch, lengths = torch.stack(parts.waves(np.array([4 * SAMPLE_RATE] * 4))), [4 * SAMPLE_RATE] * 4
+    before, after = parts.hubert(shape), waveform_encoder(parts.hubert(shape), shape, "hubert", False)
+    with torch.no_grad():
+        hidden = before.feature_projection(before.feature_extractor(batch).transpose(1, 2))
+
+        def layers(model: Any) -> Callable[[], None]:
+            def once() -> None:
+                states = hidden
+                for layer in model.encoder.layers:
+                    states = layer(states)[0]
+
+            return once
+
+        works = {
+            "convolutions": (
+                lambda: before.feature_extractor(batch),
+                lambda: convolve(after.model.feature_extractor, batch, lengths, after.min_samples),
+            ),
+            "positions": (
+                lambda: before.encoder.pos_conv_embed(hidden), lambda: after.model.encoder.pos_conv_embed(hidden)
+            ),
+            "layers": (layers(before), layers(after.model)),
+        }  # fmt: skip
+        rows = [
+            {"shape": shape, "part": part, "time": measure.compare(measure.interleaved({PLAIN: a, OURS: b}, repeats))}
+            for part, (a, b) in works.items()
+        ]
+    return [{"case": "parts", **row} for row in rows]
+
+
+def by_batch(shape: str, utterances: int, seconds: tuple[float, ...] = (15, 30, 60, 120)) -> list[dict[str, Any]]:
+    """What the size of a batch does: seconds of the processor for a corpus here, by seconds of speech in a batch."""
+    samples = parts.lengths(utterances)
+    waves = parts.waves(samples)
+    encoder = waveform_encoder(parts.hubert(shape), shape, "hubert", False)
+    works = {str(size): over(encoder, waves, list(batches_by_seconds(samples, size))) for size in seconds}
+    times = measure.interleaved(works, 1, warm_up=False)
+    return [{"case": "batches", "shape": shape, "seconds": size, "ours": times[str(size)][0]} for size in seconds]
 
 
 def _against_limit(

@@ -77,6 +77,7 @@ def _extraction(count: int, repeats: int) -> list[dict[str, Any]]:
     import torch
 
     rows = extraction.run("base", count, repeats)
+    rows += extraction.by_part("base", repeats) + extraction.by_batch("base", max(8, count // 3))
     if torch.cuda.is_available():
         for precision in ("fp32", "bf16"):
             rows += extraction.run("base", 8 * count, repeats, "cuda", precision)

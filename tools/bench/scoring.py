@@ -13,7 +13,8 @@ import plain
 import torch
 from measure import OURS, PLAIN
 
-from speechclip.eval.retrieval import first_hit_ranks, ranks_from_scores, recall_table
+from speechclip.eval.ranking import first_hit_ranks, ranks_from_scores
+from speechclip.eval.retrieval import recall_table
 
 WIDTH = 512
 

@@ -42,10 +42,10 @@ def make_step(
         cached = nn.functional.normalize(torch.randn(batch, model.dimensions.joint), dim=-1)
         loss = our_loss(model, parts.settings(shape, head), Batch(groups, states, frames, None), cached)
     else:
-        clip = parts.plain_clip(shape)
+        clip, states = parts.plain_clip(shape), states.float()
 
         def loss() -> Tensor:
-            return plain_loss(model, clip, states.float(), frames, images, groups)
+            return plain_loss(model, clip, states, frames, images, groups)
 
     update = updater(model)
     return lambda: update(loss())
