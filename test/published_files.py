@@ -82,7 +82,7 @@ def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
 def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int = 3) -> dict[str, Tensor]:
     """The trained tensors of a published head, layer mix included.
 
-    layers: of the projections. one_cls: a hybrid head's [CLS] vectors in one tensor.
+    layers: of the keyword projection. one_cls: a hybrid head's [CLS] vectors in one tensor.
     """
     shapes: dict[str, tuple[int, ...]] = {"audio_encoder.weightedsum_layer.weights": (LAYERS + 1,)}
     if head == "parallel":
@@ -103,7 +103,7 @@ def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int
     shapes |= {f"{branch}.{name}": (1, count, WIDTH) for name, count in counts.items() if count}
     shapes |= _projection(f"{branch}.linear_proj", TEXT, layers)
     if head in ("hybrid", "hybrid_plus"):
-        shapes |= _projection(f"{branch}.parallel_proj", JOINT, layers)
+        shapes |= _projection(f"{branch}.parallel_proj", JOINT, 1)
     keywords = KEYWORDS if head in ("cascaded", "hybrid") else 1
     if head.endswith("plus"):
         fire = f"{branch}.downsampling"
@@ -114,6 +114,8 @@ def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int
     tensors = random_tensors(shapes, seed)
     tensors[f"{norm}.running_var"] = tensors[f"{norm}.running_var"].abs() + 0.5
     tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+    if head.endswith("plus"):  # about every second frame ends a keyword
+        tensors[f"{branch}.downsampling.weight_proj.1.weight"] *= 0.25
     tensors[f"{branch}.vector_quantizer.curr_temp"] = torch.tensor(0.1)
     return tensors
 

@@ -34,7 +34,7 @@ B = "cascaded_branch"
 
 
 class Published(NamedTuple):
-    """One of the nine. heads: of its attention. layers: of its projections. learned: its temperature is."""
+    """One of the nine. heads: of its attention. layers: of its keyword projection. learned: its temperature is."""
 
     head: str
     large: bool
@@ -72,8 +72,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_script(tmp_path_factory.mktemp("clip") / "ViT-tiny.pt", clip_tensors())
 
 
-def _layers(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
-    """One linear layer, or two with a ReLU between."""
+def _keyword_projection(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """One linear layer (Base), or two with a ReLU between."""
+    name = f"{B}.linear_proj"
     if f"{name}.weight" in state:
         return linear(x, state, name)
     return linear(linear(x, state, f"{name}.sequential.0").clamp(min=0), state, f"{name}.sequential.3")
@@ -119,9 +120,9 @@ def _plain(item: Published, state: dict[str, Tensor], frames: Tensor) -> tuple[T
     everything = torch.zeros(len(tokens), dtype=torch.bool)
     attended = attend(tokens, state, f"{B}.self_att.multihead_attn_layer", item.heads, everything)
     out = norm(tokens + attended, state, f"{B}.self_att.attentionBlock_Norm")
-    embedding = _layers(out[0], state, f"{B}.parallel_proj") if count else None
+    embedding = linear(out[0], state, f"{B}.parallel_proj") if count else None
     units = out[1:count] if item.head == "hybrid" else _fire(out[count:], state)
-    vectors = _batch_norm(_layers(units, state, f"{B}.linear_proj"), state, shared=item.head != "hybrid")
+    vectors = _batch_norm(_keyword_projection(units, state), state, shared=item.head != "hybrid")
     return embedding, vectors
 
 
