@@ -115,7 +115,8 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
     """
     from speechclip.checkpoint import load_model, read_checkpoint
 
-    folder, config, origin = read_checkpoint(checkpoint)
+    # a score of the checkpoint before would not be this one's
+    folder, config, origin = read_checkpoint(checkpoint, strict=True)
     stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
     model = load_model(folder, with_speech_encoder=not stored, with_clip=False)
     split = Split.load(data, dump)

@@ -20,6 +20,8 @@ from speechclip.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_MAX_BYTES, _MAX_VALUES = 1 << 20, 10_000  # of a configuration file
+
 
 @dataclass(frozen=True)
 class SpeechEncoderConfig:
@@ -254,6 +256,8 @@ class Config:
             layers is None or (len(layers) > 0 and min(layers) >= 0 and len(set(layers)) == len(layers)),
             "model.speech_encoder.layers", layers, "a list of different numbers from 0 on",
         )  # fmt: skip
+        window = self.model.speech_encoder.window_seconds
+        _check(window > 0, "model.speech_encoder.window_seconds", window, "positive")
         _check(head.attention_heads >= 1, "model.head.attention_heads", head.attention_heads, "at least 1")
         for key in ("dropout", "input_dropout"):
             _check(0 <= getattr(head, key) < 1, f"model.head.{key}", getattr(head, key), "in [0, 1)")
@@ -352,10 +356,22 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Co
     except (ArgumentError, TypeError) as error:
         raise UserError(_explain(str(error))) from error
     names = [item.name for item in dataclasses.fields(Config)]
+    for name in names:
+        _check_null(built[name], name)
     config = Config(**{name: built[name] for name in names})
     for name in (*names, "config"):
         built.pop(name, None)
     return config, built
+
+
+def _check_null(node: Any, key: str) -> None:
+    """UserError for a null where the schema does not know one: jsonargparse takes it for any value."""
+    if node is None:
+        raise UserError(f"{key}: null is no value of it")
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        if dataclasses.is_dataclass(value) or (value is None and not str(item.type).startswith("Optional")):
+            _check_null(value, f"{key}.{item.name}")
 
 
 def _check_layer(path: Path) -> None:
@@ -363,10 +379,16 @@ def _check_layer(path: Path) -> None:
     import yaml
 
     try:
+        if path.is_file() and path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path}: larger than a configuration can be ({_MAX_BYTES} bytes)")
         layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if _size(layer, {}) > _MAX_VALUES:
+            raise UserError(f"{path}: stands for more than {_MAX_VALUES} values")
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for a configuration") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except (UnicodeDecodeError, yaml.YAMLError, OSError) as error:
+    except (ValueError, yaml.YAMLError, OSError) as error:  # ValueError: no UTF-8, an impossible date
         raise UserError(f"{path}: not a YAML file: {error}") from error
     if layer is None:
         raise UserError(f"{path}: an empty configuration")
@@ -383,6 +405,17 @@ def _check_layer(path: Path) -> None:
                 raise UserError(f"{path}: {_unknown(key)}")
 
     walk(layer, "")
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Values that a YAML node stands for: one of a few lines may name another many times over, and so on."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES  # while it is at work: a node within itself has no end
+        parts = [*node, *node.values()] if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _unknown(key: str) -> str:

@@ -69,11 +69,14 @@ def features_of(model: SpeechCLIP, batch: Batch, at_once: int = 0) -> SpeechFeat
 
 @torch.no_grad()
 def run(
-    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
+    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[Batch, SpeechFeatures, SpeechOutput]]:
-    """Batches with their features and head outputs, longest utterances first. The model is put into eval mode."""
+    """Batches with their features and head outputs, longest utterances first. The model is put into eval mode.
+
+    share: (r, n) for the r-th of n parts of the batches, counted from 0; they are the same batches for every n.
+    """
     model.eval()
-    batches = evaluation_batches(source.lengths, batch_size)
+    batches = evaluation_batches(source.lengths, batch_size)[share[0] :: share[1]]
     for batch in read_batches(source, batches, workers=workers):
         features = features_of(model, batch)
         yield batch, features, model.apply_head(*features)
@@ -90,9 +93,16 @@ def embed_readouts(model: SpeechCLIP, source: SpeechSource, batch_size: int, wor
     return rows
 
 
-def embed_speech(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> np.ndarray:
-    """Embeddings of all utterances by the head's first read-out: see :func:`embed_readouts`."""
-    return next(iter(embed_readouts(model, source, batch_size, workers).values()))
+def embed_speech(
+    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
+) -> np.ndarray:
+    """Embeddings by the head's first read-out, as of :func:`embed_readouts`; of a share (see :func:`run`) alone, the
+    other rows zero."""
+    rows = np.zeros((len(source.lengths), model.dimensions.joint), dtype=np.float32)
+    for batch, _, output in run(model, source, batch_size, workers, share):
+        unit = nn.functional.normalize(output.embedding.float(), dim=-1)
+        rows[batch.indices.numpy()] = unit.cpu().numpy()
+    return rows
 
 
 def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> KeywordTable:

@@ -141,6 +141,19 @@ def test_killed_in_training_and_resumed_to_the_same_weights(recipe: Path, first:
         assert np.array_equal(value, cut[name]), name
 
 
+@pytest.mark.slow
+def test_two_processes_of_the_recipe_train_to_the_weights_of_one(recipe: Path, first: str) -> None:
+    weights = []
+    for processes in ("1", "2"):
+        options = ["--stage", "3", "--stop_stage", "3", "--head", "cascaded", "--tag", f"by{processes}"]
+        said = _run(recipe, *options, "--ngpu", processes, *SHORT, "--model.head.dropout", "0", "--optim.lr", "1e-4")
+        assert "step 12 dev" in said
+        weights.append(load_file(recipe / f"exp/tiny_cascaded_by{processes}/last/model.safetensors"))
+    # see test/train/test_distributed.py for those that have no effect
+    for name in weights[0].keys() - {"head.norm.bias", "head.projection.bias", "head.batch_norm.running_mean"}:
+        assert np.abs(weights[0][name] - weights[1][name]).max() < 1e-5, name
+
+
 def test_a_bad_configuration_is_one_line_before_anything_is_written(recipe: Path, first: str) -> None:
     said = _run(recipe, "--stage", "3", "--tag", "none", "--", "--optim.learning_rate", "1", status=2)
     assert "optim.learning_rate" in said and "Traceback" not in said

@@ -13,6 +13,7 @@ import numpy as np
 from speechclip.errors import UserError, writing
 
 _ROWS = 1 << 16  # at a time
+_MOST_PACKED = 100  # times that a file may be larger unpacked
 
 
 def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
@@ -21,6 +22,7 @@ def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
     hint: what to do about a file that is not there. Raises UserError: no such file, or not readable.
     """
     try:
+        _check_unpacked(Path(path))
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             raise UserError(f"{path}: not a readable .npz file")
@@ -28,9 +30,19 @@ def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{f'; {hint}' if hint else ''}") from None
-    # zlib.error: a damaged compressed array
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # zlib.error: a damaged compressed array; MemoryError: a header that tells of more than there can be
+    except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """UserError for a zip archive of arrays that would unpack to a multiple of itself that no embeddings have."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+    if unpacked > _MOST_PACKED * packed:
+        raise UserError(f"{path}: would unpack to {unpacked} bytes from {packed}: refused")
 
 
 def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:

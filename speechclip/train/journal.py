@@ -32,7 +32,9 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part = folder / ".metrics.part"
+        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.replace(path)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self._handful = handful

@@ -36,6 +36,16 @@ class Progress:
     seconds: float = 0.0
     finished: bool = False
 
+    def scored(self, score: float, max_steps: int, patience: int) -> bool:
+        """Take in the dev score at :attr:`step`; whether it is the best one yet. patience: 0 for any."""
+        better = score > self.best
+        if better:
+            self.best, self.best_step, self.stale = score, self.step, 0
+        else:
+            self.stale += 1
+        self.finished = self.step >= max_steps or bool(patience and self.stale >= patience)
+        return better
+
 
 class EmaWeights:
     """An exponential moving average of the trained parameters; statistics (BatchNorm) are taken as they are.

@@ -42,7 +42,9 @@ if name == "embed_clip":
     if "--model.clip.path=" not in sys.argv:
         make(value("--vocabulary"))
 elif name == "dump_features":
-    make(value("--out") + "/feats.scp", content)
+    if value("--job") == "0" or value("--jobs") == "1":
+        for split in ("train", "dev", "test"):
+            make(f"{value('--dump_root')}/{split}/feats.scp", content)
 elif name == "train":
     resumed = Path(value("--out") + "/last").exists()
     make(value("--out") + "/last/state", "resumed" if resumed else "fresh")
