@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,16 +69,24 @@ def _opened(browser: Any, file: Path | None = None, size: str = "desk", dark: bo
     tab.page.context.close()
 
 
+def _until(page: Any, condition: str, seconds: float = 90.0) -> None:
+    """Wait for a condition in the page. Not by playwright's own means, which the page's policy forbids: they eval."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        page.wait_for_timeout(50)
+
+
 def _see_everything(page: Any) -> None:
     """Open what is folded and bring all of it near the window, so that pictures and recordings are filled in."""
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.evaluate(
         """async () => {
             for (let y = 0; y < document.documentElement.scrollHeight; y += 500) {
-                window.scrollTo(0, y);
+                window.scrollTo({ top: y, behavior: "instant" });
                 await new Promise((next) => requestAnimationFrame(() => setTimeout(next, 20)));
             }
-            window.scrollTo(0, 0);
+            window.scrollTo({ top: 0, behavior: "instant" });
         }"""
     )
 
@@ -105,12 +114,10 @@ def test_no_complaint_no_request_and_everything_is_seen_and_heard(browser: Any, 
     with _opened(browser, page_file) as tab:
         page = tab.page
         _see_everything(page)
-        page.wait_for_function(
-            "[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1 && one.duration > 0.2)"
+        _until(
+            page, "[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1 && one.duration > 0.2)"
         )
-        page.wait_for_function(
-            "[...document.images].every((one) => one.complete && one.naturalWidth > 0 && one.alt.length > 0)"
-        )
+        _until(page, "[...document.images].every((one) => one.complete && one.naturalWidth > 0 && one.alt.length > 0)")
         assert page.locator("audio").count() > 30 and page.locator("img").count() > 50
         assert page.evaluate("[...document.querySelectorAll('audio')].every((one) => one.error === null)")
 
@@ -132,9 +139,9 @@ def test_a_click_on_an_utterance_shows_its_keywords_and_plays_it(browser: Any, p
         assert [keywords.nth(at).get_attribute("aria-pressed") for at in range(3)] == ["false", "true", "false"]
         assert page.locator("#panel .detail tbody tr").count() == 5
         assert "Keyword 2" in (page.locator("#panel .detail caption").text_content() or "")
-        page.wait_for_function("document.querySelector('#panel audio').readyState >= 2")
+        _until(page, "document.querySelector('#panel audio').readyState >= 2")
         page.evaluate("document.querySelector('#panel audio').play()")
-        page.wait_for_function("document.querySelector('#panel audio').currentTime > 0.05")
+        _until(page, "document.querySelector('#panel audio').currentTime > 0.05")
 
 
 def test_the_keyboard_is_enough(browser: Any, page_file: Path) -> None:
@@ -148,9 +155,12 @@ def test_the_keyboard_is_enough(browser: Any, page_file: Path) -> None:
         assert title.text_content() == names[1]
         page.keyboard.press("End")
         assert title.text_content() == names[2]
-        chosen = page.evaluate("document.getElementById('list').getAttribute('aria-activedescendant')")
-        box, frame = page.locator(f"#{chosen}").bounding_box(), page.locator("#list").bounding_box()
-        assert frame["y"] <= box["y"] and box["y"] + box["height"] <= frame["y"] + frame["height"] + 1
+        inside = """() => {
+            const list = document.getElementById("list"), frame = list.getBoundingClientRect();
+            const row = document.getElementById(list.getAttribute("aria-activedescendant")).getBoundingClientRect();
+            return frame.top <= row.top && row.bottom <= frame.bottom + 1;
+        }"""
+        assert page.evaluate(inside)
         page.locator("#panel .kw").nth(2).focus()
         page.keyboard.press("Enter")
         assert page.locator("#panel .kw").nth(2).get_attribute("aria-pressed") == "true"
@@ -222,7 +232,7 @@ def test_the_page_of_two_runs(browser: Any, recipe: Path) -> None:
         with _opened(browser, file, size) as tab:
             page = tab.page
             _see_everything(page)
-            page.wait_for_function("[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1)")
-            page.wait_for_function("[...document.images].every((one) => one.naturalWidth > 0)")
+            _until(page, "[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1)")
+            _until(page, "[...document.images].every((one) => one.naturalWidth > 0)")
             assert page.locator("audio").count() >= 4 and page.locator("section").count() == 4
             assert page.evaluate("document.documentElement.scrollWidth") == WIDTHS[size]

@@ -32,7 +32,7 @@ def _origin(held: dict[str, Any]) -> str:
     return (
         f"`{held['command']}`, commit {held['commit']}, {machine['processor']}{gpu}, {machine['threads']} of "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, torch {machine['torch']}, "
-        f"Python {machine['python']}, load {machine['load'][0]} when it began."
+        f"Python {machine['python']}" + (f", load {machine['load'][0]} when it began." if machine["load"] else ".")
     )
 
 
@@ -172,6 +172,7 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "it is a power law through the others.",
         _heads,
     ),
+    "heads_large": ("A training step, Large", "As above.", _heads),
     "epoch": (
         "A training epoch",
         "Plain: s3prl's HuBERT and the image tower in every step. Ours: stored hidden states, read from disk, and "

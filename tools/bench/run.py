@@ -32,6 +32,7 @@ def arguments(argv: list[str]) -> Any:
     parser.add_argument("--repeats", type=int, default=3, help="rounds in which plain and ours take turns")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--mini_log", default="", metavar="FILE", help="log of a plain run of egs/mini")
+    parser.add_argument("--mini_commit", default="", help="commit that --mini_log is of, where it is another one")
     parser.add_argument("--out", default=str(HERE / "results.json"), metavar="FILE", help="results, section by section")
     parser.add_argument("--document", default="", metavar="FILE", help="write the tables of --out as Markdown")
     parser.add_argument("--check", action="store_true", help="compare small runs with the least ratios of floors.json")
@@ -122,8 +123,12 @@ def main(argv: list[str]) -> int:
             print(f"{name}: left out, no --mini_log", flush=True)
             continue
         before = measure.machine()
-        command = "tools/bench/bench.sh " + " ".join(argv)
-        held[name] = {"rows": work(), "machine": before, "commit": commit(), "command": command.strip()}
+        command, at = f"tools/bench/bench.sh {' '.join(argv)}".strip(), commit()
+        if name == "mini":
+            command, at = "./run.sh", options.mini_commit or at
+            before |= {"load": [], "threads": before["cores"]}
+        key = "heads_large" if name == "heads" and options.shapes == ["large"] else name  # each can be measured alone
+        held[key] = {"rows": work(), "machine": before, "commit": at, "command": command}
         out.write_text(json.dumps(held, indent=1) + "\n")
     if options.document:
         import document
