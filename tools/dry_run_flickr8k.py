@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 
 from speechclip.bin import ArgumentParser
-from speechclip.checkpoint import commit
 from speechclip.data.embeddings import save_embeddings
 from speechclip.data.kaldi import read_table
 from speechclip.errors import UserError, exit_on_user_error
@@ -108,6 +107,9 @@ def main() -> None:
     parser.add_argument("--embeddings", choices=("tower", "random"), default="tower", help="CLIP's, or random ones")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     args = parser.parse_args()
+
+    from speechclip.checkpoint import commit
+
     out = Path(args.out).resolve()
     if out.exists():
         raise UserError(f"{out}: exists already")

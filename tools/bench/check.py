@@ -1,6 +1,7 @@
 """The regression check: ratios of small runs against the least that floors.json allows. Seconds are not compared.
 
-Floors lie well below what was measured, so that a busy machine passes and a lost optimisation does not.
+Floors lie well below what was measured, so that a busy machine passes and a lost optimisation does not. That of
+extraction on equal batches only holds a loss off: what oneDNN gains over MKL depends on the processor.
 """
 
 from __future__ import annotations
