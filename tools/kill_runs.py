@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 
 from speechclip.bin import ArgumentParser
-from speechclip.data.features import FeatureStore
 from speechclip.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +157,8 @@ def same(first: Path, second: Path) -> bool:
     if not second.is_file():
         return False
     if first.name == "feats.scp":
+        from speechclip.data.features import FeatureStore
+
         one, other = FeatureStore(first.parent), FeatureStore(second.parent)
         return one.num_frames == other.num_frames and all(bool((one.read(u) == other.read(u)).all()) for u in one.ids)
     if first.suffix == ".json":

@@ -163,7 +163,7 @@ Every number is a ratio between a plain baseline and this collection, measured i
 * Peak memory is that of a fresh process beyond what it holds before the step, the models loaded.
 * Shapes are the published ones, weights random; lengths of utterances are log-normal, 4 s in the mean, 1 to 15 s,
   seed 0.
-* CI runs `make bench-check`: small runs whose ratios may not fall below `tools/bench/floors.json`."""
+* `make bench-check`: small runs whose ratios may not fall below `tools/bench/floors.json`; for an idle machine."""
 
 PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "heads": (
