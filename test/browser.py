@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -62,3 +63,12 @@ def open_page(browser: Browser, *, width: int = 1280, height: int = 900, dark: b
     page.on("request", lambda request: watched.requests.append(request.url))
     page.on("requestfailed", lambda request: watched.failed.append(f"{request.url}: {request.failure}"))
     return watched
+
+
+def until(page: Page, expression: str, seconds: float = 120.0) -> None:
+    """Wait until a JavaScript expression holds. playwright's own waiting needs eval, which a page may forbid (CSP)."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        if time.monotonic() > end:
+            pytest.fail(f"not within {seconds:g} s: {expression}; the page shows {page.inner_text('body')[:300]!r}")
+        page.wait_for_timeout(50)

@@ -113,7 +113,7 @@ def test_an_unknown_key_or_a_wrong_type_names_the_key(words: list[str], message:
 
 @pytest.mark.parametrize(("text", "key"), [
     ("optim:\n  lr: fast\n", "optim.lr"), ("data:\n  feats: 3\n", "data.feats"),
-    ("optim:\n  lr: null\n", "optim.lr: null is no value of it"), ("model: null\n", "model: null is no value of it"),
+    ("optim:\n  lr: null\n", "optim.lr: null is no value of it"), ("model: null\n", "configuration key 'model'"),
 ])  # fmt: skip
 def test_a_wrong_type_in_a_layer_names_the_key(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(UserError, match=re.escape(key)):

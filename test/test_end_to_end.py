@@ -72,6 +72,8 @@ def test_a_plain_run_leaves_every_file_with_the_right_counts(recipe: Path, first
         assert scores["provenance"]["seed"] == 0
         assert "speechclip.bin.score_retrieval" in scores["provenance"]["command"]
         assert (recipe / f"exp/tiny_{head}/figures").is_dir()
+        page = (recipe / f"exp/tiny_{head}/report/index.html").read_text(encoding="utf-8")
+        assert page.count("data:audio/mpeg") == SCENES // 20 * 3 and f"<h1>tiny_{head}</h1>" in page
     keywords = json.loads((recipe / "exp/tiny_cascaded/scores/keywords.json").read_text())
     assert {"clean", "reference", "content_top1", "frequency_prior"} <= set(keywords)
     count = sum(name.startswith("kw") for name in keywords["clean"])

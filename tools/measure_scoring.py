@@ -16,9 +16,7 @@ import time
 import numpy as np
 
 from speechclip.bin import ArgumentParser
-from speechclip.checkpoint import commit
 from speechclip.errors import UserError, exit_on_user_error
-from speechclip.eval.ranking import first_hit_ranks
 
 CHECKED = 50  # queries
 
@@ -50,6 +48,10 @@ def main() -> None:
     parser.add_argument("--only", type=int, default=0, help="score this many queries, 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="of the embeddings and the queries checked")
     args = parser.parse_args()
+
+    from speechclip.checkpoint import commit
+    from speechclip.eval.ranking import first_hit_ranks
+
     if min(args.queries, args.gallery, args.dim) < 1 or args.only < 0:
         raise UserError("--queries, --gallery and --dim have to be at least 1, --only not negative")
 

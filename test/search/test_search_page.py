@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from asking import World, serving
-from browser import Watched, chromium, open_page
+from browser import Watched, chromium, open_page, until
 
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
@@ -52,7 +53,7 @@ def opened(browser: Any, address: str, **options: Any) -> Watched:
 
 def asked(watched: Watched, file: Path) -> None:
     watched.page.set_input_files("#file", file)
-    watched.page.wait_for_function("document.getElementById('status').textContent.includes('images in')")
+    until(watched.page, "document.getElementById('status').textContent.includes('images in')")
 
 
 def assert_quiet(watched: Watched, address: str) -> None:
@@ -69,7 +70,7 @@ def test_an_uploaded_recording_shows_images_keywords_and_where(world: World, bro
     answer = ask(world.model, world.index, world.query, top_k=6)
     assert page.locator("#results .id").all_inner_texts() == [hit.id for hit in answer.hits]
     assert page.locator("#results .time").all_inner_texts() == [f"{round(hit.cosine, 4):.3f}" for hit in answer.hits]
-    page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    until(page, "[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert all(page.locator("#results img").nth(at).get_attribute("alt") for at in range(6))
     words = answer.as_dict()["keywords"]
     assert page.locator("#keywords .word").all_inner_texts() == [word["subwords"][0] for word in words]
@@ -79,11 +80,11 @@ def test_an_uploaded_recording_shows_images_keywords_and_where(world: World, bro
     assert bands.count() == len(words)
     for at, word in enumerate(words):  # each band lies where its keyword was heard
         assert float(bands.nth(at).get_attribute("x")) == pytest.approx(800 * word["start"] / answer.seconds, abs=0.5)
-    page.wait_for_function("document.getElementById('audio').readyState >= 1")
+    until(page, "document.getElementById('audio').readyState >= 1")
     assert page.evaluate("document.getElementById('audio').duration") == pytest.approx(answer.seconds, abs=0.1)
     page.locator("#keywords button").nth(1).focus()
     page.keyboard.press("Enter")  # plays the stretch and marks it
-    page.wait_for_function("document.querySelector('rect.band[data-word=\"1\"]').classList.contains('marked')")
+    until(page, "document.querySelector('rect.band[data-word=\"1\"]').classList.contains('marked')")
     assert page.evaluate("document.getElementById('audio').currentTime") >= words[1]["start"] - 0.05
     assert_quiet(watched, address)
 
@@ -92,15 +93,15 @@ def test_what_is_spoken_is_recorded_and_searched(browser: Any, address: str) -> 
     watched = opened(browser, address, permissions=["microphone"])
     page = watched.page
     page.click("#record")
-    page.wait_for_function("document.getElementById('status').textContent.startsWith('Listening')")
+    until(page, "document.getElementById('status').textContent.startsWith('Listening')")
     assert page.get_attribute("#record", "aria-pressed") == "true"
     page.wait_for_timeout(2500)
     page.click("#record")
-    page.wait_for_function("document.getElementById('status').textContent.includes('images in')")
+    until(page, "document.getElementById('status').textContent.includes('images in')")
     assert page.locator("#results li").count() == 6
     assert page.locator("#keywords li").count() == 3
     assert page.get_attribute("#record", "aria-pressed") == "false"
-    page.wait_for_function("document.getElementById('audio').readyState >= 1")
+    until(page, "document.getElementById('audio').readyState >= 1")
     assert 1 < page.evaluate("document.getElementById('audio').duration") < 8
     assert_quiet(watched, address)
 
@@ -117,7 +118,7 @@ def test_mistakes_are_told_on_the_page(tmp_path: Path, world: World, browser: An
         ("large.wav", "This file has 0.4 MB, 0.4 MB are the most."),
     ):
         page.set_input_files("#file", tmp_path / name)
-        page.wait_for_function("(text) => document.getElementById('status').textContent === text", arg=reason)
+        until(page, f"document.getElementById('status').textContent === {json.dumps(reason)}")
         assert "wrong" in (page.get_attribute("#status", "class") or "")
         assert page.is_hidden("#found")
     asked(watched, world.query)  # and it goes on

@@ -128,7 +128,7 @@ def show(figures: dict[str, Any], found: dict[str, Any], truth: dict[str, np.nda
     print("|---:|---|---:|---:|---:|---:|---:|")
     for probes, name, rows, took in found["asked"]:
         hits = [len(set(row) & set(true)) / len(true) for row, true in zip(rows.tolist(), truth[name].tolist())]
-        times = f"{np.median(took[:, 0]):.1f} | {np.percentile(took[:, 0], 95):.1f} | {np.median(took[:, 1]):.1f}"
+        times = f"{np.median(took[:, 0]):.2f} | {np.percentile(took[:, 0], 95):.2f} | {np.median(took[:, 1]):.2f}"
         print(f"| {probes} | {name} | {len(rows):,} | {np.mean(hits):.3f} | {times} |")
 
 
