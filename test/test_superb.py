@@ -256,7 +256,7 @@ def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path)
     assert best["rates"] == [0.001, 0.01] and len(best["layer_weights"]) == 4
     results = (recipe / "RESULTS.md").read_text()
     assert "speechclip_encoder_local" in results
-    assert r"--lr 1e-3\ 1e-2 --nj 2" in results  # a command that can be pasted
+    assert "--lr '1e-3 1e-2' --nj 2" in results  # a command that can be pasted
     assert best["against"] == "speechclip_encoder_local_tiny" and "### SUPERB" in results
     assert "training" not in _run(*words, cwd=recipe).stdout  # all is done
     run = recipe / "exp/ks/speechclip_local_tiny/lr_0.001"
