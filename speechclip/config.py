@@ -20,6 +20,8 @@ from speechclip.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_MAX_BYTES, _MAX_VALUES = 1 << 20, 10_000  # of a configuration file
+
 
 @dataclass(frozen=True)
 class SpeechEncoderConfig:
@@ -148,6 +150,8 @@ class DataConfig:
         max_seconds: longer utterances are cropped at random, in training only; 0 for no limit.
         batch_size: utterances in a global batch, over all processes.
         eval_batch_size: utterances in an evaluation batch, a process.
+        encode_batch_size: utterances that the speech encoder takes at a time while training with feats "online", a
+            process; the memory it needs grows with them.
         bucket_batches: batches are cut from this many shuffled batches sorted by length; 1 for no sorting.
         time_masks: spans of frames set to zero in each training utterance.
         time_mask_frames: the longest such span, in frames of 20 ms.
@@ -159,6 +163,7 @@ class DataConfig:
     max_seconds: float = 6.4
     batch_size: int = 256
     eval_batch_size: int = 32
+    encode_batch_size: int = 64
     bucket_batches: int = 8
     time_masks: int = 0
     time_mask_frames: int = 20
@@ -202,6 +207,7 @@ class TrainConfig:
         log_interval: steps between lines of the log and points in TensorBoard.
         patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
         supervision: what stands on the other side of the loss; "text" is the supervised topline.
+        board_utterances: dev utterances that TensorBoard plays, with their attention and embeddings; 0 for none.
     """
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -209,6 +215,7 @@ class TrainConfig:
     log_interval: int = 50
     patience: int = 0
     supervision: Literal["image", "text"] = "image"
+    board_utterances: int = 4
 
 
 @dataclass(frozen=True)
@@ -216,16 +223,20 @@ class EvalConfig:
     """Scoring.
 
     Attributes:
-        bootstrap: resamples of the images for the confidence intervals.
-        neighbours: subwords looked up for each keyword.
+        bootstrap: resamples of the images for the confidence intervals; 0 for none.
+        neighbours: subwords written down for each keyword.
+        sweep: numbers of neighbours that keyword hit rates are given for.
         span_mass: share of a keyword's attention that its time span holds.
         boundary_tolerance: seconds by which a word boundary may be missed.
+        keep_attention: utterances whose keywords' attention is kept for the report; 0 for none.
     """
 
     bootstrap: int = 1000
     neighbours: int = 5
+    sweep: list[int] = field(default_factory=lambda: [1, 3, 5, 10, 20])
     span_mass: float = 0.5
     boundary_tolerance: float = 0.02
+    keep_attention: int = 1000
 
 
 @dataclass(frozen=True)
@@ -245,6 +256,8 @@ class Config:
             layers is None or (len(layers) > 0 and min(layers) >= 0 and len(set(layers)) == len(layers)),
             "model.speech_encoder.layers", layers, "a list of different numbers from 0 on",
         )  # fmt: skip
+        window = self.model.speech_encoder.window_seconds
+        _check(window > 0, "model.speech_encoder.window_seconds", window, "positive")
         _check(head.attention_heads >= 1, "model.head.attention_heads", head.attention_heads, "at least 1")
         for key in ("dropout", "input_dropout"):
             _check(0 <= getattr(head, key) < 1, f"model.head.{key}", getattr(head, key), "in [0, 1)")
@@ -254,7 +267,7 @@ class Config:
         )
         _check_fire(head.cif)
         _check_loss(self.model.loss)
-        for key in ("batch_size", "eval_batch_size", "bucket_batches", "time_mask_frames"):
+        for key in ("batch_size", "eval_batch_size", "encode_batch_size", "bucket_batches", "time_mask_frames"):
             _check(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
         for key in ("time_masks", "workers", "max_seconds"):
             _check(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), "not negative")
@@ -269,9 +282,12 @@ class Config:
         _check(0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "in [0, 1)")
         for key in ("eval_interval", "log_interval"):
             _check(getattr(self.train, key) >= 1, f"train.{key}", getattr(self.train, key), "at least 1")
-        _check(self.train.patience >= 0, "train.patience", self.train.patience, "not negative")
+        for key in ("patience", "board_utterances"):
+            _check(getattr(self.train, key) >= 0, f"train.{key}", getattr(self.train, key), "not negative")
         _check(self.eval.neighbours >= 1, "eval.neighbours", self.eval.neighbours, "at least 1")
-        _check(self.eval.bootstrap >= 0, "eval.bootstrap", self.eval.bootstrap, "not negative")
+        for key in ("bootstrap", "keep_attention"):
+            _check(getattr(self.eval, key) >= 0, f"eval.{key}", getattr(self.eval, key), "not negative")
+        _check(min(self.eval.sweep, default=1) >= 1, "eval.sweep", self.eval.sweep, "a list of numbers from 1 on")
         _check(0 < self.eval.span_mass <= 1, "eval.span_mass", self.eval.span_mass, "in (0, 1]")
         tolerance = self.eval.boundary_tolerance
         _check(tolerance >= 0, "eval.boundary_tolerance", tolerance, "not negative")
@@ -340,10 +356,22 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Co
     except (ArgumentError, TypeError) as error:
         raise UserError(_explain(str(error))) from error
     names = [item.name for item in dataclasses.fields(Config)]
+    for name in names:
+        _check_null(built[name], name)
     config = Config(**{name: built[name] for name in names})
     for name in (*names, "config"):
         built.pop(name, None)
     return config, built
+
+
+def _check_null(node: Any, key: str) -> None:
+    """UserError for a null where the schema does not know one: jsonargparse takes it for any value."""
+    if node is None:
+        raise UserError(f"{key}: null is no value of it")
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        if dataclasses.is_dataclass(value) or (value is None and not str(item.type).startswith("Optional")):
+            _check_null(value, f"{key}.{item.name}")
 
 
 def _check_layer(path: Path) -> None:
@@ -351,10 +379,16 @@ def _check_layer(path: Path) -> None:
     import yaml
 
     try:
+        if path.is_file() and path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path}: larger than a configuration can be ({_MAX_BYTES} bytes)")
         layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if _size(layer, {}) > _MAX_VALUES:
+            raise UserError(f"{path}: stands for more than {_MAX_VALUES} values")
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for a configuration") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except (UnicodeDecodeError, yaml.YAMLError, OSError) as error:
+    except (ValueError, yaml.YAMLError, OSError) as error:  # ValueError: no UTF-8, an impossible date
         raise UserError(f"{path}: not a YAML file: {error}") from error
     if layer is None:
         raise UserError(f"{path}: an empty configuration")
@@ -371,6 +405,17 @@ def _check_layer(path: Path) -> None:
                 raise UserError(f"{path}: {_unknown(key)}")
 
     walk(layer, "")
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Values that a YAML node stands for: one of a few lines may name another many times over, and so on."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES  # while it is at work: a node within itself has no end
+        parts = [*node, *node.values()] if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _unknown(key: str) -> str:

@@ -13,6 +13,7 @@ from speechclip.constants import FRAME_SECONDS
 from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
 from speechclip.encoders.speech import SpeechFeatures
 from speechclip.heads.base import SpeechOutput
+from speechclip.heads.spans import attention_span
 from speechclip.model import SpeechCLIP
 
 
@@ -28,30 +29,60 @@ class KeywordTable(NamedTuple):
     attention: list[np.ndarray]
     segments: list[np.ndarray] | None
 
+    @property
+    def seconds(self) -> np.ndarray:
+        """Lengths of the utterances, [N]."""
+        return np.array([weights.shape[-1] for weights in self.attention]) * FRAME_SECONDS
 
-def features_of(model: SpeechCLIP, batch: Batch) -> SpeechFeatures:
-    """Hidden states [B, L, T, D] and frame counts [B] of a batch, on the model's device: read, or encoded now."""
+    def spans(self, mass: float) -> list[np.ndarray]:
+        """When each keyword is said, N arrays [k_n, 2] of seconds: segments, or what holds ``mass`` of attention."""
+        if self.segments is not None:
+            return self.segments
+        return [
+            np.array([attention_span(row, FRAME_SECONDS, mass) for row in weights]).reshape(-1, 2)
+            for weights in self.attention
+        ]
+
+
+def features_of(model: SpeechCLIP, batch: Batch, at_once: int = 0) -> SpeechFeatures:
+    """Hidden states [B, L, T, D] and frame counts [B] of a batch, on the model's device: read, or encoded now.
+
+    at_once: utterances to encode at a time, those of similar length together; 0 for all.
+    """
     if batch.states is not None and batch.frames is not None:
         return SpeechFeatures(batch.states.to(model.device), batch.frames.to(model.device))
     assert batch.waves is not None
-    return model.encode_waves([wave.to(model.device) for wave in batch.waves])
+    waves = [wave.to(model.device) for wave in batch.waves]
+    order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
+    parts = [order[at : at + at_once] for at in range(0, len(order), at_once)] if at_once else [order]
+    if len(parts) == 1:
+        return model.encode_waves(waves)
+    first = model.encode_waves([waves[i] for i in parts[0]])  # the longest
+    states, frames = first.states.new_zeros(len(waves), *first.states.shape[1:]), first.frames.new_zeros(len(waves))
+    states[parts[0]], frames[parts[0]] = first
+    for part in parts[1:]:
+        encoded = model.encode_waves([waves[i] for i in part])
+        states[part, :, : encoded.states.shape[2]] = encoded.states
+        frames[part] = encoded.frames
+    return SpeechFeatures(states, frames)
 
 
 @torch.no_grad()
 def run(
-    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
+    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[Batch, SpeechFeatures, SpeechOutput]]:
-    """Batches with their features and head outputs, longest utterances first. The model is put into eval mode."""
+    """Batches with their features and head outputs, longest utterances first. The model is put into eval mode.
+
+    share: (r, n) for the r-th of n parts of the batches, counted from 0; they are the same batches for every n.
+    """
     model.eval()
-    batches = evaluation_batches(source.lengths, batch_size)
+    batches = evaluation_batches(source.lengths, batch_size)[share[0] :: share[1]]
     for batch in read_batches(source, batches, workers=workers):
         features = features_of(model, batch)
         yield batch, features, model.apply_head(*features)
 
 
-def embed_readouts(
-    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0
-) -> dict[str, np.ndarray]:
+def embed_readouts(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> dict[str, np.ndarray]:
     """Embeddings of all utterances by each read-out, [N, J] float32, L2-normalised, in the source's order."""
     rows: dict[str, np.ndarray] = {}
     for batch, _, output in run(model, source, batch_size, workers):
@@ -62,9 +93,16 @@ def embed_readouts(
     return rows
 
 
-def embed_speech(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> np.ndarray:
-    """Embeddings of all utterances by the head's first read-out: see :func:`embed_readouts`."""
-    return next(iter(embed_readouts(model, source, batch_size, workers).values()))
+def embed_speech(
+    model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
+) -> np.ndarray:
+    """Embeddings by the head's first read-out, as of :func:`embed_readouts`; of a share (see :func:`run`) alone, the
+    other rows zero."""
+    rows = np.zeros((len(source.lengths), model.dimensions.joint), dtype=np.float32)
+    for batch, _, output in run(model, source, batch_size, workers, share):
+        unit = nn.functional.normalize(output.embedding.float(), dim=-1)
+        rows[batch.indices.numpy()] = unit.cpu().numpy()
+    return rows
 
 
 def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, workers: int = 0) -> KeywordTable:
@@ -75,7 +113,7 @@ def find_keywords(model: SpeechCLIP, source: SpeechSource, batch_size: int, work
     cut = False
     for batch, features, output in run(model, source, batch_size, workers):
         keywords = output.keywords
-        assert keywords is not None
+        assert keywords is not None and keywords.attention is not None
         cut = keywords.segments is not None
         rows = zip(batch.indices.tolist(), keywords.mask.sum(dim=1).tolist(), features.frames.tolist())
         for at, (index, count, frames) in enumerate(rows):

@@ -14,12 +14,12 @@ from speechclip.config import Config
 from speechclip.constants import SAMPLE_RATE
 from speechclip.data.audio import load_audio, num_samples
 from speechclip.data.embeddings import load_embeddings, save_embeddings
-from speechclip.data.features import FeatureWriter
+from speechclip.data.features import FeatureWriter, remove_stale
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip
-from speechclip.encoders.speech import load_speech_encoder
+from speechclip.encoders.speech import LoadedEncoder, load_speech_encoder
 from speechclip.encoders.tokens import surround
 from speechclip.errors import UserError
 
@@ -43,11 +43,18 @@ def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[li
         yield batch
 
 
-def extract_features(config: Config, data: str, out: str, *, batch_seconds: float) -> tuple[int, float, float]:
-    """Store the configured hidden states of every utterance of a data directory.
+def extract_features(
+    config: Config, data: str, out: str, *, batch_seconds: float, job: int = 1, jobs: int = 1,
+    encoder: LoadedEncoder | None = None,
+) -> tuple[int, float, float]:  # fmt: skip
+    """Store the configured hidden states of every utterance of a data directory, or of one job's share of them.
 
-    A store that was begun with the same encoder on the same recordings is continued; another one is replaced.
+    A store that was begun with the same encoder on the same recordings is continued; another one is replaced. Batches
+    are the same for every number of jobs and wherever a run was cut, and so is what is stored.
 
+    Args:
+        job: from 1 to ``jobs``. With several, :func:`speechclip.data.features.write_index` follows the last.
+        encoder: the configured one, where it is loaded already.
     Returns:
         utterances encoded now, seconds taken, hours of speech.
     """
@@ -55,7 +62,7 @@ def extract_features(config: Config, data: str, out: str, *, batch_seconds: floa
     paths = {utterance.id: utterance.wav for utterance in directory.utterances}
     ids = list(paths)
     samples = np.array([num_samples(path) for path in paths.values()])
-    encoder = load_speech_encoder(config.model.speech_encoder)
+    encoder = load_speech_encoder(config.model.speech_encoder) if encoder is None else encoder
     layers = config.model.speech_encoder.layers or list(range(encoder.num_states))
     if max(layers) >= encoder.num_states:
         raise UserError(
@@ -66,35 +73,29 @@ def extract_features(config: Config, data: str, out: str, *, batch_seconds: floa
     # where the encoder lies may change, what it is not
     description = {key: value for key, value in encoder.description.items() if key != "path"}
     description |= {"name": Path(encoder.description["path"]).name, "recordings": _recordings(ids, samples)}
+    if reason := remove_stale(Path(out), description, layers, config.data.store_dtype):
+        print(f"{reason}: replacing it", flush=True)
+    batches = [[ids[at] for at in batch] for batch in batches_by_seconds(samples, batch_seconds)][job - 1 :: jobs]
     started, done, total = time.monotonic(), 0, 0
-    with _open_writer(Path(out), description, layers, config.data.store_dtype) as writer:
-        todo = [position for position, item in enumerate(ids) if item not in writer.finished]
+    dtype, number = config.data.store_dtype, job if jobs > 1 else None
+    with FeatureWriter(out, encoder=description, layers=layers, dtype=dtype, job=number) as writer:
+        finished = writer.finished
+        # of a batch that was cut all is encoded again: with other neighbours it would not be the same to the last bit
+        todo = [batch for batch in batches if not finished.issuperset(batch)]
         last_said = started
-        for batch in batches_by_seconds(samples[todo], batch_seconds):
-            names = [ids[todo[at]] for at in batch]
-            waves = [torch.from_numpy(load_audio(paths[name])).to(device) for name in names]
+        for count, batch in enumerate(todo, 1):
+            waves = [torch.from_numpy(load_audio(paths[name])).to(device) for name in batch]
             states, frames = encoder(waves)
-            for name, row, count in zip(names, states, frames.tolist()):
-                writer.add(name, row[layers, :count])
-            done += len(names)
+            for name, row, length in zip(batch, states, frames.tolist()):
+                if name not in finished:
+                    writer.add(name, row[layers, :length])
+            done += len(batch)
             total += sum(len(wave) for wave in waves)
             if time.monotonic() - last_said > 10:
                 last_said = time.monotonic()
-                left = (last_said - started) / done * (len(todo) - done)
-                print(f"{out}: {done}/{len(todo)} utterances, {left:.0f} s left", flush=True)
+                left = (last_said - started) / count * (len(todo) - count)
+                print(f"{out}: {count}/{len(todo)} batches, {left:.0f} s left", flush=True)
     return done, time.monotonic() - started, total / SAMPLE_RATE / 3600
-
-
-def _open_writer(out: Path, description: dict[str, str], layers: Sequence[int], dtype: str) -> FeatureWriter:
-    try:
-        return FeatureWriter(out, encoder=description, layers=layers, dtype=dtype)
-    except UserError as error:
-        if "made with" not in str(error):
-            raise
-        print(f"{error}: replacing it", flush=True)
-        for stale in [out / "feats.scp", *out.glob("feats.*.safetensors")]:
-            stale.unlink(missing_ok=True)
-        return FeatureWriter(out, encoder=description, layers=layers, dtype=dtype)
 
 
 def _recordings(ids: Sequence[str], samples: np.ndarray) -> str:

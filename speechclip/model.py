@@ -18,7 +18,7 @@ from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip
 from speechclip.encoders.speech import LoadedEncoder, SpeechFeatures
 from speechclip.errors import UserError
-from speechclip.heads.base import CASCADED, PARALLEL, HeadOutput, SpeechOutput
+from speechclip.heads.base import CASCADED, PARALLEL, HeadOutput, Keywords, SpeechOutput
 from speechclip.heads.keywords import KeywordHead
 from speechclip.heads.parallel import ParallelHead
 from speechclip.heads.pooling import LayerMix
@@ -147,7 +147,7 @@ class SpeechCLIP(nn.Module):
         if output.keywords is not None:
             counts = output.keywords.mask.sum(dim=1)
             readouts[CASCADED] = self._need_clip().encode_keywords(output.keywords.quantized, counts)
-        return SpeechOutput(readouts, output.keywords, output.quantity)
+        return SpeechOutput(readouts, output.keywords, output.quantity, output.attention)
 
     def _mix(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         padding = torch.arange(states.shape[2], device=frames.device)[None, :] >= frames[:, None]
@@ -164,10 +164,7 @@ class SpeechCLIP(nn.Module):
         """
         parts = []
         for batch in self._batches(waves):
-            readouts = self.apply_head(*self.encode_waves(batch)).readouts
-            if readout is not None and readout not in readouts:
-                raise UserError(f"readout: a {self.config.head.name} head has {' and '.join(readouts)}, not {readout}")
-            parts.append(readouts[readout or next(iter(readouts))])
+            parts.append(self._choose(self.apply_head(*self.encode_waves(batch)).readouts, readout))
         return nn.functional.normalize(torch.cat(parts), dim=-1)
 
     def encode_image(self, images: Image | str | Path | Sequence[Image | str | Path]) -> Tensor:
@@ -190,23 +187,46 @@ class SpeechCLIP(nn.Module):
         """
         if not isinstance(self.head, KeywordHead) or self.vocabulary is None:
             raise UserError(f"model.head.name: a {self.config.head.name} head has no keywords")
-        quantizer, subwords = self.head.quantizer, self.vocabulary.subwords
-        top_k = min(top_k, int(quantizer.allowed.sum()))
         found: list[list[Keyword]] = []
         for batch in self._batches(waves):
             states, frames = self.encode_waves(batch)
-            keywords = self.head(*self._mix(states, frames)).keywords
-            best = quantizer.cosines(keywords.vectors).masked_fill(~quantizer.allowed, -torch.inf).topk(top_k, dim=-1)
-            for i, length in enumerate(frames.tolist()):
-                count = int(keywords.mask[i].sum())
-                rows, values = best.indices[i, :count].tolist(), best.values[i, :count].tolist()
-                spans = keyword_spans(keywords, i, length)
-                found.append(
-                    [
-                        Keyword(tuple(subwords[row] for row in near), tuple(cosines), span)
-                        for near, cosines, span in zip(rows, values, spans)
-                    ]
-                )
+            found += self._describe(self.head(*self._mix(states, frames)).keywords, frames, top_k)
+        return found
+
+    @torch.no_grad()
+    def listen(self, wave: Wave, readout: str | None = None, top_k: int = 5) -> tuple[Tensor, list[Keyword] | None]:
+        """One utterance: its embedding [J] as of :meth:`encode_speech` and its keywords, the speech encoded once.
+
+        None in the keywords' place for a head without any. Raises UserError for a read-out the head does not have.
+        """
+        states, frames = self.encode_waves(self._tensors([wave]))
+        output = self.apply_head(states, frames)
+        embedding = nn.functional.normalize(self._choose(output.readouts, readout), dim=-1)[0]
+        keywords = None if output.keywords is None else self._describe(output.keywords, frames, top_k)[0]
+        return embedding, keywords
+
+    def _choose(self, readouts: dict[str, Tensor], readout: str | None) -> Tensor:
+        if readout is not None and readout not in readouts:
+            raise UserError(f"readout: a {self.config.head.name} head has {' and '.join(readouts)}, not {readout}")
+        return readouts[readout or next(iter(readouts))]
+
+    def _describe(self, keywords: Keywords, frames: Tensor, top_k: int) -> list[list[Keyword]]:
+        """A batch's keywords with their nearest subwords and spans; frames: [B]."""
+        assert isinstance(self.head, KeywordHead) and self.vocabulary is not None
+        quantizer, subwords = self.head.quantizer, self.vocabulary.subwords
+        top_k = min(top_k, int(quantizer.allowed.sum()))
+        best = quantizer.cosines(keywords.vectors).masked_fill(~quantizer.allowed, -torch.inf).topk(top_k, dim=-1)
+        found = []
+        for i, length in enumerate(frames.tolist()):
+            count = int(keywords.mask[i].sum())
+            rows, values = best.indices[i, :count].tolist(), best.values[i, :count].tolist()
+            spans = keyword_spans(keywords, i, length)
+            found.append(
+                [
+                    Keyword(tuple(subwords[row] for row in near), tuple(cosines), span)
+                    for near, cosines, span in zip(rows, values, spans)
+                ]
+            )
         return found
 
     @torch.no_grad()
@@ -272,8 +292,11 @@ def build(
     speech_encoder: LoadedEncoder | None = None,
     clip: OpenClip | None = None,
     vocabulary: Vocabulary | None = None,
+    subwords: tuple[Tensor, Tensor] | None = None,
 ) -> SpeechCLIP:
     """A freshly initialised model of the configured head.
+
+    subwords: what :func:`reduced_table` gives, for a head with keywords that no CLIP will read.
 
     Raises:
         UserError: a head with keywords without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that
@@ -297,8 +320,8 @@ def build(
                 f"model.speech_encoder.layers: {available} hidden states, the checkpoint mixes {dimensions.states}: "
                 "a checkpoint for other dimensions"
             )
-    subwords, room = None, 0
-    if settings.has_keywords:
+    room = settings.cif.max_keywords
+    if settings.has_keywords and subwords is None:
         if clip is None:
             raise UserError(
                 f"model.clip.path: a {settings.name} head needs CLIP's text transformer; "

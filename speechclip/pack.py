@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speechclip.checkpoint import PROVENANCE, SETTINGS, VOCABULARY, WEIGHTS, locate, read_checkpoint, replace_folder
+from speechclip.checkpoint import PROVENANCE, SETTINGS, VOCABULARY, WEIGHTS, locate, read_checkpoint
 from speechclip.config import Config, save
 from speechclip.errors import UserError
+from speechclip.folders import replace_folder
 
 CARD = "README.md"
 SCORES = ("retrieval.json", "keywords.json")
@@ -47,7 +48,7 @@ def pack(checkpoint: str, scores: Path, out: Path, corpus: str = "") -> None:
     Raises:
         UserError: a checkpoint or scores that are missing or damaged, an encoder that is not where it was.
     """
-    folder, config, origin = read_checkpoint(checkpoint)
+    folder, config, origin = read_checkpoint(checkpoint, strict=True)
     results = {name: _read(scores / name) for name in SCORES if (scores / name).is_file()}
     if SCORES[0] not in results:
         raise UserError(f"{scores / SCORES[0]}: no such file; stage 4 makes it")
@@ -176,6 +177,8 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
     for key in ("recipe_command", "command", "seed", "commit", "step"):
         if origin.get(key) not in (None, ""):
             lines.append(f"* {key.replace('_', ' ')}: `{origin[key]}`")
+    if "converted_from" in origin:
+        lines.append(f"* converted from the published `{origin['converted_from']}`, which does not tell its seed")
     return "\n".join(lines) + "\n"
 
 

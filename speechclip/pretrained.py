@@ -73,14 +73,29 @@ def load_published(path: str | Path, *, clip: str | None = None) -> tuple[Speech
         tower = load_clip(config.clip)
         _check_copy(published, tower)
         vocabulary = _vocabulary(published, tower)
-    encoder = _speech_encoder(published)
-    state = published.state
-    joint = tower.joint_dim if tower is not None else int(published.clip["text_projection"].shape[1])
-    dimensions = Dimensions(encoder.dim, len(state["layer_mix.weights"]), joint)
     words = vocabulary if config.head.has_keywords else None
-    model = build(config, dimensions, speech_encoder=encoder, clip=tower, vocabulary=words)
-    load_weights(model, state, path)
-    return model.eval(), published
+    return _model(published, config, clip=tower, vocabulary=words), published
+
+
+def load_published_states(path: str | Path) -> SpeechCLIP:
+    """A published ``.ckpt`` for ``hidden_states`` alone, in eval mode: they need no CLIP, and none is looked for.
+
+    Raises:
+        UserError: see :func:`speechclip.published.reader.read_published`.
+    """
+    published = read_published(path)
+    table = published.table.float()  # rows of special tokens are not known without CLIP, and no keyword is read
+    return _model(published, published.config, subwords=(table, torch.ones(len(table), dtype=torch.bool)))
+
+
+def _model(published: PublishedCheckpoint, config: ModelConfig, **parts: Any) -> SpeechCLIP:
+    """The model with the file's trained tensors and its HuBERT, in eval mode. parts: see :func:`build`."""
+    encoder, state = _speech_encoder(published), published.state
+    joint = int(published.clip["text_projection"].shape[1])
+    dimensions = Dimensions(encoder.dim, len(state["layer_mix.weights"]), joint)
+    model = build(config, dimensions, speech_encoder=encoder, **parts)
+    load_weights(model, state, published.source)
+    return model.eval()
 
 
 def _speech_encoder(published: PublishedCheckpoint) -> WaveformEncoder:

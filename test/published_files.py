@@ -14,6 +14,7 @@ from torch import Tensor
 WIDTH, LAYERS, CHANNELS = 64, 2, 16  # of the speech encoder, whose attention head is as wide as a published one
 TEXT, JOINT, CONTEXT, SUBWORDS = 64, 48, 77, 49408  # of the CLIP
 KEYWORDS = 3
+PLUS = ("hybrid", "cascaded_plus", "hybrid_plus")
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int, scale: float = 0.3) -> dict[str, Tensor]:
@@ -78,8 +79,11 @@ def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
     return random_tensors(shapes, seed)
 
 
-def head_tensors(head: str, *, layers: int = 1, seed: int = 3) -> dict[str, Tensor]:
-    """The trained tensors of a published head, layer mix included."""
+def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int = 3) -> dict[str, Tensor]:
+    """The trained tensors of a published head, layer mix included.
+
+    layers: of the keyword projection. one_cls: a hybrid head's [CLS] vectors in one tensor.
+    """
     shapes: dict[str, tuple[int, ...]] = {"audio_encoder.weightedsum_layer.weights": (LAYERS + 1,)}
     if head == "parallel":
         layer = "parallel_branch.self_att.model.layers.0"
@@ -91,18 +95,35 @@ def head_tensors(head: str, *, layers: int = 1, seed: int = 3) -> dict[str, Tens
         shapes |= {"parallel_branch.linear_proj.weight": (JOINT, WIDTH), "parallel_branch.linear_proj.bias": (JOINT,)}
         return random_tensors(shapes, seed)
     branch = "cascaded_branch"
-    shapes |= {f"{branch}.cls": (1, KEYWORDS, WIDTH), **_attention(f"{branch}.self_att.multihead_attn_layer")}
+    shapes |= _attention(f"{branch}.self_att.multihead_attn_layer")
     shapes |= {f"{branch}.self_att.attentionBlock_Norm.{part}": (WIDTH,) for part in ("weight", "bias")}
-    names = {1: {"": TEXT}, 2: {".sequential.0": WIDTH, ".sequential.3": TEXT}}[layers]
-    for name, width in names.items():
-        shapes |= {f"{branch}.linear_proj{name}.weight": (width, WIDTH), f"{branch}.linear_proj{name}.bias": (width,)}
+    split = head == "hybrid" and not one_cls
+    cls = {"cascaded": KEYWORDS, "hybrid": 1 + KEYWORDS, "cascaded_plus": 0, "hybrid_plus": 1}[head]
+    counts = {"parallel_cls": 1, "cascaded_cls": KEYWORDS} if split else {"cls": cls}
+    shapes |= {f"{branch}.{name}": (1, count, WIDTH) for name, count in counts.items() if count}
+    shapes |= _projection(f"{branch}.linear_proj", TEXT, layers)
+    if head in ("hybrid", "hybrid_plus"):
+        shapes |= _projection(f"{branch}.parallel_proj", JOINT, 1)
+    keywords = KEYWORDS if head in ("cascaded", "hybrid") else 1
+    if head.endswith("plus"):
+        fire = f"{branch}.downsampling"
+        shapes |= {f"{fire}.conv.0.weight": (WIDTH, WIDTH, 3), f"{fire}.conv.0.bias": (WIDTH,)}
+        shapes |= {f"{fire}.weight_proj.1.weight": (1, WIDTH), f"{fire}.weight_proj.1.bias": (1,)}
     norm = f"{branch}.bn_layer.bn_layer"
-    shapes |= {f"{norm}.{part}": (TEXT * KEYWORDS,) for part in ("weight", "bias", "running_mean", "running_var")}
+    shapes |= {f"{norm}.{part}": (TEXT * keywords,) for part in ("weight", "bias", "running_mean", "running_var")}
     tensors = random_tensors(shapes, seed)
     tensors[f"{norm}.running_var"] = tensors[f"{norm}.running_var"].abs() + 0.5
     tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+    if head.endswith("plus"):  # about every second frame ends a keyword
+        tensors[f"{branch}.downsampling.weight_proj.1.weight"] *= 0.25
     tensors[f"{branch}.vector_quantizer.curr_temp"] = torch.tensor(0.1)
     return tensors
+
+
+def _projection(name: str, width: int, layers: int) -> dict[str, tuple[int, ...]]:
+    parts = {1: {"": width}, 2: {".sequential.0": WIDTH, ".sequential.3": width}}[layers]
+    weights = {f"{name}{part}.weight": (out, WIDTH) for part, out in parts.items()}
+    return weights | {f"{name}{part}.bias": (out,) for part, out in parts.items()}
 
 
 def _attention(name: str) -> dict[str, tuple[int, ...]]:
@@ -119,20 +140,46 @@ def reduced_ids(count: int = 60, seed: int = 4) -> list[int]:
     return [ids[at] for at in torch.randperm(len(ids), generator=generator).tolist()]
 
 
-def state_dict(head: str, ids: list[int], *, large: bool = False, layers: int = 1) -> dict[str, Tensor]:
-    """The ``state_dict`` of a published checkpoint: both encoders, the head, CLIP's second copy, the loss's buffers."""
+def state_dict(
+    head: str, ids: list[int], *, large: bool = False, layers: int = 1, learned: bool | None = None
+) -> dict[str, Tensor]:
+    """The ``state_dict`` of a published checkpoint: both encoders, the head, CLIP's second copy, the loss's buffers.
+
+    learned: whether the temperature is, as in Large and in SpeechCLIP+ unless told otherwise.
+    """
     clip = clip_tensors()
     clip["token_embedding.weight"] = clip["token_embedding.weight"][ids].clone()
     state = {f"audio_encoder.encoder.{name}": value for name, value in hubert_tensors(large=large).items()}
     state |= {f"clip.model.{name}": value for name, value in clip.items()}
     state |= head_tensors(head, layers=layers)
-    if head == "cascaded":
+    if head != "parallel":
         state |= {f"cascaded_branch.clip.model.{name}": value for name, value in clip.items()}
     state["criterion.eye_mat"] = torch.eye(4)
     state["criterion.eye_mat_fl"] = torch.eye(4)
-    if large:
+    if (large or head in PLUS) if learned is None else learned:
         state["criterion.temperature"] = torch.tensor([2.5])
     return state
+
+
+def plus_state_dict(head: str, ids: list[int], *, large: bool = False, seed: int = 6) -> dict[str, Tensor]:
+    """The ``state_dict`` of a published checkpoint of SpeechCLIP+: a cascaded one with what its head has otherwise."""
+    branch = "cascaded_branch"
+    state = state_dict("cascaded", ids, large=large)
+    cls = state.pop(f"{branch}.cls")
+    shapes: dict[str, tuple[int, ...]] = {}
+    if head != "cascaded_plus":
+        shapes |= {f"{branch}.parallel_proj.weight": (JOINT, WIDTH), f"{branch}.parallel_proj.bias": (JOINT,)}
+    if head == "hybrid":
+        state |= {f"{branch}.parallel_cls": cls[:, :1] + 0.5, f"{branch}.cascaded_cls": cls}
+        return state | random_tensors(shapes, seed)
+    if head == "hybrid_plus":
+        state[f"{branch}.cls"] = cls[:, :1]
+    for part in ("weight", "bias", "running_mean", "running_var"):  # one of each for every keyword
+        state[f"{branch}.bn_layer.bn_layer.{part}"] = state[f"{branch}.bn_layer.bn_layer.{part}"][:TEXT]
+    cif = f"{branch}.downsampling"
+    shapes |= {f"{cif}.conv.0.weight": (WIDTH, WIDTH, 3), f"{cif}.conv.0.bias": (WIDTH,)}
+    shapes |= {f"{cif}.weight_proj.1.weight": (1, WIDTH), f"{cif}.weight_proj.1.bias": (1,)}
+    return state | random_tensors(shapes, seed)
 
 
 def save_checkpoint_file(

@@ -31,6 +31,7 @@ from speechclip.checkpoint import (
     save_checkpoint,
 )
 from speechclip.errors import UserError
+from speechclip.folders import SUMS
 from speechclip.model import SpeechCLIP
 
 HEADS = ("parallel", "cascaded", "hybrid_plus")
@@ -82,7 +83,7 @@ def test_a_checkpoint_holds_what_was_trained_and_where_it_comes_from(
     folder, models = recipe
     for head in HEADS:
         names = {path.name for path in (folder / "exp" / head / "best").iterdir()}
-        assert names == {WEIGHTS, SETTINGS, PROVENANCE} | ({VOCABULARY} if head != "parallel" else set())
+        assert names == {WEIGHTS, SETTINGS, PROVENANCE, SUMS} | ({VOCABULARY} if head != "parallel" else set())
         stored = load_file(folder / "exp" / head / "best" / WEIGHTS)
         assert {name.split(".")[0] for name in stored} == {"layer_mix", "head", "loss"}
         assert stored.keys() == models[head].trained_state().keys()
@@ -115,6 +116,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    (folder / SUMS).unlink()  # as of a checkpoint made before there were checksums
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)

@@ -95,6 +95,7 @@ def test_a_missing_or_unreadable_layer_names_the_file(tmp_path: Path) -> None:
         (["--optim.lrr", "1"], "unknown configuration key 'optim.lrr'; did you mean 'optim.lr'?"),
         (["--keywords", "3"], "unknown configuration key 'keywords'; did you mean 'model.head.keywords'?"),
         (["--optim.lr", "fast"], "optim.lr"),
+        (["--optim.lr", "null"], "optim.lr"),
         (["--optim.max_steps", "1.5"], "optim.max_steps"),
         (["--model.head.name", "choir"], "model.head.name"),
         (["--model.speech_encoder.layers", "all"], "model.speech_encoder.layers"),
@@ -110,7 +111,10 @@ def test_an_unknown_key_or_a_wrong_type_names_the_key(words: list[str], message:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "key"), [("optim:\n  lr: fast\n", "optim.lr"), ("data:\n  feats: 3\n", "data.feats")])
+@pytest.mark.parametrize(("text", "key"), [
+    ("optim:\n  lr: fast\n", "optim.lr"), ("data:\n  feats: 3\n", "data.feats"),
+    ("optim:\n  lr: null\n", "optim.lr: null is no value of it"), ("model: null\n", "configuration key 'model'"),
+])  # fmt: skip
 def test_a_wrong_type_in_a_layer_names_the_key(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(UserError, match=re.escape(key)):
         load([_layer(tmp_path / "a.yaml", text)])
@@ -119,7 +123,8 @@ def test_a_wrong_type_in_a_layer_names_the_key(tmp_path: Path, text: str, key: s
 RANGES = {
     "model.head.attention_heads": "0", "model.head.dropout": "1", "model.head.input_dropout": "-0.1",
     "model.head.keywords": "0", "model.head.quantizer_temperature": "0", "model.loss.temperature": "-1",
-    "model.speech_encoder.layers": "[]", "data.batch_size": "0", "data.eval_batch_size": "0",
+    "model.speech_encoder.layers": "[]", "model.speech_encoder.window_seconds": "0",
+    "data.batch_size": "0", "data.eval_batch_size": "0",
     "data.bucket_batches": "0", "data.time_mask_frames": "0", "data.time_masks": "-1", "data.workers": "-1",
     "data.max_seconds": "-1", "optim.lr": "0", "optim.max_steps": "0", "optim.warmup_steps": "50001",
     "optim.final_lr": "-1", "optim.weight_decay": "-1", "optim.clip_norm": "-1", "optim.ema_decay": "1",

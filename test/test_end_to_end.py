@@ -72,13 +72,21 @@ def test_a_plain_run_leaves_every_file_with_the_right_counts(recipe: Path, first
         assert scores["provenance"]["seed"] == 0
         assert "speechclip.bin.score_retrieval" in scores["provenance"]["command"]
         assert (recipe / f"exp/tiny_{head}/figures").is_dir()
+        page = (recipe / f"exp/tiny_{head}/report/index.html").read_text(encoding="utf-8")
+        assert page.count("data:audio/mpeg") == SCENES // 20 * 3 and f"<h1>tiny_{head}</h1>" in page
     keywords = json.loads((recipe / "exp/tiny_cascaded/scores/keywords.json").read_text())
     assert {"clean", "reference", "content_top1", "frequency_prior"} <= set(keywords)
     count = sum(name.startswith("kw") for name in keywords["clean"])
     lines = (recipe / "exp/tiny_cascaded/scores/keywords.jsonl").read_text().splitlines()
     assert len(lines) == SCENES // 20 * 3 * count
     record = json.loads(lines[0])
-    assert set(record) == {"utterance", "keyword", "neighbours", "span", "caption"} and len(record["neighbours"]) == 5
+    fields = {"utterance", "keyword", "neighbours", "span", "caption", "hit", "gold", "word", "overlap", "spoken"}
+    assert set(record) == fields and len(record["neighbours"]) == 5
+    assert record["spoken"] is not None  # the corpus comes with alignments
+    assert {"segmentation", "overlap"} <= set(keywords)
+    kept = np.load(recipe / "exp/tiny_cascaded/scores/attention.npz")
+    assert len(kept["weights"]) == (kept["keywords"] * kept["frames"]).sum()
+    assert kept["ids"].tolist() == sorted({json.loads(line)["utterance"] for line in lines})
     results = (recipe / "RESULTS.md").read_text()
     assert "tiny" in results and "cascaded" in results and "parallel" in results
 
@@ -133,6 +141,19 @@ def test_killed_in_training_and_resumed_to_the_same_weights(recipe: Path, first:
     assert whole.keys() == cut.keys()
     for name, value in whole.items():
         assert np.array_equal(value, cut[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_recipe_train_to_the_weights_of_one(recipe: Path, first: str) -> None:
+    weights = []
+    for processes in ("1", "2"):
+        options = ["--stage", "3", "--stop_stage", "3", "--head", "cascaded", "--tag", f"by{processes}"]
+        said = _run(recipe, *options, "--ngpu", processes, *SHORT, "--model.head.dropout", "0", "--optim.lr", "1e-4")
+        assert "step 12 dev" in said
+        weights.append(load_file(recipe / f"exp/tiny_cascaded_by{processes}/last/model.safetensors"))
+    # see test/train/test_distributed.py for those that have no effect
+    for name in weights[0].keys() - {"head.norm.bias", "head.projection.bias", "head.batch_norm.running_mean"}:
+        assert np.abs(weights[0][name] - weights[1][name]).max() < 1e-5, name
 
 
 def test_a_bad_configuration_is_one_line_before_anything_is_written(recipe: Path, first: str) -> None:

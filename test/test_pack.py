@@ -53,6 +53,7 @@ def test_a_pack_loads_on_another_machine(recipe: tuple[Path, SpeechCLIP], tmp_pa
     assert again.keywords(WAVES) == model.keywords(WAVES)
     names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
     assert names == {
+        "SHA256SUMS",
         "README.md",
         "model.safetensors",
         "config.yaml",

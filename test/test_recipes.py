@@ -72,8 +72,15 @@ def test_every_model_and_head_has_a_layer(recipe: Path):
 
 
 PLUS = ("hybrid", "cascaded_plus", "hybrid_plus")
-#: Wang et al. 2024: attention heads, keyword projection, LayerNorm of hidden states, learned temperature, batch.
+#: Shih et al. 2022; Wang et al. 2024: attention heads, keyword projection, LayerNorm of hidden states, learned
+#: temperature, batch.
 PUBLISHED = {
+    ("flickr8k", "base", "parallel"): (8, 1, False, False, 256),
+    ("flickr8k", "base", "cascaded"): (1, 1, False, False, 256),
+    ("flickr8k", "large", "parallel"): (8, 1, True, True, 256),
+    ("flickr8k", "large", "cascaded"): (1, 1, True, True, 256),
+    ("spokencoco", "large", "parallel"): (8, 1, True, True, 256),
+    ("spokencoco", "large", "cascaded"): (1, 1, True, True, 256),
     ("flickr8k", "base", "hybrid"): (1, 1, False, True, 256),
     ("flickr8k", "base", "cascaded_plus"): (1, 1, False, True, 256),
     ("flickr8k", "base", "hybrid_plus"): (8, 1, False, True, 256),
@@ -87,12 +94,10 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("corpus", "model", "head"), sorted(PUBLISHED))
-def test_published_settings_of_the_plus_heads(corpus: str, model: str, head: str):
-    from speechclip.config import load
+def test_published_settings(corpus: str, model: str, head: str):
+    from speechclip.settings import published
 
-    folders = (ROOT / "egs" / "conf", ROOT / "egs" / corpus / "conf")
-    files = [folder / f"{name}.yaml" for folder in folders for name in (model, head, f"{model}_{head}")]
-    config = load([file for file in files if file.is_file()])
+    config = published(model, head, corpus)
     settings, encoder = config.model.head, config.model.speech_encoder
     assert settings.name == head
     assert (
@@ -103,6 +108,12 @@ def test_published_settings_of_the_plus_heads(corpus: str, model: str, head: str
     assert (cif.frames_per_keyword, cif.width, cif.dropout, cif.scaling_steps) == (20, 3, 0.5, 5000)
     assert (cif.tail_threshold, cif.max_keywords, config.model.loss.quantity_weight) == (0.5, 75, 0.25)
     assert encoder.normalize is (model == "large")
+    assert (settings.keywords, settings.quantizer_temperature, settings.dropout) == (8, 0.1, 0.1)
+    assert (config.model.loss.temperature, config.data.max_seconds) == (0.07, 6.4)
+    optim = config.optim
+    assert (optim.algorithm, optim.lr, optim.final_lr, optim.weight_decay) == ("adam", 1e-4, 1e-8, 1e-6)
+    assert (optim.warmup_steps, optim.max_steps, optim.clip_norm, optim.ema_decay) == (5000, 50000, 4.0, 0.0)
+    assert config.model.clip.path == {"base": "ViT-B-32-quickgelu:openai", "large": "ViT-L-14-quickgelu:openai"}[model]
 
 
 @pytest.mark.parametrize("recipe", CORPORA, ids=lambda path: path.name)
@@ -136,7 +147,7 @@ def test_scripts_stop_at_the_first_error():
     ("options", "status", "told"),
     [
         (["--help"], 0, "--extras"),
-        (["--extras", "everything"], 2, "unknown extra 'everything' (known: s3prl fairseq dev)"),
+        (["--extras", "everything"], 2, "unknown extra 'everything' (known: s3prl fairseq search dev)"),
         (["--device", "tpu"], 2, "none of: auto cpu cuda"),
         (
             ["--python", "no_such_python", "--venv", "/nonexistent/venv"],

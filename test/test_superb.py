@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from fixtures import whole_model
 from speechclip.checkpoint import save_checkpoint
 from speechclip.compat import prepare
 from speechclip.errors import UserError
+from speechclip.report.markdown import read_block
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs" / "superb"
 sys.path.insert(0, str(RECIPE / "local"))
@@ -83,6 +85,7 @@ def test_layers_merge_and_an_unknown_key_is_named() -> None:
             sweep.parse_overrides(words)
 
 
+@needs_s3prl
 def test_the_baseline_is_the_same_encoder_without_the_head(checkpoint: str) -> None:
     def chosen(**given: str) -> list[tuple[str, str, bool]]:
         options = {"task": "ks", "upstream": "speechclip_local", "checkpoint": "", "baseline_checkpoint": ""}
@@ -151,10 +154,11 @@ def test_layer_weights_are_the_softmax(tmp_path: Path) -> None:
     assert sweep.layer_weights(tmp_path / "s.pt") == [0.25, 0.75]
 
 
-def _best(folder: Path, upstream: str, test: float, weights: list[float]) -> None:
+def _best(folder: Path, upstream: str, test: float, weights: list[float], against: str = "", tag: str = "") -> None:
     folder.mkdir(parents=True)
     facts = {
-        "task": "sid", "tag": "", "upstream": upstream, "baseline": "encoder" in upstream, "checkpoint": "a/best",
+        "task": "sid", "tag": tag, "upstream": upstream, "baseline": "encoder" in upstream, "checkpoint": "a/best",
+        "head": "encoder" not in upstream, "against": against,
         "corpus": "vox", "rates": [0.1, 0.01], "lr": 0.01, "step": 7, "test": {"accuracy": test, "loss": 1},
         "valid": {}, "layer_weights": weights, "seed": 0, "command": "./run.sh", "commit": "abc", "weights": "f",
     }  # fmt: skip
@@ -175,8 +179,30 @@ def test_the_report_merges_rows_and_draws_the_weights(tmp_path: Path) -> None:
     assert rows[0][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
     assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no head's state
     assert (tmp_path / "layer_weights.png").stat().st_size > 1000
+    assert "### SUPERB" not in text  # nothing was compared
     with pytest.raises(UserError, match="no finished task"):
         write_report(tmp_path / "nothing", results)
+
+
+def test_the_report_compares_with_the_baseline(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    _best(tmp_path / "exp" / "sid_long" / "encoder", "speechclip_encoder_local", 0.5, [0.4, 0.6], tag="long")
+    _best(tmp_path / "exp" / "sid_long" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7], "encoder", tag="long")
+    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.25, [0.1, 0.2, 0.7])
+    write_report(tmp_path / "exp", results)
+    tables = read_block(results.read_text(), "superb", "")
+    [row] = tables["SUPERB"].rows
+    assert (row["task"], row["metric"], row["upstream"]) == ("SID (long)", "accuracy", "speechclip_local")
+    assert (row["test"], row["baseline"], row["baseline's test"]) == ("87.50", "speechclip_encoder_local", "50.00")
+    assert len(tables["Scores"].rows) == 3  # a tag keeps rows apart
+
+
+@needs_s3prl
+def test_an_upstream_that_s3prl_has_not_got_is_named() -> None:
+    ended = _run("--task", "ks", "--upstream", "speechclip_paralel_large", "--pseudo", "true")
+    assert ended.returncode == 1
+    told = "error: --upstream: s3prl has no upstream 'speechclip_paralel_large', did you mean 'speechclip_"
+    assert ended.stderr.splitlines()[-1] == f"{told}parallel_large'?"
 
 
 def _run(*words: str, cwd: Path = RECIPE) -> subprocess.CompletedProcess[str]:
@@ -196,6 +222,7 @@ def _run(*words: str, cwd: Path = RECIPE) -> subprocess.CompletedProcess[str]:
         (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/no/such"], 1, "/no/such: no such folder"),
         (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/tmp", "--", "--train.steps", "3"], 1, "train.steps"),
         (["--task", "ks", "--nj", "0", "--checkpoint", "CKPT"], 1, "--nj: 0"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--device", "gpu"], 1, "--device: gpu: this torch sees none"),
         (["--tsk", "ks"], 2, "did you mean --task?"),
     ],
 )
@@ -222,11 +249,15 @@ def _copy(folder: Path) -> Path:
 def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -> None:
     recipe = _copy(tmp_path / "repository")
     words = ["--task", "ks", "--pseudo", "true", "--checkpoint", checkpoint, "--lr", "1e-3 1e-2", "--nj", "2"]
+    words += ["--workers", "1"]
     ended = _run(*words, cwd=recipe)
     assert ended.returncode == 0, ended.stderr
     best: dict[str, Any] = json.loads((recipe / "exp/ks/speechclip_local_tiny/best.json").read_text())
     assert best["rates"] == [0.001, 0.01] and len(best["layer_weights"]) == 4
-    assert "speechclip_encoder_local" in (recipe / "RESULTS.md").read_text()
+    results = (recipe / "RESULTS.md").read_text()
+    assert "speechclip_encoder_local" in results
+    assert "--lr '1e-3 1e-2' --nj 2" in results  # a command that can be pasted
+    assert best["against"] == "speechclip_encoder_local_tiny" and "### SUPERB" in results
     assert "training" not in _run(*words, cwd=recipe).stdout  # all is done
     run = recipe / "exp/ks/speechclip_local_tiny/lr_0.001"
     before = json.loads((run / "result.json").read_text())
@@ -239,7 +270,7 @@ def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path)
 @needs_s3prl
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("ks", "qbe")])  # qbe: see README
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "ks"])
 def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name: str) -> None:
     if name == "qbe" and find_spec("dtw") is None:
         pytest.skip("dtw-python is not installed")
@@ -249,3 +280,64 @@ def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name
     assert ended.returncode == 0, ended.stderr
     pattern = "qbe/*/state_3/eval/benchmark.stdlist.xml" if name == "qbe" else f"{name}/*/best.json"
     assert len(list((recipe / "exp").glob(pattern))) == 1
+    if name == "qbe":
+        _check_detections(recipe / "exp" / "qbe" / "speechclip_local_tiny", checkpoint, recipe)
+
+
+def _check_detections(folder: Path, checkpoint: str, recipe: Path) -> None:
+    """Every query has a score in every document, what is done is not repeated, and other settings are refused."""
+    from lxml import etree
+
+    for split in ("dev", "eval"):
+        root = etree.parse(str(folder / "state_0" / split / "benchmark.stdlist.xml")).getroot()
+        scores = [[float(term.get("score")) for term in query] for query in root]
+        assert [len(row) for row in scores] == [3, 3] and all(len(set(row)) == 3 for row in scores)
+    words = ["--task", "qbe", "--pseudo", "true", "--checkpoint", checkpoint]
+    again = _run(*words, cwd=recipe)
+    assert again.returncode == 0 and "written" not in again.stdout and "no row in RESULTS.md" in again.stdout
+    refused = _run(*words, "--", "--downstream_expert.silence_frame", "3", cwd=recipe)
+    assert refused.returncode == 1 and "made with other settings; --force true" in refused.stderr
+
+
+_ORPHAN = """
+import multiprocessing, sys, threading, time
+sys.path.insert(0, {local!r})
+
+def work(pipe):
+    import os, sweep
+    threading.Thread(target=sweep._end_with_parent, daemon=True).start()
+    pipe.send(os.getpid())
+    time.sleep(300)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    context.Process(target=work, args=(theirs,)).start()
+    print(ours.recv(), flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_training_ends_with_the_recipe_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "recipe.py"
+    script.write_text(_ORPHAN.format(local=str(RECIPE / "local")))
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
+    recipe = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert recipe.stdout is not None
+    training = int(recipe.stdout.readline())
+    os.kill(training, 0)  # it lives
+    recipe.kill()
+    recipe.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while _alive(training) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(training)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and nobody has asked for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

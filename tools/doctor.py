@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = "tools/install.sh"
-EXTRA_OF_SECTION = {"extra: s3prl": "s3prl", "extra: fairseq": "fairseq", "extra: dev": "dev"}
+EXTRA_OF_SECTION = {f"extra: {name}": name for name in ("s3prl", "fairseq", "search", "dev")}
 LEAST_FREE_GB = 5.0
 
 problems: list[str] = []

@@ -3,7 +3,8 @@
 
 8,091 photographs, 40,460 captions (five of them of 2258277193_586949ec62.jpg.1, which has no photograph, as published),
 40,000 recordings by 183 speakers, one of 323 s and one of 0.23 s as in the real corpus. The pictures are coloured
-blocks, the recordings noise and the encoders' weights random: what is true is names, numbers and sizes.
+blocks under noise, with files as large as the real ones, the recordings noise and the encoders' weights random: what is
+true is names, numbers and sizes, but for the length of the recordings (4.2 s on average in the real corpus).
 
 Usage: tools/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
        [--encoders base] [--seed 0]
@@ -23,23 +24,8 @@ from speechclip.errors import UserError, exit_on_user_error
 SPLITS = {"train": 6000, "dev": 1000, "test": 1000}
 GHOST = "2258277193_586949ec62.jpg.1"  # the caption file's entry without a photograph
 SPEAKERS = 183
-WORDS = [
-    "a",
-    "dog",
-    "man",
-    "woman",
-    "child",
-    "runs",
-    "jumps",
-    "sits",
-    "in",
-    "on",
-    "the",
-    "grass",
-    "water",
-    "red",
-    "blue",
-]
+WORDS = ("a", "dog", "man", "woman", "child", "runs", "jumps", "sits", "in", "on", "the", "grass", "water", "red")
+WIDTH, HEIGHT = 500, 375  # pixels of a photograph
 
 
 def sentences(file: str, count: int, rng: np.random.Generator) -> list[str]:
@@ -51,13 +37,16 @@ def sentences(file: str, count: int, rng: np.random.Generator) -> list[str]:
 
 
 def write_images(folder: Path, names: list[str], rng: np.random.Generator) -> None:
-    """500 x 375 JPEG files of coloured blocks."""
+    """JPEG files of 140 kB: coloured blocks under noise."""
     from PIL import Image
 
     folder.mkdir(parents=True)
+    noise = rng.integers(-32, 33, (2 * HEIGHT, 2 * WIDTH, 1), dtype=np.int16)
     for name in names:
-        blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
-        blocks.resize((500, 375)).save(folder / name, quality=75)
+        blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
+        top, left = rng.integers(HEIGHT), rng.integers(WIDTH)
+        pixels = np.asarray(blocks, dtype=np.int16) + noise[top : top + HEIGHT, left : left + WIDTH]
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
 
 
 def write_audio(folder: Path, items: list[tuple[str, int]], seconds: float, rng: np.random.Generator) -> None:

@@ -19,21 +19,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from speechclip.bin import ArgumentParser
-from speechclip.checkpoint import commit
-from speechclip.compat import prepare
-from speechclip.config import SpeechEncoderConfig
 from speechclip.constants import HOP, SAMPLE_RATE
-from speechclip.data.audio import load_audio
-from speechclip.data.kaldi import DataDir
-from speechclip.encoders.speech import load_speech_encoder
 from speechclip.errors import UserError, exit_on_user_error
-from speechclip.model import SpeechCLIP
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> np.ndarray:
@@ -56,6 +51,10 @@ def in_batches(encoder: object, waves: Sequence[Tensor], order: Sequence[int], s
 
 def load_or_make(name: str, normalize: bool | None) -> object:
     """The encoder to measure; "random:base" and "random:large" make one of HuBERT's shape."""
+    from speechclip.compat import prepare
+    from speechclip.config import SpeechEncoderConfig
+    from speechclip.encoders.speech import load_speech_encoder
+
     if not name.startswith("random:"):
         return load_speech_encoder(SpeechEncoderConfig(path=name, normalize=normalize))
     prepare()
@@ -75,6 +74,10 @@ def load_or_make(name: str, normalize: bool | None) -> object:
 
 def upstream_states(checkpoint: str) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
     """What the s3prl upstream of a checkpoint computes, in the form of a speech encoder."""
+    import torch
+
+    from speechclip.model import SpeechCLIP
+
     model = SpeechCLIP.from_pretrained(checkpoint)
 
     def encode(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,6 +102,12 @@ def main() -> None:
     parser.add_argument("--crop", type=float, default=6.4, help="seconds kept by a crop")
     parser.add_argument("--seed", type=int, default=0, help="of the draw, the crops and the random weights")
     options = parser.parse_args()
+
+    import torch
+
+    from speechclip.checkpoint import commit
+    from speechclip.data.audio import load_audio
+    from speechclip.data.kaldi import DataDir
 
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)

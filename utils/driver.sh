@@ -15,9 +15,11 @@ Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and s
 --stop_stage M ends with M. \
 Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
 overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
-export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"  # goes with every number
+# shellcheck source=utils/recipe_command.sh
+. "$utils/recipe_command.sh" "$@"
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
 obtain_options=("${obtain_options[@]}")
+prepare_options=("${prepare_options[@]}")
 # shellcheck source=utils/parse_options.sh
 . "$utils/parse_options.sh" "$@"
 # shellcheck source=utils/stages.sh
@@ -61,6 +63,12 @@ check_options() {
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: no such file"
     done
     [[ -z $checkpoint || -e $checkpoint ]] || fail "--checkpoint: $checkpoint: no such checkpoint"
+    ((nj >= 1)) || fail "--nj: at least one process is needed" 2
+    ((num_nodes >= 1)) || fail "--num_nodes: at least one machine is needed" 2
+    ((num_nodes == 1)) || [[ -n ${train_cmd-} ]] ||
+        fail "--num_nodes: train_cmd of cmd.sh has to start its arguments on each of $num_nodes machines (with Slurm: srun --nodes=$num_nodes --ntasks-per-node=1)" 2
+    [[ ${jobs_launcher-local} =~ ^(local|slurm)$ ]] ||
+        fail "cmd.sh: jobs_launcher: '$jobs_launcher' is neither local nor slurm" 2
     command -v "$python" >/dev/null || fail "--python: $python: no such program"
     export SPEECHCLIP_PYTHON=$python
 }
@@ -147,24 +155,36 @@ check_configuration() {
     done
 }
 
-# The lock lives as long as this shell or a stage it started: the kernel drops it with the last of them.
+# The lock lives as long as this shell or a stage it started: the kernel drops it with the last of them. A killed run's
+# stage takes a moment to end; it is waited for.
 take_lock() {
+    local patience=$((SECONDS + 30)) holder
     exec 9>>.run.lock
-    if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
-        fail "another run is at work in $PWD (process $(cat .run.lock))"
-    fi
+    until "$python" -SEc 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; do
+        holder=$(<.run.lock)
+        if [[ -z $holder ]] || kill -0 "$holder" 2>/dev/null || ((SECONDS > patience)); then
+            fail "another run is at work in $PWD (process $holder)"
+        fi
+        sleep 0.2
+    done
     echo $$ >.run.lock
 }
 
 child=
 interrupted() {
+    local status=0
     trap '' INT TERM
     if [[ -n $child ]]; then
         kill -TERM "$child" 2>/dev/null || true
-        wait "$child" || true
+        wait "$child" || status=$?
     fi
-    echo "error: ${0##*/}: stopped in stage $number ($name); the same command goes on from there" >&2
-    exit "$1"
+    ((status != saved)) || stopped_and_saved
+    fail "stopped in stage $number ($name); the same command goes on from there" "$1"
+}
+
+saved=75  # EX_TEMPFAIL: the status of a stage that was asked to stop and has saved what it did, and then of the recipe
+stopped_and_saved() {
+    fail "stage $number ($name) was stopped and has saved; the same command goes on from there" "$saved"
 }
 
 say() { echo "stage $number ($name)${label:+: $label}: $1"; }
@@ -197,37 +217,36 @@ up_to_date() {
     # what a cut run leaves is not what the stamp stands for
     had_stamp=false
     [[ ! -f $stamp ]] || had_stamp=true
-    rm -f "$stamp"
+    [[ $dry_run == true ]] || rm -f "$stamp"
     return 1
-}
-
-# Whether the last start of this stage, finished or not, was with these inputs; records them.
-same_as_started() {
-    local status=0
-    [[ $force == false ]] || status=1
-    printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" check "$stamp.started" >/dev/null || status=1
-    printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" write "$stamp.started"
-    return "$status"
 }
 
 # needs FILE STAGE: an input that an earlier stage makes.
 needs() {
-    [[ -e $1 ]] || fail "stage $number ($name): $1 is missing: stage $2 makes it (./run.sh --stage $2)"
+    [[ -e $1 || $dry_run == true ]] || fail "stage $number ($name): $1 is missing: stage $2 makes it (./run.sh --stage $2)"
 }
 
 # run COMMAND...: runs a command of the stage, logged; ends the recipe where it fails.
 run() {
     local status=0
+    if [[ $dry_run == true ]]; then
+        printf '   '
+        printf ' %q' "$@"
+        printf '\n'
+        return
+    fi
     mkdir -p "$(dirname "$log")"
     printf '# %s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$*" >>"$log"
     "$python" -SE "$utils/run_logged.py" "$log" "$@" </dev/null &
     child=$!
     wait "$child" || status=$?
     child=
+    ((status != saved)) || stopped_and_saved
     ((status == 0)) || fail "stage $number ($name) failed${label:+ for $label} (status $status); its log: $log" "$status"
 }
 
 finish() {
+    [[ $dry_run == false ]] || return 0
     printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" write "$stamp" ||
         fail "stage $number ($name) is not done; its log: $log"
     say "done in $((SECONDS - started)) s"
@@ -270,7 +289,7 @@ run_stages() {
 check_options
 name_encoders
 check_configuration
-take_lock
+[[ $dry_run == true ]] || take_lock
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$SPEECHCLIP_ROOT/speechclip/__init__.py")
 trap 'interrupted 130' INT
 trap 'interrupted 143' TERM

@@ -3,7 +3,8 @@
     run_logged.py LOG COMMAND [ARGUMENT...]
 
 Where this is a terminal, the command gets one too; of a line drawn over and over, the log keeps the last state.
-SIGINT and SIGTERM end the command and its children, and so does the death of the caller. Standard library only.
+SIGINT and SIGTERM end the command and its children, and so does the death of the caller; a command that saves on being
+ended says so with status 75, which is passed on. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from types import FrameType
 from typing import BinaryIO
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL: what Slurm gives
+STOPPED = 75  # EX_TEMPFAIL: a command that was asked to stop, and has saved
 
 
 class Log:
@@ -71,6 +73,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
+def drain(reader: int, log: Log) -> None:
+    """What the command said last."""
+    while select.select([reader], [], [], 0)[0]:
+        try:
+            data = os.read(reader, 65536)
+        except OSError:
+            return
+        if not data:
+            return
+        with contextlib.suppress(OSError):
+            os.write(1, data)
+        log.write(data)
+
+
 def die_with_parent() -> None:
     """Have the kernel end the command when this process is killed outright: it would go on and keep the lock."""
     with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
@@ -116,8 +132,9 @@ def main() -> int:
 
     def stop(number: int, _: FrameType | None) -> None:
         end(process)
+        drain(reader, log)
         log.close()
-        os._exit(128 + number)
+        os._exit(STOPPED if process.returncode == STOPPED else 128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

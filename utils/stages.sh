@@ -28,17 +28,22 @@ stage_obtain() {  # corpus and models
 }
 
 stage_prepare() {  # data/{train,dev,test}
-    local split file
+    local split file option
+    local -a options=(--corpus "$corpus" --nj "$nj")
     begin data/.done/1_prepare data/log/1_prepare.log
     depends script local
     depends after data/.done/0_obtain
     [[ -z $corpus ]] || depends path "$corpus"
+    for option in "${prepare_options[@]}"; do
+        options+=("--$option" "${!option}")
+        depends value "$option=${!option}"
+    done
     for split in "${splits[@]}"; do
         makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
     done
     up_to_date && return
     for file in $obtained; do needs "$file" 0; done
-    run bash local/prepare.sh --corpus "$corpus" --nj "$nj"
+    run bash local/prepare.sh "${options[@]}"
     run "$python" -m speechclip.bin.validate_data_dir "${splits[@]/#/data/}"
     finish
 }
@@ -64,10 +69,10 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
         --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
     if [[ $feats == dump ]]; then
-        for split in "${splits[@]}"; do
-            run "$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}" \
-                --data_dir "data/$split" --out "$dump/$split"
-        done
+        local -a dump_features=("$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}"
+            --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --jobs "$nj")
+        run_jobs "$dump/log/2_features.JOB.log" "${dump_features[@]}" --job JOB
+        ((nj == 1)) || run "${dump_features[@]}" --job 0
     fi
     finish
 }
@@ -78,7 +83,8 @@ stage_train() {  # one head with one seed
         return
     fi
     local -a launch=("$python")
-    ((ngpu <= 1)) || launch=("$python" -m torch.distributed.run --standalone "--nproc_per_node=$ngpu")
+    local processes=$(((ngpu > 1 ? ngpu : 1) * num_nodes))
+    ((processes == 1)) || launch=("$python" "$utils/torchrun.py" --ngpu "$ngpu" --num_nodes "$num_nodes" --endpoint "$endpoint")
     begin "$exp/.done/3_train" "$exp/log/3_train.log"
     depends after "$dump/.done/2_features"
     depends_on_layers "${layers[@]}"
@@ -89,7 +95,7 @@ stage_train() {  # one head with one seed
         supervised=(--train.supervision "$supervision")
         depends value "supervision=$supervision"
     fi
-    depends value "processes=$((ngpu > 1 ? ngpu : 1))"
+    depends value "processes=$processes"
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
     needs data/train/wav.scp 1
@@ -99,9 +105,13 @@ stage_train() {  # one head with one seed
     # a cut run goes on where it was; one that is to be done again, or with other inputs, does not
     local same=true
     same_as_started || same=false
-    if [[ $had_stamp == true || $same == false ]]; then
+    if [[ $dry_run == false && ($had_stamp == true || $same == false) ]]; then
         rm -rf "$exp"/{last,last.old,best,best.old,tensorboard}
     fi
+    record_start
+    # glibc gives the memory of large tensors back after each use and takes it page by page anew: half of a step's time
+    local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
+    local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
         "${supervised[@]}" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
@@ -129,6 +139,8 @@ stage_retrieval() {  # scores/retrieval.json
 stage_keywords() {  # scores/keywords.json of a head that has keywords
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
+    local words
+    for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
     [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" 3
@@ -138,18 +150,19 @@ stage_keywords() {  # scores/keywords.json of a head that has keywords
     finish
 }
 
-stage_report() {  # RESULTS.md and figures of the runs above
+stage_report() {  # RESULTS.md, figures and pages of the runs above
     local folder
     begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
     for folder in "${exps[@]}"; do
         depends after "$folder/.done/4_retrieval"
         depends after "$folder/.done/5_keywords"
-        makes "$folder/figures"
+        makes "$folder/figures" "$folder/report/index.html"
     done
     makes RESULTS.md
     up_to_date && return
     for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
-    run "$python" -m speechclip.bin.report --out RESULTS.md --exp "${exps[@]}"
+    needs "$dump/test/image_embeddings.npz" 2
+    run "$python" -m speechclip.bin.report --out RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
     finish
 }
 
@@ -192,4 +205,28 @@ depends_on_weights() {
     else
         depends after "$exp/.done/3_train"
     fi
+}
+
+# run_jobs LOG COMMAND...: the same, split over --nj jobs; JOB in the log's name and in the command is the number of each.
+run_jobs() {
+    local jobs_log=$1
+    local -a jobs=("$python" -SE "$utils/run_jobs.py" --launcher "${jobs_launcher:-local}" --jobs "$nj" --log "$jobs_log")
+    shift
+    [[ -z ${slurm_options-} ]] || jobs+=("--options=$slurm_options")
+    if [[ $dry_run == true ]]; then
+        "${jobs[@]}" --dry_run -- "$@"
+    else
+        run "${jobs[@]}" -- "$@"
+    fi
+}
+
+# Whether the last start of this stage, finished or not, was with these inputs.
+same_as_started() {
+    [[ $force == false ]] || return 1
+    printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" check "$stamp.started" >/dev/null
+}
+
+# Records them, after what another start has left is gone: a kill between the two must not make it this one's.
+record_start() {
+    [[ $dry_run == true ]] || printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" write "$stamp.started"
 }

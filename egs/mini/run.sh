@@ -7,7 +7,7 @@
 #   stage 3  train      exp/<model>_<head>/best/
 #   stage 4  retrieval  exp/<model>_<head>/scores/retrieval.json
 #   stage 5  keywords   exp/<model>_<head>/scores/keywords.json
-#   stage 6  report     RESULTS.md, exp/<model>_<head>/figures/
+#   stage 6  report     RESULTS.md, exp/<model>_<head>/{figures,report}/
 #   stage 7  pack       exp/<model>_<head>/pack/, with --stop_stage 7
 #
 # ./run.sh --help prints the options. The stages themselves stand in utils/stages.sh.

@@ -24,14 +24,14 @@ pseudo=false               #: run on generated speech, for tests and newcomers
 scale=1                    #: how much of it, 1 to 10
 lr=                        #: learning rates to try, "1e-3 1e-2 1e-1"; empty takes s3prl's one
 seed=0                     #: of generated data and training
-nj=1                       #: learning rates trained at the same time
+nj=1                       #: learning rates trained at the same time; of qbe, processes that compare
 workers=0                  #: loader processes of each
 device=cpu                 #: cpu or cuda
 config=                    #: one more YAML layer over conf/<task>.yaml
 tag=                       #: suffix of the experiment folder
 force=false                #: start over what was begun or done
 list_options="lr" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 1000]"
-export SPEECHCLIP_RECIPE_COMMAND="./run.sh${*:+ $*}"
+. ../../utils/recipe_command.sh "$@"
 . ../../utils/parse_options.sh "$@"
 options=()
 for name in stage stop_stage task upstream checkpoint baseline baseline_checkpoint corpus pseudo scale lr seed nj workers device config tag force; do options+=("--$name=${!name}"); done

@@ -38,38 +38,34 @@ class ArgumentParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def prepare_corpus(name: str, prepare_from: str, argv: Sequence[str] | None, check_samples: bool = True) -> None:
+def prepare_corpus(name: str, prepare_from: str, argv: Sequence[str] | None) -> None:
     """The script that prepares a corpus: print the size of each split and what was skipped, by reason.
 
     Args:
-        name: of the corpus. prepare_from: the module with ``prepare_<module's last word>``.
-        check_samples: the default of that option.
+        name: of the corpus. prepare_from: the module with ``prepare_<module's last word>`` and its ``LIMITS``.
     """
-    module = prepare_from.rsplit(".", 1)[-1]
+    from speechclip.data.corpora import Limits
+
+    module = importlib.import_module(prepare_from)
+    usual: Limits = module.LIMITS
+    word = prepare_from.rsplit(".", 1)[-1]
     parser = ArgumentParser(
-        prog=f"prepare_{module}",
+        prog=f"prepare_{word}",
         description=f"Prepare {name}: data/{{train,dev,test}} and data/skipped.tsv from the corpus as it is published.",
     )
     parser.add_argument("--corpus", required=True, metavar="DIR", help="folder with photographs, captions, recordings")
     parser.add_argument("--out", default="data", metavar="DIR", help="where the data directories go")
-    parser.add_argument("--max_bad", type=float, default=0.01, help="share of the utterances that may be skipped")
-    parser.add_argument("--min_seconds", type=float, default=0.3, help="shortest utterance taken")
-    parser.add_argument("--max_seconds", type=float, default=60.0, help="longest utterance taken")
     parser.add_argument(
-        "--check_samples", choices=("true", "false"), default=str(check_samples).lower(),
+        "--max_bad", type=float, default=usual.max_bad, help="share of the utterances that may be skipped"
+    )
+    parser.add_argument("--min_seconds", type=float, default=usual.min_seconds, help="shortest utterance taken")
+    parser.add_argument("--max_seconds", type=float, default=usual.max_seconds, help="longest utterance taken")
+    parser.add_argument(
+        "--check_samples", choices=("true", "false"), default=str(usual.check_samples).lower(),
         help="decode all audio but integer wav to check it",
     )  # fmt: skip
     parser.add_argument("--nj", type=int, default=min(4, os.cpu_count() or 1), help="number of processes")
     args = parser.parse_args(argv)
 
-    prepare = getattr(importlib.import_module(prepare_from), f"prepare_{module}")
-    summary = prepare(
-        args.corpus,
-        args.out,
-        max_bad=args.max_bad,
-        min_seconds=args.min_seconds,
-        max_seconds=args.max_seconds,
-        check_samples=args.check_samples == "true",
-        nj=args.nj,
-    )
-    print(summary)
+    limits = Limits(args.max_bad, args.min_seconds, args.max_seconds, args.check_samples == "true", args.nj)
+    print(getattr(module, f"prepare_{word}")(args.corpus, args.out, limits))

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = model.speech_encoder
     config = Config(model=converted_config(model.config), data=DataConfig(feats="online"))
     origin = {
-        **provenance(command=None, seed=0, data=[]),
+        **provenance(command=None, seed=None, data=[]),
         **model.count_parameters(),
         "converted_from": Path(args.checkpoint).name,
         "published": published.facts,

@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     args = parser.parse_args(argv)
 
-    from speechclip.checkpoint import replace_folder
     from speechclip.encoders.speech import weights_fingerprint
+    from speechclip.folders import replace_folder
     from speechclip.pretrained import save_speech_encoder
     from speechclip.published.clip import read_clip, save_clip_folder
     from speechclip.published.hubert import read_hubert

@@ -11,7 +11,7 @@ from speechclip.errors import exit_on_user_error
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the size of each split and the number of utterances skipped, by reason."""
-    prepare_corpus("SpokenCOCO", "speechclip.data.corpora.spokencoco", argv, check_samples=False)
+    prepare_corpus("SpokenCOCO", "speechclip.data.corpora.spokencoco", argv)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speechclip.bin import ArgumentParser
 from speechclip.errors import exit_on_user_error
 
+if TYPE_CHECKING:
+    from speechclip.assemble import KeywordGold
+    from speechclip.config import EvalConfig
+    from speechclip.data.alignments import AlignedWord
+    from speechclip.embed import KeywordTable
+    from speechclip.eval.case import Case
+
+SEED = 0  # of the resamples and of the shuffled captions: the same for every run, so that runs compare
+
 
 @exit_on_user_error
 def main() -> None:
-    """Score a checkpoint's keywords on a data directory; writes keywords.json and keywords.jsonl."""
+    """Score a checkpoint's keywords on a data directory; writes keywords.json, keywords.jsonl and attention.npz."""
     parser = ArgumentParser(prog="speechclip.bin.score_keywords", description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="data directory")
@@ -22,71 +31,126 @@ def main() -> None:
     options = parser.parse_args()
 
     from speechclip.assemble import keyword_gold, result_provenance, scoring
-    from speechclip.constants import FRAME_SECONDS
+    from speechclip.data.alignments import find_alignments, load_alignments
     from speechclip.data.kaldi import DataDir
     from speechclip.embed import find_keywords
-    from speechclip.errors import writing
-    from speechclip.eval.keywords import keyword_records, keyword_report
+    from speechclip.eval.keywords import Settings, find, score
 
     model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
     if not config.model.head.has_keywords:
         print(f"{options.checkpoint}: a {config.model.head.name} head has no keywords: nothing to score")
         return
+    aligned = find_alignments(options.data_dir)
+    spoken = load_alignments(aligned, split.ids) if aligned else None
     found = find_keywords(model, source, config.data.eval_batch_size)
-    gold = keyword_gold(model, [u.text for u in split.data.utterances], _texts(DataDir.load(options.train_data)))
-    report = keyword_report(
-        found.vectors, found.mask, gold.subwords, gold.content, gold.with_special, gold.train_counts
-    )
-    ctm = Path(options.data_dir) / "ctm"
-    if ctm.is_file():
-        report["segmentation"] = _segmentation(ctm, split.ids, found, config.eval)
+    gold = keyword_gold(model, _texts(split.data), _texts(DataDir.load(options.train_data)))
+    settings = Settings(tuple(config.eval.sweep), config.eval.neighbours, config.eval.bootstrap, SEED)
+    case = find(
+        found.vectors, found.mask, gold.subwords, gold.content, gold.with_special, gold.train_counts,
+        split.utterance_image, settings,
+    )  # fmt: skip
+    report = score(case, gold.words, settings)
+    overlap = None if spoken is None else _time_scores(report, case, found, split, spoken, gold, config.eval)
+    report["settings"] = {
+        "span_mass": config.eval.span_mass, "boundary_tolerance": config.eval.boundary_tolerance,
+        "neighbours": config.eval.neighbours, "bootstrap": config.eval.bootstrap, "seed": SEED,
+        "images": len(split.images),
+    }  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
-    out = Path(options.out)
+    _write(Path(options.out), report, case, found, split, spoken, overlap, gold, config.eval)
+    _print(report)
+    print(f"{Path(options.out) / 'keywords.json'} and keywords.jsonl written")
+
+
+def _time_scores(
+    report: dict[str, Any], case: Case, found: KeywordTable, split: Any, spoken: dict[str, list[AlignedWord]],
+    gold: KeywordGold, settings: EvalConfig,
+) -> list[bool | None]:  # fmt: skip
+    """Adds "segmentation" and "overlap" to the report. Returns for each keyword whether it overlaps its word."""
+    import numpy as np
+
+    from speechclip.eval.bootstrap import Bootstrap
+    from speechclip.eval.gold import other_images
+    from speechclip.eval.overlap import SpokenWords, overlap_report, overlaps
+    from speechclip.eval.segmentation import segmentation_report
+
+    kind = "attention spans" if found.segments is None else "segments"
+    spans = found.spans(settings.span_mass)
+    rows = [row for row, identity in enumerate(split.ids) if identity in spoken]
+    images = split.utterance_image[rows]
+    partner = other_images(images, SEED)
+    report["segmentation"] = {"of": kind, **segmentation_report(
+        [spans[row].tolist() for row in rows],
+        [[(word.start, word.end) for word in spoken[split.ids[row]]] for row in rows],
+        settings.boundary_tolerance,
+        None if partner is None else partner.tolist(),
+        Bootstrap(images, settings.bootstrap, SEED) if settings.bootstrap else None,
+    )}  # fmt: skip
+    texts = {word.text for words in spoken.values() for word in words}
+    ids = {text: gold.encode(text) for text in texts}
+    base = 1 + max(int(gold.subwords.ids.max()), *(i for row in ids.values() for i in row))
+    words = SpokenWords.of([spoken.get(identity, []) for identity in split.ids], ids, base)
+    flat = np.concatenate(spans)
+    report["overlap"] = overlap_report(case, flat, words, found.seconds, kind)
+    named = case.subwords.ids[case.near["content"].rows[:, 0]]
+    each = overlaps(flat, case.places.owner, named, words, found.seconds)
+    return [bool(hit) if name else None for hit, name in zip(each.hit, each.named, strict=True)]
+
+
+def _write(
+    out: Path, report: dict[str, Any], case: Case, found: KeywordTable, split: Any,
+    spoken: dict[str, list[AlignedWord]] | None, overlap: list[bool | None] | None, gold: KeywordGold,
+    settings: EvalConfig,
+) -> None:  # fmt: skip
+    """keywords.jsonl, attention.npz and keywords.json."""
+    import numpy as np
+
+    from speechclip.errors import writing
+    from speechclip.eval.records import keyword_records, save_attention
+
     out.mkdir(parents=True, exist_ok=True)
-    captions = _texts(split.data)
     records = keyword_records(
-        split.ids, captions, found.vectors, found.mask, found.attention, FRAME_SECONDS, gold.subwords, gold.strings,
-        config.eval.neighbours, config.eval.span_mass, found.segments,
+        split.ids, _texts(split.data), case, np.concatenate(found.spans(settings.span_mass)), gold.strings, gold.words,
+        spoken, overlap, settings.neighbours,
     )  # fmt: skip
     with writing(out / "keywords.jsonl"), (out / "keywords.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with writing(out / "attention.npz"):
+        (out / "attention.npz").unlink(missing_ok=True)
+        if settings.keep_attention:
+            kept = slice(settings.keep_attention)
+            save_attention(out / "attention.npz", split.ids[kept], found.attention[kept])
     with writing(out / "keywords.json"):
         (out / "keywords.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _print(report: dict[str, Any]) -> None:
+    """The scores in a few lines."""
     for name in ("clean", "reference", "content_top1"):
         row, prior = report[name], report["frequency_prior"][name]
+        other = report.get("shuffled_speech", {}).get(name, {}).get("avg")
+        beside = "" if other is None else f", another image's caption: {other:5.1f}"
         each = " ".join(f"{row[key]:.1f}" for key in row if key.startswith("kw"))
-        print(f"{name:13} avg {row['avg']:5.1f}  (no speech at all: {prior['avg']:5.1f})  {each}")
+        print(f"{name:13} avg {row['avg']:5.1f}  (no speech at all: {prior['avg']:5.1f}{beside})  {each}")
+    for name, row in report["flaws"].items():
+        if "difference" in row:
+            print(f"with {name}: avg {row['avg']:.1f}, {row['difference']['avg']:+.1f} points")
     keywords, duplicates = report["repetition"]["keywords"], report["repetition"]["duplicates"]
     print(f"{keywords:.1f} keywords an utterance, {duplicates:.1f} % of them a repetition")
-    if ctm.is_file():
-        score, uniform = report["segmentation"], report["segmentation"]["uniform"]
-        print(f"word boundaries: F1 {score['f1']:.1f} R-value {score['r_value']:.1f}"
+    words = report["words"]["content"]
+    print(f"content words: precision {words['precision']:.1f} recall {words['recall']:.1f} F1 {words['f1']:.1f}"
+          f"  (no speech at all: {words['frequency_prior']['f1']:.1f})")  # fmt: skip
+    if "segmentation" in report:
+        boundaries, uniform = report["segmentation"], report["segmentation"]["uniform"]
+        print(f"word boundaries: F1 {boundaries['f1']:.1f} R-value {boundaries['r_value']:.1f}"
               f"  (evenly spaced: {uniform['f1']:.1f}, {uniform['r_value']:.1f})")  # fmt: skip
-    print(f"{out / 'keywords.json'} and keywords.jsonl written")
+        there = report["overlap"]
+        print(f"{there['named']:.1f} % of the keywords name a spoken word, {there['overlap']:.1f} % of them where it is"
+              f" said  (at random: {there['random_position']['overlap']:.1f})")  # fmt: skip
 
 
-def _segmentation(ctm: Path, ids: list[str], found: Any, settings: Any) -> dict[str, Any]:
-    """Keyword times of the utterances that have an alignment, scored as word boundaries."""
-    from speechclip.constants import FRAME_SECONDS
-    from speechclip.data.alignments import load_alignments
-    from speechclip.eval.segmentation import segmentation_report
-    from speechclip.heads.spans import attention_span
-
-    words = load_alignments(ctm, ids)
-    rows = [row for row, identity in enumerate(ids) if identity in words]
-    if found.segments is not None:
-        spans, kind = [found.segments[row].tolist() for row in rows], "segments"
-    else:
-        spans, kind = [
-            [attention_span(weights, FRAME_SECONDS, settings.span_mass) for weights in found.attention[row]]
-            for row in rows
-        ], "attention spans"
-    times = [[(word.start, word.end) for word in words[ids[row]]] for row in rows]
-    return {"of": kind, **segmentation_report(spans, times, settings.boundary_tolerance)}
-
-
-def _texts(data: object) -> list[str]:
-    return [utterance.text for utterance in data.utterances]  # type: ignore[attr-defined]
+def _texts(data: Any) -> list[str]:
+    return [utterance.text for utterance in data.utterances]
 
 
 if __name__ == "__main__":

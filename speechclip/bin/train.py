@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from speechclip.config import build_parser, parse
@@ -10,7 +11,10 @@ from speechclip.errors import exit_on_user_error
 
 @exit_on_user_error
 def main() -> None:
-    """Train the configured head on data/train, choosing the best weights on data/dev."""
+    """Train the configured head on data/train, choosing the best weights on data/dev.
+
+    Asked to stop by SIGTERM, it saves and ends with status 75; the same command goes on from there.
+    """
     parser = build_parser("speechclip.bin.train", __doc__ or "")
     parser.add_argument("--data_root", type=str, required=True, help="folder of the data directories train/ and dev/")
     parser.add_argument("--dump_root", type=str, required=True, help="folder with what stage 2 stored for each of them")
@@ -21,21 +25,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches, crops and dropout")
     config, options = parse(parser)
 
+    from contextlib import nullcontext
+
     import torch
 
     from speechclip.assemble import frozen_parts, launch, training_data, training_model
     from speechclip.checkpoint import provenance
+    from speechclip.constants import STOPPED
+    from speechclip.folders import only_one
     from speechclip.train.loop import Trainer
 
     fabric = launch(config.train.precision)
-    torch.manual_seed(options.seed)
-    model = training_model(config, Path(options.dump_root) / "train", options.vocabulary)
-    data = training_data(config, Path(options.data_root), Path(options.dump_root))
-    origin = provenance(
-        command=None, seed=options.seed, data=[Path(options.data_root) / "train", Path(options.data_root) / "dev"]
-    )
-    origin["encoders"] = frozen_parts(data, Path(options.dump_root) / "train")
-    Trainer(config, model, data, Path(options.out), fabric=fabric, seed=options.seed, origin=origin).run()
+    with only_one(Path(options.out)) if fabric.global_rank == 0 else nullcontext():
+        torch.manual_seed(options.seed)
+        model = training_model(config, Path(options.dump_root) / "train", options.vocabulary)
+        data = training_data(config, Path(options.data_root), Path(options.dump_root))
+        origin = provenance(
+            command=None, seed=options.seed, data=[Path(options.data_root) / "train", Path(options.data_root) / "dev"]
+        )
+        origin["encoders"] = frozen_parts(data, Path(options.dump_root) / "train")
+        trainer = Trainer(config, model, data, Path(options.out), fabric=fabric, seed=options.seed, origin=origin)
+        trainer.run()
+    if trainer.stopped:
+        if mark := os.environ.get("SPEECHCLIP_STOPPED"):  # torchrun has a status of its own
+            Path(mark).touch()
+        raise SystemExit(STOPPED)
 
 
 if __name__ == "__main__":

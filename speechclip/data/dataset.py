@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,11 @@ class _BatchReader(torch.utils.data.Dataset[Batch]):
         return self.source.batch(self.batches[position], self.crop)
 
 
+def _ignore_termination(worker: int) -> None:
+    """SIGTERM reaches the whole group; the process that reads here saves first and then ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def read_batches(
     source: SpeechSource, batches: Sequence[Sequence[int]], *, crop: Crop | None = None, workers: int = 0
 ) -> Iterator[Batch]:
@@ -185,6 +191,7 @@ def read_batches(
         _BatchReader(source, batches, crop),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=_ignore_termination,
         prefetch_factor=2 if workers else None,
     )
     return iter(loader)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
@@ -14,17 +15,23 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import TypeVar
 
 from speechclip.errors import UserError, writing
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without a byte
+_SLACK = 1 << 25  # bytes that an archive may unpack to above twice what is told of it
+_MOST_FILES = 10_000_000  # in an archive
 _ATTEMPTS = 5  # in a row that brought nothing
+_REFUSED: type[Exception] = getattr(tarfile, "FilterError", tarfile.TarError)  # by the filter of safe members
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def obtain(remotes: Sequence[Remote], folder: Path, say: Say = print, pause: flo
         try:
             archive = _fetch(remote, folder, say, pause)
             if remote.into is not None:
-                _unpack(archive, folder / remote.into, say)
+                _unpack(archive, folder / remote.into, say, _SLACK + 2 * remote.unpacked)
                 archive.unlink()
             if not _is_there(remote, folder):
                 raise UserError(f"{remote.name}: has no {' and '.join(remote.leaves)} in it")
@@ -208,8 +215,11 @@ def _matches(path: Path, checksum: str) -> bool:
     return digest.hexdigest() == wanted
 
 
-def _unpack(archive: Path, folder: Path, say: Say) -> None:
-    """Unpack a zip or tar file; nothing of it may land outside ``folder``. Raises UserError where it is damaged."""
+def _unpack(archive: Path, folder: Path, say: Say, most: int) -> None:
+    """Unpack a zip or tar file of up to ``most`` bytes; nothing of it may land outside ``folder``.
+
+    Raises UserError where it is damaged, or unpacks to more.
+    """
     say(f"{archive.name}: unpacking into {folder}")
     part = folder.with_name(f".{folder.name or 'root'}.{archive.name}.unpacking")
     shutil.rmtree(part, ignore_errors=True)
@@ -217,15 +227,19 @@ def _unpack(archive: Path, folder: Path, say: Say) -> None:
     try:
         with writing(folder):
             if zipfile.is_zipfile(archive):
-                _unzip(archive, part)
+                _unzip(archive, part, most)
             else:
-                with tarfile.open(archive) as file:
+                with _tar(archive) as file:
                     if hasattr(tarfile, "data_filter"):
-                        file.extractall(part, filter="data")
+                        sizes = _Sizes(archive, most)
+                        file.extractall(part, members=(sizes.add(item, item.size) for item in file), filter="data")
                     else:
                         raise UserError(f"{archive}: this Python's tarfile has no safe mode: use its latest release")
             _merge(part, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except _REFUSED as error:
+        name = getattr(getattr(error, "tarinfo", None), "name", "?")
+        raise UserError(f"{archive.name}: damaged archive ({name} would land or lead outside)") from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         with contextlib.suppress(OSError):
             archive.unlink()
         raise UserError(f"{archive.name}: damaged archive ({error})") from error
@@ -233,12 +247,37 @@ def _unpack(archive: Path, folder: Path, say: Say) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _unzip(archive: Path, part: Path) -> None:
+def _tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive)
+    except tarfile.ReadError as error:  # which lists what every kind of archive says
+        raise tarfile.ReadError("neither zip nor tar") from error
+
+
+class _Sizes:
+    """Adds up what an archive unpacks to, before it does. Raises UserError where that is too much."""
+
+    def __init__(self, archive: Path, most: int) -> None:
+        self._archive, self._most, self._bytes, self._files = archive, most, 0, 0
+
+    def add(self, item: T, size: int) -> T:
+        """``item`` itself, after it is counted."""
+        self._bytes, self._files = self._bytes + size, self._files + 1
+        if self._bytes > self._most or self._files > _MOST_FILES:
+            raise UserError(
+                f"{self._archive.name}: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files: refused"
+            )
+        return item
+
+
+def _unzip(archive: Path, part: Path, most: int) -> None:
     with zipfile.ZipFile(archive) as file:
-        root = part.resolve()
+        root, sizes = part.resolve(), _Sizes(archive, most)
+        for info in file.infolist():
+            sizes.add(info, info.file_size)
         for name in file.namelist():
             if not (root / name).resolve().is_relative_to(root):
-                raise zipfile.BadZipFile(f"{name} would land outside")
+                raise zipfile.BadZipFile(f"{name} would land or lead outside")
         file.extractall(part)
 
 

@@ -12,6 +12,38 @@ import numpy as np
 
 from speechclip.errors import UserError, writing
 
+_ROWS = 1 << 16  # at a time
+_MOST_PACKED = 100  # times that a file may be larger unpacked
+
+
+def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz`` file by name.
+
+    hint: what to do about a file that is not there. Raises UserError: no such file, or not readable.
+    """
+    try:
+        _check_unpacked(Path(path))
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError(f"{path}: not a readable .npz file")
+        with loaded as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{f'; {hint}' if hint else ''}") from None
+    # zlib.error: a damaged compressed array; MemoryError: a header that tells of more than there can be
+    except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a readable .npz file") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """UserError for a zip archive of arrays that would unpack to a multiple of itself that no embeddings have."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+    if unpacked > _MOST_PACKED * packed:
+        raise UserError(f"{path}: would unpack to {unpacked} bytes from {packed}: refused")
+
 
 def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
     """Read precomputed embeddings, ``.npz`` with ``ids`` [N] and ``embeddings`` [N, D].
@@ -24,19 +56,12 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     Raises:
         UserError: unreadable, a missing array, duplicate ids, NaN, a zero row, or an id that is not there.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise UserError(f"{path}: not a readable .npz file")
-        with loaded as archive:
-            stored, table = [str(item) for item in archive["ids"]], archive["embeddings"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except KeyError as error:
-        raise UserError(f"{path}: needs the arrays ids and embeddings") from error
-    # zlib.error: a damaged compressed array; TypeError: ids that are no list
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a readable .npz file") from error
+    arrays = read_arrays(path)
+    if not {"ids", "embeddings"} <= arrays.keys():
+        raise UserError(f"{path}: needs the arrays ids and embeddings")
+    if arrays["ids"].ndim != 1:
+        raise UserError(f"{path}: the ids are no list")
+    stored, table = [str(item) for item in arrays["ids"]], arrays["embeddings"]
     if table.dtype.kind not in "fiu":
         raise UserError(f"{path}: the embeddings are not numbers")
     if table.ndim != 2 or len(stored) != len(table):
@@ -50,12 +75,19 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
         raise UserError(
             f"{path}: no embedding for {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
-    rows = table[[row_of[item] for item in wanted]].astype(np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = (table if ids is None else table[[row_of[item] for item in wanted]]).astype(np.float32, copy=False)
+    norms = row_norms(rows)
     if not np.isfinite(norms).all() or (norms == 0).any():
         bad = wanted[int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])]
         raise UserError(f"{path}: the embedding of {bad} is zero or not finite")
-    return wanted, rows / norms
+    rows /= norms  # in place: a million rows are two gigabytes
+    return wanted, rows
+
+
+def row_norms(matrix: np.ndarray) -> np.ndarray:
+    """Euclidean norms of the rows of a matrix [N, D], [N, 1], without another matrix of its size."""
+    parts = [np.linalg.norm(matrix[at : at + _ROWS], axis=1, keepdims=True) for at in range(0, len(matrix), _ROWS)]
+    return np.concatenate([np.empty((0, 1), matrix.dtype), *parts])
 
 
 def save_embeddings(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,23 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechclip.data.kaldi import read_table, write_table
+from speechclip.data.shards import DTYPES, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
 from speechclip.errors import UserError, writing
 
 INDEX = "feats.scp"
-FORMAT = "speechclip features 1"
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
-_DTYPE_CODES = {"F16": torch.float16, "F32": torch.float32}  # as safetensors names them
-_ENCODER_PREFIX = "encoder."
 _SHARD_BYTES = 256 * 1024 * 1024
-
-
-class _Shard(NamedTuple):
-    """What the header of a shard says."""
-
-    metadata: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]  # utterance: (layers, frames, width)
-    dtypes: set[str]
 
 
 class FeatureWriter:
@@ -52,6 +41,8 @@ class FeatureWriter:
         layers: the number of each layer in ``add``'s first dimension, as the encoder counts them.
         dtype: ``float16`` or ``float32``, in which values are stored.
         shard_bytes: size from which a shard is written; also about the memory held.
+        job: number among several writers that fill the store at once, each with utterances of its own; their index is
+            :func:`write_index`'s. None for the only one.
 
     Raises:
         UserError: the folder holds shards of another encoder, other layers or another dtype.
@@ -65,16 +56,19 @@ class FeatureWriter:
         layers: Sequence[int],
         dtype: str = "float16",
         shard_bytes: int = _SHARD_BYTES,
+        job: int | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"feature dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
         if not layers:
             raise UserError("no layers to store")
         self.directory = Path(directory)
-        self._metadata = _metadata(encoder, layers)
+        self._metadata = make_metadata(encoder, layers)
         self._layers = len(layers)
         self._dtype = DTYPES[dtype]
         self._shard_bytes = shard_bytes
+        self._job = job
+        self._prefix = "feats." if job is None else f"feats.{job:03d}."
         self._index: dict[str, str] = {}
         self._pending: dict[str, torch.Tensor] = {}
         self._pending_bytes = 0
@@ -116,12 +110,14 @@ class FeatureWriter:
             self._write_shard()
 
     def close(self) -> None:
-        """Write what is pending and then the index.
+        """Write what is pending and then, of the only writer, the index.
 
         Raises:
             UserError: the disk is full, or nothing was ever added.
         """
         self._write_shard()
+        if self._job is not None:
+            return
         if not self._index:
             raise UserError(f"{self.directory}: no features to store")
         write_table(self.directory / INDEX, self._index)
@@ -139,25 +135,26 @@ class FeatureWriter:
 
     def _resume(self) -> None:
         """Take over complete shards; remove what a kill has left behind."""
-        for leftover in self.directory.glob(".feats.*.part"):
+        for leftover in self.directory.glob(f".{self._prefix}*.part"):
             leftover.unlink(missing_ok=True)
-        for path in sorted(self.directory.glob("feats.*.safetensors")):
+        for path in _shards(self.directory):
             try:
-                shard = _read_shard_header(path)
+                shard = read_header(path)
             except UserError:
-                path.unlink()  # only a machine that went down leaves one: its utterances are computed again
+                path.unlink(missing_ok=True)  # of a machine that went down: its utterances are computed again
                 continue
-            _check_same_origin(path, shard, self._metadata, self._dtype)
+            check_same_origin(path, shard, self._metadata, self._dtype)
             for utt_id, shape in shard.shapes.items():
                 self._index[utt_id] = f"{path.name} {shape[1]}"
                 self._dim = shape[2]
-            self._next_shard = max(self._next_shard, int(path.name.split(".")[1]) + 1)
+            if path.name.startswith(self._prefix):
+                self._next_shard = max(self._next_shard, int(path.name.split(".")[-2]) + 1)
 
     def _write_shard(self) -> None:
         """Write the pending utterances under a temporary name and rename."""
         if not self._pending:
             return
-        path = self.directory / f"feats.{self._next_shard:04d}.safetensors"
+        path = self.directory / f"{self._prefix}{self._next_shard:04d}.safetensors"
         part = self.directory / f".{path.name}.part"
         with writing(path), ExitStack() as cleanup:
             cleanup.callback(part.unlink, missing_ok=True)
@@ -167,6 +164,49 @@ class FeatureWriter:
             self._index[utt_id] = f"{path.name} {tensor.shape[1]}"
         self._next_shard += 1
         self._pending, self._pending_bytes = {}, 0
+
+
+def remove_stale(directory: Path, encoder: Mapping[str, str], layers: Sequence[int], dtype: str) -> str:
+    """Remove damaged shards and those of another encoder, other layers or another dtype, and the index with them.
+
+    Returns why the first was removed; empty where none was. Other writers may be at work in the folder.
+    """
+    reason, metadata = "", make_metadata(encoder, layers)
+    for path in _shards(directory):
+        try:
+            check_same_origin(path, read_header(path), metadata, DTYPES[dtype])
+        except UserError as error:
+            reason = reason or str(error)
+            path.unlink(missing_ok=True)
+    if reason:
+        (directory / INDEX).unlink(missing_ok=True)
+    return reason
+
+
+def write_index(directory: Path, ids: Sequence[str]) -> None:
+    """Write the index of a store that several writers have filled.
+
+    Raises:
+        UserError: an utterance that no shard has, or shards that are damaged or of different origin.
+    """
+    index: dict[str, str] = {}
+    first = None
+    for path in _shards(directory):
+        shard = read_header(path)
+        first = first or shard
+        check_same_origin(path, shard, first.metadata, dtype_of(path, first))
+        index |= {utt_id: f"{path.name} {shape[1]}" for utt_id, shape in shard.shapes.items()}
+    missing = [utt_id for utt_id in ids if utt_id not in index]
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise UserError(f"{directory}: no features of {missing[0]}{more}; run stage 2 again")
+    for leftover in directory.glob(".feats.*.part"):
+        leftover.unlink(missing_ok=True)
+    write_table(directory / INDEX, {utt_id: index[utt_id] for utt_id in ids})
+
+
+def _shards(directory: Path) -> list[Path]:
+    return sorted(directory.glob("feats.*.safetensors"))
 
 
 class FeatureStore:
@@ -186,7 +226,7 @@ class FeatureStore:
         self._shard_of: dict[str, str] = {}
         for utt_id, value in read_table(self.directory / INDEX).items():
             shard, _, frames = value.rpartition(" ")
-            if not shard or not frames.isdecimal():
+            if not shard or shard != os.path.basename(shard) or not frames.isdecimal():
                 raise UserError(f"{self.directory / INDEX}: {utt_id!r}: not a shard and a number of frames: {value}")
             self._shard_of[utt_id] = shard
             self.num_frames[utt_id] = int(frames)
@@ -242,12 +282,12 @@ class FeatureStore:
 
     def _check_shards(self) -> None:
         """Compare the index with the headers of all shards, and take encoder, layers, width and dtype from them."""
-        shards = {name: _read_shard_header(self.directory / name) for name in sorted(set(self._shard_of.values()))}
+        shards = {name: read_header(self.directory / name) for name in sorted(set(self._shard_of.values()))}
         first_path, first = next(iter(shards.items()))
-        self.dtype = _dtype_of(self.directory / first_path, first)
+        self.dtype = dtype_of(self.directory / first_path, first)
         for name, shard in shards.items():
-            _check_same_origin(self.directory / name, shard, first.metadata, self.dtype)
-        self.encoder = _encoder(first.metadata)
+            check_same_origin(self.directory / name, shard, first.metadata, self.dtype)
+        self.encoder = encoder_of(first.metadata)
         self.layers: tuple[int, ...] = tuple(json.loads(first.metadata["layers"]))
         self.dim = next(iter(first.shapes.values()))[2]
         for utt_id, name in self._shard_of.items():
@@ -256,59 +296,3 @@ class FeatureStore:
             if shape != expected:
                 found = "is missing" if shape is None else f"has shape {list(shape)}, not {list(expected)}"
                 raise UserError(f"{self.directory / name}: utterance {utt_id!r} {found} (see {INDEX})")
-
-
-def _metadata(encoder: Mapping[str, str], layers: Sequence[int]) -> dict[str, str]:
-    """The header of a shard."""
-    for key, value in encoder.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"encoder[{key!r}] = {value!r}: the header holds strings")
-    header = {"format": FORMAT, "layers": json.dumps([int(layer) for layer in layers])}
-    return header | {f"{_ENCODER_PREFIX}{key}": value for key, value in sorted(encoder.items())}
-
-
-def _encoder(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The encoder's part of a header."""
-    return {
-        key.removeprefix(_ENCODER_PREFIX): value for key, value in metadata.items() if key.startswith(_ENCODER_PREFIX)
-    }
-
-
-def _read_shard_header(path: Path) -> _Shard:
-    """Header of a shard, without its tensors; UserError when the file is missing or shorter than the header says."""
-    if not path.is_file():
-        raise UserError(f"{path}: missing features")
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        raw = handle.read(length) if length <= size else b""
-    try:
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
-        dtypes = {entry["dtype"] for entry in header.values()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: truncated or corrupt features (no readable header)") from error
-    if size != end:
-        raise UserError(f"{path}: truncated or corrupt features ({size} of {end} bytes)")
-    if metadata.get("format") != FORMAT or not shapes or any(len(shape) != 3 for shape in shapes.values()):
-        raise UserError(f"{path}: not a shard of features")
-    return _Shard(metadata, shapes, dtypes)
-
-
-def _dtype_of(path: Path, shard: _Shard) -> torch.dtype:
-    """The one dtype of a shard."""
-    if len(shard.dtypes) != 1 or not shard.dtypes <= _DTYPE_CODES.keys():
-        raise UserError(f"{path}: features of dtype {', '.join(sorted(shard.dtypes))}, not one of {', '.join(DTYPES)}")
-    return _DTYPE_CODES[next(iter(shard.dtypes))]
-
-
-def _check_same_origin(path: Path, shard: _Shard, metadata: Mapping[str, str], dtype: torch.dtype) -> None:
-    """UserError when a shard was not made as ``metadata`` and ``dtype`` say."""
-    for key in sorted(metadata.keys() | shard.metadata.keys()):
-        found, wanted = shard.metadata.get(key), metadata.get(key)
-        if found != wanted:
-            raise UserError(f"{path}: made with {key} {found!r}, not {wanted!r}: remove the folder to make it anew")
-    if (found_dtype := _dtype_of(path, shard)) != dtype:
-        raise UserError(f"{path}: made with dtype {found_dtype}, not {dtype}: remove the folder to make it anew")

@@ -19,6 +19,7 @@ from speechclip.config import ClipConfig
 from speechclip.encoders.speech import weights_fingerprint
 from speechclip.encoders.tokens import BpeTokenizer, SentencePieceTokenizer, Tokenizer, surround
 from speechclip.errors import UserError
+from speechclip.matmul import freeze_linears
 from speechclip.published.clip import is_transformers_clip, read_clip
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class OpenClip(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        freeze_linears(self.model)
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.description = description

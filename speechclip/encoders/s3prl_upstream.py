@@ -6,7 +6,10 @@ pre-norm model (HuBERT Large) has the encoder's final LayerNorm applied there, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +100,8 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).exists():
         raise UserError(f"{checkpoint}: no such checkpoint for s3prl's {name}")
     try:
-        upstream = getattr(hub, name)(**({"ckpt": checkpoint} if checkpoint else {}))
+        with _plain_loading():
+            upstream = getattr(hub, name)(**({"ckpt": checkpoint} if checkpoint else {}))
     except UserError:
         raise
     except Exception as error:  # whatever an upstream's reader, its download or its packages raise
@@ -105,6 +109,22 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
         raise UserError(f"{config.path}: s3prl cannot load it: {reason}") from error
     description = {"path": config.path, "kind": f"s3prl {name}", "weights": weights_fingerprint(upstream)}
     return S3prlEncoder(upstream, description=description)
+
+
+@contextlib.contextmanager
+def _plain_loading() -> Iterator[None]:
+    """Have ``torch.load`` take values alone: a checkpoint's configuration may name a file that would run code."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from speechclip.config import SpeechEncoderConfig
 from speechclip.constants import FRAME_SECONDS, HOP, SAMPLE_RATE
+from speechclip.encoders.convolutions import can_run, convolve
 from speechclip.errors import UserError
+from speechclip.matmul import freeze_linears
 
 if TYPE_CHECKING:
     from speechclip.encoders.s3prl_upstream import S3prlEncoder
@@ -113,6 +115,7 @@ class WaveformEncoder(nn.Module):
         if stride != HOP:
             raise UserError(f"{description['path']}: a frame every {stride} samples, expected {HOP} (50 Hz)")
         self.min_samples = _receptive_field(model.config.conv_kernel, model.config.conv_stride)
+        freeze_linears(self.model)
         self._recorder = _StateRecorder(model.encoder.layers)
 
     def train(self, mode: bool = True) -> WaveformEncoder:
@@ -126,7 +129,10 @@ class WaveformEncoder(nn.Module):
     def forward(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         """Encode 16 kHz waveforms, each [n_i] float. Utterances shorter than a frame are padded to one."""
         batch, lengths = self._pad(waves)
-        features = self.model.feature_extractor(batch).transpose(1, 2)  # [B, T, C]
+        if can_run(self.model.feature_extractor, batch):
+            features = convolve(self.model.feature_extractor, batch, lengths.tolist(), self.min_samples)
+        else:
+            features = self.model.feature_extractor(batch).transpose(1, 2)  # [B, T, C]
         mask = attention_frames(lengths, batch.shape[1], features.shape[1])
         projected = self.model.feature_projection(features)
         if isinstance(projected, tuple):  # wav2vec 2.0 and WavLM also return the unprojected features
@@ -170,6 +176,7 @@ class WhisperSpeechEncoder(nn.Module):
                 f"model.speech_encoder.window_seconds: {window_seconds} is not between "
                 f"{FRAME_SECONDS} and {longest / SAMPLE_RATE}, in steps of {FRAME_SECONDS}"
             )
+        freeze_linears(self.model)
         self._recorder = _StateRecorder(model.layers)
 
     def train(self, mode: bool = True) -> WhisperSpeechEncoder:

@@ -28,6 +28,10 @@ class Tokenizer(Protocol):
         """A subword as text, with its mark of a word's start or end."""
         ...
 
+    def encode_again(self, row: Sequence[int]) -> list[int]:
+        """Ids of a row with special tokens after it was turned into text and encoded once more."""
+        ...
+
 
 class BpeTokenizer:
     """OpenAI CLIP's byte-pair encoding, from open_clip."""
@@ -51,6 +55,10 @@ class BpeTokenizer:
         if token in (self.sot, self.eot):
             return piece
         return bytes(self._tokenizer.byte_decoder[c] for c in characters).decode("utf-8", errors="replace") + end
+
+    def encode_again(self, row: Sequence[int]) -> list[int]:
+        """The text's own ids, start and end; padding, a long run of "!", comes back as subwords of several "!"."""
+        return list(self._tokenizer.encode(self._tokenizer.decode(list(row))))
 
 
 class SentencePieceTokenizer:
@@ -78,9 +86,27 @@ class SentencePieceTokenizer:
             return "<start_of_text>" if token == self.sot else "<end_of_text>"
         return str(self._processor.id_to_piece(token))
 
+    def encode_again(self, row: Sequence[int]) -> list[int]:
+        """The row as it is: here special tokens have no text that could be encoded."""
+        return list(row)
+
 
 def surround(tokenizer: Tokenizer, ids: Sequence[int], context_length: int) -> list[int]:
     """[SOT, subwords, EOT, padding] of ``context_length`` ids; subwords that do not fit are cut."""
     content = list(ids)[: context_length - 2]
     row = [tokenizer.sot, *content, tokenizer.eot]
     return row + [tokenizer.pad] * (context_length - len(row))
+
+
+def join_subwords(subwords: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """The words that a caption's subwords spell: each word without marks, and the places of its subwords."""
+    words: list[tuple[str, list[int]]] = []
+    ended = True
+    for place, subword in enumerate(subwords):
+        plain = subword.removeprefix(WORD_START).removesuffix(WORD_END)
+        if ended or subword.startswith(WORD_START):
+            words.append((plain, [place]))
+        else:
+            words[-1] = (words[-1][0] + plain, [*words[-1][1], place])
+        ended = subword.endswith(WORD_END)
+    return [(text, places) for text, places in words if text]

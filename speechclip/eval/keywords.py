@@ -7,80 +7,88 @@ clean         one of the 5 subwords nearest to z_k, special tokens excluded, is 
 reference     as the published code counts: one of the 5 nearest rows, special ones included, of the QUANTISED keyword
               (the row nearest to z_k) is in the padded token sequence, start, end and padding included
 content_top1  the nearest content subword is a content subword of the caption: stop words count on neither side
+
+Beside each stands what knows nothing of the speech. "frequency_prior": the most frequent subwords of the training
+captions in the place of every keyword's neighbours. "shuffled_speech": the keywords of an utterance against the caption
+of one of another image, by a seeded permutation; it is left out where half of the utterances or more are of one image.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speechclip.heads.spans import attention_span
+from speechclip.eval.bootstrap import Bootstrap
+from speechclip.eval.case import ALL, CONTENT, Case
+from speechclip.eval.flaws import flaw_report
+from speechclip.eval.gold import IdSets, Word, by_frequency, most_frequent, other_images
+from speechclip.eval.neighbours import Subwords, best_of, finite, search, unit_rows
+from speechclip.eval.rates import Places, Rates
+from speechclip.eval.words import distinct_report, repetition, word_report
 
 NEIGHBOURS = 5
-BLOCK_SCORES = 1 << 24  # cosines held at a time: 64 MiB in single precision
+SWEEP = (1, 3, 5, 10, 20)
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Subwords:
-    """The (reduced) subword table: embeddings [V, D], the token id of every row [V], and the ids that are not content.
+class Settings:
+    """sweep: the K of the hit rates. neighbours: how many are kept of each keyword for its record.
 
-    special_ids are padding, start and end of text; stop_ids what `stopwords.stop_word_ids` names.
+    bootstrap: resamples of the images, 0 for no intervals. seed: of all draws.
     """
 
-    embeddings: Floats
-    ids: Ints
-    special_ids: frozenset[int]
-    stop_ids: frozenset[int]
-
-    def rows(self, ids: Iterable[int]) -> Bools:
-        """Mask [V] of the rows whose id is among ids."""
-        return np.isin(self.ids, np.fromiter(ids, dtype=np.int64))
-
-    @property
-    def special(self) -> Bools:
-        """Mask [V] of the special rows."""
-        return self.rows(self.special_ids)
-
-    @property
-    def no_content(self) -> Bools:
-        """Mask [V] of the special rows and the stop words."""
-        return self.rows(self.special_ids | self.stop_ids)
+    sweep: tuple[int, ...] = SWEEP
+    neighbours: int = NEIGHBOURS
+    bootstrap: int = 1000
+    seed: int = 0
 
 
-def nearest(z: ArrayLike, table: ArrayLike, k: int, exclude: Bools | None = None) -> tuple[Ints, Floats]:
-    """The k rows of table [V, D] with the highest cosine to each vector of z [..., D], best first, and the cosines.
+def keyword_report(
+    z: ArrayLike,
+    mask: ArrayLike,
+    subwords: Subwords,
+    gold: Sequence[Collection[int]],
+    gold_reference: Sequence[Collection[int]],
+    train_counts: Mapping[int, int],
+    words: Sequence[Sequence[Word]] | None = None,
+    images: ArrayLike | None = None,
+    settings: Settings = Settings(),
+) -> dict[str, Any]:
+    """:func:`score` of what :func:`find` finds."""
+    return score(find(z, mask, subwords, gold, gold_reference, train_counts, images, settings), words, settings)
 
-    Returns two arrays [..., k]. Rows where exclude [V] is true are never returned; of equal rows the first wins. A
-    matrix product per block of vectors. Raises ValueError for values that are not finite and for fewer than k rows.
+
+def score(case: Case, words: Sequence[Sequence[Word]] | None = None, settings: Settings = Settings()) -> dict[str, Any]:
+    """The scores of the module, and the sections "sweep", "gold_cosine", "distinct", "words" and "flaws".
+
+    Args:
+        case: what :func:`find` returns. words: of every caption; without them there is no section "words".
+    Returns:
+        "clean", "reference", "content_top1", each again in "frequency_prior", "shuffled_speech" and "ci95";
+        "repetition" (see `words.repetition`) of the subwords that keywords are quantised to; "n_utterances" counted for
+        each score; "sweep" {"all", "content"} of hit rates for each K, where "content" ignores stop words on both
+        sides; "gold_cosine" {"all", "content"}, the mean cosine of z_k to the nearest subword of the caption;
+        "distinct", "words" and "flaws" as `words` and `flaws` tell. A K that the table or the training captions have
+        too few subwords for is left out of the sweep.
     """
-    vectors, rows = _finite(z, "z"), _finite(table, "table")
-    allowed = np.ones(len(rows), dtype=bool) if exclude is None else ~exclude
-    candidates = np.flatnonzero(allowed)
-    if k > len(candidates):
-        raise ValueError(f"{k} neighbours asked for, {len(candidates)} subwords are left")
-    flat, target = _unit(vectors.reshape(-1, vectors.shape[-1])), _unit(rows[candidates]).T  # [N, D], [D, C]
-    index = np.empty((len(flat), k), dtype=np.int64)
-    cosine = np.empty((len(flat), k), dtype=np.result_type(flat, target))
-    step = max(1, BLOCK_SCORES // len(candidates))
-    for start in range(0, len(flat), step):
-        part = slice(start, start + step)
-        scores = flat[part] @ target  # [b, C]
-        here = np.arange(len(scores))
-        for place in range(k):
-            best = scores.argmax(axis=1)
-            index[part, place], cosine[part, place] = candidates[best], scores[here, best]
-            scores[here, best] = -np.inf
-    shape = (*vectors.shape[:-1], k)
-    return index.reshape(shape), cosine.reshape(shape)
+    report: dict[str, Any] = _named_scores(case)
+    report["repetition"] = repetition(case.near[ALL].rows[:, 0], case.places)
+    sets = {"clean": case.gold[ALL], "reference": case.with_special, "content_top1": case.gold[CONTENT]}
+    some = case.places.counts > 0
+    report["n_utterances"] = {name: int(((gold.size > 0) & some).sum()) for name, gold in sets.items()}
+    report["sweep"] = {kind: _sweep(case, kind, settings.sweep) for kind in (ALL, CONTENT)}
+    report["gold_cosine"] = {kind: _gold_cosine(case, kind) for kind in (ALL, CONTENT)}
+    report["distinct"] = {kind: distinct_report(case, kind, settings.seed) for kind in (ALL, CONTENT)}
+    if words is not None:
+        report["words"] = {kind: word_report(case, kind, words) for kind in (ALL, CONTENT)}
+    report["flaws"] = flaw_report(case)
+    return report
 
 
 def hit_rates(neighbour_ids: ArrayLike, mask: ArrayLike, gold: Sequence[Collection[int]]) -> dict[str, float]:
@@ -93,163 +101,128 @@ def hit_rates(neighbour_ids: ArrayLike, mask: ArrayLike, gold: Sequence[Collecti
     found, present = np.asarray(neighbour_ids, dtype=np.int64), np.asarray(mask, dtype=bool)
     if found.ndim != 3 or found.shape[:2] != present.shape or len(gold) != len(present):
         raise ValueError(f"neighbours {found.shape}, mask {present.shape} and {len(gold)} gold sets do not fit")
-    size = np.array([len(set(ids)) for ids in gold], dtype=np.int64)
-    wanted = np.fromiter((i for ids in gold for i in sorted(set(ids))), dtype=np.int64, count=int(size.sum()))
-    # utterance and id in one number, so that one membership test serves all
-    base = 1 + max(int(found.max(initial=0)), int(wanted.max(initial=0)))
-    utterances = np.arange(len(gold))
-    hit = np.isin(utterances[:, None, None] * base + found, np.repeat(utterances, size) * base + wanted).any(axis=2)
-    counted = present & (size > 0)[:, None]  # [U, K]
-    total = counted.sum(axis=0)
-    if not total.any():
-        raise ValueError("no utterance has both a keyword and a gold subword")
-    hits = (hit & counted).sum(axis=0)
-    rates = {f"kw{k + 1}": 100.0 * int(hits[k]) / int(total[k]) for k in range(len(total)) if total[k]}
-    rates["avg"] = sum(rates.values()) / len(rates)
-    return rates
+    places, sets = Places.of(present), IdSets.of(gold)
+    hit = sets.meet(places.owner, found[present])
+    return Rates(places).row(hit, sets.size[places.owner] > 0)
 
 
-def count_utterances(gold: Iterable[Collection[int]]) -> Counter[int]:
-    """In how many utterances every subword occurs."""
-    return Counter(identity for ids in gold for identity in set(ids))
-
-
-def most_frequent(counts: Mapping[int, int], subwords: Subwords, k: int, exclude: Collection[int]) -> list[int]:
-    """The k ids of the table with the highest counts, without exclude; of equal counts the lower id comes first."""
-    known = set(subwords.ids.tolist()) - set(exclude)
-    ranked = sorted((i for i in counts if i in known), key=lambda identity: (-counts[identity], identity))
-    if len(ranked) < k:
-        raise ValueError(f"{k} frequent subwords asked for, the training captions hold {len(ranked)} of the table")
-    return ranked[:k]
-
-
-def keyword_report(
+def find(
     z: ArrayLike,
     mask: ArrayLike,
     subwords: Subwords,
     gold: Sequence[Collection[int]],
     gold_reference: Sequence[Collection[int]],
     train_counts: Mapping[int, int],
-) -> dict[str, Any]:
-    """``{"clean", "reference", "content_top1", "frequency_prior", "n_utterances"}``, see the module for the scores.
+    images: ArrayLike | None = None,
+    settings: Settings = Settings(),
+) -> Case:
+    """Look up, in one pass over the table, all that scores and records are made of.
 
-    z [U, K, D]; mask [U, K], true where the utterance has that keyword; gold, the content subwords of every caption;
-    gold_reference, the ids of its padded token sequence with the special ones; train_counts, in how many TRAINING
-    utterances a subword occurs. "frequency_prior" holds the same three scores when every keyword's neighbours are the
-    5 (content_top1: 1) most frequent subwords of training, whatever was said. "n_utterances": counted for each score.
-    "repetition": see :func:`repetition`, of the subwords that keywords are quantised to.
+    Args:
+        z: [U, K, D]. mask: [U, K], true where the utterance has that keyword.
+        gold: the subwords of every caption. gold_reference: the ids of its padded token sequence with the special ones.
+        train_counts: in how many TRAINING utterances a subword occurs.
+        images: [U], the image of every utterance, over which intervals go; None: each its own.
+    Raises:
+        ValueError: arrays that do not fit or are not finite, no keyword, fewer subwords than the scores need.
     """
-    vectors, present = np.asarray(z), np.asarray(mask, dtype=bool)
-    if len(gold_reference) != len(gold):
-        raise ValueError(f"{len(gold)} gold sets and {len(gold_reference)} reference gold sets do not fit")
-    if vectors.ndim != 3 or present.shape != vectors.shape[:2]:
-        raise ValueError(f"z {vectors.shape} and mask {present.shape} do not fit")
-    vectors = np.where(present[:, :, None], vectors, 0)  # what stands in absent places is never looked at
+    vectors, present = _fitting(z, mask, len(gold), len(gold_reference))
+    places = Places.of(present)
+    of_image = np.arange(len(gold)) if images is None else np.asarray(images)
+    partner = other_images(of_image, settings.seed)
+    plain = IdSets.of(gold).without(subwords.special_ids)
+    sets = {ALL: plain, CONTENT: plain.without(subwords.stop_ids)}
+    rows = {kind: sets[kind].rows(subwords) for kind in sets}
+    asked = {"": places.owner} | ({} if partner is None else {"shuffled ": partner[places.owner]})
     no_content = subwords.special_ids | subwords.stop_ids
-    golds = {
-        "clean": [set(ids) - subwords.special_ids for ids in gold],
-        "reference": gold_reference,
-        "content_top1": [set(ids) - no_content for ids in gold],
+    for least, exclude in ((NEIGHBOURS, subwords.special_ids), (1, no_content)):
+        most_frequent(train_counts, subwords, least, exclude)  # too few for the named scores is an error
+    every = np.zeros(len(subwords.ids), dtype=bool)
+    wanted = [
+        (NEIGHBOURS, every),
+        (_depth((*settings.sweep, settings.neighbours, NEIGHBOURS), subwords.special, NEIGHBOURS), subwords.special),
+        (_depth((*settings.sweep, 1), subwords.no_content, 1), subwords.no_content),
+    ]
+    own = {how + kind: (rows[kind], which) for kind in sets for how, which in asked.items()}
+    found = search(finite(vectors[present], "z"), subwords.embeddings, wanted, own)
+    used, place = np.unique(found.near[1].rows[:, 0], return_inverse=True)  # keywords are quantised to the nearest
+    both = [(NEIGHBOURS, every), (NEIGHBOURS, subwords.special)]
+    table = subwords.embeddings
+    around = [near.rows[place.reshape(-1)] for near in search(table[used], table, both).near]
+    bootstrap = Bootstrap(of_image, settings.bootstrap, settings.seed) if settings.bootstrap else None
+    frequent = {
+        ALL: by_frequency(train_counts, subwords, subwords.special_ids),
+        CONTENT: by_frequency(train_counts, subwords, no_content),
     }
-    clean = nearest(vectors, subwords.embeddings, NEIGHBOURS, subwords.special)[0]  # [U, K, 5]
-    found = {
-        "clean": clean,
-        "reference": _neighbours_of_rows(clean[..., 0], subwords.embeddings),  # quantised: to the first of them
-        "content_top1": nearest(vectors, subwords.embeddings, 1, subwords.no_content)[0],
-    }
-    frequent = most_frequent(train_counts, subwords, NEIGHBOURS, subwords.special_ids)
-    prior = {
-        "clean": frequent,
-        "reference": frequent,
-        "content_top1": most_frequent(train_counts, subwords, 1, no_content),
-    }
-    report: dict[str, Any] = {
-        score: hit_rates(subwords.ids[rows], present, golds[score]) for score, rows in found.items()
-    }
-    report["frequency_prior"] = {
-        score: hit_rates(np.broadcast_to(ids, (*present.shape, len(ids))), present, golds[score])
-        for score, ids in prior.items()
-    }
-    report["repetition"] = repetition(clean[..., 0], present)
-    report["n_utterances"] = {
-        score: sum(1 for ids, row in zip(sets, present, strict=True) if ids and row.any())
-        for score, sets in golds.items()
-    }
-    return report
+    return Case(
+        places=places, rates=Rates(places, bootstrap), subwords=subwords, counts=train_counts, gold=sets,
+        gold_rows=rows, with_special=IdSets.of(gold_reference), partner=partner, frequent=frequent,
+        near={ALL: found.near[1], CONTENT: found.near[2]}, near_any=found.near[0], best=found.best,
+        quantised_any=around[0], quantised=around[1],
+    )  # fmt: skip
 
 
-def repetition(rows: Ints, mask: Bools) -> dict[str, float]:
-    """``{"keywords", "distinct", "duplicates"}``: mean number of keywords of an utterance, mean number of different
-    rows among them, and the percentage of keywords whose row another of the utterance has already.
+def _fitting(z: ArrayLike, mask: ArrayLike, gold: int, reference: int) -> tuple[NDArray[Any], Bools]:
+    """z and mask as arrays. Raises ValueError where they or the numbers of gold sets do not fit."""
+    vectors, present = np.asarray(z), np.asarray(mask, dtype=bool)
+    if reference != gold:
+        raise ValueError(f"{gold} gold sets and {reference} reference gold sets do not fit")
+    if vectors.ndim != 3 or present.shape != vectors.shape[:2] or gold != len(present):
+        raise ValueError(f"z {vectors.shape}, mask {present.shape} and {gold} gold sets do not fit")
+    return vectors, present
 
-    rows, mask [U, K]. Utterances without keywords are not counted. Raises ValueError where none has one.
-    """
-    utterance, place = np.nonzero(mask)
-    if not len(utterance):
-        raise ValueError("no utterance has a keyword")
-    distinct = len(np.unique(np.stack([utterance, rows[utterance, place]]), axis=1).T)
-    with_keywords = int(mask.any(axis=1).sum())
+
+def _depth(wanted: Iterable[int], excluded: Bools, least: int) -> int:
+    """The largest wanted K that the table has subwords for."""
+    return max([k for k in wanted if k <= int((~excluded).sum())], default=least)
+
+
+def _named_scores(case: Case) -> dict[str, Any]:
+    """The scores of the module, and each again in "frequency_prior", "shuffled_speech" and "ci95"."""
+    table = case.subwords
+    cases = {
+        "clean": (table.ids[case.near[ALL].rows[:, :NEIGHBOURS]], case.gold[ALL], case.frequent[ALL][:NEIGHBOURS]),
+        "reference": (table.ids[case.quantised_any], case.with_special, case.frequent[ALL][:NEIGHBOURS]),
+        "content_top1": (table.ids[case.near[CONTENT].rows[:, :1]], case.gold[CONTENT], case.frequent[CONTENT][:1]),
+    }
+    report: dict[str, Any] = {}
+    beside: dict[str, dict[str, Any]] = {"frequency_prior": {}, "shuffled_speech": {}, "ci95": {}}
+    for name, (ids, gold, prior) in cases.items():
+        row = case.hit_row(ids, gold, prior)
+        for key, scores in beside.items():
+            if key in row:
+                scores[name] = row.pop(key)
+        report[name] = row
+    return report | {key: scores for key, scores in beside.items() if scores}
+
+
+def _sweep(case: Case, kind: str, sweep: Iterable[int]) -> dict[str, Any]:
+    """The row of each K, its key as a decimal string."""
+    near, prior = case.subwords.ids[case.near[kind].rows], case.frequent[kind]
+    gold, owner = case.gold[kind], case.places.owner
+    other = None if case.partner is None else case.partner[owner]
+    hits, shuffled = (
+        None if asked is None else np.logical_or.accumulate(gold.contain(asked[:, None], near), axis=1)
+        for asked in (owner, other)
+    )
+    assert hits is not None
     return {
-        "keywords": len(utterance) / with_keywords,
-        "distinct": distinct / with_keywords,
-        "duplicates": 100.0 * (len(utterance) - distinct) / len(utterance),
-    }
+        str(k): case.hit_row(
+            near[:, :k], gold, prior[:k], hits[:, k - 1], None if shuffled is None else shuffled[:, k - 1]
+        )
+        for k in sorted(set(sweep)) if k <= min(near.shape[1], len(prior))
+    }  # fmt: skip
 
 
-def keyword_records(
-    utterances: Sequence[str],
-    captions: Sequence[str],
-    z: ArrayLike,
-    mask: ArrayLike,
-    attention: Sequence[ArrayLike],
-    frame_seconds: float,
-    subwords: Subwords,
-    strings: Mapping[int, str],
-    k: int = NEIGHBOURS,
-    span_mass: float = 0.5,
-    segments: Sequence[ArrayLike] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """One dictionary for every keyword: ``utterance, keyword, neighbours, span, caption``.
-
-    z [U, K, D]; mask [U, K]; attention, every utterance's weights [k_u, T_u] over its frames; strings, id -> subword.
-    "keyword" counts from 1; "neighbours" are the k nearest subwords of z_k without special ones, best first, as
-    ``{"subword", "id", "cosine"}``; "span" in seconds is the keyword's row of ``segments``, [k_u, 2] of every
-    utterance, or where there are none `attention_span`, of ``span_mass``.
-    """
-    present = np.asarray(mask, dtype=bool)
-    vectors = np.where(present[:, :, None], np.asarray(z), 0)
-    rows, cosines = nearest(vectors, subwords.embeddings, k, subwords.special)
-    for u, utterance in enumerate(utterances):
-        weights = np.asarray(attention[u])
-        cut = None if segments is None else np.asarray(segments[u]).tolist()
-        for keyword in np.flatnonzero(present[u]).tolist():
-            span = cut[keyword] if cut is not None else attention_span(weights[keyword], frame_seconds, span_mass)
-            near = zip(subwords.ids[rows[u, keyword]].tolist(), cosines[u, keyword].tolist(), strict=True)
-            yield {
-                "utterance": utterance,
-                "keyword": keyword + 1,
-                "neighbours": [{"subword": strings[i], "id": i, "cosine": round(c, 4)} for i, c in near],
-                "span": [round(second, 4) for second in span],
-                "caption": captions[u],
-            }
-
-
-def _neighbours_of_rows(rows: Ints, table: Floats) -> Ints:
-    """The rows [..., 5] of the table nearest to each of its own rows [...]: a search for every distinct one."""
-    used, place = np.unique(rows, return_inverse=True)
-    return nearest(table[used], table, NEIGHBOURS)[0][place.reshape(rows.shape)]
-
-
-def _finite(values: ArrayLike, name: str) -> Floats:
-    """A finite floating-point array in at least single precision."""
-    array = np.asarray(values)
-    array = array.astype(np.result_type(array, np.float32), copy=False)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    return array
-
-
-def _unit(rows: Floats) -> Floats:
-    """Rows [N, D] of length one; rows of zeros stay."""
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norm > 0, norm, 1)
+def _gold_cosine(case: Case, kind: str) -> dict[str, Any]:
+    """Mean cosine to the nearest subword of the caption. The prior's keyword is the most frequent subword itself."""
+    own = case.best[kind][1]
+    row = case.rates.scored(np.nan_to_num(own), ~np.isnan(own), scale=1.0)
+    frequent = np.flatnonzero(case.subwords.ids == case.frequent[kind][0])[0]
+    unit = unit_rows(case.subwords.embeddings)
+    prior = best_of((unit @ unit[frequent])[None], case.gold_rows[kind])[1][case.places.owner]
+    row["frequency_prior"] = case.rates.row(np.nan_to_num(prior), ~np.isnan(prior), scale=1.0)
+    if case.partner is not None:
+        other = case.best[f"shuffled {kind}"][1]
+        row["shuffled_speech"] = case.rates.row(np.nan_to_num(other), ~np.isnan(other), scale=1.0)
+    return row

@@ -8,45 +8,27 @@ columns. Scores are in percent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.data.embeddings import row_norms
+from speechclip.eval.bootstrap import Bootstrap, interval
+from speechclip.eval.ranking import (
+    Floats,
+    Ints,
+    as_groups,
+    as_matrix,
+    blocks,
+    check_answerable,
+    first_hit_ranks,
+    relevant_pairs,
+    sort_groups,
+)
+
 CUTOFFS = (1, 5, 10)
-BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in single precision
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
-
-
-def first_hit_ranks(
-    queries: ArrayLike, gallery: ArrayLike, query_groups: ArrayLike, gallery_groups: ArrayLike, block: int | None = None
-) -> Ints:
-    """Rank, from 1, of the best-placed relevant gallery item of every query, by dot product.
-
-    queries [Q, D], gallery [G, D], query_groups [Q] or [Q, C], gallery_groups [G] or [G, C]. At most ``block`` queries
-    are scored at a time (by default as many as keep the scores under 64 MiB). Ties count against the system: an
-    irrelevant item that scores the same stands before the relevant one, and equal gallery rows always score the same.
-    Raises ValueError for shapes that do not fit, values that are not finite, and a query without a relevant item.
-    """
-    q, g = _matrix(queries, "queries"), _matrix(gallery, "gallery")
-    qg, gg = _groups(query_groups, len(q), "query_groups"), _groups(gallery_groups, len(g), "gallery_groups")
-    if q.shape[1] != g.shape[1] or qg.shape[1] != gg.shape[1]:
-        raise ValueError(f"queries {q.shape} and gallery {g.shape}, or the columns of their groups, do not fit")
-    # a matrix product may round equal columns differently, so every distinct row is scored once
-    first, row_of_item = _distinct_rows(g)
-    rows, repeated = g[first], len(first) < len(g)
-    ranks = np.empty(len(q), dtype=np.int64)
-    for part in _blocks(len(q), len(g), block):
-        scores = (q[part] @ rows.T)[:, row_of_item] if repeated else q[part] @ g.T  # [b, G]
-        relevant = _relevant(qg[part], gg)  # [b, G]
-        _check_answerable(np.asarray(relevant.any(axis=1)), part.start)
-        best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[part] = 1 + ((scores >= best) & ~relevant).sum(axis=1)
-    return ranks
 
 
 def recall_table(ranks: ArrayLike) -> dict[str, float]:
@@ -54,7 +36,7 @@ def recall_table(ranks: ArrayLike) -> dict[str, float]:
     r = np.asarray(ranks)
     if r.size == 0:
         raise ValueError("no ranks to average")
-    return {name: 100.0 * float(column.mean()) for name, column in _gains(r).items()}
+    return {name: 100.0 * float(column.mean()) for name, column in gains_of(r).items()}
 
 
 def bootstrap_ci(
@@ -68,21 +50,10 @@ def bootstrap_ci(
     r, c = np.asarray(ranks), np.asarray(clusters)
     if r.size == 0 or r.shape != c.shape:
         raise ValueError(f"ranks {r.shape} and clusters {c.shape} do not fit")
-    if n < 1:
-        raise ValueError(f"{n} resamples; an interval needs at least 1")
-    index = np.unique(c, return_inverse=True)[1].reshape(-1)
-    size = np.bincount(index)  # [I] queries of a cluster
-    gains = _gains(r)
-    sums = np.stack([np.bincount(index, weights=gain) for gain in gains.values()], axis=1)  # [I, 4]
-    generator = np.random.default_rng(seed)
-    resampled = np.empty((n, len(gains)))
-    step = max(1, BLOCK_SCORES // (2 * len(size)))
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        draws = generator.multinomial(len(size), np.full(len(size), 1 / len(size)), size=stop - start)  # [n, I]
-        resampled[start:stop] = (draws @ sums) / (draws @ size)[:, None]
-    tail = 50.0 * (1.0 - level)
-    low, high = 100.0 * np.percentile(resampled, [tail, 100.0 - tail], axis=0)
+    gains = gains_of(r)
+    columns = np.stack([*gains.values(), np.ones(len(r))], axis=1)  # [Q, 5]
+    sums = Bootstrap(c, n, seed).sums(columns)
+    low, high = 100.0 * interval(sums[:, :-1] / sums[:, -1:], level)
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(gains)}
 
 
@@ -92,11 +63,11 @@ def chance(query_groups: ArrayLike, gallery_groups: ArrayLike) -> dict[str, floa
     query_groups [Q] or [Q, C], gallery_groups [G] or [G, C]. Exact: with n relevant among G items, no relevant one is
     among the first r with probability C(G - n, r) / C(G, r), and the expected reciprocal rank follows from that.
     """
-    qg = _groups(query_groups, None, "query_groups")
-    gg = _groups(gallery_groups, None, "gallery_groups")
+    qg = as_groups(query_groups, None, "query_groups")
+    gg = as_groups(gallery_groups, None, "gallery_groups")
     total = len(gg)
     relevant = _count_relevant(qg, gg)
-    _check_answerable(relevant > 0, 0)
+    check_answerable(relevant > 0, 0)
     table = dict.fromkeys([*(f"R@{k}" for k in CUTOFFS), "MRR"], 0.0)
     drawn = np.arange(total)
     for n, queries in zip(*np.unique(relevant, return_counts=True), strict=True):
@@ -192,7 +163,7 @@ def retrieval_report(
     return report
 
 
-def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+def gains_of(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """What every rank adds to each score, before the mean."""
     hits = {f"R@{k}": (ranks <= k).astype(np.float64) for k in CUTOFFS}
     return {**hits, "MRR": 1.0 / ranks}
@@ -201,8 +172,11 @@ def _gains(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     """[Q, C] and [G, C] -> [Q], the relevant items of every query; up to two columns without comparing all pairs."""
     if query_groups.shape[1] > 2:
-        parts = _blocks(len(query_groups), len(gallery_groups), None)
-        return np.concatenate([_relevant(query_groups[part], gallery_groups).sum(axis=1) for part in parts])
+        listed = sort_groups(gallery_groups)
+        parts = blocks(len(query_groups), len(gallery_groups), None)
+        found = [np.bincount(relevant_pairs(query_groups[part], *listed)[0], minlength=part.stop - part.start)
+                 for part in parts]  # fmt: skip
+        return np.concatenate(found)
 
     def equal(columns: list[int]) -> Ints:
         """How many items agree in all of the columns."""
@@ -216,81 +190,10 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
     return equal([0]) + equal([1]) - equal([0, 1])
 
 
-def _relevant(query_groups: Ints, gallery_groups: Ints) -> Bools:
-    """[b, C] and [G, C] -> [b, G], true where a column agrees."""
-    relevant: Bools = query_groups[:, :1] == gallery_groups[None, :, 0]
-    for column in range(1, query_groups.shape[1]):
-        relevant |= query_groups[:, column : column + 1] == gallery_groups[None, :, column]
-    return relevant
-
-
-def _distinct_rows(matrix: Floats) -> tuple[Ints, Ints]:
-    """Index of the first of every set of equal rows, and for each row the position of its set in that index.
-
-    Rows are told apart by a 64-bit hash, which is checked: no copy of the matrix is made or sorted.
-    """
-    hashes = np.concatenate([_row_hashes(matrix[part]) for part in _blocks(len(matrix), matrix.shape[1], None)])
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    repeated = np.flatnonzero(first[inverse] != np.arange(len(matrix)))
-    same = all(
-        np.array_equal(matrix[repeated[part]], matrix[first[inverse[repeated[part]]]])
-        for part in _blocks(len(repeated), matrix.shape[1], None)
-    )
-    if not same:  # two rows with one hash: sort the rows themselves
-        _, first, inverse = np.unique(matrix + 0, axis=0, return_index=True, return_inverse=True)
-        inverse = inverse.reshape(-1)
-    return first, inverse
-
-
-def _row_hashes(rows: Floats) -> NDArray[np.uint64]:
-    """[b, D] -> [b]; equal rows have equal hashes, a negative zero counts as a positive one."""
-    raw = np.ascontiguousarray(rows + 0)
-    words = raw.view(np.dtype(f"u{raw.itemsize}")).astype(np.uint64)
-    drawn = np.random.default_rng(0).integers(0, 2**63, size=words.shape[1], dtype=np.uint64)
-    odd = drawn * np.uint64(2) + np.uint64(1)
-    mixed = (words ^ (words >> np.uint64(15))) * odd
-    hashed: NDArray[np.uint64] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
-    return hashed
-
-
-def _blocks(queries: int, gallery: int, block: int | None) -> Iterator[slice]:
-    """Slices over the queries."""
-    step = max(1, BLOCK_SCORES // max(1, gallery)) if block is None else block
-    if step < 1:
-        raise ValueError(f"block is {step}; it has to be at least 1")
-    for start in range(0, queries, step):
-        yield slice(start, min(start + step, queries))
-
-
-def _check_answerable(answerable: Bools, offset: int) -> None:
-    """Raises ValueError where a query has no relevant item."""
-    if not answerable.all():
-        raise ValueError(f"query {offset + int(np.argmin(answerable))} has no relevant item in the gallery")
-
-
-def _matrix(values: ArrayLike, name: str) -> Floats:
-    """A finite, non-empty [N, D] matrix in at least single precision."""
-    array = np.asarray(values)
-    array = array.astype(np.result_type(array, np.float32), copy=False)
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"{name}: a non-empty [N, D] matrix is needed, the shape is {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(array).all(axis=1)))} holds NaN or infinity")
-    return array
-
-
 def _unit(values: ArrayLike, name: str) -> Floats:
     """A matrix with rows of length one; rows of zeros stay."""
-    array = _matrix(values, name)
-    norm = np.linalg.norm(array, axis=1, keepdims=True)
+    array = as_matrix(values, name)
+    norm = row_norms(array)
     return array / np.where(norm > 0, norm, 1)
 
 
-def _groups(values: ArrayLike, length: int | None, name: str) -> Ints:
-    """[N] or [N, C] -> [N, C]."""
-    array = np.asarray(values, dtype=np.int64)
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or len(array) == 0 or (length is not None and len(array) != length):
-        raise ValueError(f"{name}: one group, or one row of groups, for each item is needed")
-    return array

@@ -11,8 +11,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from speechclip.eval.bootstrap import Bootstrap, interval
+
 Pairs = Sequence[Sequence[float]]  # (start, end) in seconds
+Ints = NDArray[np.int64]
 SAME = 1e-3  # seconds; times closer than this are one boundary
+TOLERANCES = (0.02, 0.05)  # seconds, the two that are common
 
 
 def inner_boundaries(spans: Pairs) -> list[float]:
@@ -35,7 +42,7 @@ def matches(found: Sequence[float], true: Sequence[float], tolerance: float) -> 
     return pairs
 
 
-def boundary_measures(hits: int, found: int, true: int) -> dict[str, float]:
+def boundary_measures(hits: float, found: float, true: float) -> dict[str, float]:
     """``precision``, ``recall``, ``f1``, ``over_segmentation`` and ``r_value`` in percent, of summed counts.
 
     over_segmentation: by how much there are more boundaries than there should be, 0 is right. Raises ValueError
@@ -55,26 +62,72 @@ def boundary_measures(hits: int, found: int, true: int) -> dict[str, float]:
     return {name: 100 * value for name, value in measures.items()}
 
 
-def segmentation_report(spans: Sequence[Pairs], words: Sequence[Pairs], tolerance: float) -> dict[str, Any]:
-    """Scores of the keywords' times against the words', and of as many evenly spaced boundaries ("uniform").
+def segmentation_report(
+    spans: Sequence[Pairs],
+    words: Sequence[Pairs],
+    tolerance: float,
+    partner: Sequence[int] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> dict[str, Any]:
+    """Scores of the keywords' times against the words'.
 
     Args:
         spans: of each utterance, (start, end) of its keywords in seconds. words: the same of its words, at least one.
-        tolerance: seconds.
+        tolerance: seconds. partner: an utterance of another image for each. bootstrap: over these utterances.
     Returns:
-        what :func:`boundary_measures` gives, with "tolerance", "n_found", "n_true", "n_utterances" and "uniform".
+        what :func:`boundary_measures` gives, with "tolerance", "n_found", "n_true", "n_utterances"; "tolerances": the
+        same measures for each of `TOLERANCES`; "uniform": for as many boundaries, evenly spaced; "shuffled_speech": for
+        the keywords of the partner, stretched to the same length; "ci95".
     """
-    counts, even = [0, 0, 0], [0, 0, 0]
-    for mine, theirs in zip(spans, words, strict=True):
-        found, true = inner_boundaries(mine), inner_boundaries(theirs)
-        begin, end = min(start for start, _ in theirs), max(stop for _, stop in theirs)
-        step = (end - begin) / (len(found) + 1)
-        spaced = [begin + step * (number + 1) for number in range(len(found))]
-        for total, times in ((counts, found), (even, spaced)):
-            for at, value in enumerate((matches(times, true, tolerance), len(times), len(true))):
-                total[at] += value
-    return {
-        **boundary_measures(counts[0], counts[1], counts[2]),
-        "tolerance": tolerance, "n_found": counts[1], "n_true": counts[2], "n_utterances": len(spans),
-        "uniform": boundary_measures(even[0], even[1], even[2]),
+    counts = _counts(spans, words, tolerance)
+    total = counts.sum(axis=0).tolist()
+    report: dict[str, Any] = {
+        **boundary_measures(*total),
+        "tolerance": tolerance, "n_found": total[1], "n_true": total[2], "n_utterances": len(spans),
+        "tolerances": {
+            f"{value:g}": boundary_measures(*_counts(spans, words, value).sum(axis=0).tolist()) for value in TOLERANCES
+        },
+        "uniform": _measures_of([_evenly(*pair) for pair in zip(spans, words, strict=True)], words, tolerance),
     }  # fmt: skip
+    if partner is not None:
+        moved = [_stretched(spans[other], words[other], words[own]) for own, other in enumerate(partner)]
+        report["shuffled_speech"] = _measures_of([inner_boundaries(pairs) for pairs in moved], words, tolerance)
+    if bootstrap is not None:
+        drawn = [boundary_measures(*sums) for sums in bootstrap.sums(counts).tolist() if sums[2]]
+        low, high = interval(np.array([list(measures.values()) for measures in drawn]))
+        report["ci95"] = {name: [float(low[at]), float(high[at])] for at, name in enumerate(drawn[0])}
+    return report
+
+
+def _counts(spans: Sequence[Pairs], words: Sequence[Pairs], tolerance: float) -> Ints:
+    """[U, 3]: matches, found and true boundaries of each utterance."""
+    rows = [_count(inner_boundaries(mine), theirs, tolerance) for mine, theirs in zip(spans, words, strict=True)]
+    return np.array(rows, dtype=np.int64)
+
+
+def _count(found: Sequence[float], words: Pairs, tolerance: float) -> tuple[int, int, int]:
+    true = inner_boundaries(words)
+    return matches(found, true, tolerance), len(found), len(true)
+
+
+def _measures_of(found: Sequence[Sequence[float]], words: Sequence[Pairs], tolerance: float) -> dict[str, float]:
+    rows = [_count(times, theirs, tolerance) for times, theirs in zip(found, words, strict=True)]
+    return boundary_measures(*np.sum(rows, axis=0).tolist())
+
+
+def _extent(words: Pairs) -> tuple[float, float]:
+    return min(start for start, _ in words), max(end for _, end in words)
+
+
+def _evenly(spans: Pairs, words: Pairs) -> list[float]:
+    """As many boundaries as the spans have, evenly spaced over the words."""
+    number = len(inner_boundaries(spans))
+    begin, end = _extent(words)
+    return [begin + (end - begin) / (number + 1) * (at + 1) for at in range(number)]
+
+
+def _stretched(spans: Pairs, words: Pairs, onto: Pairs) -> list[tuple[float, float]]:
+    """The spans of an utterance, moved with the extent of its words to that of another's."""
+    (begin, end), (to_begin, to_end) = _extent(words), _extent(onto)
+    factor = (to_end - to_begin) / (end - begin) if end > begin else 1.0
+    return [(to_begin + (a - begin) * factor, to_begin + (b - begin) * factor) for a, b in spans]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.data.embeddings import read_arrays
 from speechclip.errors import UserError
+from speechclip.eval.retrieval import gains_of
 
-CUTOFFS = (1, 5, 10)
 _BLOCK = 1 << 22  # signs drawn at a time
 
 
@@ -36,23 +36,46 @@ def paired_test(
     if n < 1:
         raise ValueError(f"{n} choices; at least 1 is needed")
     index = np.unique(c, return_inverse=True)[1].reshape(-1)
-    gains = {f"R@{k}": ((a <= k).astype(float), (b <= k).astype(float)) for k in CUTOFFS}
-    gains["MRR"] = (1.0 / a, 1.0 / b)
+    others = gains_of(b)
+    gains = {name: (gain, others[name]) for name, gain in gains_of(a).items()}
     sums = np.stack([np.bincount(index, weights=x - y) for x, y in gains.values()], axis=1)  # [I, 4]
+    p = _exchanged(sums, n, seed)
+    return {
+        name: {
+            "first": 100 * float(x.mean()), "second": 100 * float(y.mean()),
+            "difference": 100 * float((x - y).mean()), "p": float(p[at]),
+        }
+        for at, (name, (x, y)) in enumerate(gains.items())
+    }  # fmt: skip
+
+
+def paired_means(
+    first: ArrayLike, second: ArrayLike, clusters: ArrayLike, n: int = 10000, seed: int = 0
+) -> dict[str, float]:
+    """:func:`paired_test` of any score from 0 to 1 that two runs have for each of the same items, [Q] both.
+
+    Returns {"first", "second", "difference", "p"}, the first three in percent.
+    """
+    a, b, c = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(clusters)
+    if a.size == 0 or a.shape != b.shape or a.shape != c.shape or a.ndim != 1 or n < 1:
+        raise ValueError(f"scores {a.shape} and {b.shape}, clusters {c.shape} and {n} choices do not fit")
+    index = np.unique(c, return_inverse=True)[1].reshape(-1)
+    sums = np.bincount(index, weights=a - b)[:, None]
+    means = {"first": 100 * float(a.mean()), "second": 100 * float(b.mean()), "difference": 100 * float((a - b).mean())}
+    return {**means, "p": float(_exchanged(sums, n, seed)[0])}
+
+
+def _exchanged(sums: NDArray[Any], n: int, seed: int) -> NDArray[np.float64]:
+    """p [M] of the total of the clusters' differences, [I, M], under random exchanges of whole clusters."""
     observed = np.abs(sums.sum(axis=0))
     generator = np.random.default_rng(seed)
-    reached = np.zeros(len(gains))
+    reached = np.zeros(sums.shape[1])
     step = max(1, _BLOCK // len(sums))
     for start in range(0, n, step):
         signs = generator.integers(0, 2, size=(min(step, n - start), len(sums))) * 2.0 - 1.0
         reached += (np.abs(signs @ sums) >= observed - 1e-9 * (1 + observed)).sum(axis=0)
-    return {
-        name: {
-            "first": 100 * float(x.mean()), "second": 100 * float(y.mean()),
-            "difference": 100 * float((x - y).mean()), "p": float((1 + reached[at]) / (1 + n)),
-        }
-        for at, (name, (x, y)) in enumerate(gains.items())
-    }  # fmt: skip
+    p: NDArray[np.float64] = (1 + reached) / (1 + n)
+    return p
 
 
 def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], data: Mapping[str, str]) -> None:
@@ -84,13 +107,7 @@ def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> di
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; stage 4 makes it") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path}: not a readable .npz file") from error
+    content = read_arrays(path, hint="stage 4 makes it")
     if "data" not in content:
         raise UserError(f"{path}: no ranks of stage 4")
     return content

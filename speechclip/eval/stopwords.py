@@ -31,9 +31,10 @@ def stop_word_ids(subwords: Mapping[int, str]) -> frozenset[int]:
     A subword is one when it stands in `STOP_WORDS` without its word-boundary mark ("</w>" behind it or "▁" before it)
     and in lower case, or when it holds no letter and no digit.
     """
-    return frozenset(identity for identity, subword in subwords.items() if _is_stop_word(subword))
+    return frozenset(identity for identity, subword in subwords.items() if is_stop_word(subword))
 
 
-def _is_stop_word(subword: str) -> bool:
+def is_stop_word(subword: str) -> bool:
+    """Whether a word or subword, with or without its mark, is no content: see :func:`stop_word_ids`."""
     plain = subword.removesuffix("</w>").lstrip("▁").lower().replace("’", "'")
     return plain in STOP_WORDS or not any(character.isalnum() for character in plain)

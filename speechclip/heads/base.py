@@ -13,15 +13,15 @@ class Keywords(NamedTuple):
     """Keywords of a batch, at most K an utterance; what stands where ``mask`` is false means nothing.
 
     vectors: [B, K, D] before quantisation (z_k). quantized: [B, K, D], rows of the subword table in the forward pass.
-    rows: [B, K] int64, which rows. attention: [B, K, T], weights over frames. mask: [B, K] bool, which exist: the first
-    n_i of utterance i. segments: [B, K, 2] start and end in frames, of a head that cuts the utterance into keywords;
-    None where all there is to tell the time of a keyword is its attention.
+    rows: [B, K] int64, which rows. attention: [B, K, T], weights over frames, or None in training. mask: [B, K] bool,
+    which exist: the first n_i of utterance i. segments: [B, K, 2] start and end in frames, of a head that cuts the
+    utterance into keywords; None where all there is to tell the time of a keyword is its attention.
     """
 
     vectors: Tensor
     quantized: Tensor
     rows: Tensor
-    attention: Tensor
+    attention: Tensor | None
     mask: Tensor
     segments: Tensor | None = None
 
@@ -31,24 +31,27 @@ class HeadOutput(NamedTuple):
 
     embedding: an utterance embedding [B, joint width] (the parallel read-out), or None. keywords: for CLIP's text
     transformer to read (the cascaded read-out), or None. quantity: by how much the number of keywords is off its
-    target, a scalar to be trained down, or None where their number is fixed.
+    target, a scalar to be trained down, or None where their number is fixed. attention: of a head without keywords, the
+    weights of its [CLS] over the frames, [B, 1, T].
     """
 
     embedding: Tensor | None
     keywords: Keywords | None
     quantity: Tensor | None = None
+    attention: Tensor | None = None
 
 
 class SpeechOutput(NamedTuple):
     """What a model reads out of a batch.
 
     readouts: embeddings [B, J], not normalised, "parallel" (the head's own) before "cascaded" (of the keywords, by
-    CLIP's text transformer); a hybrid head has both. keywords, quantity: see :class:`HeadOutput`.
+    CLIP's text transformer); a hybrid head has both. keywords, quantity, attention: see :class:`HeadOutput`.
     """
 
     readouts: dict[str, Tensor]
     keywords: Keywords | None
     quantity: Tensor | None
+    attention: Tensor | None = None
 
     @property
     def embedding(self) -> Tensor:

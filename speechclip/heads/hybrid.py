@@ -29,4 +29,5 @@ class HybridHead(KeywordHead):
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """frames [B, T, d], padding [B, T] bool -> an embedding [B, joint_dim], not normalised, and K keywords."""
         states, weights = self._block_at_cls(frames, padding)
-        return HeadOutput(self.parallel_projection(states[:, 0]), self._keywords(states[:, 1:], weights[:, 1:]))
+        attention = None if weights is None else weights[:, 1:]
+        return HeadOutput(self.parallel_projection(states[:, 0]), self._keywords(states[:, 1:], attention))

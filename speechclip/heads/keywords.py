@@ -99,8 +99,8 @@ class KeywordHead(nn.Module):
     def set_step(self, step: int) -> None:
         """Nothing here changes with the step."""
 
-    def _block_at_cls(self, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output at the [CLS] positions [B, Q, d], and their weights over the frames [B, Q, T]."""
+    def _block_at_cls(self, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The block's output at the [CLS] positions [B, Q, d], and, in evaluation, their weights [B, Q, T]."""
         assert self.cls is not None
         attended, weights = self.attention(self.cls, self.input_dropout(frames), padding)
         return self.norm(self.cls + attended), weights
@@ -114,7 +114,7 @@ class KeywordHead(nn.Module):
         return states
 
     def _keywords(
-        self, states: Tensor, attention: Tensor, mask: Tensor | None = None, segments: Tensor | None = None
+        self, states: Tensor, attention: Tensor | None, mask: Tensor | None = None, segments: Tensor | None = None
     ) -> Keywords:
         """Keywords of states [B, K, d], those alone that exist: the others count in no statistic and stay zero."""
         if mask is None:

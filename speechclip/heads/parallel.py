@@ -34,9 +34,9 @@ class ParallelHead(nn.Module):
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """frames [B, T, d], padding [B, T] bool -> an embedding [B, joint_dim], not normalised."""
-        attended, _ = self.attention(self.cls, self.input_dropout(frames), padding)
+        attended, weights = self.attention(self.cls, self.input_dropout(frames), padding)
         state = self._rest_of_layer(self.cls, attended)[:, 0]
-        return HeadOutput(self.projection(self.norm(state)), None)
+        return HeadOutput(self.projection(self.norm(state)), None, attention=weights)
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
         """The layer's output at the frames, before the additional LayerNorm: [B, T, d]."""

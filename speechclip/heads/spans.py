@@ -20,15 +20,12 @@ def attention_span(weights: ArrayLike, frame_seconds: float, mass: float = 0.5) 
         raise ValueError("attention: finite, non-negative weights [T] with a positive sum are needed")
     if not 0 < mass <= 1:
         raise ValueError(f"mass is {mass}; it has to be in (0, 1]")
-    held = [0.0, *np.cumsum(w).tolist()]
+    held = np.concatenate([[0.0], np.cumsum(w)])
     wanted = mass * held[-1] * (1 - 1e-9)  # sums that differ in rounding alone count as equal
-    first, last, left = 0, len(w), 0
-    for right in range(1, len(held)):
-        while held[right] - held[left + 1] >= wanted:
-            left += 1
-        if held[right] - held[left] >= wanted and right - left < last - first:
-            first, last = left, right
-    return first * frame_seconds, last * frame_seconds
+    last = np.searchsorted(held, held[:-1] + wanted)  # where a run from each frame on holds enough, or past the end
+    frames = np.where(last < len(held), last - np.arange(len(w)), len(held))
+    first = int(frames.argmin())
+    return first * frame_seconds, int(last[first]) * frame_seconds
 
 
 def keyword_spans(keywords: Keywords, index: int, frames: int, mass: float = 0.5) -> list[tuple[float, float]]:
@@ -40,5 +37,6 @@ def keyword_spans(keywords: Keywords, index: int, frames: int, mass: float = 0.5
     if keywords.segments is not None:
         times = (keywords.segments[index, :count].double() * FRAME_SECONDS).tolist()
         return [(start, end) for start, end in times]
+    assert keywords.attention is not None, "weights are there in evaluation only"
     weights = keywords.attention[index, :count, :frames].float().cpu().numpy()
     return [attention_span(row, FRAME_SECONDS, mass) for row in weights]

@@ -29,6 +29,8 @@ _DTYPES = {
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
     "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
+_MOST_PACKED = 100  # times that an archive may be larger unpacked; torch itself packs nothing
+_MOST_MODULES = 1_000_000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -54,6 +56,9 @@ def read_torch_file(path: str | Path) -> Any:
     if zipfile.is_zipfile(path):
         return _Archive(path).read()
     with path.open("rb") as stream:
+        if stream.read(4) == b"PK\x03\x04":
+            raise UserError(f"{path}: damaged or truncated: a zip archive without its end")
+        stream.seek(0)
         return _read_stream(path, stream)
 
 
@@ -65,8 +70,13 @@ def script_state(value: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(value, Record) or not value.kind.startswith("__torch__."):
         raise UserError(f"{source}: no TorchScript module")
     found: dict[str, Tensor] = {}
+    visited = 0
 
     def walk(record: Record, prefix: str) -> None:
+        nonlocal visited
+        visited += 1
+        if visited > _MOST_MODULES:  # each within the next, twice
+            raise UserError(f"{source}: more than {_MOST_MODULES} modules")
         for name, item in record.items():
             if isinstance(item, Tensor):
                 found[prefix + name] = item
@@ -89,6 +99,9 @@ class _Archive:
             self.file = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"{path}: damaged or truncated ({error})") from error
+        unpacked, packed = sum(info.file_size for info in self.file.infolist()), path.stat().st_size
+        if unpacked > _MOST_PACKED * packed:
+            raise UserError(f"{path}: would unpack to {unpacked} bytes from {packed}: refused")
         pickles = [name for name in self.file.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if not pickles:
             raise UserError(f"{path}: a zip archive without data.pkl: not written by torch")
@@ -220,6 +233,7 @@ def _tensor(pending: _Pending) -> Tensor:
 def _materialise(value: Any) -> Any:
     """Replace pending tensors, in place where a container can hold them."""
     seen: set[int] = set()
+    tuples: dict[int, tuple[Any, Any]] = {}  # by the id of one that is kept, so that no other gets it
 
     def walk(item: Any) -> Any:
         if isinstance(item, _Pending):
@@ -230,7 +244,9 @@ def _materialise(value: Any) -> Any:
             for key, part in pairs:
                 item[key] = walk(part)
         if isinstance(item, tuple):
-            return tuple(walk(part) for part in item)
+            if id(item) not in tuples:
+                tuples[id(item)] = item, tuple(walk(part) for part in item)
+            return tuples[id(item)][1]
         return item
 
     return walk(value)

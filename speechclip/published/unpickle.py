@@ -80,7 +80,9 @@ class Unpickler:
                 self._step(opcode.name, argument)
         except UserError:
             raise
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError, EOFError) as error:
+        except (
+            ValueError, IndexError, KeyError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
+        ) as error:  # fmt: skip
             raise UserError(f"{self.source}: a damaged pickle ({type(error).__name__}: {error})") from error
         raise UserError(f"{self.source}: a pickle without an end")
 
@@ -114,7 +116,7 @@ class Unpickler:
         target = self._stack[-1]
         if not isinstance(target, dict):
             raise TypeError("items for what is no dictionary")
-        target.update(zip(pairs[::2], pairs[1::2], strict=True))
+        target.update(_pairs(pairs))
 
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -129,7 +131,7 @@ class Unpickler:
         target = self._stack[-1]
         if not isinstance(target, set):
             raise TypeError("members for what is no set")
-        target.update(items)
+        target.update(_hashed(items))
 
     def _call(self, function: Any, arguments: Any, named: Any = None) -> Any:
         """What a call would have given: the reader's own function, or a record of the arguments."""
@@ -195,8 +197,16 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+def _hashed(items: list[Any]) -> list[Any]:
+    """Items that may be keys. The hash of a tuple of tuples of one tuple, and so on, would take for ever."""
+    for item in items:
+        if isinstance(item, (tuple, frozenset)) and any(isinstance(part, (tuple, frozenset)) for part in item):
+            raise TypeError("a key of nested containers")
+    return items
+
+
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return dict(zip(_hashed(items[::2]), items[1::2], strict=True))
 
 
 _ACTIONS: dict[str, Callable[[Unpickler, Any], Any]] = {
@@ -206,7 +216,7 @@ _ACTIONS: dict[str, Callable[[Unpickler, Any], Any]] = {
     "TUPLE3": lambda p, a: p._tuple(3),
     "LIST": lambda p, a: p._stack.append(p._since_mark()),
     "DICT": lambda p, a: p._stack.append(_pairs(p._since_mark())),
-    "FROZENSET": lambda p, a: p._stack.append(frozenset(p._since_mark())),
+    "FROZENSET": lambda p, a: p._stack.append(frozenset(_hashed(p._since_mark()))),
     "APPEND": lambda p, a: p._append([p._stack.pop()]),
     "APPENDS": lambda p, a: p._append(p._since_mark()),
     "ADDITEMS": lambda p, a: p._add(p._since_mark()),

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.errors import UserError, writing
+from speechclip.errors import UserError
+from speechclip.report.plots import sweep_curves
 from speechclip.report.runs import Scores
+from speechclip.report.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart
-BLUE, ORANGE, GREEN, RED, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#777777"
 RECALLS = {"R@1": BLUE, "R@5": SKY, "R@10": GREEN}
 KEYWORD_SCORES = {"clean": BLUE, "reference": SKY, "content_top1": ORANGE}
-STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "font.size": 10,
-    "legend.frameon": False,
-    "svg.hashsalt": "speechclip",  # equal data give equal files
-}
 #: Title and unit of a panel of the training figure, and its curves: label, keys in a metrics line, colour, line style.
 Curve = tuple[str, tuple[str, ...], str, str]
 PANELS: dict[tuple[str, str], tuple[Curve, ...]] = {
@@ -59,13 +47,16 @@ def write_figures(directory: str | Path) -> list[Path]:
     log = folder / "metrics.jsonl"
     if log.exists():
         metrics = read_metrics(log)
-        written += _write(log, folder / "figures" / "training", training_curves, metrics)
+        written += write_figure(log, folder / "figures" / "training", training_curves, metrics)
         if best_layer_weights(metrics):
-            written += _write(log, folder / "figures" / "layer_weights", layer_weight_bars, metrics)
+            written += write_figure(log, folder / "figures" / "layer_weights", layer_weight_bars, metrics)
     for stage, name, draw in ((4, "retrieval", retrieval_bars), (5, "keywords", keyword_bars)):
         path = folder / "scores" / f"{name}.json"
         if path.exists():
-            written += _write(path, folder / "figures" / name, draw, Scores.read(path, stage).content)
+            content = Scores.read(path, stage).content
+            written += write_figure(path, folder / "figures" / name, draw, content)
+            if "sweep" in content:
+                written += write_figure(path, folder / "figures" / "neighbours", sweep_curves, content)
     return written
 
 
@@ -92,28 +83,61 @@ def training_curves(metrics: Metrics) -> Figure:
     """Loss, recall on dev, learning rate and temperature over the steps, those of them that were logged."""
     from matplotlib.figure import Figure
 
-    panels = {name: curves for name, curves in PANELS.items() if any(_series(metrics, c[1])[0] for c in curves)}
-    if not panels:
-        raise KeyError("loss")
+    panels = _logged_panels(metrics)
     columns, rows = min(2, len(panels)), math.ceil(len(panels) / 2)
     figure = Figure(figsize=(5.6 * columns, 3.6 * rows), layout="constrained")
-    best = best_step(metrics)
-    for place, ((title, unit), curves) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        for label, keys, colour, line in curves:
-            _draw_curve(axes, *_series(metrics, keys), label=label, colour=colour, line=line)
-        axes.set(title=title, xlabel="step", ylabel=unit)
-        axes.set_ylim(bottom=0, top=100 if unit == "percent" else None)
-        if best is not None:
-            axes.axvline(best, color=GREY, linestyle="--", linewidth=1, label=f"best step: {best:,.0f}")
-        if unit in ("loss", "percent"):
-            axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
+    for place, panel in enumerate(panels, start=1):
+        _draw_panel(figure.add_subplot(rows, columns, place), panel, metrics)
     return figure
+
+
+def training_panels(metrics: Metrics) -> dict[str, Figure]:
+    """The panels of `training_curves`, a figure each, by title."""
+    from matplotlib.figure import Figure
+
+    figures = {}
+    for panel in _logged_panels(metrics):
+        figures[panel[0]] = Figure(figsize=(4.8, 3.2), layout="constrained")
+        _draw_panel(figures[panel[0]].add_subplot(), panel, metrics)
+    return figures
+
+
+def last_values(metrics: Metrics, title: str) -> str:
+    """The last value of every curve of a panel, in words."""
+    values = []
+    for (name, _), curves in PANELS.items():
+        for label, keys, _, _ in curves if name == title else ():
+            steps, numbers = series(metrics, keys)
+            if numbers:
+                values.append(f"{label} {numbers[-1]:.3g} at step {steps[-1]:,.0f}")
+    return f"At the end: {', '.join(values)}."
+
+
+def _logged_panels(metrics: Metrics) -> list[tuple[str, str]]:
+    """The keys of PANELS that there are values of. Raises KeyError where there is none."""
+    panels = [name for name, curves in PANELS.items() if any(series(metrics, c[1])[0] for c in curves)]
+    if not panels:
+        raise KeyError("loss")
+    return panels
+
+
+def _draw_panel(axes: Axes, panel: tuple[str, str], metrics: Metrics) -> None:
+    title, unit = panel
+    for label, keys, colour, line in PANELS[panel]:
+        _draw_curve(axes, *series(metrics, keys), label=label, colour=colour, line=line)
+    axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=0, top=100 if unit == "percent" else None)
+    best = best_step(metrics)
+    if best is not None:
+        axes.axvline(best, color=GREY, linestyle="--", linewidth=1, label=f"best step: {best:,.0f}")
+    if unit in ("loss", "percent"):
+        axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def best_step(metrics: Metrics) -> float | None:
     """The step with the highest mean R@10 on dev, the first of several; None when dev was never scored."""
-    steps, recalls = _series(metrics, ("dev", "mean_R@10"))
+    steps, recalls = series(metrics, ("dev", "mean_R@10"))
     return steps[recalls.index(max(recalls))] if recalls else None
 
 
@@ -185,7 +209,14 @@ def keyword_bars(scores: Mapping[str, Any]) -> Figure:
         here = [(i + 0.27 * (place - 1), name) for i, name in enumerate(names) if name in rates]
         x = [at for at, _ in here]
         axes.bar(x, [rates[name] for _, name in here], 0.25, label=score, color=colour)
+        intervals = scores.get("ci95", {}).get(score)
+        if intervals:
+            low, high = zip(*(intervals[name] for _, name in here), strict=True)
+            axes.vlines(x, low, high, color="#333333", linewidth=1)
         _mark(axes, x, [prior[name] for _, name in here], 0.27, "black", "frequency prior", place == 0)
+        if "shuffled_speech" in scores:
+            shuffled = scores["shuffled_speech"][score]
+            _mark(axes, x, [shuffled[name] for _, name in here], 0.27, RED, "shuffled speech", place == 0)
     if "avg" in names:
         axes.axvline(len(names) - 1.5, color=GREY, linewidth=0.8)
     _finish(axes, "Keywords found in the caption", "hit rate in percent", names)
@@ -202,7 +233,8 @@ def _mark(
 
 def _finish(axes: Axes, title: str, unit: str, groups: Sequence[str]) -> None:
     """Title, percent axis, group names, and the legend above the bars."""
-    axes.set_title(title, pad=36)
+    entries = len(axes.get_legend_handles_labels()[1])
+    axes.set_title(title, pad=20 + 16 * math.ceil(entries / 4))
     axes.set(ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
     axes.set_ylim(0, 100)
     axes.grid(axis="x", visible=False)
@@ -226,7 +258,7 @@ def _draw_curve(
     axes.plot(steps, smooth, color=colour, linestyle=line, label=f"{label}, mean of {window}")
 
 
-def _series(metrics: Metrics, keys: tuple[str, ...]) -> tuple[list[float], list[float]]:
+def series(metrics: Metrics, keys: tuple[str, ...]) -> tuple[list[float], list[float]]:
     """Steps and values of the lines that have a finite number under a chain of keys."""
     steps, values = [], []
     for record in metrics:
@@ -237,30 +269,3 @@ def _series(metrics: Metrics, keys: tuple[str, ...]) -> tuple[list[float], list[
             steps.append(float(record["step"]))
             values.append(float(value))
     return steps, values
-
-
-def _write(source: Path, stem: Path, draw: Callable[[Any], Figure], content: Any) -> list[Path]:
-    """Draw and write both formats, each whole or not at all. UserError names the source where it lacks something."""
-    import matplotlib
-
-    files = {}
-    with matplotlib.rc_context(STYLE):
-        try:
-            figure = draw(content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: cannot be drawn, {type(error).__name__}: {error}") from error
-        for suffix in (".svg", ".png"):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if suffix == ".svg" else None
-            figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
-            files[stem.with_suffix(suffix)] = buffer.getvalue()
-    for path, data in files.items():
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with writing(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(data)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-    return list(files)

@@ -15,7 +15,7 @@ INTRODUCTION = """\
 Trained parameters and training time of each run; recall in percent with 95% intervals over images. keywords: how many
 an utterance has; distinct: percent of them that repeat no other of the utterance; content_top1: see below, mean over
 the keywords; boundaries: F1 and R-value of the keywords' times against word boundaries (segments of heads with
-integrate-and-fire, attention spans of the others; what evenly spaced boundaries score is in `keywords.json`). A hybrid
+integrate-and-fire, attention spans of the others; the table of word boundaries has the rest). A hybrid
 head has two read-outs: its own row is the parallel one."""
 
 SIZE, TIME = "parameters", "training s"
@@ -50,7 +50,7 @@ def readout_scores(run: Run) -> Iterator[tuple[str, Scores]]:
 
 def overview_rows(run: Run) -> Iterator[Row]:
     """The rows of a run: its own, with all there is, and the recall of each further read-out."""
-    name = {"model": run.model, "head": run.head, "tag": run.tag, "seed": str(run.seed)}
+    name = {"model": run.model, "head": run.head, "tag": run.tag, "seed": run.seed_text}
     named = {key: value for key, value in name.items() if value}
     row = {**named, **_recalls(run.retrieval)}
     training: Mapping[str, Any] = run.training.content if run.training else {}

@@ -5,7 +5,7 @@ Quoted rows say so and are never mixed with measured ones. A row that nothing ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from speechclip.report.markdown import Table
@@ -15,6 +15,7 @@ Row = Mapping[str, str]
 QUOTED = "quoted: Shih et al. 2022"
 QUOTED_OTHER = "quoted: Peng and Harwath 2022, in Shih et al. 2022"
 BLOCK = "published"
+RELEASED = "published"  # the tag of a converted checkpoint's rows
 INTRODUCTION = """\
 The tables of Shih et al. 2022, percent. Rows marked *quoted* are published numbers and were not measured here; the
 others come from the tables above, and where nothing has been run yet the row names the command that fills it. The
@@ -139,20 +140,27 @@ def _rows(table: Published, own: Sequence[Row]) -> list[dict[str, str]]:
             numbers = (f"{number:.{digits}f}" for number in line.numbers)
             rows.append({"model": line.name, "origin": line.source, **dict(zip(table.columns, numbers, strict=True))})
         if line.own is not None:
-            rows.append({"model": line.name, **_own_row(line.own, table.columns, own)})
+            rows += ({"model": line.name, **row} for row in _own_rows(line.own, table.columns, own))
     return rows
 
 
-def _own_row(run: tuple[str, str, str], columns: Sequence[str], own: Sequence[Row]) -> dict[str, str]:
-    """This project's numbers for a line: the mean over seeds, else the first seed's; or the command."""
+def _own_rows(run: tuple[str, str, str], columns: Sequence[str], own: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """This project's numbers for a line: the mean over seeds, else the first seed's, else the command; and those of the
+    authors' checkpoint, where it has been scored here.
+    """
     model, head, tag = run
     found = [row for row in own if (row.get("model"), row.get("head"), row.get("tag", "")) == run]
     mean = [row for row in found if row.get("seed", "").startswith("mean of")]
-    for row in mean or found[:1]:
+    for row in (mean or found)[:1]:
         seed = row.get("seed", "")
-        return {
-            "origin": f"this project, {seed if mean else f'seed {seed}'}",
-            **{name: row[name] for name in columns if name in row},
-        }
-    supervised = " --supervision text" if tag == "supervised" else ""
-    return {"origin": f"not run: `./run.sh --model {model} --head {head}{supervised}`"}
+        yield {"origin": f"this project, {seed if mean else f'seed {seed}'}", **_numbers(row, columns)}
+    if not found:
+        supervised = " --supervision text" if tag == "supervised" else ""
+        yield {"origin": f"not run: `./run.sh --model {model} --head {head}{supervised}`"}
+    for row in own if not tag else ():
+        if (row.get("model"), row.get("head"), row.get("tag")) == (model, head, RELEASED):
+            yield {"origin": "the authors' checkpoint, scored here", **_numbers(row, columns)}
+
+
+def _numbers(row: Row, columns: Sequence[str]) -> dict[str, str]:
+    return {name: row[name] for name in columns if name in row}

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechclip.errors import UserError, writing
-from speechclip.report import overview, published
+from speechclip.report import boundaries, keyword_tables, overview, published
+from speechclip.report.keyword_tables import keyword_rows_of
 from speechclip.report.markdown import Table, code, read_block, write_block
 from speechclip.report.published import published_tables
-from speechclip.report.runs import Run, Scores
+from speechclip.report.runs import UNKNOWN_SEED, Run, Scores
 
 Row = dict[str, str]
 
 KEY = ("model", "head", "tag", "seed")
 CUTOFFS = ("R@1", "R@5", "R@10")
-CHANCE, TOPLINE, PRIOR = "*chance*", "*text→image topline*", "*frequency prior*"
+CHANCE, TOPLINE = "*chance*", "*text→image topline*"
 #: Title of a retrieval table, and the directions in it with their short names.
 RETRIEVAL = {
     "Speech and images": {"speech->image": "S→I", "image->speech": "I→S"},
@@ -33,14 +34,9 @@ RETRIEVAL = {
         "text->speech (any caption)": "T→S",
     },
 }
-#: Title of a keyword table, and its score.
-KEYWORDS = {
-    "Keyword hit rate, clean": "clean",
-    "Keyword hit rate, reference": "reference",
-    "Keyword hit rate, content_top1": "content_top1",
-}
+#: Title of a table of keyword hit rates, and its score.
+KEYWORDS = keyword_tables.KEYWORDS
 PROVENANCE = "Commands"
-KEYWORD_COLUMNS = 16  # a head of more keywords shows the first ones and its mean
 
 INTRODUCTIONS = {
     "heads": overview.INTRODUCTION,
@@ -48,11 +44,7 @@ INTRODUCTIONS = {
 Recall in percent. S→I: speech finds its image; I→S: an image finds any of its utterances; S→T and T→S: speech and
 written captions, on which no head is trained. The topline finds images by their true captions; chance is exact. MRR
 and 95% intervals over images are in `scores/retrieval.json` of the run.""",
-    "keywords": """\
-Percent of utterances. clean: one of the 5 subwords nearest to the keyword is in the caption. reference: one of the 5
-around the quantised keyword is, with special tokens among the neighbours and in the gold set, as the published code
-counts. content_top1: the nearest content subword is in the caption, stop words ignored on both sides. The prior
-answers with the most frequent subwords of the training captions, without any speech.""",
+    "keywords": f"{keyword_tables.INTRODUCTION}\n\n{boundaries.INTRODUCTION}",
     "provenance": "What made the rows above.",
 }
 
@@ -91,10 +83,14 @@ def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md", recipe: st
             )
     for run in runs:
         written += [_name(run, head) for head, _ in overview.readout_scores(run)]
+        written += [_name(run, f"{kind} ({run.head})") for kind in keyword_tables.CONTROLS]
     makers: dict[str, dict[str, Callable[[Run], Iterator[Row]]]] = {
         "heads": {overview.TITLE: overview.overview_rows},
         "retrieval": {title: _retrieval_rows_of(title) for title in RETRIEVAL},
-        "keywords": {title: _keyword_rows_of(title) for title in KEYWORDS},
+        "keywords": {
+            **{title: keyword_rows_of(title) for title in keyword_tables.TITLES},
+            boundaries.TITLE: boundaries.boundary_rows,
+        },
         "provenance": {PROVENANCE: _provenance_rows},
     }
     for block, tables in makers.items():
@@ -148,18 +144,19 @@ def _columns(title: str, rows: Iterable[Row]) -> list[str]:
         return ["step", "commit", "size", *recipe, "command"]
     if title == overview.TITLE:
         return [column for column in overview.COLUMNS if any(column in row for row in rows)]
+    if title == boundaries.TITLE:
+        return list(boundaries.COLUMNS)
     if title in RETRIEVAL:
         recalls = [f"{short} {cutoff}" for short in RETRIEVAL[title].values() for cutoff in CUTOFFS]
         return [*recalls, "mean R@10"] if title == "Speech and images" else recalls
-    numbers = {int(name[2:]) for row in rows for name in row if re.fullmatch(r"kw\d+", name)}
-    return [*(f"kw{number}" for number in sorted(numbers)), "avg"]
+    return keyword_tables.columns_of(title, rows)
 
 
 def _means(rows: Iterable[Row], columns: Iterable[str], digits: int) -> Iterator[Row]:
     """For every model, head and tag with several seeds: mean ± sample standard deviation of what all of them have."""
     seeds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row.get("seed"):
+        if row.get("seed", UNKNOWN_SEED) != UNKNOWN_SEED:
             seeds.setdefault(tuple(row.get(name, "") for name in KEY[:3]), []).append(row)
     for name, group in seeds.items():
         if len(group) < 2:
@@ -178,7 +175,7 @@ def _means(rows: Iterable[Row], columns: Iterable[str], digits: int) -> Iterator
 def _order(row: Mapping[str, str]) -> tuple[object, ...]:
     """By model and tag; in these heads by name, their seeds and mean, then topline, chance and prior."""
     head, seed, step = row["head"], row.get("seed", ""), row.get("step", "")
-    place = (TOPLINE, CHANCE).index(head) + 1 if head in (TOPLINE, CHANCE) else 3 * head.startswith(PRIOR)
+    place = (TOPLINE, CHANCE).index(head) + 1 if head in (TOPLINE, CHANCE) else 3 * head.startswith("*")
     steps = ("train", "retrieval", "keywords")
     return (
         row["model"],
@@ -193,7 +190,7 @@ def _order(row: Mapping[str, str]) -> tuple[object, ...]:
 
 def _name(run: Run, head: str | None = None) -> tuple[str, ...]:
     """The texts in the columns that name the rows of a run, or of one of its further read-outs."""
-    return (run.model, head or run.head, run.tag, str(run.seed))
+    return (run.model, head or run.head, run.tag, run.seed_text)
 
 
 def _start(run: Run, head: str | None = None) -> Row:
@@ -238,23 +235,6 @@ def _retrieval_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
                 row["mean R@10"] = _number(other.number("mean_R@10"))
             yield {name: value for name, value in row.items() if value}
         yield chance
-
-    return rows
-
-
-def _keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
-    """A maker of the rows of one keyword table."""
-    score = KEYWORDS[title]
-
-    def rates(scores: Scores, *path: str) -> Row:
-        names = [name for name in scores.get(*path) if re.fullmatch(r"kw\d+", name)]
-        shown = [name for name in names if int(name[2:]) <= KEYWORD_COLUMNS]
-        return {name: f"{scores.number(*path, name):.1f}" for name in (*shown, "avg")}
-
-    def rows(run: Run) -> Iterator[Row]:
-        if run.keywords:
-            yield _start(run) | rates(run.keywords, score)
-            yield _start(run, f"{PRIOR} ({run.head})") | rates(run.keywords, "frequency_prior", score)
 
     return rows
 

@@ -13,6 +13,7 @@ from typing import Any
 from speechclip.errors import UserError
 
 _NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
+UNKNOWN_SEED = "unknown"
 _REQUIRED = ("command", "seed", "commit")
 
 
@@ -55,8 +56,10 @@ class Scores:
             raise UserError(f"{self.path}: {' / '.join(repr(k) for k in keys)} is {value!r}, not a number")
         return float(value)
 
-    def seed(self, *keys: str) -> int:
-        """The seed under a chain of keys. Raises UserError where it is no whole number."""
+    def seed(self, *keys: str) -> int | None:
+        """The seed under a chain of keys; None where it is not known. Raises UserError where it is no whole number."""
+        if self.get(*keys) is None:
+            return None
         number = self.number(*keys)
         if number != int(number):
             raise UserError(f"{self.path}: the seed is {number}, not a whole number")
@@ -67,17 +70,23 @@ class Scores:
 class Run:
     """One trained head: what names its rows, its scores, and the provenance of its training.
 
-    ``keywords`` is None for a head without keywords, ``training`` for weights that come without a provenance.
+    ``keywords`` is None for a head without keywords, ``training`` for weights that come without a provenance, ``seed``
+    for published weights, whose files do not tell it.
     """
 
     directory: Path
     model: str
     head: str
     tag: str
-    seed: int
+    seed: int | None
     retrieval: Scores
     keywords: Scores | None
     training: Scores | None
+
+    @property
+    def seed_text(self) -> str:
+        """The seed as it stands in tables."""
+        return UNKNOWN_SEED if self.seed is None else str(self.seed)
 
 
 def load_run(directory: str | Path) -> Run:

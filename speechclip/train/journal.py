@@ -7,7 +7,13 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from speechclip.model import SpeechCLIP
+    from speechclip.train.board import Handful
 
 
 class Journal:
@@ -16,19 +22,24 @@ class Journal:
     Args:
         folder: where metrics.jsonl and tensorboard/ go. step: steps done by an earlier part of this run; what was
             written after them (by a part that was killed) is dropped.
-        total: steps of the whole run.
+        total: steps of the whole run. handful: utterances to show in TensorBoard, None for none.
     """
 
-    def __init__(self, folder: Path, *, step: int, total: int) -> None:
+    def __init__(self, folder: Path, *, step: int, total: int, handful: Handful | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part = folder / ".metrics.part"
+        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.replace(path)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._handful = handful
+        if handful is not None and not step:
+            handful.introduce(self._board)
         self._total = total
         self._started, self._first = time.monotonic(), step
         self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
@@ -75,6 +86,11 @@ class Journal:
             self._bar.write(line)
         else:
             print(line, flush=True)
+
+    def show(self, step: int, model: SpeechCLIP, embeddings: np.ndarray) -> None:
+        """What the model makes of the handful at ``step``. embeddings: [U, J] of all dev utterances."""
+        if self._handful is not None:
+            self._handful.show(self._board, model, embeddings, step)
 
     def close(self) -> None:
         """Flush everything."""

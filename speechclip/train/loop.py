@@ -9,21 +9,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from speechclip.checkpoint import WEIGHTS, existing_folder, load_weights, read_checkpoint, read_weights, save_checkpoint
-from speechclip.config import Config, known_keys, to_dict
+from speechclip.checkpoint import (
+    WEIGHTS,
+    existing_folder,
+    intact_folder,
+    load_weights,
+    read_checkpoint,
+    read_weights,
+    save_checkpoint,
+)
+from speechclip.config import Config
 from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_batches, read_batches
 from speechclip.embed import embed_speech, features_of
 from speechclip.errors import UserError
 from speechclip.eval.retrieval import retrieval_report
-from speechclip.heads.base import CASCADED, PARALLEL
+from speechclip.folders import damaged_file
 from speechclip.model import SpeechCLIP
+from speechclip.train.board import Handful
 from speechclip.train.journal import Journal
 from speechclip.train.schedule import learning_rate
-from speechclip.train.state import EmaWeights, Progress, read_progress, restore_state, save_state
+from speechclip.train.state import (
+    EmaWeights,
+    Progress,
+    differences,
+    read_progress,
+    restore_state,
+    save_state,
+    weights_of,
+)
+from speechclip.train.step import LossStep, Task
+from speechclip.train.stop import StopRequest
 
 
 @dataclass(frozen=True)
@@ -34,68 +54,6 @@ class TrainingData:
     dev: Split
     train_speech: SpeechSource
     dev_speech: SpeechSource
-
-
-class Task:
-    """What a training step works on. A plain class: Fabric rounds tensors and named tuples of them to the training
-    precision on their way into a module, and waveforms, stored states and targets have to arrive as they are.
-
-    Args:
-        batch: B utterances. targets: [B, J] L2-normalised. groups: [B] int, their images.
-    """
-
-    def __init__(self, batch: Batch, targets: Tensor, groups: Tensor) -> None:
-        self.batch, self.targets, self.groups = batch, targets, groups
-
-
-class LossStep(nn.Module):
-    """From a batch to its loss, as one module, so that DistributedDataParallel sees every trained parameter used.
-
-    With several processes the embeddings of all of them are gathered with their gradients: the loss is that of the
-    global batch, negatives included.
-    """
-
-    def __init__(self, model: SpeechCLIP, config: Config, fabric: Fabric) -> None:
-        super().__init__()
-        self.model = model
-        self._config = config
-        self._fabric = fabric
-
-    def forward(self, task: Task) -> Tensor:
-        """The loss of a batch, a scalar."""
-        batch, targets, groups = task.batch, task.targets, task.groups
-        # transformers draws for layer drop even where none is done: stored and online features see one random state
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
-            states, frames = features_of(self.model, batch)
-        data = self._config.data
-        masks = (
-            random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None
-        )
-        output = self.model.apply_head(states, frames, masks)
-        gather = self._fabric.all_gather if self._fabric.world_size > 1 else None
-        if gather is not None:
-            targets = cast(Tensor, gather(targets)).flatten(0, 1)
-            groups = cast(Tensor, gather(groups)).flatten(0, 1)
-        weights = self._config.model.loss
-        total = 0.0 if output.quantity is None else weights.quantity_weight * output.quantity
-        for name, embedding in output.readouts.items():
-            speech = nn.functional.normalize(embedding.float(), dim=-1)
-            if gather is not None:
-                speech = cast(Tensor, gather(speech, sync_grads=True)).flatten(0, 1)
-            # one read-out is weighed against nothing but its quantity loss
-            weight = {PARALLEL: weights.parallel_weight, CASCADED: weights.cascaded_weight}[name]
-            weight = weight if len(output.readouts) > 1 else 1.0
-            total = total + weight * self.model.loss(speech, targets, groups)
-        return cast(Tensor, total)
-
-
-def random_spans(frames: Tensor, width: int, count: int, longest: int) -> Tensor:
-    """``count`` random spans of 0 to ``longest`` frames in each utterance: [B, width] bool. frames: [B]."""
-    sizes = torch.randint(0, longest + 1, (len(frames), count))
-    starts = (torch.rand(len(frames), count) * frames.cpu()[:, None]).long()
-    at = torch.arange(width)[None, None, :]
-    inside = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
-    return inside.any(dim=1).to(frames.device)
 
 
 class Trainer:
@@ -110,16 +68,15 @@ class Trainer:
         self, config: Config, model: SpeechCLIP, data: TrainingData, folder: Path, *,
         fabric: Fabric, seed: int, origin: dict[str, Any],
     ) -> None:  # fmt: skip
-        if config.data.batch_size % fabric.world_size:
-            raise UserError(
-                f"data.batch_size: {config.data.batch_size} is not a multiple of {fabric.world_size} processes"
-            )
+        if config.data.batch_size < fabric.world_size:
+            raise UserError(f"data.batch_size: {config.data.batch_size} is less than the {fabric.world_size} processes")
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.fabric, self.seed, self.origin = fabric, seed, {**origin, **model.count_parameters()}
         optim = config.optim
         algorithm = torch.optim.Adam if optim.algorithm == "adam" else torch.optim.AdamW
         plain = algorithm(model.trained_parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.progress = Progress()
+        self.stopped, self._first = False, 0
         self.step_module, self.optimizer = fabric.setup(LossStep(model, config, fabric), plain)
         self.ema = EmaWeights(model, optim.ema_decay) if optim.ema_decay else None
         self._resume(plain)
@@ -138,14 +95,15 @@ class Trainer:
         return torch.from_numpy(rows).to(self.fabric.device)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from ``last`` if it holds this run; clear the folder if it holds another."""
-        last = existing_folder(self.folder / "last")
-        if last is None:
+        """Go on from ``last``, or a whole one before it, if it holds this run; clear the folder if it holds another."""
+        last = self.folder / "last"
+        folder = intact_folder(last, all_files=True)
+        if folder is None:
             return
-        folder, saved, origin = read_checkpoint(last)
-        changed = _differences(saved, self.config)
+        folder, saved, origin = read_checkpoint(folder)
+        changed = differences(saved, self.config)
         changed += [key for key in ("seed", "data") if origin.get(key) != self.origin[key]]
-        before, now = _weights_of(origin), _weights_of(self.origin)
+        before, now = weights_of(origin), weights_of(self.origin)
         changed += [part for part in sorted(before.keys() & now.keys()) if before[part] != now[part]]
         if changed:
             self.fabric.print(f"{self.folder}: trained with another {', '.join(changed)}; starting anew")
@@ -161,40 +119,74 @@ class Trainer:
             load_weights(self.model, read_weights(folder / WEIGHTS), folder)
             self.ema.copy_parameters()
         load_weights(self.model, restore_state(folder, optimizer), folder)
+        self._check_best()
+        self._first = self.progress.step
+        self.fabric.barrier()
+        if folder != last and self.fabric.global_rank == 0:  # the next save must not put a damaged one in its place
+            shutil.rmtree(last, ignore_errors=True)
+            folder.rename(last)
         self.fabric.print(f"{self.folder}: resuming after step {self.progress.step}")
 
+    def _check_best(self) -> None:
+        """What a later evaluation may never write again has to be whole."""
+        best = existing_folder(self.folder / "best")
+        if self.progress.best_step and (best is None or damaged_file(best, all_files=False)):
+            raise UserError(
+                f"{self.folder / 'best'}: missing or damaged, and training is past its step {self.progress.best_step}; "
+                f"remove {self.folder / 'last'} to train anew"
+            )
+
     def run(self) -> Progress:
-        """Train to the end, evaluating and saving on the way. Returns the final counters."""
+        """Train to the end, evaluating and saving on the way. Returns the final counters.
+
+        SIGTERM ends it after the step at hand, saved; :attr:`stopped` tells that.
+        """
         config, main = self.config, self.fabric.global_rank == 0
         progress = self.progress  # one object for the whole run: what other processes send is copied into it
         if progress.finished:
             self.fabric.print(f"{self.folder}: already trained, {progress.step} steps, best at {progress.best_step}")
             return progress
-        journal = Journal(self.folder, step=progress.step, total=config.optim.max_steps) if main else None
+        journal = self._open_journal() if main else None
         per_epoch = len(self.data.train.ids) // config.data.batch_size
-        started, before, seen = time.monotonic(), progress.seconds, 0
-        losses: list[Tensor] = []
         try:
-            while not progress.finished:
-                epoch, position = divmod(progress.step, max(1, per_epoch))
-                for batch in self._epoch(epoch, position):
-                    losses.append(self._update(batch))
-                    seen += config.data.batch_size
-                    progress.seconds = before + time.monotonic() - started
-                    if journal is not None:
-                        journal.step(progress.step)
-                        if progress.step % config.train.log_interval == 0:
-                            journal.training(progress.step, self._scalars(losses), seen)
-                    if progress.step % config.train.log_interval == 0:
-                        losses.clear()
-                    if progress.step % config.train.eval_interval == 0 or progress.step == config.optim.max_steps:
-                        self._evaluate(journal)
-                        if progress.finished:
+            with StopRequest(self.fabric) as stop:
+                clock, losses = _Clock(progress.seconds), list[Tensor]()
+                while not progress.finished and not self.stopped:
+                    epoch, position = divmod(progress.step, max(1, per_epoch))
+                    for batch in self._epoch(epoch, position):
+                        losses.append(self._update(batch))
+                        progress.seconds = clock.seconds()
+                        self._tell(journal, losses)
+                        due = progress.step % config.train.eval_interval == 0 or progress.step == config.optim.max_steps
+                        self.stopped = stop.came()
+                        if due or self.stopped:
+                            self._save(journal, evaluate=due)
+                            self.stopped = self.stopped and not progress.finished
+                        if progress.finished or self.stopped:
                             break
         finally:
             if journal is not None:
                 journal.close()
+        if self.stopped:
+            self.fabric.print(f"{self.folder}: stopped by SIGTERM after step {progress.step}, which is saved")
         return progress
+
+    def _open_journal(self) -> Journal:
+        config, count, data = self.config, self.config.train.board_utterances, self.data
+        handful = Handful(data.dev, data.dev_speech, count, self.folder / "tensorboard") if count else None
+        return Journal(self.folder, step=self.progress.step, total=config.optim.max_steps, handful=handful)
+
+    def _tell(self, journal: Journal | None, losses: list[Tensor]) -> None:
+        """The step in the journal, and at intervals the mean of ``losses``, which starts anew then."""
+        if journal is not None:
+            journal.step(self.progress.step)
+        if self.progress.step % self.config.train.log_interval == 0:
+            # each process knows the number of keywords of its own utterances alone
+            loss = cast(Tensor, self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean"))
+            if journal is not None:
+                seen = (self.progress.step - self._first) * self.config.data.batch_size
+                journal.training(self.progress.step, self._scalars(loss), seen)
+            losses.clear()
 
     def _epoch(self, epoch: int, position: int) -> Any:
         """This process's share of an epoch's batches, from ``position`` on."""
@@ -241,63 +233,59 @@ class Trainer:
         ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
         return ("features that are not finite: " if bad else "the batch begins with ") + ", ".join(ids[:5])
 
-    def _scalars(self, losses: list[Tensor]) -> dict[str, Any]:
+    def _scalars(self, loss: Tensor) -> dict[str, Any]:
         weights = self.model.layer_mix.weights.detach().softmax(dim=0)
         return {
-            "loss": float(torch.stack(losses).mean()),
+            "loss": loss.item(),
             "lr": learning_rate(self.progress.step - 1, self.config.optim),
             "temperature": 1 / self.model.loss.scale.item(),
             "layer_weights": [round(value, 6) for value in weights.tolist()],
         }
 
-    def _evaluate(self, journal: Journal | None) -> None:
-        """Score dev, keep the best and the last weights. The average is scored and saved where there is one."""
-        if journal is not None:  # the main process
-            unaveraged = {name: value.clone() for name, value in self.model.trained_state().items()}
-            with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-                self._score_and_save(journal, unaveraged)
+    def _save(self, journal: Journal | None, evaluate: bool) -> None:
+        """Save the last weights; ``evaluate`` dev before, and save the best. The average where there is one."""
+        unaveraged = {name: value.clone() for name, value in self.model.trained_state().items()}
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            embeddings = self._dev_embeddings() if evaluate else None
+            if journal is not None:  # the main process
+                self._write(journal, embeddings, unaveraged)
         self.fabric.barrier()
         vars(self.progress).update(vars(self.fabric.broadcast(self.progress)))
 
-    def _score_and_save(self, journal: Journal, unaveraged: dict[str, Tensor]) -> None:
+    def _dev_embeddings(self) -> np.ndarray:
+        """Of all dev utterances, [U, J]; each process embeds its share of the batches."""
+        share = (self.fabric.global_rank, self.fabric.world_size)
+        rows = embed_speech(self.model, self.data.dev_speech, self.config.data.eval_batch_size, share=share)
+        if self.fabric.world_size == 1:
+            return rows
+        # every row is zero in all processes but one
+        summed = self.fabric.all_reduce(torch.from_numpy(rows).to(self.fabric.device), reduce_op="sum")
+        return cast(Tensor, summed).cpu().numpy()
+
+    def _write(self, journal: Journal, embeddings: np.ndarray | None, unaveraged: dict[str, Tensor]) -> None:
+        """Score dev, where its embeddings are given, and write the checkpoints."""
         config, progress, dev = self.config, self.progress, self.data.dev
-        embeddings = embed_speech(self.model, self.data.dev_speech, config.data.eval_batch_size)
-        report = retrieval_report(embeddings, dev.utterance_image, dev.images, n_bootstrap=0)
-        score = float(report["mean_R@10"])
-        better = score > progress.best
-        if better:
-            progress.best, progress.best_step, progress.stale = score, progress.step, 0
-        else:
-            progress.stale += 1
-        patience = config.train.patience
-        progress.finished = progress.step >= config.optim.max_steps or bool(patience and progress.stale >= patience)
-        journal.dev(progress.step, report, better)
-        weights, origin = self.model.trained_state(), {**self.origin, "step": progress.step, "dev_mean_R@10": score}
+        weights, origin = self.model.trained_state(), {**self.origin, "step": progress.step}
         origin["train_seconds"] = round(progress.seconds, 1)
-        if better:
-            save_checkpoint(self.folder / "best", self.model, weights, config, origin)
+        if embeddings is not None:
+            report = retrieval_report(embeddings, dev.utterance_image, dev.images, n_bootstrap=0)
+            better = progress.scored(float(report["mean_R@10"]), config.optim.max_steps, config.train.patience)
+            journal.dev(progress.step, report, better)
+            journal.show(progress.step, self.model, embeddings)
+            origin["dev_mean_R@10"] = float(report["mean_R@10"])
+            if better:
+                save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
         save_checkpoint(
-            self.folder / "last", self.model, weights, config, origin,
+            self.folder / "last", self.model, weights, config, origin, keep=True,
             extra=lambda part: save_state(part, progress, self.optimizer, unaveraged),
         )  # fmt: skip
 
 
-def _weights_of(origin: dict[str, Any]) -> dict[str, Any]:
-    """Fingerprints of the frozen encoders that a run's provenance names."""
-    return {part: facts.get("weights") for part, facts in origin.get("encoders", {}).items() if facts.get("weights")}
+class _Clock:
+    """Seconds spent, ``before`` included, by a clock that nobody sets."""
 
+    def __init__(self, before: float) -> None:
+        self._start = time.monotonic() - before
 
-# what changes how a run is told, scored or fed, but not what it learns
-_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval")
-
-
-def _differences(saved: Config, wanted: Config) -> list[str]:
-    """Dotted keys in which two configurations differ, as far as they change what is learnt."""
-
-    def value(config: Config, key: str) -> Any:
-        node: Any = to_dict(config)
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    return [key for key in known_keys() if not key.startswith(_IMMATERIAL) and value(saved, key) != value(wanted, key)]
+    def seconds(self) -> float:
+        return time.monotonic() - self._start

@@ -1,4 +1,4 @@
-"""What a run needs beside its weights to go on exactly where it stopped."""
+"""What a run needs beside its weights to go on exactly where it stopped, and whether it may."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from speechclip.checkpoint import read_weights
+from speechclip.config import Config, known_keys, to_dict
 from speechclip.errors import UserError
 from speechclip.model import SpeechCLIP
 
@@ -34,6 +35,16 @@ class Progress:
     stale: int = 0
     seconds: float = 0.0
     finished: bool = False
+
+    def scored(self, score: float, max_steps: int, patience: int) -> bool:
+        """Take in the dev score at :attr:`step`; whether it is the best one yet. patience: 0 for any."""
+        better = score > self.best
+        if better:
+            self.best, self.best_step, self.stale = score, self.step, 0
+        else:
+            self.stale += 1
+        self.finished = self.step >= max_steps or bool(patience and self.stale >= patience)
+        return better
 
 
 class EmaWeights:
@@ -113,3 +124,24 @@ def restore_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, T
             states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return weights
+
+
+def weights_of(origin: dict[str, Any]) -> dict[str, Any]:
+    """Fingerprints of the frozen encoders that a run's provenance names."""
+    return {part: facts.get("weights") for part, facts in origin.get("encoders", {}).items() if facts.get("weights")}
+
+
+# what changes how a run is told, scored or fed, but not what it learns
+_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval", "train.board_utterances")
+
+
+def differences(saved: Config, wanted: Config) -> list[str]:
+    """Dotted keys in which two configurations differ, as far as they change what is learnt."""
+
+    def value(config: Config, key: str) -> Any:
+        node: Any = to_dict(config)
+        for part in key.split("."):
+            node = node[part]
+        return node
+
+    return [key for key in known_keys() if not key.startswith(_IMMATERIAL) and value(saved, key) != value(wanted, key)]

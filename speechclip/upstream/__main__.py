@@ -8,6 +8,7 @@ What follows the command's name goes to it as it is.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import runpy
 import sys
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     register()
     provide()
+    # Pools inside s3prl (QbE's) have to fork: workers of any other kind first import s3prl's command anew, without what
+    # was registered and provided here. In a process of a fork server, as this may be, that kind is the default.
+    if "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork", force=True)
     sys.argv = [command, *words[1:]]
     runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)
 

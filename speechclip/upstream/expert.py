@@ -86,11 +86,12 @@ class UpstreamExpert(nn.Module):
 def _load(ckpt: str | Path, model_config: str | None) -> SpeechCLIP:
     from speechclip.checkpoint import SETTINGS, load_model, read_checkpoint
     from speechclip.config import load
+    from speechclip.pretrained import load_published_states
 
     if Path(ckpt).is_file():  # a published one
         if model_config is not None:
             raise UserError(f"{model_config}: a configuration goes with a checkpoint folder; {ckpt} is a file")
-        return SpeechCLIP.from_pretrained(ckpt)
+        return load_published_states(ckpt)
     folder, _, _ = read_checkpoint(ckpt)
     layers = [folder / SETTINGS] + ([Path(model_config)] if model_config is not None else [])
     return load_model(folder, with_clip=False, config=load(layers))  # a cascaded head brings its CLIP all the same

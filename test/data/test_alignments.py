@@ -1,4 +1,4 @@
-"""Word alignments from ctm files."""
+"""Word alignments from ctm files and TextGrids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from speechclip.data.alignments import AlignedWord, load_alignments
+from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments, read_textgrid
 from speechclip.errors import UserError
 
 
@@ -39,3 +39,110 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, text: bytes, message: str) ->
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such file"):
         load_alignments(tmp_path / "none", ["a"])
+
+
+LONG = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 1.5
+tiers? <exists>
+size = 2
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "%s"
+        xmin = 0
+        xmax = 1.5
+        intervals: size = 4
+        intervals [1]:
+            xmin = 0
+            xmax = 0.25
+            text = ""
+        intervals [2]:
+            xmin = 0.25
+            xmax = 0.5
+            text = "café"
+        intervals [3]:
+            xmin = 0.5
+            xmax = 0.75
+            text = "sil"
+        intervals [4]:
+            xmin = 0.75
+            xmax = 1.5
+            text = "dog"
+    item [2]:
+        class = "IntervalTier"
+        name = "%s"
+        xmin = 0
+        xmax = 1.5
+        intervals: size = 1
+        intervals [1]:
+            xmin = 0
+            xmax = 1.5
+            text = "D AO1 G"
+"""
+SHORT = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+0
+1
+<exists>
+1
+"IntervalTier"
+"whatever"
+0
+1
+2
+0
+0.5
+"red"
+0.5
+1
+"dog"
+"""
+CAFE = [AlignedWord("café", 0.25, 0.5), AlignedWord("dog", 0.75, 1.5)]
+
+
+@pytest.mark.parametrize("tier", ["words", "Words", "word", "anna - words"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_words_of_a_textgrid(tmp_path: Path, tier: str, encoding: str) -> None:
+    (tmp_path / "a.TextGrid").write_text(LONG % (tier, "phones"), encoding=encoding)
+    assert read_textgrid(tmp_path / "a.TextGrid") == CAFE
+
+
+def test_the_only_tier_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "a.TextGrid").write_text(SHORT)
+    assert read_textgrid(tmp_path / "a.TextGrid") == [AlignedWord("red", 0.0, 0.5), AlignedWord("dog", 0.5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LONG % ("orthography", "phones"), "one interval tier 'words' is needed, there are orthography, phones"),
+        (LONG % ("a - words", "b - words"), "there are a - words, b - words"),
+        ("not a grid", "not a readable TextGrid"),
+        ("", "not a readable TextGrid"),
+        (LONG[:600] % "words", "not a readable TextGrid"),
+    ],
+)
+def test_what_is_wrong_with_a_textgrid_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.TextGrid").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_textgrid(tmp_path / "a.TextGrid")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such file"):
+        read_textgrid(tmp_path / "b.TextGrid")
+
+
+def test_a_folder_of_textgrids_is_as_good_as_a_ctm(tmp_path: Path) -> None:
+    assert find_alignments(tmp_path) is None
+    folder = tmp_path / "textgrid"
+    folder.mkdir()
+    (folder / "u1.TextGrid").write_text(LONG % ("words", "phones"), encoding="utf-8")
+    assert find_alignments(tmp_path) == folder
+    assert load_alignments(folder, ["u1", "u2"]) == {"u1": CAFE}
+    with pytest.raises(UserError, match="has an alignment of none of the 1 utterances"):
+        load_alignments(folder, ["u2"])
+    (tmp_path / "ctm").write_text("u1 1 0 1 dog\n")
+    assert find_alignments(tmp_path) == tmp_path / "ctm"

@@ -303,7 +303,7 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("pickled", _pickled, "not a readable .npz file"),
     ("counts", _npz(ids=["a"], embeddings=TWO), r"1 ids for embeddings of shape \(2, 2\)"),
     ("flat", _npz(ids=["a", "b"], embeddings=[1.0, 2.0]), r"2 ids for embeddings of shape \(2,\)"),
-    ("one_id", _npz(ids="a", embeddings=TWO), "not a readable .npz file"),
+    ("one_id", _npz(ids="a", embeddings=TWO), "the ids are no list"),
     ("words", _npz(ids=["a", "b"], embeddings=[["x"], ["y"]]), "not numbers"),
     ("twice", _npz(ids=["a", "a"], embeddings=TWO), "duplicate ids"),
     ("absent", _npz(ids=["a", "c"], embeddings=TWO), "no embedding for b"),

@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from speechclip.bin.prepare_flickr8k import main
-from speechclip.data.corpora import Summary
+from speechclip.data.corpora import Limits, Summary
 from speechclip.data.corpora.flickr8k import prepare_flickr8k
 from speechclip.data.kaldi import DataDir, find_problems, read_table
 from speechclip.errors import UserError
@@ -255,7 +255,7 @@ def test_bad_files_are_listed_and_skipped(corpus: Path, damage: Callable[[Path],
     assert message.endswith(f" utterances cannot be used, more than max_bad 0.01 allows; the first: {file}: {reason}")
     assert not Path("data").exists()
 
-    summary = prepare_flickr8k(corpus, "data", max_bad=0.5)
+    summary = prepare_flickr8k(corpus, "data", Limits(max_bad=0.5))
     assert Path("data/skipped.tsv").read_text().splitlines()[1:] == expected
     assert sum(summary.skipped.values()) == len(rows)
     assert sum(size.utterances for size in summary.splits.values()) in (10, 9, 8)
@@ -269,16 +269,16 @@ def test_truncated_image_and_several_processes(corpus: Path, monkeypatch: pytest
     Image.fromarray(pixels).save(corpus / IMAGE)
     truncate(corpus / IMAGE)
     truncate(corpus / WAV)
-    summary = prepare_flickr8k(corpus, "data", max_bad=0.5, nj=2)
+    summary = prepare_flickr8k(corpus, "data", Limits(max_bad=0.5, nj=2))
     assert summary.skipped == {"truncated or corrupt image": 2, "truncated audio": 1}
     one = Path("data/train/wav.scp").read_text()
-    assert prepare_flickr8k(corpus, "again", max_bad=0.5, nj=1) == summary
+    assert prepare_flickr8k(corpus, "again", Limits(max_bad=0.5, nj=1)) == summary
     assert Path("again/train/wav.scp").read_text() == one
 
 
 def test_samples_need_not_be_checked(corpus: Path) -> None:
     write_wave(corpus / WAV, np.full(16000, np.nan, np.float32), subtype="FLOAT")
-    assert prepare_flickr8k(corpus, "data", check_samples=False).skipped == {}
+    assert prepare_flickr8k(corpus, "data", Limits(check_samples=False)).skipped == {}
     with pytest.raises(UserError, match="NaN or infinite samples"):
         prepare_flickr8k(corpus, "data")
 
@@ -287,7 +287,7 @@ def test_second_preparation_replaces_the_first(corpus: Path) -> None:
     prepare_flickr8k(corpus, "data")
     Path("data/clip_vocabulary.tsv").write_text("mine")
     (corpus / WAV).unlink()
-    prepare_flickr8k(corpus, "data", max_bad=0.2)
+    prepare_flickr8k(corpus, "data", Limits(max_bad=0.2))
     assert len(DataDir.load("data/train").utterances) == 5
     assert Path("data/clip_vocabulary.tsv").read_text() == "mine"
 
@@ -345,7 +345,7 @@ def test_bad_options(corpus: Path) -> None:
         ({"nj": 0}, "at least one process"),
     ]:
         with pytest.raises(UserError, match=fragment):
-            prepare_flickr8k(corpus, "data", **options)  # type: ignore[arg-type]
+            Limits(**options)  # type: ignore[arg-type]
 
 
 def test_script(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

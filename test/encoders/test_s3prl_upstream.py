@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,21 @@ def test_what_cannot_be_loaded_is_one_line(path: str, message: str, monkeypatch:
 def test_normalize_is_s3prls_own_business() -> None:
     with pytest.raises(UserError, match="leave it null"):
         load_speech_encoder(SpeechEncoderConfig(path="s3prl:hubert_local:x", normalize=True))
+
+
+class _Evil:
+    """Unpickled by Python, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": _Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="s3prl cannot load it: "):
+        load_speech_encoder(SpeechEncoderConfig(path=f"s3prl:hubert_local:{tmp_path / 'evil.pt'}"))
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

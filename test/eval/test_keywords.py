@@ -1,4 +1,4 @@
-"""Keyword scores, on tables solved by hand and against plain loops."""
+"""Hit rates of keywords, on tables solved by hand and against plain loops."""
 
 from __future__ import annotations
 
@@ -6,60 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from circle import PAD, circle_table, on_circle, padded
 
-from speechclip.eval.keywords import (
-    Subwords,
-    count_utterances,
-    hit_rates,
-    keyword_records,
-    keyword_report,
-    most_frequent,
-    nearest,
-    repetition,
-)
-
-
-def test_nearest_by_hand():
-    table = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [-1.0, 0.0]])
-    index, cosine = nearest([[2.0, 0.1], [-1.0, 0.5]], table, 2)
-    assert index.tolist() == [[0, 2], [3, 1]]
-    assert cosine[1, 0] == pytest.approx(1 / np.sqrt(1.25))
-    index, _ = nearest([[2.0, 0.1]], table, 2, exclude=np.array([True, False, False, False]))
-    assert index.tolist() == [[2, 1]]
-
-
-def test_nearest_prefers_the_first_of_equal_rows():
-    assert nearest([[1.0, 0.0]], [[0.0, 1.0], [2.0, 0.0], [2.0, 0.0]], 2)[0].tolist() == [[1, 2]]
-
-
-def test_nearest_against_sorting(monkeypatch):
-    generator = np.random.default_rng(0)
-    z, table = generator.standard_normal((9, 4, 6)), generator.standard_normal((50, 6))
-    exclude = generator.random(50) < 0.3
-    monkeypatch.setattr("speechclip.eval.keywords.BLOCK_SCORES", 100)  # several blocks
-    index, cosine = nearest(z, table, 5, exclude)
-    assert index.shape == cosine.shape == (9, 4, 5)
-    for u, k in np.ndindex(9, 4):
-        every = table @ z[u, k] / np.linalg.norm(table, axis=1) / np.linalg.norm(z[u, k])
-        order = [row for row in np.argsort(-every) if not exclude[row]][:5]
-        assert index[u, k].tolist() == order
-        assert cosine[u, k] == pytest.approx(every[order])
-
-
-def test_nearest_refuses_what_it_cannot_answer():
-    with pytest.raises(ValueError, match="3 neighbours asked for, 2 subwords are left"):
-        nearest([[1.0]], [[1.0], [2.0], [3.0]], 3, exclude=np.array([True, False, False]))
-    with pytest.raises(ValueError, match="z holds NaN"):
-        nearest([[np.nan]], [[1.0]], 1)
-
-
-def test_repetition_by_hand():
-    rows = np.array([[4, 4, 7], [4, 5, 5], [1, 1, 1]])
-    mask = np.array([[True, True, True], [True, True, False], [False, False, False]])
-    # 5 keywords of two utterances; 4 4 7 repeats one, 4 5 none
-    assert repetition(rows, mask) == {"keywords": 2.5, "distinct": 2.0, "duplicates": pytest.approx(20.0)}
-    with pytest.raises(ValueError, match="no utterance has a keyword"):
-        repetition(rows, np.zeros((3, 3), dtype=bool))
+from speechclip.eval.keywords import Settings, hit_rates, keyword_report
 
 
 def test_hit_rates_by_hand():
@@ -92,37 +41,12 @@ def test_hit_rates_against_loops():
     assert rates["avg"] == pytest.approx(np.mean([rates[f"kw{k}"] for k in range(1, 6)]))
 
 
-def test_most_frequent_subwords():
-    counts = count_utterances([[1, 1, 2], [2, 3], {2, 1}, [99]])
-    assert counts == {1: 2, 2: 3, 3: 1, 99: 1}
-    subwords = Subwords(np.eye(4), np.array([3, 2, 1, 0]), frozenset({0}), frozenset({2}))
-    assert most_frequent(counts, subwords, 2, {0}) == [2, 1]  # 99 is not in the table
-    assert most_frequent(counts, subwords, 2, {0, 2}) == [1, 3]
-    assert most_frequent({1: 4, 3: 4}, subwords, 1, set()) == [1]
-    with pytest.raises(ValueError, match="hold 3 of the table"):
-        most_frequent(counts, subwords, 4, {0})
-
-
-# a table on a circle: ids 10, 11, ... stand every 10 degrees from 0; PAD, SOT and EOT lie between the first ones
-PAD, SOT, EOT = 0, 98, 99
-ANGLES = {PAD: 4.0, SOT: 1.0, EOT: 2.0, **{10 + i: 10.0 * i for i in range(9)}}
-
-
-def on_circle(*degrees):
-    return np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], axis=-1)
+COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4, PAD: 100}
 
 
 @pytest.fixture
 def circle():
-    ids = np.array(sorted(ANGLES, reverse=True))  # rows are not in the order of the ids
-    return Subwords(on_circle(*(ANGLES[i] for i in ids)), ids, frozenset({PAD, SOT, EOT}), frozenset({11, 13}))
-
-
-def padded(*content):
-    return {SOT, EOT, PAD, *content}
-
-
-COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4, PAD: 100}
+    return circle_table()
 
 
 def test_clean_and_reference_differ_where_they_should(circle):
@@ -178,7 +102,8 @@ def test_a_variable_number_of_keywords(circle):
     report = keyword_report(z, [[True, True], [True, False]], circle, [{18}, {14}], [padded(18), padded(14)], COUNTS)
     assert report["clean"] == {"kw1": 50.0, "kw2": 100.0, "avg": 75.0}
     assert report["frequency_prior"]["clean"] == {"kw1": 50.0, "kw2": 100.0, "avg": 75.0}
-    assert list(report) == ["clean", "reference", "content_top1", "frequency_prior", "repetition", "n_utterances"]
+    assert list(report)[:4] == ["clean", "reference", "content_top1", "frequency_prior"]
+    assert report["n_utterances"] == {"clean": 2, "reference": 2, "content_top1": 2}
     assert report["repetition"] == {"keywords": 1.5, "distinct": 1.5, "duplicates": 0.0}
     assert json.loads(json.dumps(report)) == report
 
@@ -190,29 +115,97 @@ def test_report_refuses_arrays_that_do_not_fit(circle):
         keyword_report(np.zeros((1, 1, 2)), [[True, True]], circle, [{10}], [{10}], COUNTS)
 
 
-def test_records(circle):
-    z = on_circle(1.0, 80.0, 40.0, 0.0).reshape(2, 2, 2)
-    records = list(
-        keyword_records(
-            ["u1", "u2"],
-            ["a dog", "a cat"],
-            z,
-            [[True, True], [True, False]],
-            [np.array([[0.1, 0.8, 0.1], [0.0, 0.0, 1.0]]), np.array([[1.0], [1.0]])],
-            0.02,
-            circle,
-            {i: f"w{i}</w>" for i in ANGLES},
-            k=2,
-        )
+def report_of(table, degrees, golds, counts=COUNTS, **settings):
+    """The report of utterances with one keyword each."""
+    z = on_circle(*degrees)[:, None, :]
+    words = [[(f"w{i}", (i,)) for i in sorted(gold)] for gold in golds]
+    return keyword_report(
+        z, np.ones((len(z), 1)), table, golds, [padded(*gold) for gold in golds], counts, words, None,
+        Settings(**settings),
+    )  # fmt: skip
+
+
+def test_sweep_by_hand(circle):
+    # 0 degrees: 10, 11, 12, 13, 14, without stop words 10, 12, 14; the captions hold the first, the fifth and none
+    report = report_of(circle, [0.0, 0.0, 0.0], [{10}, {14}, {16}], sweep=(5, 1, 3, 100), bootstrap=0)
+    assert list(report["sweep"]["all"]) == ["1", "3", "5"]  # there are no 100
+    rates = {k: row["avg"] for k, row in report["sweep"]["all"].items()}
+    assert rates == pytest.approx({"1": 100 / 3, "3": 100 / 3, "5": 200 / 3})
+    assert {k: row["avg"] for k, row in report["sweep"]["content"].items()} == pytest.approx(
+        {"1": 100 / 3, "3": 200 / 3}  # training captions hold four content subwords
     )
-    assert [(r["utterance"], r["keyword"], r["caption"]) for r in records] == [
-        ("u1", 1, "a dog"),
-        ("u1", 2, "a dog"),
-        ("u2", 1, "a cat"),
-    ]
-    assert records[0]["neighbours"] == [
-        {"subword": "w10</w>", "id": 10, "cosine": 0.9998},
-        {"subword": "w11</w>", "id": 11, "cosine": 0.9877},
-    ]
-    assert [r["span"] for r in records] == [[0.02, 0.04], [0.04, 0.06], [0.0, 0.02]]
-    assert json.loads(json.dumps(records[0])) == records[0]
+    # the prior: 11; 11, 13, 12; 11, 13, 12, 18, 17
+    assert [row["frequency_prior"]["avg"] for row in report["sweep"]["all"].values()] == [0, 0, 0]
+    assert report["sweep"]["all"]["5"]["kw1"] == report["clean"]["kw1"]
+    assert report["sweep"]["content"]["1"]["kw1"] == report["content_top1"]["kw1"]
+    assert "ci95" not in report["sweep"]["all"]["1"]
+
+
+def test_the_named_scores_are_cells_of_the_sweep(circle):
+    generator = np.random.default_rng(8)
+    golds = [set(generator.integers(10, 19, 3).tolist()) | {12} for _ in range(40)]
+    report = report_of(circle, generator.uniform(0, 80, 40), golds, bootstrap=30)
+    cells = {"clean": report["sweep"]["all"]["5"], "content_top1": report["sweep"]["content"]["1"]}
+    for name, cell in cells.items():
+        for beside in ("frequency_prior", "shuffled_speech", "ci95"):
+            assert cell[beside] == report[beside][name]
+        assert {key: cell[key] for key in ("kw1", "avg")} == report[name]
+    assert report["flaws"]["clean"]["avg"] == report["clean"]["avg"]
+    assert report["flaws"]["special_tokens+quantised"]["avg"] == report["reference"]["avg"]
+
+
+def test_shuffled_speech_by_hand(circle):
+    # two images: the only other caption is the other one's
+    report = report_of(circle, [0.0, 80.0], [{10, 11}, {14}], bootstrap=0)
+    # 18 to 14 are near 80 degrees, so both are hit; shuffled, 14 is near 0 degrees, 10 and 11 are not near 80
+    assert report["clean"]["avg"] == 100.0
+    assert report["shuffled_speech"]["clean"]["avg"] == 50.0
+    assert report["shuffled_speech"]["content_top1"]["avg"] == 0.0
+    assert report["content_top1"]["avg"] == 50.0
+    assert "shuffled_speech" not in report_of(circle, [0.0], [{10}], bootstrap=0)  # one image: nothing to shuffle
+
+
+def test_intervals_by_hand(circle):
+    # one of two utterances is hit: resamples hit none, one or both, and so the interval is as wide as can be
+    report = report_of(circle, [0.0, 80.0], [{10}, {10}], bootstrap=200)
+    assert report["clean"]["avg"] == 50.0
+    assert report["ci95"]["clean"] == {"kw1": [0.0, 100.0], "avg": [0.0, 100.0]}
+    certain = report_of(circle, [0.0, 1.0], [{10}, {10}], bootstrap=200)
+    assert certain["ci95"]["clean"]["kw1"] == [100.0, 100.0]
+
+
+def test_gold_cosine_by_hand(circle):
+    report = report_of(circle, [5.0, 30.0], [{11, 12}, {14}], bootstrap=50)
+    cosine = {angle: np.cos(np.deg2rad(angle)) for angle in (5, 10, 15, 40)}
+    # all: 5 to 11 at 10, 30 to 14 at 40; content: 5 to 12 at 20
+    assert report["gold_cosine"]["all"]["kw1"] == pytest.approx((cosine[5] + cosine[10]) / 2)
+    assert report["gold_cosine"]["content"]["avg"] == pytest.approx((cosine[15] + cosine[10]) / 2)
+    low, high = report["gold_cosine"]["content"]["ci95"]["avg"]
+    assert (low, high) == pytest.approx((cosine[15], cosine[10]))
+    # shuffled: 5 to 14 at 40, 30 to 12 at 20 (content)
+    assert report["gold_cosine"]["content"]["shuffled_speech"]["avg"] == pytest.approx(
+        (np.cos(np.deg2rad(35)) + cosine[10]) / 2
+    )
+    # the prior's keyword is subword 11 at 10 degrees, without stop words 12 at 20
+    assert report["gold_cosine"]["all"]["frequency_prior"]["avg"] == pytest.approx((1 + np.cos(np.deg2rad(30))) / 2)
+    assert report["gold_cosine"]["content"]["frequency_prior"]["avg"] == pytest.approx((1 + np.cos(np.deg2rad(20))) / 2)
+
+
+def test_a_caption_of_unknown_subwords_has_no_gold_cosine(circle):
+    report = report_of(circle, [5.0, 30.0], [{55}, {14}], bootstrap=0)
+    assert report["gold_cosine"]["all"]["kw1"] == pytest.approx(np.cos(np.deg2rad(10)))
+
+
+def test_the_report_is_json_with_a_variable_number_of_keywords(circle):
+    generator = np.random.default_rng(3)
+    z, mask = generator.standard_normal((30, 6, 2)), np.arange(6)[None, :] < generator.integers(0, 7, 30)[:, None]
+    golds = [set(generator.integers(10, 19, 4).tolist()) for _ in range(30)]
+    words = [[(f"w{i}", (i,)) for i in gold] for gold in golds]
+    report = keyword_report(
+        z, mask, circle, golds, [padded(*gold) for gold in golds], COUNTS, words, np.arange(30) // 5, Settings((1, 3))
+    )
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    shuffled = keyword_report(
+        z, mask, circle, golds, [padded(*gold) for gold in golds], COUNTS, words, np.arange(30) // 5, Settings((1, 3))
+    )
+    assert shuffled == report  # every draw has a seed

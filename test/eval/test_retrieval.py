@@ -302,12 +302,12 @@ def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
 
 def test_equal_rows_are_found_by_value_and_not_by_hash_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = np.array([[1.0, 0.0], [2.0, 3.0], [1.0, -0.0], [2.0, 3.5]], dtype=np.float32)
-    from speechclip.eval import retrieval
+    from speechclip.eval import ranking
 
-    first, inverse = retrieval._distinct_rows(matrix)
+    first, inverse = ranking._distinct_rows(matrix)
     assert matrix[first][inverse].tolist() == (matrix + 0).tolist() and len(first) == 3 and inverse[0] == inverse[2]
-    monkeypatch.setattr(retrieval, "_row_hashes", lambda rows: np.zeros(len(rows), dtype=np.uint64))
-    first, inverse = retrieval._distinct_rows(matrix)
+    monkeypatch.setattr(ranking, "_row_hashes", lambda rows: np.zeros(len(rows), dtype=np.uint64))
+    first, inverse = ranking._distinct_rows(matrix)
     assert len(first) == 3 and inverse[0] == inverse[2]
 
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from speechclip.eval.bootstrap import Bootstrap
 from speechclip.eval.segmentation import boundary_measures, inner_boundaries, matches, segmentation_report
 
 
@@ -70,3 +71,23 @@ def test_report_sums_counts_and_compares_with_even_spacing() -> None:
     assert report["uniform"]["recall"] == pytest.approx(25)
     assert segmentation_report(spans, words, 0.1001)["recall"] == pytest.approx(50)
     assert segmentation_report(words, words, 0.0)["r_value"] == pytest.approx(100)
+
+
+def test_controls_and_intervals_by_hand() -> None:
+    words = [[(0.0, 1.0), (1.0, 2.0)], [(0.0, 0.25), (0.25, 1.0)]]
+    spans = [[(0.0, 1.0), (1.0, 2.0)], [(0.0, 0.5), (0.5, 1.0)]]  # the first is right, the second is not
+    report = segmentation_report(spans, words, 0.04, partner=[1, 0], bootstrap=Bootstrap([0, 1], 100, 0))
+    assert report["f1"] == pytest.approx(50)
+    # the second's boundary at a half, stretched over the first, is at 1.0; the first's, over the second, at 0.5
+    assert report["shuffled_speech"]["f1"] == pytest.approx(50)
+    assert report["ci95"]["f1"] == [0.0, 100.0]  # one utterance or the other, or both
+    assert report["ci95"]["over_segmentation"] == [0.0, 0.0]
+    assert report["tolerances"]["0.05"]["f1"] == pytest.approx(50)
+    assert segmentation_report(spans, words, 0.25)["f1"] == pytest.approx(100)
+    assert list(report["tolerances"]) == ["0.02", "0.05"]
+    assert "shuffled_speech" not in segmentation_report(spans, words, 0.04)
+
+
+def test_utterances_without_keywords_have_boundaries_to_be_found() -> None:
+    report = segmentation_report([[], [(0.0, 0.5), (0.5, 1.0)]], [[(0.0, 0.5), (0.5, 1.0)]] * 2, 0.02)
+    assert (report["recall"], report["precision"]) == (50.0, 100.0)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechclip.bin.compare_runs import main as compare
 from speechclip.bin.score_embeddings import main as score
 from speechclip.data.embeddings import save_embeddings
 from speechclip.errors import UserError
@@ -50,16 +49,17 @@ def test_misfits() -> None:
             paired_test(ranks, ranks, clusters)
 
 
-def test_runs_are_compared_on_the_same_queries_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_compared_on_the_same_queries_only(tmp_path: Path) -> None:
     images = np.array([0, 0, 1])
     for name, ranks, data in (("a", [1, 1, 2], "x"), ("b", [1, 3, 2], "x"), ("c", [1, 1, 1], "y")):
         (tmp_path / name / "scores").mkdir(parents=True)
         save_ranks(
             tmp_path / name / "scores" / "ranks.npz", {"speech->image": (np.array(ranks), images)}, {"test": data}
         )
-    compare(["--first", str(tmp_path / "a"), "--second", str(tmp_path / "b"), "--permutations", "50"])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:5] == ["speech->image", "R@1", "66.67", "33.33", "33.33"] and len(lines) == 5
+    found = compare_runs(*(tmp_path / name / "scores" / "ranks.npz" for name in "ab"), n=50)
+    row = found["speech->image"]["R@1"]
+    assert [row[key] for key in ("first", "second", "difference")] == pytest.approx([200 / 3, 100 / 3, 100 / 3])
+    assert list(found) == ["speech->image"] and list(found["speech->image"]) == ["R@1", "R@5", "R@10", "MRR"]
     with pytest.raises(UserError, match="scored on other data"):
         compare_runs(*(tmp_path / name / "scores" / "ranks.npz" for name in "ac"))
     with pytest.raises(UserError, match="stage 4 makes it"):

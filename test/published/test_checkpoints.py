@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from fixtures import wave
+from plain_operations import attend, linear, mixed, nearest_ids, norm, read_by_clip
 from published_files import (
     KEYWORDS,
     LAYERS,
-    SUBWORDS,
     TEXT,
     WIDTH,
     clip_tensors,
@@ -21,7 +22,7 @@ from published_files import (
     save_script,
     state_dict,
 )
-from torch.nn.functional import gelu, layer_norm, normalize
+from torch.nn.functional import gelu, normalize
 
 from speechclip.bin.convert_checkpoint import main as convert
 from speechclip.errors import UserError
@@ -35,36 +36,6 @@ IDS = reduced_ids()
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_script(tmp_path_factory.mktemp("clip") / "ViT-tiny.pt", clip_tensors())
-
-
-def attend(
-    tokens: torch.Tensor, state: dict[str, torch.Tensor], name: str, heads: int, mask: torch.Tensor
-) -> torch.Tensor:
-    """Multi-head self-attention by plain operations. tokens [S, d], mask [S] or [S, S], True where not to look."""
-    q, k, v = (tokens @ state[f"{name}.in_proj_weight"].T + state[f"{name}.in_proj_bias"]).chunk(3, dim=-1)
-    size = tokens.shape[1] // heads
-    outputs = []
-    for h in range(heads):
-        part = slice(h * size, (h + 1) * size)
-        scores = q[:, part] @ k[:, part].T / math.sqrt(size)
-        outputs.append(scores.masked_fill(mask, -torch.inf).softmax(-1) @ v[:, part])
-    return torch.cat(outputs, -1) @ state[f"{name}.out_proj.weight"].T + state[f"{name}.out_proj.bias"]
-
-
-def norm(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    return layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
-
-
-def linear(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
-def mixed(states: torch.Tensor, state: dict[str, torch.Tensor], large: bool) -> torch.Tensor:
-    """[L, T, d] to [T, d]."""
-    weights = state["audio_encoder.weightedsum_layer.weights"].softmax(0)
-    if large:
-        states = layer_norm(states, states.shape[-1:])
-    return (weights[:, None, None] * states).sum(0)
 
 
 def parallel(frames: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -102,26 +73,6 @@ def keyword_vectors(frames: torch.Tensor, state: dict[str, torch.Tensor], layers
     return flat.reshape(TEXT, KEYWORDS).T
 
 
-def read_by_clip(keywords: torch.Tensor, full: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Keyword embeddings [K, D] between SOT and EOT through CLIP's text transformer, by plain operations."""
-    table = full["token_embedding.weight"]
-    x = torch.cat([table[SUBWORDS - 2 : SUBWORDS - 1], keywords, table[SUBWORDS - 1 :]])
-    x = x + full["positional_embedding"][: len(x)]
-    mask, block = torch.ones(len(x), len(x)).triu(1).bool(), "transformer.resblocks.0"
-    x = x + attend(norm(x, full, f"{block}.ln_1"), full, f"{block}.attn", 1, mask)
-    y = linear(norm(x, full, f"{block}.ln_2"), full, f"{block}.mlp.c_fc")
-    x = x + linear(y * (1.702 * y).sigmoid(), full, f"{block}.mlp.c_proj")
-    return norm(x, full, "ln_final")[-1] @ full["text_projection"]
-
-
-def rows_of(vectors: torch.Tensor) -> list[int]:
-    """Ids of the subwords nearest to keyword vectors, special tokens excluded."""
-    table = clip_tensors()["token_embedding.weight"][IDS]
-    cosines = normalize(vectors, dim=-1) @ normalize(table, dim=-1).T
-    special = torch.tensor([token in (0, SUBWORDS - 2, SUBWORDS - 1) for token in IDS])
-    return [IDS[row] for row in cosines.masked_fill(special, -torch.inf).argmax(-1).tolist()]
-
-
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
 def test_parallel_equals_plain_operations(tmp_path: Path, clip: Path, large: bool) -> None:
     state = state_dict("parallel", IDS, large=large)
@@ -152,7 +103,7 @@ def test_cascaded_equals_plain_operations(tmp_path: Path, clip: Path, large: boo
     expected = []
     for row, count, keywords in zip(features.states, features.frames.tolist(), model.keywords(WAVES, top_k=1)):
         vectors = keyword_vectors(mixed(row[:, :count], state, large), state, layers)
-        nearest = rows_of(vectors)
+        nearest = nearest_ids(vectors, IDS)
         assert [k.subwords[0] for k in keywords] == [model.clip.tokenizer.subword(token) for token in nearest]
         expected.append(read_by_clip(full["token_embedding.weight"][nearest], full))
     torch.testing.assert_close(model.encode_speech(WAVES), normalize(torch.stack(expected), dim=-1), rtol=0, atol=2e-5)
@@ -171,6 +122,8 @@ def test_a_converted_checkpoint_gives_the_same_anywhere(
     (tmp_path / "out").rename(tmp_path / "moved")
     path.unlink()
     monkeypatch.chdir(tmp_path)
+    told = json.loads(Path("moved/provenance.json").read_text())
+    assert told["converted_from"] == "x.ckpt" and told["seed"] is None and told["published"]["step"] == 50000
     again = SpeechCLIP.from_pretrained("moved")
     assert torch.equal(again.encode_speech(WAVES), model.encode_speech(WAVES))
     assert again.config.speech_encoder.normalize is True
@@ -272,29 +225,3 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="no Lightning checkpoint"):
         read_published(tmp_path / "a.ckpt")
-
-
-@pytest.mark.parametrize("name", ["downsampling.conv.0.weight", "parallel_cls", "cascaded_cls"])
-def test_speechclip_plus_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("speechclip.published.layout._PLUS_MODULE", "speechclip.published.no_such_module")
-    state = {**state_dict("cascaded", IDS), f"cascaded_branch.{name}": torch.ones(1)}
-    path = save_checkpoint_file(tmp_path / "p.ckpt", state)
-    with pytest.raises(UserError, match=r"a checkpoint of SpeechCLIP\+ .* whose heads this version does not have"):
-        read_published(path)
-
-
-def test_a_module_of_other_heads_plugs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "other_heads.py").write_text(
-        "def convert(tensors):\n"
-        "    from speechclip.published.layout import convert_cascaded\n"
-        "    tensors.pop('cascaded_branch.downsampling.conv.0.weight')\n"
-        "    return convert_cascaded(tensors)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("speechclip.published.layout._PLUS_MODULE", "other_heads")
-    state = state_dict("cascaded", IDS)
-    state["cascaded_branch.downsampling.conv.0.weight"] = torch.ones(1)
-    assert read_published(save_checkpoint_file(tmp_path / "p.ckpt", state)).config.head.name == "cascaded"
-    state["cascaded_branch.downsampling.conv.0.bias"] = torch.ones(1)  # which that module leaves
-    with pytest.raises(UserError, match="unknown tensor cascaded_branch.downsampling.conv.0.bias"):
-        read_published(save_checkpoint_file(tmp_path / "q.ckpt", state))

@@ -17,7 +17,7 @@ from speechclip.encoders.tokens import surround
 from speechclip.errors import UserError
 from speechclip.heads.base import CASCADED, PARALLEL
 from speechclip.model import Dimensions, build, reduced_table
-from speechclip.published.plus_layout import convert
+from speechclip.published.plus_layout import convert_plus as convert
 
 KEYWORDS = 3
 HEADS = ("hybrid", "cascaded_plus", "hybrid_plus")

@@ -107,6 +107,29 @@ def test_nothing_is_called_and_the_refusal_names_it(tmp_path: Path, name: str, z
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_value_that_holds_another_twice_sixty_times_over_takes_no_time(tmp_path: Path, zipped: bool) -> None:
+    value: Any = (torch.ones(1),)
+    for _ in range(60):
+        value = (value, value)
+    torch.save(value, tmp_path / "f.pt", _use_new_zipfile_serialization=zipped)
+    read = read_torch_file(tmp_path / "f.pt")
+    assert read[0] is read[1]
+    for _ in range(60):
+        read = read[1]
+    assert torch.equal(read[0], torch.ones(1))
+
+
+def test_modules_within_each_other_twice_sixty_times_over_are_refused() -> None:
+    record = Record(Name("__torch__.M"), ())
+    for _ in range(60):
+        outer = Record(Name("__torch__.M"), ())
+        outer.update(a=record, b=record)
+        record = outer
+    with pytest.raises(UserError, match="^f: more than 1000000 modules$"):
+        script_state(record, "f")
+
+
 def interpret(data: bytes) -> Any:
     reader = Unpickler("f", functions={"torch.Size": tuple}, records=("safe.",), storage=lambda key: key)
     return reader.load(io.BytesIO(data))

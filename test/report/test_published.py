@@ -48,6 +48,19 @@ def test_the_mean_over_seeds_goes_before_a_seed() -> None:
     ]
 
 
+def test_the_authors_checkpoint_scored_here_stands_below_the_own_row() -> None:
+    rows = [own("large", "parallel", 34.0, "unknown", tag="published")]
+    table = published_tables("spokencoco", {"Speech and images": rows})[0]
+    lines = [
+        (row["origin"], row.get("S→I R@1", "")) for row in table.rows if row["model"] == "SpeechCLIP Parallel Large"
+    ]
+    assert lines == [
+        ("quoted: Shih et al. 2022", "35.8"),
+        ("not run: `./run.sh --model large --head parallel`", ""),
+        ("the authors' checkpoint, scored here", "34.00"),
+    ]
+
+
 def test_the_supervised_topline_has_its_command() -> None:
     table = published_tables("spokencoco", {})[1]
     assert table.rows[-1]["origin"] == "not run: `./run.sh --model large --head parallel --supervision text`"

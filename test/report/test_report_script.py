@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from scored_runs import scored_data, scored_run
 
 from speechclip.bin.report import main
 
@@ -44,6 +45,22 @@ def test_a_bad_run_ends_it_before_anything_is_written(run, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/none: no such folder\n"
     assert not (tmp_path / "RESULTS.md").exists()
     assert not (run / "figures").exists()
+
+
+def test_the_page_of_every_run_where_the_split_is_named(tmp_path, monkeypatch, capsys):
+    recipe = scored_data(tmp_path / "mini", images=3, each=1)
+    runs = [scored_run(recipe, f"tiny_parallel_seed{seed}", noise=0.5, seed=seed) for seed in (1, 2)]
+    monkeypatch.chdir(recipe)
+    words = ["--exp", *(str(run) for run in runs), "--data_dir", "data/test"]
+    main([*words, "--dump_dir", "dump/test"])
+    said = capsys.readouterr().out.splitlines()
+    for run in runs:
+        assert f"wrote {run}/report/index.html" in said
+        assert f"<h1>{run.name}</h1>" in (run / "report" / "index.html").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "give both or none" in capsys.readouterr().err
 
 
 def test_an_unknown_option_names_the_known_ones(capsys):

@@ -109,7 +109,8 @@ def _with_keyword_extras(run):
     write(run.directory / "scores" / "retrieval.json", scores)
     keywords = json.loads((run.directory / "scores" / "keywords.json").read_text())
     keywords["repetition"] = {"keywords": 6.25, "distinct": 5.0, "duplicates": 20.0}
-    keywords["segmentation"] = {"f1": 31.0, "r_value": 44.44}
+    measures = {"precision": 40.0, "recall": 25.31, "f1": 31.0, "over_segmentation": -36.72, "r_value": 44.44}
+    keywords["segmentation"] = {**measures, "uniform": {name: value / 2 for name, value in measures.items()}}
     write(run.directory / "scores" / "keywords.json", keywords)
     return load_run(run.directory)
 
@@ -136,6 +137,27 @@ def test_heads_side_by_side(make, results):
     before = results.read_text(encoding="utf-8")
     update_results(results, [runs[1]])  # its rows are replaced, those of both read-outs, and the others stay
     assert results.read_text(encoding="utf-8") == before
+
+
+def test_keyword_times_as_word_boundaries(make, results):
+    title, run = "Keyword times as word boundaries", make("tiny_cascaded", 41, rate=30.0)
+    hybrid = _with_keyword_extras(make("tiny_hybrid_plus", 40, rate=30.0))
+    update_results(results, [hybrid, run, make("tiny_parallel", 5)])
+    own = {"precision": "40.0", "recall": "25.3", "F1": "31.0", "over-segmentation": "-36.7", "R-value": "44.4"}
+    even = {"precision": "20.0", "recall": "12.7", "F1": "15.5", "over-segmentation": "-18.4", "R-value": "22.2"}
+    named = {"model": "tiny", "seed": "0"}
+    assert rows_of(results, "keywords", title) == [
+        {**named, "head": "hybrid_plus", **own}, {**named, "head": "*evenly spaced* (hybrid_plus)", **even}
+    ]  # fmt: skip
+    other = _with_keyword_extras(make("tiny_hybrid_plus_seed1", 42, seed=1, rate=30.0))
+    update_results(results, [_with_keyword_extras(run), other])
+    rows = rows_of(results, "keywords", title)
+    assert [(row["head"], row["seed"]) for row in rows] == [
+        ("cascaded", "0"), ("hybrid_plus", "0"), ("hybrid_plus", "1"), ("hybrid_plus", "mean of 2"),
+        ("*evenly spaced* (cascaded)", "0"), ("*evenly spaced* (hybrid_plus)", "0"),
+        ("*evenly spaced* (hybrid_plus)", "1"), ("*evenly spaced* (hybrid_plus)", "mean of 2"),
+    ]  # fmt: skip
+    assert rows[3]["over-segmentation"] == "-36.7 ± 0.0"
 
 
 def test_command_seed_and_commit_of_every_step(make, results):
@@ -210,6 +232,17 @@ def test_the_mean_over_seeds_comes_from_the_table(make, results):
     update_results(results, [make("tiny_cascaded_seed0", 60.0, 0, rate=60.0)])
     rows = rows_of(results, "retrieval", "Speech and images")
     assert [row["S→I R@1"] for row in rows if "mean" in row.get("seed", "")] == ["60.75 ± 1.06"]
+
+
+def test_weights_of_unknown_seed_say_so_and_enter_no_mean(make, results):
+    published = {"model": "base", "head": "parallel", "tag": "published"}
+    runs = [make("flickr_base_ckpt", 40, seed=None, **published), make("other_ckpt", 50, seed=3, **published)]
+    update_results(results, runs)
+    rows = rows_of(results, "retrieval", "Speech and images")
+    assert [row["seed"] for row in rows if "seed" in row] == ["3", "unknown"]
+    assert {row["seed"] for row in rows_of(results, "provenance", "Commands")} == {"3", "unknown"}
+    update_results(results, runs)  # its rows are replaced as any other's
+    assert rows_of(results, "retrieval", "Speech and images") == rows
 
 
 def test_one_seed_has_no_mean(make, results):
@@ -398,3 +431,96 @@ def test_provenance_names_a_run_before_its_folder_does(make):
     assert (run.model, run.head, run.tag) == ("base", "parallel", "")
     with pytest.raises(UserError, match="tells the model and the head"):
         make("mine", 40)
+
+
+def with_ci(value, width=1.0, name="avg"):
+    return {name: value, "ci95": {name: [value - width, value + width]}}
+
+
+def full_keyword_scores(rate, seed):
+    """What stage 5 writes of an aligned corpus, as far as tables show it."""
+    beside = {"frequency_prior": {"avg": 9.0}, "shuffled_speech": {"avg": 4.0}}
+    flaw = {**with_ci(rate + 2), "difference": {"avg": 2.0, "ci95": [1.0, 3.0]}, "only_special": 1.5}
+    flawed = {"frequency_prior": {"avg": 8.0}, "shuffled_speech": {"avg": 5.5}}
+    words = {"precision": 30.0, "recall": 20.0, "f1": 24.0}
+    times = {"precision": 20.0, "recall": 16.0, "f1": 18.0, "over_segmentation": -20.0, "r_value": 27.0}
+    return keyword_scores(rate, seed) | {
+        "shuffled_speech": dict.fromkeys(["clean", "reference", "content_top1"], {"kw1": 3.0, "avg": 3.0}),
+        "sweep": {
+            "all": {k: {**with_ci(rate + int(k)), **beside} for k in ("1", "5", "20")},
+            "content": {"10": {**with_ci(rate), **beside}},
+        },
+        "flaws": {
+            "clean": {**with_ci(rate), **beside, "only_special": 0.0},
+            **{name: {**flaw, **flawed} for name in (
+                "special_tokens", "quantised", "misaligned", "special_tokens+quantised",
+                "special_tokens+quantised+misaligned",
+            )},
+        },
+        "words": {"content": {**words, "ci95": {"f1": [23.0, 25.0]},
+                              "frequency_prior": words | {"f1": 11.0}, "shuffled_speech": words | {"f1": 5.0}}},
+        "gold_cosine": {"content": {"avg": 0.381, "frequency_prior": {"avg": 0.3}, "shuffled_speech": {"avg": 0.2}}},
+        "distinct": {"content": {"duplicates": 17.0, "frequency_prior": {"duplicates": 4.0}}},
+        "overlap": {"named": 32.0, "overlap": 85.0, "ci95": {"overlap": [83.0, 87.0]},
+                    "random_position": {"overlap": 29.0}, "frequency_prior": {"named": 11.0, "overlap": 39.0},
+                    "shuffled_speech": {"named": 6.0, "overlap": 30.0}},
+        "segmentation": {**times, "uniform": {**times, "f1": 14.6}, "shuffled_speech": {**times, "f1": 14.8}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make_full(make):
+    def make_run(name, rate, seed):
+        run = make(name, 40, seed, rate=rate)
+        write(run.directory / "scores" / "keywords.json", full_keyword_scores(rate, seed))
+        return load_run(run.directory)
+
+    return make_run
+
+
+def test_rows_of_the_keyword_suite(make_full, results):
+    update_results(results, [make_full("tiny_cascaded", 60.0, 0)])
+    own, prior, shuffled = rows_of(results, "keywords", "Keyword hit rate by number of neighbours")
+    assert list(own) == ["model", "head", "seed", "K=1", "K=5", "K=20", "content K=10"]
+    assert (own["K=5"], own["content K=10"]) == ("65.0 [64.0, 66.0]", "60.0 [59.0, 61.0]")
+    assert (prior["head"], prior["K=20"]) == ("*frequency prior* (cascaded)", "9.0")
+    assert (shuffled["head"], shuffled["seed"], shuffled["K=1"]) == ("*shuffled speech* (cascaded)", "0", "4.0")
+
+    title = "What the published code's flaws change, in points of the clean hit rate"
+    own, prior, shuffled = rows_of(results, "keywords", title)
+    assert own["clean"] == "60.0 [59.0, 61.0]"
+    assert own["special tokens"] == own["all three"] == "+2.0 [+1.0, +3.0]"
+    assert own["only special"] == "1.5"
+    assert (prior["clean"], prior["quantised"]) == ("9.0", "-1.0")
+    assert (shuffled["clean"], shuffled["misaligned"]) == ("4.0", "+1.5")
+
+    rows = {row["head"]: row for row in rows_of(results, "keywords", "Keywords as words, and where they are said")}
+    assert rows["cascaded"] == {
+        "model": "tiny", "head": "cascaded", "seed": "0", "precision": "30.0", "recall": "20.0",
+        "F1": "24.0 [23.0, 25.0]", "cosine × 100": "38.1", "duplicates": "17.0", "named": "32.0",
+        "overlap": "85.0 [83.0, 87.0]", "boundary F1": "18.0",
+    }  # fmt: skip
+    assert rows["*shuffled speech* (cascaded)"]["cosine × 100"] == "20.0"
+    assert rows["*random position* (cascaded)"]["overlap"] == "29.0"
+    assert rows["*evenly spaced* (cascaded)"]["boundary F1"] == "14.6"
+    assert "duplicates" not in rows["*shuffled speech* (cascaded)"]
+    clean = {row["head"]: row for row in rows_of(results, "keywords", "Keyword hit rate, clean")}
+    assert clean["*shuffled speech* (cascaded)"]["kw1"] == "3.0"
+
+
+def test_the_keyword_suite_of_several_seeds_has_means_and_is_merged(make_full, results):
+    update_results(results, [make_full("tiny_cascaded", 60.0, 0), make_full("tiny_cascaded_seed1", 70.0, 1)])
+    before = results.read_text()
+    rows = rows_of(results, "keywords", "Keyword hit rate by number of neighbours")
+    assert [row["K=1"] for row in rows if row["head"] == "cascaded"][-1] == "66.0 ± 7.1"
+    assert [row.get("seed") for row in rows if row["head"].startswith("*shuffled")] == ["0", "1", "mean of 2"]
+    update_results(results, [make_full("tiny_cascaded_seed1", 70.0, 1)])
+    assert results.read_text() == before
+
+
+def test_older_keyword_scores_have_the_rows_they_had(make, results):
+    update_results(results, [make("tiny_cascaded", 40, rate=30.0)])
+    text = results.read_text()
+    assert "Keyword hit rate, clean" in text
+    assert "number of neighbours\n" not in text.split("### Keyword")[-1]
+    assert "shuffled speech* (cascaded)" not in text

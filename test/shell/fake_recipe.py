@@ -28,6 +28,7 @@ name = Path(sys.argv[0]).stem
 with open("calls.log", "a") as log:
     log.write(" ".join([name, *sys.argv[1:]]) + "\\n")
 print("working on", name)
+Path("recipe_command").write_text(os.environ["SPEECHCLIP_RECIPE_COMMAND"])
 if os.environ.get("FAIL") == name:
     print("error: data/x: no good", file=sys.stderr)
     sys.exit(1)
@@ -41,7 +42,9 @@ if name == "embed_clip":
     if "--model.clip.path=" not in sys.argv:
         make(value("--vocabulary"))
 elif name == "dump_features":
-    make(value("--out") + "/feats.scp", content)
+    if value("--job") == "0" or value("--jobs") == "1":
+        for split in ("train", "dev", "test"):
+            make(f"{value('--dump_root')}/{split}/feats.scp", content)
 elif name == "train":
     resumed = Path(value("--out") + "/last").exists()
     make(value("--out") + "/last/state", "resumed" if resumed else "fresh")
@@ -60,6 +63,7 @@ elif name == "report":
     make(value("--out"))
     for folder in sys.argv[sys.argv.index("--exp") + 1:]:
         make(f"{folder}/figures/training.svg")
+        make(f"{folder}/report/index.html")
 """
 OBTAIN = """#!/usr/bin/env bash
 set -euo pipefail

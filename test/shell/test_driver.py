@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -207,6 +208,8 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
         (["--corpus", "nowhere"], "--corpus: nowhere: no such folder"),
         (["--clip_embeddings", "no.npz"], "--clip_embeddings: no.npz: no such file"),
         (["--checkpoint", "exp/x"], "--checkpoint: exp/x: no such checkpoint"),
+        (["--nj", "0"], "--nj: at least one process is needed"),
+        (["--num_nodes", "0"], "--num_nodes: at least one machine is needed"),
         (["--python", "nopython"], "--python: nopython: no such program"),
         (["--moodel", "tiny"], "unknown option --moodel, did you mean --model?"),
         (["--", "--bad.key", "1"], "unknown configuration key bad.key"),
@@ -257,6 +260,14 @@ def test_several_seeds_and_a_tag(done):
     done.run("--seed", "0 1", "--head", "parallel", "--tag", "wide")
     folders = [call.split("--out ")[1].split()[0] for call in done.calls() if call.startswith("train ")]
     assert folders == ["exp/tiny_parallel_wide", "exp/tiny_parallel_wide_seed1"]
+
+
+def test_the_recorded_command_can_be_typed_again(done):
+    options = ["--seed", "0 1", "--head", "parallel", "--tag", "wide", "--", "--train.note", "it's $x", "--data.x="]
+    assert done.run(*options).returncode == 0
+    command = (done.folder / "recipe_command").read_text()
+    assert shlex.split(command) == ["./run.sh", *options]
+    assert command.startswith("./run.sh --seed '0 1' --head parallel --tag wide -- --train.note ")
 
 
 def test_precomputed_embeddings_take_clips_place(done):
@@ -334,10 +345,47 @@ def test_launcher_and_torchrun(done):
     assert done.names() == ["train"]
     done.run("--stage", "3", "--stop_stage", "3", "--ngpu", "2", "--head", "parallel")
     log = (done.folder / "exp/tiny_parallel/log/3_train.log").read_text()
-    assert "-m torch.distributed.run --standalone --nproc_per_node=2 -m speechclip.bin.train" in log
+    assert "utils/torchrun.py --ngpu 2 --num_nodes 1 --endpoint  -m speechclip.bin.train" in log
+    assert done.names() == ["train", "train"]
 
 
-def test_a_second_run_beside_it_is_refused_and_a_killed_one_is_not_waited_for(recipe):
+def test_several_machines_want_a_launcher(recipe):
+    result = recipe.run("--num_nodes", "2")
+    assert result.returncode == 2
+    assert "--num_nodes: train_cmd of cmd.sh has to start its arguments on each of 2 machines" in result.stderr
+
+
+def test_a_dry_run_prints_every_command_and_runs_none(done):
+    before = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*")}
+    result = done.run("--force", "true", "--dry_run", "true", "--head", "parallel", "--stop_stage", "7")
+    assert result.returncode == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in done.folder.rglob("*")} == before
+    for name in ("embed_clip", "dump_features", "train", "score_retrieval", "score_keywords", "report", "pack"):
+        assert f"-m speechclip.bin.{name} " in result.stdout, name
+
+
+def test_a_stage_that_was_stopped_and_has_saved_gives_its_status_to_the_recipe(recipe):
+    stub = recipe.folder.parents[1] / "speechclip" / "bin" / "train.py"
+    stub.write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
+        "open('started', 'w').close()\ntime.sleep(60)\n"
+    )
+    process = recipe.start()
+    wait_for(recipe.folder / "started")
+    os.kill(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 75
+    told = "error: run.sh: stage 3 (train) was stopped and has saved; the same command goes on from there"
+    assert errors.strip() == told
+    assert output.endswith("saved\n")
+    assert (recipe.folder / "exp/tiny_parallel/log/3_train.log").read_text().endswith("saved\n")
+    stub.write_text("import sys\nsys.exit(75)\n")  # asked by somebody else: Slurm asks every process
+    result = recipe.run()
+    assert (result.returncode, result.stderr.strip()) == (75, told)
+
+
+def test_a_second_run_beside_it_is_refused_and_a_killed_ones_stage_is_waited_for(recipe):
     first = recipe.start(SLEEP="train")
     try:
         wait_for(recipe.folder / "started")
@@ -349,10 +397,8 @@ def test_a_second_run_beside_it_is_refused_and_a_killed_one_is_not_waited_for(re
     finally:
         first.kill()  # the shell alone, without a chance to tidy up
         first.communicate()
-    deadline = time.monotonic() + 20
-    while recipe.run("--stop_stage", "0").returncode != 0:  # its stage notices and ends, the lock goes with it
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    after = recipe.run("--stop_stage", "0")  # its stage notices and ends, the lock goes with it
+    assert (after.returncode, after.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -36,11 +36,13 @@ from speechclip.embed import features_of
 from speechclip.encoders.clip import OpenClip, load_clip
 from speechclip.encoders.speech import load_speech_encoder
 from speechclip.errors import UserError
+from speechclip.folders import SUMS
 from speechclip.model import Dimensions, build
 from speechclip.train.journal import Journal
-from speechclip.train.loop import Trainer, TrainingData, random_spans
+from speechclip.train.loop import Trainer, TrainingData
 from speechclip.train.schedule import learning_rate
 from speechclip.train.state import COUNTERS, TENSORS
+from speechclip.train.step import random_spans
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,7 @@ def test_damaged_training_state_is_one_line(corpus: Path, tmp_path: Path) -> Non
     trainer(config, training_data(corpus), tmp_path).run()
     state = tmp_path / "last" / TENSORS
     state.write_bytes(state.read_bytes()[:-10])
+    (tmp_path / "last" / SUMS).unlink()  # as of a run begun before there were checksums
     with pytest.raises(UserError, match=f"{TENSORS}: damaged or truncated"):
         trainer(config, training_data(corpus), tmp_path)
     (tmp_path / "last" / COUNTERS).write_text("{")
@@ -264,16 +267,16 @@ def test_mixed_precision_rounds_no_input(
     run = trainer(settings(train__precision="bf16-mixed", optim__max_steps=2), data, tmp_path / "run", encoder=encoder)
     plain_features, plain_loss = features_of, run.model.loss.forward
 
-    def features(model: Any, batch: Batch) -> Any:
+    def features(model: Any, batch: Batch, at_once: int) -> Any:
         seen.append((batch, torch.empty(0)))
-        return plain_features(model, batch)
+        return plain_features(model, batch, at_once)
 
     def loss(speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
         seen[-1] = (seen[-1][0], target)
         return plain_loss(speech, target, groups)
 
     with monkeypatch.context() as patch:
-        patch.setattr("speechclip.train.loop.features_of", features)
+        patch.setattr("speechclip.train.step.features_of", features)
         patch.setattr(run.model.loss, "forward", loss)
         run.run()
     assert len(seen) == 2
@@ -303,10 +306,10 @@ def test_supervision_by_text_puts_each_caption_in_its_images_place(corpus: Path,
         trainer(settings(train__supervision="text"), moved, tmp_path / "none")
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+def test_a_batch_of_fewer_utterances_than_processes_is_refused(tmp_path: Path) -> None:
     data: Any = None
-    fabric: Any = SimpleNamespace(world_size=3)
-    with pytest.raises(UserError, match="data.batch_size: 8 is not a multiple of 3 processes"):
+    fabric: Any = SimpleNamespace(world_size=9)
+    with pytest.raises(UserError, match="data.batch_size: 8 is less than the 9 processes"):
         Trainer(settings(), data, data, tmp_path, fabric=fabric, seed=0, origin={})
 
 

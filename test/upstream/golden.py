@@ -1,6 +1,6 @@
 """Golden hidden states of the s3prl upstream: weights and waveforms from formulas, so no random generator is involved.
 
-    python test/upstream/golden.py     writes golden.json anew, from the present code
+python test/upstream/golden.py     writes golden.json anew, from the present code
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fixtures import whole_model  # noqa: E402
 
 FILE = Path(__file__).with_name("golden.json")
-CASES = [(head, large) for head in ("parallel", "cascaded") for large in (False, True)]
+HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
+CASES = [(head, large) for head in HEADS for large in (False, True)]
 LENGTHS = (6400, 4000, 900)
 
 

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import torch
 from fixtures import STATES, WIDTH, wave, whole_model
-from golden import CASES, FILE, model_of, sample, waves
+from golden import CASES, FILE, HEADS, model_of, sample, waves
+from published_files import (
+    clip_tensors,
+    plus_state_dict,
+    reduced_ids,
+    save_checkpoint_file,
+    save_script,
+    state_dict,
+)
 
 from speechclip.checkpoint import save_checkpoint
 from speechclip.errors import UserError
@@ -129,14 +137,39 @@ def test_half_precision(checkpoints: dict[str, str], precision: torch.dtype) -> 
             assert (b.float() - a).norm() / a.norm() < (0.02 if precision == torch.float16 else 0.1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_the_states_are_the_same(checkpoints: dict[str, str]) -> None:
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+WITH_AUTOCAST = [
+    ("cpu", torch.bfloat16),
+    *(pytest.param("cuda", p, marks=needs_gpu) for p in (torch.float16, torch.bfloat16)),
+]
+
+
+@pytest.mark.parametrize(("device", "precision"), WITH_AUTOCAST)
+def test_under_autocast(checkpoints: dict[str, str], device: str, precision: torch.dtype) -> None:
+    """s3prl's callers train under it: all states of one type, and near those in single precision."""
     batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
-    expert = UpstreamExpert(checkpoints["cascaded"]).eval()
+    for name in ("parallel", "cascaded", "large"):
+        expert = UpstreamExpert(checkpoints[name]).eval().to(device)
+        full = expert(batch)["hidden_states"]
+        with torch.autocast(device, dtype=precision):
+            found = expert(batch)["hidden_states"]
+        worst = 0.02 if precision == torch.float16 else 0.1
+        assert all((b.float() - a).norm() / a.norm() < worst for a, b in zip(full, found, strict=True))
+        assert any(not torch.equal(b.float(), a) for a, b in zip(full, found))  # it did compute in half precision
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["parallel", "cascaded", "large"])
+def test_on_a_gpu_the_states_are_the_same(checkpoints: dict[str, str], name: str) -> None:
+    batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
+    expert = UpstreamExpert(checkpoints[name]).eval()
     expected = expert(batch)["hidden_states"]
-    for a, b in zip(expected, expert.cuda()([w.cuda() for w in batch])["hidden_states"]):
-        assert b.is_cuda and (b.cpu() - a).abs().max() < 1e-2
-    for a, b in zip(expected, expert.half()([w.cuda() for w in batch])["hidden_states"]):
+    for waves_there in (batch, [w.cuda() for w in batch]):  # wherever the waveforms are
+        for a, b in zip(expected, expert.cuda()(waves_there)["hidden_states"], strict=True):
+            assert b.is_cuda and (b.cpu() - a).abs().max() < 1e-2
+    integers = [(w * 32767).to(torch.int16).cuda() for w in batch]
+    assert all(state.is_cuda for state in expert(integers)["hidden_states"])
+    for a, b in zip(expected, expert.half()([w.cuda() for w in batch])["hidden_states"], strict=True):
         assert b.dtype == torch.float16 and (b.float().cpu() - a).norm() / a.norm() < 0.02
 
 
@@ -212,6 +245,50 @@ def test_s3prls_own_interface(checkpoints: dict[str, str], name: str) -> None:
     for a, b in zip(states, own):
         assert a.shape == (3, 50, WIDTH)
         assert torch.equal(a[:, : b.shape[1]], b[:, :50])
+
+
+def test_all_fifteen_published_checkpoints_have_a_name() -> None:
+    from speechclip.upstream import hubconf
+
+    heads = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
+    kinds = {"base": "base/flickr", "large": "large/flickr", "large_coco": "large/coco"}
+    assert set(hubconf.PUBLISHED) == {f"speechclip_{head}_{kind}" for head in heads for kind in kinds}
+    for name, (url, head, width) in hubconf.PUBLISHED.items():
+        kind = name.removeprefix(f"speechclip_{head}_")
+        folder = head.replace("_plus", "%2B")
+        assert f"/resolve/main/{kinds[kind]}/{folder}/epoch" in url and url.endswith(".ckpt")
+        assert width == (768 if kind == "base" else 1024)
+        assert url.startswith(
+            "https://huggingface.co/" + ("speechclip/models" if head in heads[:2] else "ShampooWang/speechclip_plus")
+        )
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
+def test_a_published_file_needs_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, large: bool
+) -> None:
+    """The states of every published head, by its name and by speechclip_local, equal those of the whole model."""
+    from speechclip.upstream import hubconf
+
+    ids = reduced_ids()
+    state = plus_state_dict(head, ids, large=large) if head not in HEADS[:2] else state_dict(head, ids, large=large)
+    path = str(save_checkpoint_file(tmp_path / "x.ckpt", state))
+    batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
+    clip = str(save_script(tmp_path / "clip.pt", clip_tensors()))
+    expected, _ = SpeechCLIP.from_pretrained(path, clip=clip).hidden_states(batch)
+    name = f"speechclip_{head}_{'large' if large else 'base'}"
+    tiny = hubconf.PUBLISHED[name]._replace(width=64)
+    monkeypatch.setitem(hubconf.PUBLISHED, name, tiny)
+    asked: list[str] = []
+    monkeypatch.setattr(hubconf, "_fetch", lambda url, refresh: asked.append(url) or path)
+    for expert in (hubconf.speechclip_local(path), hubconf._published(name)(), hubconf._published(name)(ckpt=path)):
+        found = expert.eval()(batch)["hidden_states"]
+        assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
+    assert asked == [tiny.url]  # not where a file is given
+    other = "speechclip_parallel_base" if head != "parallel" else "speechclip_hybrid_base"
+    with pytest.raises(UserError, match=f"x.ckpt: a {head} head on 64 dimensions, {other} is a"):
+        hubconf._published(other)(ckpt=path)
 
 
 @needs_s3prl

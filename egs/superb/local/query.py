@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +12,48 @@ from sweep import Upstream, run_s3prl
 
 from speechclip.errors import UserError
 
+DETECTIONS = "benchmark.stdlist.xml"
 
-def run_query_by_example(options: Any, corpus: Path, upstream: Upstream, settings: dict[str, Any]) -> None:
+
+def run_query_by_example(
+    options: Any, corpus: Path, upstream: Upstream, settings: dict[str, Any], folder: Path
+) -> None:
     """Write ``benchmark.stdlist.xml``, the detections, of the development and the evaluation queries.
 
     For every hidden state, one folder: SUPERB takes the one that is best on the development queries. Scoring them
     (MTWV) is done by the scripts that come with QUESST 2014.
     """
-    settings = {key: value for key, value in settings.items() if key != "stop"}
     settings["downstream_expert"]["datarc"]["dataset_root"] = str(corpus)
-    folder = Path("exp").resolve() / ("qbe" + (f"_{options.tag}" if options.tag else "")) / upstream.label
     for layer in range(count_states(upstream)):
         for split in ("dev", "eval"):
-            out = folder / f"state_{layer}" / split
-            found = out / "benchmark.stdlist.xml"
-            if found.is_file() and options.force == "false":
-                continue
-            out.mkdir(parents=True, exist_ok=True)
-            config = out / "config.yaml"
-            config.write_text(yaml.safe_dump(settings, sort_keys=False))
-            words = ["-m", "evaluate", "-t", split, "-u", upstream.name, "-l", str(layer), "-d", "quesst14_dtw"]
-            words += ["-c", str(config), "-p", str(out), "--device", options.device, "--seed", str(options.seed)]
-            words += ["-k", upstream.checkpoint] if upstream.checkpoint else []
-            run_s3prl(["run_downstream", *words], out / "log.txt")
-            if not found.is_file():
-                raise UserError(f"{found}: s3prl wrote no detections; see {out / 'log.txt'}")
-            print(f"{found}: written", flush=True)
+            _search(options, upstream, settings, layer, split, folder / f"state_{layer}" / split)
+
+
+def _search(
+    options: Any, upstream: Upstream, settings: dict[str, Any], layer: int, split: str, folder: Path
+) -> None:  # fmt: skip
+    """One hidden state, one set of queries; nothing where it is done already."""
+    stamp, asked = "settings.json", json.dumps({"config": settings, "weights": upstream.fingerprint()})
+    if folder.is_dir() and options.force == "false":
+        if (folder / stamp).read_text() != asked:
+            raise UserError(f"{folder}: made with other settings; --force true makes it anew, --tag keeps it")
+        return
+    part = folder.with_name(f"{folder.name}.part")
+    for old in (part, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / stamp).write_text(asked)
+    config = part / "config.yaml"
+    expert = {**settings["downstream_expert"], "max_workers": options.nj}
+    config.write_text(yaml.safe_dump({**settings, "downstream_expert": expert}, sort_keys=False))
+    words = ["-m", "evaluate", "-t", split, "-u", upstream.name, "-l", str(layer), "-d", "quesst14_dtw"]
+    words += ["-c", str(config), "-p", str(part), "--device", options.device, "--seed", str(options.seed)]
+    words += ["-k", upstream.checkpoint] if upstream.checkpoint else []
+    run_s3prl(["run_downstream", *words], part / "log.txt")
+    if not (part / DETECTIONS).is_file():
+        raise UserError(f"{part / DETECTIONS}: s3prl wrote no detections; see {part / 'log.txt'}")
+    part.rename(folder)
+    print(f"{folder / DETECTIONS}: written", flush=True)
 
 
 def count_states(upstream: Upstream) -> int:

@@ -13,11 +13,14 @@ from speechclip.errors import UserError
 from speechclip.report.markdown import Table, code, read_block, write_block
 
 COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "lr (of)", "step", "seed", "commit", "command")
+COMPARISON = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "baseline", "baseline's test", "seed")
 KEY = ("task", "corpus", "upstream", "checkpoint", "seed")
-INTRODUCTION = """Test scores in percent; of the learning rates tried, that which is best on validation. Rows with
-`speechclip_encoder_local` are the baseline: the same HuBERT on the same data without the head's layer."""
+INTRODUCTION = """Test scores in percent; of the learning rates tried, that which is best on validation. The baseline
+`speechclip_encoder_local` is HuBERT of the same size: the checkpoint's own, on the same data, without the head."""
 WEIGHTS_INTRODUCTION = """Softmax weights of the hidden states, learned by each task. State 0 is the input of the first
-layer; `head` is SpeechCLIP's own layer. Equal shares would be 1 / states."""
+layer; `head` is SpeechCLIP's own layer. Equal shares would be 1 / states.
+
+![Learned weights of the hidden states](layer_weights.png)"""
 
 
 def write_report(experiments: Path, results: Path) -> None:
@@ -26,11 +29,15 @@ def write_report(experiments: Path, results: Path) -> None:
     if not found:
         raise UserError(f"{experiments}: no finished task; stage 1 makes one")
     text = results.read_text(encoding="utf-8") if results.is_file() else "# Results\n"
-    tables = [_table("Scores", COLUMNS, [_row(best) for best in found], read_block(text, "superb", str(results)))]
+    old = read_block(text, "superb", str(results))
+    tables = [
+        _table("SUPERB", COMPARISON, _comparisons(experiments, found), old),
+        _table("Scores", COLUMNS, [_row(best) for best in found], old),
+    ]
     text = write_block(text, "superb", str(results), INTRODUCTION, tables, before="weights")
     old = read_block(text, "weights", str(results))
     before = [name for table in old.values() for name in table.columns if name.isdigit()]
-    states = max(len(before), *(len(best["layer_weights"]) - _has_head(best) for best in found))
+    states = max(len(before), *(len(best["layer_weights"]) - best["head"] for best in found))
     columns = ("task", "corpus", "upstream", "checkpoint", "seed", *map(str, range(states)), "head")
     rows = [_weights_row(best) for best in found]
     text = write_block(
@@ -44,22 +51,30 @@ def write_report(experiments: Path, results: Path) -> None:
 
 def _row(best: dict[str, Any]) -> dict[str, str]:
     task = TASKS[best["task"]]
+    name = task.name + (f" ({best['tag']})" if best["tag"] else "")
     return {
-        "task": task.name, "metric": task.label, "corpus": best["corpus"], "upstream": best["upstream"],
+        "task": name, "metric": task.label, "corpus": best["corpus"], "upstream": best["upstream"],
         "checkpoint": best["checkpoint"], "test": f"{score(task, best['test']) * task.percent:.2f}",
         "lr (of)": f"{best['lr']:g} ({' '.join(f'{rate:g}' for rate in best['rates'])})", "step": str(best["step"]),
         "seed": str(best["seed"]), "commit": best["commit"], "command": code(best["command"]),
     }  # fmt: skip
 
 
-def _has_head(best: dict[str, Any]) -> bool:
-    """Whether the last state is a SpeechCLIP head's."""
-    return best["upstream"].startswith("speechclip") and not best["baseline"]
+def _comparisons(experiments: Path, found: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row for every sweep that had a baseline, with the baseline's score."""
+    rows = []
+    for best in (best for best in found if best["against"]):
+        name = "_".join([best["task"], *([best["tag"]] if best["tag"] else [])])
+        folder = f"{name}_seed{best['seed']}" if best["seed"] else name
+        other = json.loads((experiments / folder / best["against"] / "best.json").read_text())
+        baseline = {"baseline": other["upstream"], "baseline's test": _row(other)["test"]}
+        rows.append({key: value for key, value in _row(best).items() if key in COMPARISON} | baseline)
+    return rows
 
 
 def _weights_row(best: dict[str, Any]) -> dict[str, str]:
     named = {str(state): f"{value:.3f}" for state, value in enumerate(best["layer_weights"])}
-    if _has_head(best):
+    if best["head"]:
         named["head"] = named.pop(str(len(named) - 1))
     return {key: value for key, value in _row(best).items() if key in KEY} | named
 
@@ -80,12 +95,12 @@ def draw_weights(found: list[dict[str, Any]], folder: Path) -> list[Path]:
     import numpy as np
 
     with_head = [best for best in found if not best["baseline"]] or found
-    states = max(len(best["layer_weights"]) - _has_head(best) for best in with_head) + 1
+    states = max(len(best["layer_weights"]) - best["head"] for best in with_head) + 1
     grid = np.full((len(with_head), states), np.nan)
     for row, best in enumerate(with_head):
-        own = len(best["layer_weights"]) - _has_head(best)
+        own = len(best["layer_weights"]) - best["head"]
         grid[row, :own] = best["layer_weights"][:own]
-        grid[row, states - 1] = best["layer_weights"][own] if _has_head(best) else np.nan
+        grid[row, states - 1] = best["layer_weights"][own] if best["head"] else np.nan
     with plt.rc_context({"svg.hashsalt": "speechclip", "font.size": 9}):
         figure, axes = plt.subplots(figsize=(1.8 + 0.55 * states, 1.3 + 0.4 * len(with_head)), layout="constrained")
         image = axes.imshow(grid, cmap="cividis", vmin=0, aspect="auto")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -68,11 +70,28 @@ def upstreams_of(options: Any) -> list[Upstream]:
         elif options.upstream.startswith("speechclip"):
             wanted.append(Upstream(options.upstream, "", encoder_only=True))
     for upstream in wanted:
+        _check_name(upstream.name)
         if upstream.name.endswith("_local") and not upstream.checkpoint:
             raise UserError(f"--checkpoint: {upstream.name} wants one")
         if upstream.checkpoint and "://" not in upstream.checkpoint and not Path(upstream.checkpoint).exists():
             raise UserError(f"{upstream.checkpoint}: no such checkpoint")
     return wanted
+
+
+def _check_name(name: str) -> None:
+    """UserError for an upstream that s3prl's hub has not got. What s3prl itself has is looked up there."""
+    from speechclip.upstream import register
+    from speechclip.upstream.hubconf import ENTRIES
+
+    if name in ENTRIES:
+        return
+    register()
+    from s3prl import hub
+
+    if name not in hub.options():
+        close = difflib.get_close_matches(name, hub.options(), n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"--upstream: s3prl has no upstream {name!r}{hint}")
 
 
 def _absolute(path: str) -> str:
@@ -99,8 +118,14 @@ def configuration(options: Any, task: Task) -> dict[str, Any]:
     return merge({"stop": None, **settings}, parse_overrides(options.overrides), "after --")
 
 
+def experiment(options: Any, upstream: Upstream) -> Path:
+    """exp/<task>[_<tag>][_seed<N>]/<upstream>."""
+    name = options.task + (f"_{options.tag}" if options.tag else "") + (f"_seed{options.seed}" if options.seed else "")
+    return Path("exp").resolve() / name / upstream.label
+
+
 def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[Run]:
-    """One run for each learning rate, in exp/<task>[_<tag>][_seed<N>]/<upstream>/lr_<rate>."""
+    """One run for each learning rate, in :func:`experiment`/lr_<rate>."""
     settings = configuration(options, task)
     if settings["stop"] is None:
         del settings["stop"]
@@ -110,8 +135,7 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
     for pattern in ("metadata/*.json", "iden_split.txt", "voxceleb1_test_v2.txt"):
         for file in corpus.glob(pattern):
             shutil.copy(file, cache)  # what s3prl would download
-    name = options.task + (f"_{options.tag}" if options.tag else "") + (f"_seed{options.seed}" if options.seed else "")
-    folder, runs = Path("exp").resolve() / name / upstream.label, []
+    folder, runs = experiment(options, upstream), []
     for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
         config = merge(settings, {"build_optimizer": {"conf": {"lr": rate}}, "train": {"seed": options.seed}}, "--lr")
         config |= {
@@ -129,6 +153,8 @@ def main() -> None:
     options = parser().parse_args()
     task = TASKS[options.task]
     upstreams = upstreams_of(options)
+    if options.device != "cpu" and not _has_gpu(options.device):
+        raise UserError(f"--device: {options.device}: this torch sees none (torch.cuda.is_available())")
     if options.nj < 1:
         raise UserError(f"--nj: {options.nj}; at least 1")
     configuration(options, task)  # a mistake in it is told before anything is written
@@ -139,37 +165,46 @@ def main() -> None:
         if (corpus / "home").is_dir():  # with what s3prl would download into its cache
             os.environ.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
             os.environ["HOME"] = str(corpus / "home")
-        for upstream in upstreams:
+        for upstream in reversed(upstreams):  # the baseline first: a row is written with what it is compared to
+            settings = configuration(options, task)
             if not task.problem:
-                run_query_by_example(options, corpus, upstream, configuration(options, task))
+                run_query_by_example(options, corpus, upstream, settings, experiment(options, upstream))
                 continue
             runs = runs_of(options, task, corpus, upstream)
             best = sweep(runs, options.nj, options.force == "true")
             rates = [run.config["build_optimizer"]["conf"]["lr"] for run in runs]
-            write_best(runs[0].folder.parent, options, upstream, corpus, best, rates)
-    if options.stop_stage >= 2:
+            write_best(options, upstream, upstreams, corpus, best, rates)
+    if options.stop_stage < 2:
+        return
+    if task.problem:
         write_report(Path("exp"), Path("RESULTS.md"))
+    else:
+        print(f"{task.name}: its detections are scored by the scripts that come with the corpus; no row in RESULTS.md")
+
+
+def _has_gpu(device: str) -> bool:
+    """Whether there is a GPU. torch is imported only now: the options' mistakes are told at once."""
+    import torch
+
+    return device.startswith("cuda") and torch.cuda.is_available()
 
 
 def write_best(
-    folder: Path, options: Any, upstream: Upstream, corpus: Path, best: dict[str, Any], rates: list[float]
+    options: Any, upstream: Upstream, upstreams: list[Upstream], corpus: Path, best: dict[str, Any], rates: list[float]
 ) -> None:
-    """``best.json`` of a sweep: what the report reads."""
-    import json
-
-    from speechclip.checkpoint import commit
-
-    command = os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")
+    """``best.json`` of a sweep: what the report reads. ``against`` names the folder of what it is compared with."""
+    others = [other.label for other in upstreams if other is not upstream]
     facts = {
         "task": options.task, "tag": options.tag,
         "upstream": upstream.name + (" (encoder)" if upstream.encoder_only else ""),
-        "baseline": upstream.encoder_only or upstream.name == options.baseline,
+        "head": upstream.name.startswith("speechclip") and upstream.name != ENCODER and not upstream.encoder_only,
+        "baseline": upstream is not upstreams[0], "against": others[0] if others and upstream is upstreams[0] else "",
         "checkpoint": os.path.relpath(upstream.checkpoint) if upstream.checkpoint else "", "corpus": corpus.name,
         "rates": rates, "lr": best["lr"], "step": best["step"], "test": best["test"], "valid": best["valid"],
-        "layer_weights": best["layer_weights"], "seed": options.seed, "command": command, "commit": commit(),
-        "weights": best["settings"]["weights"],
+        "layer_weights": best["layer_weights"], "seed": options.seed, "command": best["command"],
+        "commit": best["commit"], "weights": best["settings"]["weights"],
     }  # fmt: skip
-    (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (experiment(options, upstream) / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

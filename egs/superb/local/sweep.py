@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
-import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from tasks import Task
 from speechclip.errors import UserError
 
 RESULT = "result.json"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,9 @@ class Run:
 
     def start(self) -> None:
         """Train (from the last checkpoint, if there is one) and test; UserError with the log's last line otherwise."""
+        from speechclip.checkpoint import commit
+
+        origin = {"commit": commit(), "command": os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")}
         settings = self.folder / "settings.json"
         if settings.is_file() and json.loads(settings.read_text()) != self.settings():
             raise UserError(f"{self.folder}: begun with other settings; --force true starts it over, --tag keeps it")
@@ -141,7 +143,7 @@ class Run:
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.config, sort_keys=False))
         run_s3prl(["s3prl-main", self.task.problem, "--config", str(config)], self.folder / "log.txt")
-        (self.folder / RESULT).write_text(json.dumps(self._collect(), indent=2) + "\n")
+        (self.folder / RESULT).write_text(json.dumps({**self._collect(), **origin}, indent=2) + "\n")
 
     def _collect(self) -> dict[str, Any]:
         written = "result.yaml" if self.task.valid_metric else "best_result.yaml"
@@ -187,12 +189,19 @@ def run_s3prl(words: list[str], log: Path) -> None:
 def _work(words: list[str], log: str) -> None:
     from speechclip.upstream.__main__ import main
 
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone: die with the fork server, and so with run.sh
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     handle = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     main(words)
+
+
+def _end_with_parent() -> None:
+    """End this process when the recipe that asked for it ends; the fork server between them lives as long as this."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
@@ -200,6 +209,7 @@ def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
 
     Validation decides; a task without a validation set (ASV) is decided on its trials, as s3prl decides among steps.
     """
+
     def do(run: Run) -> dict[str, Any]:
         if force:
             shutil.rmtree(run.folder, ignore_errors=True)

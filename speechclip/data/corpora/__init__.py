@@ -11,7 +11,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -206,6 +205,8 @@ def _map(function: Callable[[str], T], paths: Sequence[str], nj: int) -> list[T]
     """``function`` of every path, in order, by ``nj`` processes."""
     if nj == 1 or len(paths) <= _CHUNK:
         return [function(path) for path in paths]
+    from concurrent.futures import ProcessPoolExecutor  # takes longer to import than the rest of the script
+
     with ProcessPoolExecutor(nj) as pool:
         return list(pool.map(function, paths, chunksize=_CHUNK))
 

@@ -21,6 +21,7 @@ from speechclip.data.corpora import NO_SPLIT, SPLITS, Candidate, Limits, Skipped
 from speechclip.data.kaldi import StrPath, Utterance
 from speechclip.errors import UserError
 
+LIMITS = Limits()
 _IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")
 _TEXT_FOLDERS = ("Flickr8k_text", "")
 _AUDIO_FOLDERS = ("flickr_audio",)
@@ -40,16 +41,7 @@ class _Layout:
     wav2spk: Path
 
 
-def prepare_flickr8k(
-    corpus_dir: StrPath,
-    data_dir: StrPath,
-    *,
-    max_bad: float = 0.01,
-    min_seconds: float = 0.3,
-    max_seconds: float = 60.0,
-    check_samples: bool = True,
-    nj: int = 1,
-) -> Summary:
+def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMITS) -> Summary:
     """Write ``data_dir/{train,dev,test}``, ``captions.tsv`` and ``skipped.tsv`` from a corpus as it is published.
 
     Utterance ids are ``spk<speaker>-<image>_<number>``, image ids the photographs' file names without suffix; captions
@@ -60,18 +52,13 @@ def prepare_flickr8k(
         corpus_dir: the folder with the parts, themselves at most one folder deeper; paths are written as they follow
             from it, so give it relative to the recipe or absolute.
         data_dir: where to write; all or nothing.
-        max_bad: share of the utterances that may be skipped.
-        min_seconds: shortest utterance taken.
-        max_seconds: longest utterance taken.
-        check_samples: decode audio whose header cannot tell that it is whole and finite (all but integer wav).
-        nj: number of processes.
+        limits: what is tolerated.
 
     Raises:
         UserError: a part is not found or not in its format, or too much is bad. Nothing is written then.
     """
-    limits = Limits(max_bad, min_seconds, max_seconds, check_samples, nj)
     corpus = Path(corpus_dir)
-    layout = _find_layout(corpus)
+    layout = find_parts(corpus)
     split_of, captions = _read_splits(layout.splits), _read_captions(layout.captions)
     candidates, skipped = _match(layout, split_of, captions)
     if not candidates:
@@ -80,7 +67,8 @@ def prepare_flickr8k(
     return write_corpus(corpus, Path(data_dir), candidates, skipped, limits=limits, captions=every)
 
 
-def _find_layout(corpus: Path) -> _Layout:
+def find_parts(corpus: Path) -> _Layout:
+    """Where the parts of a corpus lie. Raises UserError: one is not there."""
     if not corpus.is_dir():
         raise UserError(f"{corpus}: no such corpus folder")
     roots = [corpus, *sorted(item for item in corpus.iterdir() if item.is_dir())]

@@ -17,7 +17,7 @@ FLICKR8K = (
         "Flickr8k_Dataset.zip", (f"{_FLICKR}/Flickr8k_Dataset.zip", f"{_ILLINOIS}/Flickr8k_Dataset.zip"),
         1_120_000_000, ("Flicker8k_Dataset",), unpacked=1_130_000_000, into="",
         checksum="md5:f18a1e2920de5bd84dae7cf08ec78978",
-        about="the 8,091 photographs of Flickr8k, Hodosh et al. 2013; also on Kaggle as adityajn105/flickr8k",
+        about="the 8,091 photographs of Flickr8k, Hodosh et al. 2013, also on Kaggle as adityajn105/flickr8k",
     ),
     Remote(
         "Flickr8k_text.zip", (f"{_FLICKR}/Flickr8k_text.zip", f"{_ILLINOIS}/Flickr8k_text.zip"),

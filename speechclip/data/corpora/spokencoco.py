@@ -25,20 +25,12 @@ from speechclip.data.corpora import NO_SPLIT, SPLITS, Candidate, Limits, Skipped
 from speechclip.data.kaldi import StrPath, Utterance
 from speechclip.errors import UserError
 
+LIMITS = Limits(check_samples=False)  # of 605,000 recordings only the headers are read
 _PUBLISHED = {"train": "train", "dev": "val", "test": "test"}
 _IMAGE_FOLDERS = ("", "mscoco_img", "images")
 
 
-def prepare_spokencoco(
-    corpus_dir: StrPath,
-    data_dir: StrPath,
-    *,
-    max_bad: float = 0.01,
-    min_seconds: float = 0.3,
-    max_seconds: float = 60.0,
-    check_samples: bool = False,
-    nj: int = 1,
-) -> Summary:
+def prepare_spokencoco(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMITS) -> Summary:
     """Write ``data_dir/{train,dev,test}``, ``data_dir/captions.tsv`` and ``data_dir/skipped.tsv``.
 
     Utterance ids are ``<speaker>-<image number>_<caption number>`` with the numbers of COCO; where an ``uttid`` does
@@ -46,26 +38,18 @@ def prepare_spokencoco(
 
     Args:
         corpus_dir: the folder with the parts. data_dir: where to write; all or nothing.
-        max_bad: share of the utterances that may be skipped.
-        min_seconds, max_seconds: shortest and longest utterance taken.
-        check_samples: decode audio whose header cannot tell that it is whole and finite (all but integer wav).
-        nj: number of processes.
+        limits: what is tolerated.
 
     Raises:
         UserError: a part is not found or not in its format, or too much is bad. Nothing is written then.
     """
-    limits = Limits(max_bad, min_seconds, max_seconds, check_samples, nj)
     corpus = Path(corpus_dir)
-    if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
-    audio = corpus / "SpokenCOCO" if (corpus / "SpokenCOCO").is_dir() else corpus
-    images = _image_root(corpus)
+    audio, images, files = find_parts(corpus)
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
     split_of: dict[str, str] = {}
     captions: list[tuple[str, str]] = []
-    for split in SPLITS:
-        file = _split_file(audio, _PUBLISHED[split])
+    for split, file in files.items():
         for image, caption in _entries(file):
             if split_of.setdefault(image, split) != split:
                 raise UserError(f"{file}: {image} is in the split {split_of[image]} as well")
@@ -82,6 +66,17 @@ def prepare_spokencoco(
     return write_corpus(
         corpus, Path(data_dir), candidates, [*skipped, *repeated], limits=limits, captions=written or captions
     )  # fmt: skip
+
+
+def find_parts(corpus: Path) -> tuple[Path, Path, dict[str, Path]]:
+    """The folders of wavs/ and of the photographs, and the file of each split. Raises UserError: one is not there."""
+    if not corpus.is_dir():
+        raise UserError(f"{corpus}: no such corpus folder")
+    audio = corpus / "SpokenCOCO" if (corpus / "SpokenCOCO").is_dir() else corpus
+    images = _image_root(corpus)
+    if not (audio / "wavs").is_dir():
+        raise UserError(f"{corpus}: no recordings: no SpokenCOCO/wavs/ or wavs/")
+    return audio, images, {split: _split_file(audio, _PUBLISHED[split]) for split in SPLITS}
 
 
 def _split_file(folder: Path, published: str) -> Path:

@@ -1,0 +1,96 @@
+"""Write the page of a scored run, or of two runs side by side with the significance of their differences."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechclip.bin import ArgumentParser
+from speechclip.errors import UserError, exit_on_user_error
+
+if TYPE_CHECKING:
+    from speechclip.report.material import Material
+    from speechclip.report.runs import Run
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Of one run write report/index.html into its folder. Of two print and write the comparison, paired by images."""
+    parser = ArgumentParser(prog="speechclip report", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="one or two experiment folders with scores/")
+    parser.add_argument("--out", metavar="FILE", help="the page; by default in report/ of the (first) run")
+    parser.add_argument("--data_dir", metavar="DIR", help="the split scored on; by default the one stage 4 was given")
+    parser.add_argument("--dump_dir", metavar="DIR", help="what stage 2 stored for it; by default as stage 4 was given")
+    parser.add_argument("--recipe", help="whose published numbers stand beside; by default the folder that holds exp/")
+    parser.add_argument("--utterances", type=int, default=1000, help="the most that are listed")
+    parser.add_argument("--recordings", type=int, default=200, help="the most that can be played")
+    parser.add_argument("--permutations", type=int, default=10000, help="random exchanges of images between the runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the exchanges")
+    args = parser.parse_args(argv)
+    for name in ("utterances", "recordings", "permutations"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: {getattr(args, name)} is not at least 1")
+    if len(args.runs) > 2:
+        parser.error(f"RUN: one or two are needed, not {len(args.runs)}")
+
+    from speechclip.report.runs import load_run
+
+    runs = [load_run(Path(folder).absolute()) for folder in args.runs]
+    out = Path(args.out).absolute() if args.out else None
+    for folder in ("data_dir", "dump_dir"):
+        if getattr(args, folder):
+            setattr(args, folder, str(Path(getattr(args, folder)).absolute()))
+    written = _one(runs[0], out, args) if len(runs) == 1 else _two(runs, out, args)
+    print(f"wrote {written}")
+
+
+def _one(run: Run, out: Path | None, args: Namespace) -> Path:
+    from speechclip.report.page import Limits, write_page
+
+    recipe = args.recipe or run.directory.resolve().parent.parent.name
+    material = _material(run, args)
+    limits = Limits(args.utterances, args.recordings)
+    return write_page(run, material, recipe, out or run.directory / "report" / "index.html", limits)
+
+
+def _two(runs: Sequence[Run], out: Path | None, args: Namespace) -> Path:
+    from speechclip.report.comparison import keyword_test, paired_tests, run_names, write_comparison
+
+    names = run_names(runs)
+    tests = paired_tests(runs, args.permutations, args.seed)
+    print(f"{'direction':28}{'score':6}{'first':>8}{'second':>8}{'diff':>8}{'p':>9}")
+    for direction, table in tests.items():
+        for score, row in table.items():
+            numbers = "".join(f"{row[key]:8.2f}" for key in ("first", "second", "difference"))
+            print(f"{direction:28}{score:6}{numbers}{row['p']:9.4f}")
+    materials = [_material(run, args) for run in runs]
+    image_of = {utterance.id: utterance.image_id for utterance in materials[0].utterances}
+    keywords = keyword_test(runs, image_of, args.permutations, args.seed)
+    if keywords:
+        numbers = "".join(f"{keywords[key]:8.2f}" for key in ("first", "second", "difference"))
+        print(f"{'keywords that hit':28}{'share':6}{numbers}{keywords['p']:9.4f}")
+    target = out or runs[0].directory / "report" / f"against_{names[1].replace('/', '_')}.html"
+    return write_comparison(runs, materials, tests, keywords, target, permutations=args.permutations)
+
+
+def _material(run: Run, args: Namespace) -> Material:
+    """The split a run was scored on; its tables name files relative to the recipe, so that is where it is read."""
+    from speechclip.report.material import load_material, scored_on
+
+    data, dump = args.data_dir, args.dump_dir
+    if not (data and dump):
+        named = scored_on(run)
+        data, dump = data or named[0], dump or named[1]
+    recipe = run.directory.resolve().parent.parent
+    if not Path(data).is_dir() and (recipe / data).is_dir():
+        os.chdir(recipe)
+    if not Path(data).is_dir():
+        raise UserError(f"{data}: no such folder, neither here nor in {recipe}: give --data_dir and --dump_dir")
+    return load_material(run, data, dump)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What the sections of the keyword report share: keywords, captions, and what was found in one search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechclip.eval.gold import IdSets
+from speechclip.eval.neighbours import Near, Subwords
+from speechclip.eval.rates import Places, Rates
+
+ALL, CONTENT = "all", "content"  # with stop words, and without them on either side
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Case:
+    """N keywords of U utterances and what is known of them. Keys of mappings are `ALL` and `CONTENT`.
+
+    places, rates: of the keywords. subwords: the table. counts: training utterances a subword occurs in.
+    gold: subwords of the captions. gold_rows: the same as rows of the table, padded with -1 [U, G].
+    with_special: ids of the padded token sequences. partner: [U], an utterance of another image for each, or None.
+    frequent: ids, most frequent in training first. near: the nearest rows without special ones (and stop words).
+    near_any: the nearest of all rows. quantised, quantised_any: [N, 5] rows nearest to the one a keyword is quantised
+    to, without special ones and of all. best: nearest gold row and its cosine, [N] each, also "shuffled all" and so on.
+    """
+
+    places: Places
+    rates: Rates
+    subwords: Subwords
+    counts: Mapping[int, int]
+    gold: Mapping[str, IdSets]
+    gold_rows: Mapping[str, Ints]
+    with_special: IdSets
+    partner: Ints | None
+    frequent: Mapping[str, list[int]]
+    near: Mapping[str, Near]
+    near_any: Near
+    quantised: Ints
+    quantised_any: Ints
+    best: Mapping[str, tuple[Ints, Floats]]
+
+    def hit_row(
+        self,
+        ids: Ints,
+        gold: IdSets,
+        prior: Sequence[int],
+        hit: Bools | None = None,
+        shuffled: Bools | None = None,
+        caption_of: Ints | None = None,
+    ) -> dict[str, Any]:
+        """Hit rates with "ci95", "frequency_prior" and "shuffled_speech".
+
+        ids: [N, k] of the neighbours. prior: ids in their place. hit, shuffled: [N], where they are known
+        already, the second against captions of other images.
+        caption_of: [U], the utterance whose caption is taken for each one's; None: its own.
+        """
+        caption = np.arange(self.places.shape[0]) if caption_of is None else caption_of
+        asked = caption[self.places.owner]
+        row = self.rates.scored(gold.meet(asked, ids) if hit is None else hit, gold.size[asked] > 0)
+        frequent = gold.meet(np.arange(len(caption)), prior)  # [U]
+        row["frequency_prior"] = self.rates.row(frequent[asked], gold.size[asked] > 0)
+        if self.partner is not None:
+            other = caption[self.partner][self.places.owner]
+            found = gold.meet(other, ids) if shuffled is None else shuffled
+            row["shuffled_speech"] = self.rates.row(found, gold.size[other] > 0)
+        return row

@@ -1,0 +1,106 @@
+"""Folders that are replaced as a whole, with checksums of what was written, and locked while somebody writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from speechclip.errors import UserError, writing
+
+SUMS = "SHA256SUMS"  # as sha256sum writes it: sha256sum -c reads it, too
+LOCK = ".lock"
+_BLOCK = 1 << 20  # bytes
+
+
+def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:
+    """Write a folder so that ``target`` is always either the old or the new one, with checksums of its files.
+
+    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for.
+
+    Args:
+        write: fills the folder it is given. keep: leave the old one there in any case.
+    """
+    part, old = target.with_name(target.name + ".part"), previous(target)
+    shutil.rmtree(part, ignore_errors=True)
+    with writing(target):
+        part.mkdir(parents=True)
+    try:
+        with writing(target):
+            write(part)
+            _write_sums(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    part.rename(target)
+    if not keep:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def previous(target: Path) -> Path:
+    """Where the folder that ``target`` took the place of is."""
+    return target.with_name(target.name + ".old")
+
+
+def damaged_file(folder: Path, *, all_files: bool) -> str:
+    """Name of the first file that is not what its folder's checksums say; empty where all are.
+
+    A folder without checksums is taken as it is. all_files: also what a user may edit, settings and descriptions.
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError):
+        return SUMS
+    for line in lines:
+        digest, gap, name = line.partition("  ")
+        if not gap or len(digest) != 64 or name != os.path.basename(name):
+            return SUMS
+        if all_files or name.endswith((".safetensors", ".tsv")):
+            path = folder / name
+            if not path.is_file() or _digest(path) != digest:
+                return name
+    return ""
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; the kernel lets go of it when the process ends, however it does.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(f"{folder}: another run is at work in it (process {file.read().strip()})") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _write_sums(folder: Path) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    text = "".join(f"{_digest(path)}  {path.name}\n" for path in files)
+    (folder / SUMS).write_text(text, encoding="ascii")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+// Microphone to a 16 kHz mono wav: what browsers record (webm, mp4) the server's audio library does not read.
+
+export const RATE = 16000;
+
+/** A 16-bit wav of mono samples. */
+export function encodeWav(samples) {
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const text = (at, word) => [...word].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  text(0, "RIFF");
+  view.setUint32(4, 36 + 2 * samples.length, true);
+  text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true); // PCM
+  view.setUint16(22, 1, true); // channels
+  view.setUint32(24, RATE, true);
+  view.setUint32(28, 2 * RATE, true);
+  view.setUint16(32, 2, true);
+  view.setUint16(34, 16, true);
+  text(36, "data");
+  view.setUint32(40, 2 * samples.length, true);
+  samples.forEach((value, i) => view.setInt16(44 + 2 * i, Math.max(-1, Math.min(1, value)) * 32767, true));
+  return new Blob([view], { type: "audio/wav" });
+}
+
+/** A recording of the browser's own kind, decoded, mixed to mono and resampled. */
+async function toWav(blob) {
+  const context = new OfflineAudioContext(1, 1, RATE); // decodes at its own rate
+  const decoded = await context.decodeAudioData(await blob.arrayBuffer());
+  const mix = new OfflineAudioContext(1, Math.max(1, Math.round(decoded.duration * RATE)), RATE);
+  const source = mix.createBufferSource();
+  source.buffer = decoded;
+  source.connect(mix.destination);
+  source.start();
+  return encodeWav((await mix.startRendering()).getChannelData(0));
+}
+
+/** Start recording; returns {stop, wav}: wav is a promise of the blob, kept once stop was called or time is up. */
+export async function record(maxSeconds) {
+  if (!navigator.mediaDevices) {
+    throw new Error("the browser gives the microphone to pages of this machine (localhost) or https alone");
+  }
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  const recorder = new MediaRecorder(stream);
+  const parts = [];
+  recorder.ondataavailable = (event) => parts.push(event.data);
+  const stop = () => recorder.state === "inactive" || recorder.stop();
+  const timer = setTimeout(stop, 1000 * maxSeconds - 200);
+  const wav = new Promise((resolve, reject) => {
+    recorder.onstop = () => {
+      clearTimeout(timer);
+      stream.getTracks().forEach((track) => track.stop());
+      toWav(new Blob(parts, { type: recorder.mimeType })).then(resolve, reject);
+    };
+    recorder.onerror = (event) => reject(event.error);
+  });
+  recorder.start();
+  return { stop, wav };
+}

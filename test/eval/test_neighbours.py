@@ -1,0 +1,83 @@
+"""Nearest subwords, by hand and against sorting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from circle import EOT, PAD, SOT, circle_table, on_circle
+
+from speechclip.eval.neighbours import nearest, search
+
+
+def test_nearest_by_hand():
+    table = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [-1.0, 0.0]])
+    index, cosine = nearest([[2.0, 0.1], [-1.0, 0.5]], table, 2)
+    assert index.tolist() == [[0, 2], [3, 1]]
+    assert cosine[1, 0] == pytest.approx(1 / np.sqrt(1.25))
+    index, _ = nearest([[2.0, 0.1]], table, 2, exclude=np.array([True, False, False, False]))
+    assert index.tolist() == [[2, 1]]
+
+
+def test_nearest_prefers_the_first_of_equal_rows():
+    assert nearest([[1.0, 0.0]], [[0.0, 1.0], [2.0, 0.0], [2.0, 0.0]], 2)[0].tolist() == [[1, 2]]
+
+
+def test_nearest_against_sorting(monkeypatch):
+    generator = np.random.default_rng(0)
+    z, table = generator.standard_normal((9, 4, 6)), generator.standard_normal((50, 6))
+    exclude = generator.random(50) < 0.3
+    monkeypatch.setattr("speechclip.eval.neighbours.BLOCK_SCORES", 100)  # several blocks
+    index, cosine = nearest(z, table, 5, exclude)
+    assert index.shape == cosine.shape == (9, 4, 5)
+    for u, k in np.ndindex(9, 4):
+        every = table @ z[u, k] / np.linalg.norm(table, axis=1) / np.linalg.norm(z[u, k])
+        order = [row for row in np.argsort(-every) if not exclude[row]][:5]
+        assert index[u, k].tolist() == order
+        assert cosine[u, k] == pytest.approx(every[order])
+
+
+def test_nearest_refuses_what_it_cannot_answer():
+    with pytest.raises(ValueError, match="3 neighbours asked for, 2 subwords are left"):
+        nearest([[1.0]], [[1.0], [2.0], [3.0]], 3, exclude=np.array([True, False, False]))
+    with pytest.raises(ValueError, match="z holds NaN"):
+        nearest([[np.nan]], [[1.0]], 1)
+
+
+def test_ties_go_to_the_first_row_at_any_depth():
+    table = np.repeat(on_circle(0, 90, 45), 4, axis=0)  # rows 0-3, 4-7, 8-11 are equal
+    assert nearest(on_circle(40), table, 6)[0].tolist() == [[8, 9, 10, 11, 0, 1]]
+    assert nearest(on_circle(40), table, 1)[0].tolist() == [[8]]
+
+
+def test_one_search_answers_with_ever_more_excluded():
+    table = circle_table()
+    found = search(
+        on_circle(1.2, 29.0), table.embeddings,
+        [(3, np.zeros(12, dtype=bool)), (2, table.special), (2, table.no_content)],
+        # the first set holds 14 and 18, the second nothing
+        {"own": (np.array([[table.ids.tolist().index(14), table.ids.tolist().index(18)], [-1, -1]]), np.array([0, 0])),
+         "none": (np.array([[-1, -1]]), np.array([0, 0]))},
+    )  # fmt: skip
+    ids = [table.ids[near.rows].tolist() for near in found.near]
+    assert ids == [[[SOT, EOT, 10], [13, 12, 14]], [[10, 11], [13, 12]], [[10, 12], [12, 14]]]
+    rows, cosines = found.best["own"]
+    assert table.ids[rows].tolist() == [14, 14]
+    assert cosines == pytest.approx(np.cos(np.deg2rad([38.8, 11.0])))
+    assert found.best["none"][0].tolist() == [-1, -1]
+    assert np.isnan(found.best["none"][1]).all()
+    assert PAD not in np.ravel(ids[0])
+
+
+def test_search_of_many_vectors_is_that_of_each(monkeypatch):
+    generator = np.random.default_rng(5)
+    z, table = generator.standard_normal((30, 4)), generator.standard_normal((40, 4))
+    less, more = generator.random(40) < 0.2, generator.random(40) < 0.3
+    wanted = [(4, less), (7, less | more)]
+    sets = {"x": (generator.integers(-1, 40, (5, 3)), generator.integers(0, 5, 30))}
+    whole = search(z, table, wanted, sets)
+    monkeypatch.setattr("speechclip.eval.neighbours.BLOCK_SCORES", 90)
+    parts = search(z, table, wanted, sets)
+    for near, again, (k, exclude) in zip(whole.near, parts.near, wanted, strict=True):
+        assert np.array_equal(near.rows, again.rows)
+        assert np.array_equal(near.rows, nearest(z, table, k, exclude)[0])
+    assert np.array_equal(whole.best["x"][0], parts.best["x"][0])

@@ -1,0 +1,103 @@
+"""Spans against the times of the words they name, by hand and against positions tried out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from circle import circle_table, on_circle, padded
+
+from speechclip.data.alignments import AlignedWord
+from speechclip.eval.keywords import Settings, find
+from speechclip.eval.overlap import SpokenWords, overlap_report, overlapping, overlaps
+
+IDS = {"dog": (18,), "snowman": (12, 14), "tree": (16,), "the": (11,)}
+WORDS = [
+    [AlignedWord("the", 0.0, 0.2), AlignedWord("snowman", 0.2, 1.0), AlignedWord("tree", 1.2, 1.6)],
+    [AlignedWord("dog", 0.1, 0.4), AlignedWord("tree", 0.4, 0.5), AlignedWord("dog", 0.8, 0.9)],
+    [],
+]
+SECONDS = np.array([2.0, 1.0, 1.0])
+SPOKEN = SpokenWords.of(WORDS, IDS, 100)
+
+
+def looked_up(spans: list[tuple[float, float]], owner: list[int], named: list[int], asked: list[int] | None = None):
+    return overlaps(
+        spans, np.array(owner), np.array(named), SPOKEN, SECONDS, None if asked is None else np.array(asked)
+    )
+
+
+def test_overlaps_by_hand() -> None:
+    spans = [(0.9, 1.1), (1.0, 1.2), (0.0, 0.1), (0.85, 1.0), (0.5, 0.8), (0.0, 1.0), (0.0, 1.0)]
+    owner, named = [0, 0, 0, 1, 1, 1, 2], [14, 12, 13, 18, 18, 12, 18]
+    found = looked_up(spans, owner, named)
+    # "snowman" met, just missed; 13 is not said; the second "dog" met; a span between both; not said; unknown
+    assert found.hit.tolist() == [True, False, False, True, False, False, False]
+    assert found.named.tolist() == [True, True, False, True, True, False, False]
+    assert found.counted.tolist() == [True] * 6 + [False]
+
+
+def test_chance_by_hand() -> None:
+    # a span of 0.2 in 2.0 s begins in [0, 1.8] and meets "snowman", 0.2 to 1.0, from 0 to 1.0
+    assert looked_up([(1.5, 1.7)], [0], [12]).chance[0] == pytest.approx(1.0 / 1.8)
+    # one of 0.3 in 1.0 s: the first "dog" from 0 to 0.4, the second from 0.5 to 0.7 where it can last begin
+    assert looked_up([(0.4, 0.7)], [1], [18]).chance[0] == pytest.approx(0.6 / 0.7)
+    # one of 0.5: from 0 to 0.4, and from 0.3, so from 0 to 0.5: surely
+    assert looked_up([(0.4, 0.9)], [1], [18]).chance[0] == pytest.approx(1.0)
+    # as long as the utterance: there is no other place
+    assert looked_up([(0.0, 1.0)], [1], [16]).chance[0] == 1.0
+
+
+def test_chance_against_positions_tried_out() -> None:
+    generator = np.random.default_rng(2)
+    owner = generator.integers(0, 2, 40)
+    named = generator.choice([11, 12, 16, 18], 40)
+    length = generator.uniform(0.02, 0.8, 40)
+    start = generator.uniform(0, 1, 40) * (SECONDS[owner] - length)
+    found = overlaps(np.stack([start, start + length], axis=1), owner, named, SPOKEN, SECONDS)
+    for at in range(40):
+        said = [word for word in WORDS[owner[at]] if named[at] in IDS[word.text]]
+        places = np.linspace(0, SECONDS[owner[at]] - length[at], 4001)
+        share = np.mean([bool(overlapping(said, place, place + length[at])) for place in places])
+        assert found.chance[at] == pytest.approx(share, abs=1e-3)
+        assert found.hit[at] == bool(overlapping(said, start[at], start[at] + length[at]))
+
+
+def test_words_of_another_utterance_are_stretched() -> None:
+    # the first utterance (2 s) against the words of the second (1 s): "dog" is at 0.2 to 0.8 and at 1.6 to 1.8
+    spans, owner = [(0.1, 0.3), (0.9, 1.5), (1.7, 2.0)], [0, 0, 0]
+    assert looked_up(spans, owner, [18, 18, 18], [1, 0, 2]).hit.tolist() == [True, False, True]
+
+
+def test_report_by_hand() -> None:
+    # nearest content subwords: 12 16 | 18 14 | 18
+    degrees, mask = [20, 60, 80, 40, 80], [[True, True], [True, True], [True, False]]
+    z = np.zeros((3, 2, 2))
+    z[np.array(mask)] = on_circle(*degrees)
+    golds = [{11, 12, 14, 16}, {18, 16}, {18}]
+    case = find(
+        z, mask, circle_table(), golds, [padded(*gold) for gold in golds], {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}, None,
+        Settings(bootstrap=100),
+    )  # fmt: skip
+    spans = [(0.3, 0.5), (0.0, 0.2), (0.85, 1.0), (0.0, 0.5), (0.0, 1.0)]
+    report = overlap_report(case, spans, SPOKEN, SECONDS, "attention spans")
+    # of four keywords of aligned utterances three name a spoken word, "snowman" and the second "dog" where they are
+    assert (report["n_keywords"], report["n_named"], report["n_utterances"]) == (4, 3, 2)
+    assert report["named"] == pytest.approx(75.0)
+    assert report["overlap"] == pytest.approx(200 / 3)
+    assert (report["kw1"], report["kw2"]) == (100.0, 0.0)
+    assert report["mean_seconds"] == pytest.approx((0.2 + 0.2 + 0.15 + 0.5) / 4)
+    # chance: 1.0 of 1.8; "tree", from 1.0 to 1.6 of 1.8; 0.15 long, from 0 to 0.4 and from 0.65 to 0.85, of 0.85
+    chance = 100 * (1.0 / 1.8 + 0.6 / 1.8 + 0.6 / 0.85) / 3
+    assert report["random_position"]["overlap"] == pytest.approx(chance)
+    # every keyword names 12: "snowman", said in the first utterance alone, at 0.2 to 1.0
+    assert report["frequency_prior"] == pytest.approx({"named": 50.0, "overlap": 50.0})
+    assert report["ci95"]["overlap"][0] <= report["overlap"] <= report["ci95"]["overlap"][1]
+    assert report["of"] == "attention spans"
+
+
+def test_nothing_aligned_is_refused() -> None:
+    case = find(
+        on_circle(0)[:, None], [[True]], circle_table(), [{10}], [padded(10)], {10: 1, 12: 1, 14: 1, 15: 1, 16: 1}
+    )
+    with pytest.raises(ValueError, match="no keyword of an utterance with an alignment"):
+        overlap_report(case, [(0.0, 0.1)], SpokenWords.of([[]], {}, 100), np.array([1.0]), "segments")

@@ -1,0 +1,220 @@
+"""The page of a run and of two: complete, whole in one file, and made from what a run left."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_runs import KEYWORDS, scored_data, scored_run
+
+from speechclip.bin.page import main
+from speechclip.eval.significance import paired_means
+
+VOID = {"meta", "link", "img", "input", "br", "hr", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: elements with their attributes, scripts by id, unbalanced tags."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.text = path.read_text(encoding="utf-8")
+        self._open: list[str] = []
+        self._script: str | None = None
+        self.feed(self.text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "script":
+            self._script = dict(attrs).get("id") or "code"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+        self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+
+    def load(self, name: str) -> Any:
+        """The JSON of a script element."""
+        return json.loads(self.scripts[name])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = scored_data(tmp_path_factory.mktemp("recipes") / "mini", images=12, each=2)
+    scored_run(folder, "tiny_parallel", noise=0.5)
+    scored_run(folder, "tiny_cascaded", noise=2.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(recipe: Path) -> Page:
+    main([str(recipe / "exp" / "tiny_cascaded"), "--recordings", "22"])
+    return Page(recipe / "exp" / "tiny_cascaded" / "report" / "index.html")
+
+
+def test_nothing_is_fetched_and_every_id_is_one(page: Page) -> None:
+    addresses = [
+        attributes[name] or ""
+        for _, attributes in page.elements
+        for name in ("src", "href", "xlink:href", "srcset", "poster", "action", "data")
+        if name in attributes
+    ]
+    allowed = ("#", "data:", "../figures/")
+    assert addresses and all(address.startswith(allowed) for address in addresses)
+    assert "@import" not in page.text and not re.search(r"url\((?!#)", page.text)
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'")
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_picture_figure_and_recording_has_a_text(page: Page) -> None:
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    figures = [attributes for tag, attributes in page.elements if tag == "svg"]
+    recordings = [attributes for tag, attributes in page.elements if tag == "audio"]
+    assert len(pictures) > 20 and all(attributes["alt"] for attributes in pictures)
+    assert len(figures) >= 8 and all(attributes["aria-label"] for attributes in figures)
+    assert len(recordings) > 10 and all(attributes["aria-label"] for attributes in recordings)
+
+
+def test_the_sections_are_there(page: Page) -> None:
+    sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    assert sections == ["retrieval", "keywords", "utterances", "gallery", "space", "training", "commands"]
+    for title in ("Training loss", "Layer weights", "Hit rate of every keyword", "Hit rate by neighbours"):
+        assert f'aria-label="{title}' in page.text
+    for title in ("Speech and images", "Keyword hit rate, clean", "Said where it is named"):
+        assert f"<strong>{title}.</strong>" in page.text
+
+
+def test_the_data_of_the_viewer(page: Page, recipe: Path) -> None:
+    data, media = page.load("data"), page.load("media")
+    assert len(data["utterances"]) == 24 and len(media["spectrograms"]) == 24
+    heard = {attributes["data-audio"] for tag, attributes in page.elements if tag == "audio"}
+    assert heard <= set(media["audio"]) and max(len(heard), 22) == len(media["audio"]) < 24  # examples are always heard
+    assert len(data["images"]) == len(media["images"]) == len(data["map"]) == 12
+    assert all(uri.startswith("data:audio/mpeg") for uri in media["audio"].values())
+    scores = json.loads((recipe / "exp/tiny_cascaded/scores/retrieval.json").read_text())
+    ranks = np.array([item["rank"] for item in data["utterances"]])
+    assert 100 * np.mean(ranks <= 1) == pytest.approx(scores["speech->image"]["R@1"])
+    first = data["utterances"][0]
+    assert first["found"][ranks[0] - 1] == first["image"] if ranks[0] <= 4 else first["image"] not in first["found"]
+    assert len(first["keywords"]) == KEYWORDS and {"attention", "span", "hit", "gold"} <= set(first["keywords"][0])
+    assert first["words"][0][1:] == [0.0, 0.04] and "words" not in data["utterances"][1]
+
+
+def test_what_captions_and_subwords_hold_is_text(page: Page) -> None:
+    assert any("</script>" in subword for item in page.load("data")["utterances"]
+               for keyword in item["keywords"] for subword in keyword["subwords"])  # fmt: skip
+    assert page.text.count("</script>") == 3  # those of the three script elements
+
+
+def test_the_gallery_goes_both_ways_with_the_rank_of_the_truth(page: Page) -> None:
+    data = page.load("data")
+    ranks = [int(rank) for rank in re.findall(r"right image is at rank <strong>(\d+)", page.text)]
+    assert len(ranks) == 9 and ranks[:3] == [1, 1, 1]
+    assert max(ranks[6:]) == max(item["rank"] for item in data["utterances"])
+    assert len(re.findall(r"first utterance of this image is at rank <strong>(\d+)", page.text)) == 9
+    assert page.text.count("✓ right") >= 18
+
+
+def test_figures_for_papers_are_written(page: Page, recipe: Path) -> None:
+    folder = recipe / "exp" / "tiny_cascaded" / "figures"
+    assert {path.name for path in folder.iterdir()} == {
+        f"{n}.{s}" for n in ("map", "attention") for s in ("svg", "png")
+    }
+
+
+def test_equal_runs_give_equal_pages(page: Page, recipe: Path, tmp_path: Path) -> None:
+    main([str(recipe / "exp" / "tiny_cascaded"), "--recordings", "22", "--out", str(tmp_path / "again.html")])
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.text
+
+
+def test_a_head_without_keywords_and_scores_of_older_versions(recipe: Path, tmp_path: Path) -> None:
+    main([str(recipe / "exp" / "tiny_parallel"), "--out", str(tmp_path / "parallel.html"), "--utterances", "20"])
+    parallel = Page(tmp_path / "parallel.html")
+    assert 'id="keywords"' not in parallel.text and len(parallel.load("data")["utterances"]) >= 20
+    assert all("keywords" not in item for item in parallel.load("data")["utterances"])
+    old = scored_run(recipe, "old_cascaded", noise=1.0, suite=False)
+    main([str(old), "--out", str(tmp_path / "old.html")])
+    keyword = Page(tmp_path / "old.html").load("data")["utterances"][0]["keywords"][0]
+    assert "attention" not in keyword and keyword["span"] == [0.04, 0.12]
+    shutil.rmtree(old)
+
+
+def test_two_runs_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(recipe / "exp" / name) for name in ("tiny_parallel", "tiny_cascaded")]
+    main([*runs, "--permutations", "200"])
+    lines = capsys.readouterr().out.splitlines()
+    scores = [json.loads((Path(run) / "scores" / "retrieval.json").read_text()) for run in runs]
+    there = next(line.split() for line in lines if line.startswith("speech->image") and " R@10 " in line)
+    assert [float(there[2]), float(there[3])] == pytest.approx(
+        [content["speech->image"]["R@10"] for content in scores], abs=0.01
+    )
+    target = recipe / "exp/tiny_parallel/report/against_tiny_cascaded.html"
+    assert lines[-1] == f"wrote {target}"
+    page = Page(target)
+    for text in ("speech → image", "200 exchanges", "Placed higher by tiny_parallel", "Mean R@10 on dev"):
+        assert text in page.text
+    assert f"{float(there[5]):.4f}" in page.text and "Keywords that hit" not in page.text
+    assert page.load("media")["audio"] and page.scripts["data"] == "null"
+
+
+def test_keywords_that_hit_are_compared_in_pairs(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = scored_run(recipe, "tiny_cascaded_other", noise=1.0, seed=1)
+    main([str(recipe / "exp" / "tiny_cascaded"), str(other), "--permutations", "100"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("keywords that hit"))
+    shares = []
+    for name in ("tiny_cascaded", "tiny_cascaded_other"):
+        lines = (recipe / "exp" / name / "scores" / "keywords.jsonl").read_text().splitlines()
+        shares.append(100 * np.mean([json.loads(text)["hit"] for text in lines]))
+    assert [float(word) for word in line.split()[4:6]] == pytest.approx(shares, abs=0.01)
+    shutil.rmtree(other)
+
+
+def test_a_paired_test_of_means_knows_no_difference_and_a_clear_one() -> None:
+    clusters = np.arange(12)
+    same = paired_means(np.full(12, 0.5), np.full(12, 0.5), clusters, n=50)
+    clear = paired_means(np.ones(12), np.zeros(12), clusters, n=999)
+    assert same["p"] == 1.0 and same["difference"] == 0.0
+    # all of one sign: reached by 2 of the 2**12 ways to exchange
+    assert clear["difference"] == 100.0 and clear["p"] < 0.01
+    assert paired_means(np.ones(12), np.zeros(12), np.zeros(12), n=50)["p"] == 1.0  # one image proves nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["exp/none"], "exp/none: no such folder"),
+        (["exp/tiny_parallel", "exp/tiny_parallel"], "compared with itself"),
+        (["exp/tiny_parallel", "--data_dir", "data/none"], "data/none: no such folder"),
+        (["exp/tiny_parallel", "--dump_dir", "dump/none"], "image_embeddings.npz: no such file"),
+        (["exp/tiny_parallel", "--recordings", "0"], "--recordings: 0 is not at least 1"),
+        (["a", "b", "c"], "one or two are needed, not 3"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    recipe: Path, words: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(recipe)
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    error = capsys.readouterr().err
+    assert end.value.code in (1, 2) and error.startswith("error: ") and reason in error and error.count("\n") == 1

@@ -1,0 +1,76 @@
+"""What the tests of queries and of the page share: an index of the mini corpus, a model, a recording of real speech."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fixtures import whole_model
+
+from speechclip.checkpoint import save_checkpoint
+from speechclip.search.build import find_images, index_images
+from speechclip.search.index import ImageIndex
+
+MINI = Path(__file__).resolve().parents[2] / "egs" / "mini" / "local"
+
+
+@dataclass(frozen=True)
+class World:
+    """folder: with ``best`` (the model), ``idx`` (the index) and ``query.flac`` (spoken by the mini corpus's voice)."""
+
+    folder: Path
+    model: Any
+    index: ImageIndex
+    query: Path
+
+
+def make_world(folder: Path, head: str = "cascaded") -> World:
+    """An index of six scenes of the mini corpus by a model of random weights, and a spoken caption."""
+    sys.path.insert(0, str(MINI))
+    try:
+        import generate
+
+        generate.generate(folder / "corpus", 0, {"train": 1, "dev": 1, "test": 6}, 1, 1)
+    finally:
+        sys.path.remove(str(MINI))
+    model, config = whole_model(folder, head)
+    before = Path.cwd()
+    os.chdir(folder)  # where a checkpoint says its encoders are
+    try:
+        save_checkpoint(Path("best"), model, model.trained_state(), config, {"seed": 0, "trained": 1})
+    finally:
+        os.chdir(before)
+    images = {name: path for name, path in find_images(folder / "corpus" / "images").items() if "test" in name}
+    index_images(model, folder / "best", images, folder / "idx")
+    spoken = sorted((folder / "corpus" / "audio").rglob("*test*.flac"))[0]
+    shutil.copy(spoken, folder / "query.flac")
+    return World(folder, model, ImageIndex.open(folder / "idx"), folder / "query.flac")
+
+
+@contextlib.contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Serve an application on a free port of this machine; yields "127.0.0.1:<port>"."""
+    import uvicorn
+
+    from speechclip.search.serve import listen_on
+
+    with listen_on("127.0.0.1", 0) as bound:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        until = time.monotonic() + 60
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.02)
+        try:
+            yield f"127.0.0.1:{bound.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(60)

@@ -1,0 +1,12 @@
+"""One small world for all tests of search: making it takes seconds."""
+
+from __future__ import annotations
+
+import pytest
+from asking import World, make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """An index of the mini corpus, its model, and a spoken query."""
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -1,0 +1,251 @@
+"""Indexes: made from folders, data directories and embeddings; read back, moved, damaged, of another model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures import JOINT, make_data, save_clip, whole_model
+from PIL import Image
+
+from speechclip.bin.index import main
+from speechclip.checkpoint import save_checkpoint
+from speechclip.data.embeddings import save_embeddings
+from speechclip.errors import UserError
+from speechclip.model import SpeechCLIP
+from speechclip.search import build
+from speechclip.search.index import ImageIndex, joint_space
+from speechclip.search.query import open_with_model
+
+ORIGIN = {"seed": 0, "trained": 1}
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpeechCLIP:
+    """A parallel model, saved as ``best`` of the working directory, and six pictures in ``pictures``."""
+    made, config = whole_model(tmp_path, "parallel")
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(Path("best"), made, made.trained_state(), config, ORIGIN)
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a.JPG", "deep/c.webp", "deep/d.bmp", "e.gif", "f.tiff"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (50, 700, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "pictures" / "notes.txt").write_text("no image")
+    return made
+
+
+def run(*words: str) -> None:
+    main([*words, "--device", "cpu"])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a mistake ends in."""
+    with pytest.raises(SystemExit) as ended:
+        run(*words)
+    assert ended.value.code in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_a_folder_of_images(model: SpeechCLIP, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--model", "best", "--images", "pictures", "--out", "idx")
+    assert capsys.readouterr().out == f"idx: 6 images of {JOINT} dimensions (exact)\n"
+    index = ImageIndex.open("idx")
+    assert index.ids == ["a.JPG", "b.png", "deep/c.webp", "deep/d.bmp", "e.gif", "f.tiff"]
+    assert [Path(file) for file in index.files] == [Path("pictures", item).resolve() for item in index.ids]
+    embedded = model.encode_image(index.files).numpy()
+    np.testing.assert_array_equal(index.vectors, embedded)
+    rows, cosines = index.search(embedded, 1)
+    assert rows[:, 0].tolist() == list(range(6))
+    np.testing.assert_allclose(cosines, 1, atol=1e-6)
+    for row in range(6):
+        thumbnail = index.thumbnail(row)
+        assert thumbnail is not None
+        with Image.open(thumbnail) as image:
+            assert (image.format, image.size) == ("JPEG", (320, 23))
+    assert index.thumbnail(6) is None and index.thumbnail(-1) is None
+
+
+def test_a_data_directory_needs_its_images_alone(model: SpeechCLIP) -> None:
+    data = make_data(Path("data/test"), images=4, each=1)
+    for item in Path("data/test").iterdir():
+        if item.name != "img.scp":
+            item.unlink()
+    run("--model", "best", "--images", "data/test", "--out", "idx")
+    assert ImageIndex.open("idx").ids == list(data.images)
+
+
+def test_a_bad_image_is_named_and_left_out(model: SpeechCLIP, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Path("pictures/b.png").read_bytes()
+    Path("pictures/b.png").write_bytes(whole[: len(whole) // 2])
+    Path("pictures/e.gif").write_bytes(b"")
+    run("--model", "best", "--images", "pictures", "--out", "idx")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("left out: pictures/b.png: truncated or corrupt image")
+    assert lines[1] == "left out: pictures/e.gif: empty image file (0 bytes)"
+    assert lines[2] == f"idx: 4 images of {JOINT} dimensions (exact), 2 left out"
+    index = ImageIndex.open("idx")
+    assert index.ids == ["a.JPG", "deep/c.webp", "deep/d.bmp", "f.tiff"]
+    np.testing.assert_array_equal(index.vectors, model.encode_image(index.files).numpy())  # rows are not shifted
+
+
+def test_an_index_is_replaced_as_a_whole_and_not_indexed_itself(model: SpeechCLIP) -> None:
+    run("--model", "best", "--images", "pictures", "--out", "pictures/idx")
+    Path("pictures/a.JPG").unlink()
+    run("--model", "best", "--images", "pictures", "--out", "pictures/idx")
+    assert len(ImageIndex.open("pictures/idx").ids) == 5
+    assert len(list(Path("pictures/idx").rglob("*.jpg"))) == 5
+    assert sorted(path.name for path in Path("pictures").iterdir() if path.is_dir()) == ["deep", "idx"]
+
+
+def test_precomputed_embeddings_with_thumbnails(model: SpeechCLIP) -> None:
+    rng = np.random.default_rng(4)
+    table = rng.standard_normal((3, JOINT))
+    save_embeddings("given.npz", ["a", "deep/d.bmp", "elsewhere"], table)
+    run("--model", "best", "--embeddings", "given.npz", "--images", "pictures", "--out", "idx")
+    index = ImageIndex.open("idx")
+    assert index.ids == ["a", "deep/d.bmp", "elsewhere"]
+    assert [Path(file).name for file in index.files] == ["a.JPG", "d.bmp", ""]
+    assert [index.thumbnail(row) is not None for row in range(3)] == [True, True, False]
+    np.testing.assert_allclose(index.vectors, table / np.linalg.norm(table, axis=1, keepdims=True), atol=1e-6)
+    run("--model", "best", "--embeddings", "given.npz", "--out", "idx")
+    assert ImageIndex.open("idx").thumbnail(0) is None
+
+
+def test_many_vectors_get_an_inverted_file(model: SpeechCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="extra 'search' is not installed")
+    monkeypatch.setattr(build, "EXACT_UP_TO", 400)
+    rng = np.random.default_rng(4)
+    for count, kind in ((400, "exact"), (401, "ivf")):
+        save_embeddings("given.npz", [f"i{row}" for row in range(count)], rng.standard_normal((count, JOINT)))
+        run("--model", "best", "--embeddings", "given.npz", "--out", "idx")
+        assert ImageIndex.open("idx").info.kind == kind
+    index = ImageIndex.open("idx")
+    assert (index.info.lists, index.info.probes, index.vectors.dtype) == (40, 15, np.float16)
+    query = np.asarray(index.vectors[7:8], dtype=np.float32)
+    assert index.search(query, 5)[0][0, 0] == 7
+    exact = index.search(query, 50, exact=True)
+    index.set_probes(40)
+    np.testing.assert_array_equal(index.search(query, 50)[0], exact[0])
+    run("--model", "best", "--embeddings", "given.npz", "--out", "idx", "--kind", "exact")
+    assert ImageIndex.open("idx").info.kind == "exact"
+
+
+def test_an_index_and_its_model_may_move_together(model: SpeechCLIP, tmp_path: Path) -> None:
+    run("--model", "best", "--images", "pictures", "--out", "work/idx")
+    shutil.copytree("best", "moved/best")
+    shutil.copytree("work", "moved/work")
+    assert Path(ImageIndex.open("moved/work/idx").model_path()) == Path("moved/best")
+    shutil.rmtree("moved/best")
+    with pytest.raises(UserError, match=r"idx: its model is not at \S*/moved/best any more: name it with --model"):
+        open_with_model("moved/work/idx", "", "cpu")
+    assert len(open_with_model("moved/work/idx", "best", "cpu")[0]) == 6
+
+
+def test_heads_of_one_clip_share_an_index_and_another_clip_is_refused(
+    model: SpeechCLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("--model", "best", "--images", "pictures", "--out", "idx")
+    same, config = whole_model(tmp_path, "cascaded")
+    save_checkpoint(Path("cascaded"), same, same.trained_state(), config, ORIGIN)
+    assert open_with_model("idx", "cascaded", "cpu")[1].config.head.name == "cascaded"
+    save_clip(tmp_path / "other" / "models" / "clip", seed=8)  # of the same shape
+    monkeypatch.chdir(tmp_path / "other")
+    other, config = whole_model(tmp_path / "other", "parallel")
+    save_checkpoint(Path("best"), other, other.trained_state(), config, ORIGIN)
+    with pytest.raises(UserError, match=r"idx: an index of another model: .*best \(clip:\w+\), best has clip:\w+"):
+        open_with_model("../idx", "best", "cpu")
+
+
+def test_a_model_without_clip_has_a_space_of_its_own(model: SpeechCLIP) -> None:
+    first = joint_space(model)
+    model.clip = None
+    alone = joint_space(model)
+    assert first.startswith("clip:") and alone.startswith("head:")
+    model.layer_mix.weights.data += 0.1
+    assert joint_space(model) != alone
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--images", "nothing"], "nothing: no such folder"),
+        (["--images", "best/config.yaml"], "best/config.yaml: not a folder"),
+        (["--images", "empty"], "empty: no images (.bmp .gif .jpeg .jpg .png .tif .tiff .webp) and no img.scp in it"),
+        (["--images", "bad"], "idx: not written, since none of the 1 images can be read"),
+        (["--embeddings", "nothing.npz"], "nothing.npz: no such file"),
+        (["--embeddings", "narrow.npz"], f"narrow.npz: 3 dimensions, best has {JOINT}"),
+        (["--embeddings", "foreign.npz"], "foreign.npz: made by another CLIP than that of best"),
+        (["--embeddings", "good.npz", "--images", "pictures"], "good.npz: its ids name none of the 6 images"),
+        ([], "--images or --embeddings is needed"),
+        (["--images", "pictures", "--probes", "-1"], "--lists and --probes are not negative"),
+        (["--images", "pictures", "--out", "pictures"], "pictures: exists and is no index; name another folder"),
+        (["--images", "pictures", "--model", "nothing"], "nothing/model.safetensors: no such checkpoint"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    model: SpeechCLIP, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    Path("empty").mkdir()
+    Path("bad").mkdir()
+    Path("bad/x.png").write_bytes(b"not an image")
+    save_embeddings("narrow.npz", ["a"], np.ones((1, 3)))
+    save_embeddings("foreign.npz", ["a"], np.ones((1, JOINT)), {"weights": "0" * 16})
+    save_embeddings("good.npz", ["zzz"], np.ones((1, JOINT)))
+    before = sorted(Path().rglob("*"))
+    defaults = {"--model": "best", "--out": "idx"}
+    given = [word for name, value in defaults.items() if name not in words for word in (name, value)]
+    assert refused(capsys, *given, *words).startswith(reason)
+    assert sorted(Path().rglob("*")) == before  # nothing is left behind, nothing was taken away
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _set(**changes: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("index.json", Path.unlink, "idx/index.json: no such file; an index is made by: speechclip index"),
+        ("index.json", _cut, "idx/index.json: damaged or truncated"),
+        ("index.json", lambda path: path.write_text("[]"), "idx/index.json: damaged: not a JSON mapping"),
+        ("index.json", _set(format=9), "idx/index.json: of format 9, not 1: index the images again"),
+        ("index.json", _set(colour="red"), "idx/index.json: damaged: "),
+        ("index.json", _set(kind="magic"), "idx/index.json: damaged: kind magic"),
+        ("index.json", _set(count=7), f"idx: 6 ids and vectors of shape (6, {JOINT}), index.json says 7"),
+        ("items.json", Path.unlink, "idx/items.json: no such file"),
+        ("items.json", _set(ids="abcdef"), "idx/items.json: damaged: needs the lists ids and files"),
+        ("vectors.npy", _cut, "idx/vectors.npy: missing, damaged or truncated"),
+        ("vectors.npy", Path.unlink, "idx/vectors.npy: missing, damaged or truncated"),
+        ("vectors.npy", lambda path: np.save(path, np.array(["x"])), "idx/vectors.npy: damaged: not an array of float"),
+    ],
+)
+def test_a_damaged_index_is_named(model: SpeechCLIP, name: str, damage: Callable[[Path], None], reason: str) -> None:
+    run("--model", "best", "--images", "pictures", "--out", "idx")
+    damage(Path("idx", name))
+    with pytest.raises(UserError) as error:
+        ImageIndex.open("idx")
+    assert str(error.value).startswith(reason)
+
+
+def test_a_thumbnail_that_leads_out_of_the_index_is_none(model: SpeechCLIP) -> None:
+    run("--model", "best", "--images", "pictures", "--out", "idx")
+    index = ImageIndex.open("idx")
+    inside = index.thumbnail(2)
+    assert inside is not None
+    inside.unlink()
+    inside.symlink_to(Path("pictures/a.JPG").resolve())
+    assert index.thumbnail(2) is None

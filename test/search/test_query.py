@@ -1,0 +1,129 @@
+"""Spoken queries: the same as the model's own methods say, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from asking import World
+from fixtures import wave, whole_model
+
+from speechclip.bin.search import main
+from speechclip.errors import UserError
+from speechclip.search.query import ask, plain_subword
+
+
+def test_an_answer_is_what_the_model_says(world: World) -> None:
+    answer = ask(world.model, world.index, world.query, top_k=4, neighbours=2)
+    speech = world.model.encode_speech(world.query).numpy()[0]
+    cosines = world.model.encode_image(world.index.files).numpy() @ speech
+    order = np.argsort(-cosines)[:4]
+    assert [hit.id for hit in answer.hits] == [world.index.ids[row] for row in order]
+    assert [hit.rank for hit in answer.hits] == [1, 2, 3, 4]
+    np.testing.assert_allclose([hit.cosine for hit in answer.hits], cosines[order], atol=1e-5)
+    assert [Path(hit.file).name for hit in answer.hits] == [hit.id.split("/")[-1] for hit in answer.hits]
+    assert answer.keywords is not None
+    for heard, wanted in zip(answer.keywords, world.model.keywords(world.query, top_k=2)[0], strict=True):
+        assert (heard.subwords, heard.span) == (wanted.subwords, wanted.span)
+        assert 0 <= heard.span[0] < heard.span[1] <= answer.seconds + 0.02
+        np.testing.assert_allclose(heard.cosines, wanted.cosines, atol=1e-5)
+    assert answer.seconds == pytest.approx(soundfile.info(str(world.query)).duration)
+
+
+def test_a_head_without_keywords_hears_none_and_a_readout_has_to_exist(tmp_path: Path, world: World) -> None:
+    parallel, _ = whole_model(world.folder, "parallel")
+    assert ask(parallel, world.index, world.query).keywords is None
+    hybrid, _ = whole_model(world.folder, "hybrid")
+    answers = [ask(hybrid, world.index, world.query, readout=name) for name in (None, "parallel", "cascaded")]
+    cosines = [[hit.cosine for hit in answer.hits] for answer in answers]
+    assert cosines[0] == cosines[1] != cosines[2]
+    with pytest.raises(UserError, match="readout: a parallel head has parallel, not cascaded"):
+        ask(parallel, world.index, world.query, readout="cascaded")
+
+
+def test_the_command_prints_ranks_ids_cosines_and_keywords(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--index", str(world.folder / "idx"), "--top_k", "3", "--neighbours", "1", "--device", "cpu"]
+    main([str(world.query), *options])
+    answer = ask(world.model, world.index, world.query, top_k=3, neighbours=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{world.query} ({answer.seconds:.2f} s)"
+    for line, hit in zip(lines[2:5], answer.hits):
+        assert line.split() == [str(hit.rank), f"{hit.cosine:.3f}", hit.id]
+    assert lines[5] == "keywords heard"
+    assert answer.keywords is not None and len(lines) == 6 + len(answer.keywords)
+    for line, word in zip(lines[6:], answer.keywords):
+        start, dash, end, unit, subword, cosine = line.split()
+        assert (start, end, cosine) == (f"{word.span[0]:.2f}", f"{word.span[1]:.2f}", f"{word.cosines[0]:.2f}")
+        assert (dash, unit, subword) == ("-", "s", plain_subword(word.subwords[0]))
+
+
+def test_json_has_a_line_for_each_query(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    second = world.folder / "second.wav"
+    soundfile.write(second, wave(20000, 3), 16000)
+    main([str(world.query), str(second), "--index", str(world.folder / "idx"), "--json", "--device", "cpu", "--exact"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["query"] for record in records] == [str(world.query), str(second)]
+    assert records[1]["seconds"] == 1.25
+    for record, file in zip(records, (world.query, second)):
+        wanted = ask(world.model, world.index, file).as_dict()
+        assert [entry["id"] for entry in record["results"]] == [entry["id"] for entry in wanted["results"]]
+        assert set(record["results"][0]) == {"rank", "id", "cosine", "file"}
+        assert record["keywords"] == wanted["keywords"]
+        assert set(record["keywords"][0]) == {"start", "end", "subwords", "cosines"}
+
+
+def _recordings(folder: Path) -> None:
+    good = wave(16000, 1)
+    soundfile.write(folder / "good.wav", good, 16000)
+    whole = (folder / "good.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("not audio at all")
+    good[100] = np.nan
+    soundfile.write(folder / "nan.wav", good, 16000, subtype="FLOAT")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "silence.wav", np.zeros(16000), 16000)
+    soundfile.write(folder / "long.wav", wave(4 * 16000, 1), 16000)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.wav", "missing audio file"),
+        ("cut.wav", "truncated audio: "),
+        ("empty.wav", "empty audio file (0 bytes)"),
+        ("text.wav", "not readable as audio"),
+        ("nan.wav", "NaN or infinite samples"),
+        ("none.wav", "zero-length audio"),
+        ("silence.wav", "silence, every sample is zero"),
+        ("long.wav", "4.0 s long, a query may have 3 s"),
+    ],
+)
+def test_bad_audio_ends_in_one_line(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
+) -> None:
+    _recordings(tmp_path)
+    query = tmp_path / name
+    with pytest.raises(SystemExit) as ended:
+        main([str(query), "--index", str(world.folder / "idx"), "--max_seconds", "3", "--device", "cpu"])
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {query}: {reason}") and said.err.count("\n") == 1
+
+
+def test_a_missing_index_is_told_before_any_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["x.wav", "--index", "nowhere", "--model", "nowhere"])
+    assert capsys.readouterr().err == (
+        "error: nowhere/index.json: no such file; an index is made by: speechclip index\n"
+    )
+
+
+def test_subwords_without_their_marks() -> None:
+    assert [plain_subword(word) for word in ("dog</w>", "\u2581dog", "do", "\u2581", "</w>")] == [
+        "dog", "dog", "do", "\u2581", "</w>",
+    ]  # fmt: skip

@@ -1,0 +1,278 @@
+"""What may happen to a training run: SIGTERM, a flipped byte, a full disk, a second run beside it, another clock."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import settings, stored_split, trainer, training_data
+from test_distributed import start_two
+
+import speechclip.folders
+from speechclip.checkpoint import SETTINGS, WEIGHTS, load_model, read_checkpoint, read_weights
+from speechclip.config import save
+from speechclip.constants import STOPPED
+from speechclip.errors import UserError
+from speechclip.folders import LOCK, SUMS, damaged_file, only_one
+from speechclip.train.journal import Journal
+from speechclip.train.loop import Trainer
+from speechclip.train.state import COUNTERS, TENSORS
+from speechclip.train.stop import StopRequest
+
+CHANGES: dict[str, Any] = {"optim__ema_decay": 0.9, "data__time_masks": 1}  # and 12 steps, an evaluation every 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random features, and an undisturbed run in ``whole``."""
+    folder = tmp_path_factory.mktemp("corpus")
+    stored_split(folder, "train", images=8, each=3, seed=0)
+    stored_split(folder, "dev", images=4, each=2, seed=1)
+    trainer(settings(**CHANGES), training_data(folder), folder / "whole").run()
+    return folder
+
+
+def _again(corpus: Path, folder: Path) -> Trainer:
+    return trainer(settings(**CHANGES), training_data(corpus), folder)
+
+
+def _ends_as_undisturbed(corpus: Path, folder: Path) -> None:
+    for name in (f"last/{WEIGHTS}", f"best/{WEIGHTS}", f"last/{TENSORS}"):
+        assert (corpus / "whole" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
+    plain = Journal.step
+
+    def disturbed(self: Journal, number: int) -> None:
+        plain(self, number)
+        if number == step:
+            act()
+
+    monkeypatch.setattr(Journal, "step", disturbed)
+
+
+def _flip(path: Path, at: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("step", [3, 4, 7])
+def test_sigterm_saves_after_the_step_and_the_next_run_goes_on_from_there(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        _stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run = _again(corpus, tmp_path)
+        progress = run.run()
+    assert (run.stopped, progress.step, progress.finished) == (True, step, False)
+    assert f"stopped by SIGTERM after step {step}, which is saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert json.loads((tmp_path / "last" / COUNTERS).read_text())["step"] == step
+    rest = _again(corpus, tmp_path)
+    assert rest.progress.step == step
+    rest.run()
+    assert not rest.stopped
+    _ends_as_undisturbed(corpus, tmp_path)
+
+
+def test_outside_the_main_thread_sigterm_is_left_alone() -> None:
+    found = []
+
+    def look() -> None:
+        with StopRequest(SimpleNamespace(world_size=1)) as stop:  # type: ignore[arg-type]
+            found.append(stop.came())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def _command(corpus: Path, out: Path, **changes: Any) -> list[str]:
+    config = corpus / f"{out.name}.yaml"
+    save(settings(train__log_interval=1, **changes), config)
+    words = ["--config", config, "--data_root", corpus / "data", "--dump_root", corpus / "dump", "--out", out]
+    return [sys.executable, "-m", "speechclip.bin.train", *map(str, words)]
+
+
+def _wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline and process.poll() is None, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_the_script_ends_with_a_status_of_its_own_and_a_second_one_is_refused(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = _command(corpus, out, optim__max_steps=1_000_000, train__eval_interval=1_000_000, data__workers=1)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    _wait_for(out / "metrics.jsonl", process)
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert second.stderr == f"error: {out}: another run is at work in it (process {process.pid})\n"
+    os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the loader's workers get it, too
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == STOPPED == 75
+    step = json.loads((out / "last" / COUNTERS).read_text())["step"]
+    assert step > 0 and f"stopped by SIGTERM after step {step}, which is saved" in said
+
+
+def test_two_processes_of_which_one_is_asked_stop_at_one_step(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pair"
+    command = _command(corpus, out, optim__max_steps=1_000_000, train__eval_interval=1_000_000)
+    started = start_two(command, tmp_path)
+    try:
+        _wait_for(out / "metrics.jsonl", started[0])
+        started[1].terminate()
+        assert [process.wait(timeout=90) for process in started] == [STOPPED, STOPPED], (
+            tmp_path / "rank1.log"
+        ).read_text()[-2000:]
+    finally:
+        for process in started:
+            process.kill()
+    assert "stopped by SIGTERM" in (tmp_path / "rank0.log").read_text()
+    assert (out / "last" / TENSORS).is_file()
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    with only_one(tmp_path):
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+        with pytest.raises(UserError, match="another run is at work in it"), only_one(tmp_path):
+            pass
+    with only_one(tmp_path):
+        pass
+
+
+@pytest.fixture
+def cut(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed at step 11, with saves of steps 4 and 8."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 11, die)
+        with pytest.raises(KeyboardInterrupt):
+            _again(corpus, tmp_path / "cut").run()
+    return tmp_path / "cut"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, TENSORS, COUNTERS, SETTINGS, SUMS])
+def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(
+    corpus: Path, cut: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _flip(cut / "last" / name, 64 if name == SUMS else -3)  # the gap behind the first digest
+    assert damaged_file(cut / "last", all_files=True) == name
+    rest = _again(corpus, cut)
+    assert rest.progress.step == 4
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"warning: {cut}/last/{name}: damaged or truncated: its checksum differs; {cut}/last.old, the one before it, "
+        "is used\n"
+    )
+    assert not damaged_file(cut / "last", all_files=True)  # the good one has its place
+    rest.run()
+    _ends_as_undisturbed(corpus, cut)
+
+
+def test_with_both_damaged_it_is_told(corpus: Path, cut: Path) -> None:
+    _flip(cut / "last" / TENSORS)
+    _flip(cut / "last.old" / TENSORS)
+    with pytest.raises(UserError, match="its checksum differs; there is none before it to fall back on$"):
+        _again(corpus, cut)
+
+
+def test_a_damaged_best_is_no_model_to_score_nor_to_train_on_beside(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(corpus / "whole", tmp_path / "run")
+    best = tmp_path / "run" / "best"
+    shutil.copytree(best, best.with_name("best.old"), dirs_exist_ok=True)
+    _flip(best / WEIGHTS)
+    with pytest.raises(UserError, match=f"its checksum differs; {best}.old is the one before it$"):
+        read_checkpoint(best, strict=True)
+    loaded = load_model(best, with_speech_encoder=False).trained_state()
+    whole = read_weights(corpus / "whole" / "best" / WEIGHTS)
+    assert all(torch.equal(loaded[name], value) for name, value in whole.items())
+    assert f"{best}.old, the one before it, is used" in capsys.readouterr().err
+    with pytest.raises(UserError, match="run/best: missing or damaged, and training is past its step"):
+        _again(corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("call", "step"), [(1, 0), (2, 0), (3, 4)])
+def test_a_full_disk_at_a_save_is_one_line_and_costs_no_more_than_that_save(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+) -> None:
+    """The first three saves: best and last of step 4, one of them of step 8."""
+    plain, calls = speechclip.folders._write_sums, []
+
+    def full(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) == call:
+            (folder / "half").write_bytes(b"x")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(speechclip.folders, "_write_sums", full)
+        with pytest.raises(UserError, match=f"^disk full while writing {tmp_path}/(best|last)$"):
+            _again(corpus, tmp_path).run()
+    assert not list(tmp_path.glob("*.part"))
+    rest = _again(corpus, tmp_path)
+    assert rest.progress.step == step
+    rest.run()
+    _ends_as_undisturbed(corpus, tmp_path)
+
+
+def test_the_clock_may_be_set_while_training_and_between_runs(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, jumps = time.time, iter([0, 1e9, -1e9, 3.6e3] * 1000)
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: plain() + next(jumps))
+        _stop_at(patch, 7, die)
+        with pytest.raises(KeyboardInterrupt):
+            _again(corpus, tmp_path).run()
+    for number, path in enumerate(sorted(tmp_path.rglob("*"))):  # the years 1973 and 2033
+        os.utime(path, (1e8, 1e8) if number % 2 else (2e9, 2e9))
+    rest = _again(corpus, tmp_path)
+    assert rest.progress.step == 4
+    assert rest.run().seconds < 600
+    _ends_as_undisturbed(corpus, tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_the_environment_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    weights = []
+    for number, changes in enumerate(
+        (
+            {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "UTC"},
+            {"PYTHONHASHSEED": "2", "LC_ALL": "C.UTF-8", "TZ": "Asia/Kathmandu", "HOME": str(tmp_path), "COLUMNS": "7"},
+        )
+    ):
+        out = tmp_path / str(number)
+        subprocess.run(
+            _command(corpus, out, optim__max_steps=3), env={**os.environ, **changes}, check=True, capture_output=True
+        )
+        weights.append((out / "last" / WEIGHTS).read_bytes())
+    assert weights[0] == weights[1]

@@ -1,0 +1,212 @@
+"""BENCHMARKS.md from the results: tables, machine, command and commit of every section, and the plot of growth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import OURS, PLAIN
+
+Rows = list[dict[str, Any]]
+PLOT = Path(__file__).resolve().with_name("growth.svg")
+
+
+def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
+    """Write the page and, where growth was measured, its plot."""
+    parts = [INTRODUCTION]
+    for name, (title, said, table) in PAGES.items():
+        if name in results:
+            held = results[name]
+            parts += [f"## {title}", said, table(held["rows"]), _origin(held)]
+    if "growth" in results:
+        import growth
+
+        growth.draw(results["growth"]["rows"], plot)
+    target.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _origin(held: dict[str, Any]) -> str:
+    machine = held["machine"]
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return (
+        f"`{held['command']}`, commit {held['commit']}, {machine['processor']}{gpu}, {machine['threads']} of "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, torch {machine['torch']}, "
+        f"Python {machine['python']}" + (f", load {machine['load'][0]} when it began." if machine["load"] else ".")
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Markdown; the first ``left`` columns are aligned left, the others right."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def _times(time: dict[str, float]) -> list[str]:
+    """Plain and ours in seconds, and the ratio with the lowest and highest of the rounds."""
+    spread = f" ({time['low']:.3g} to {time['high']:.3g})" if time["low"] != time["high"] else ""
+    return [f"{time[PLAIN]:.3g}", f"{time[OURS]:.3g}", f"**{time['ratio']:.3g}**{spread}"]
+
+
+def _heads(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        peaks = [row["peak"][kind] / 1e6 for kind in (PLAIN, OURS)]
+        size = f"{row['batch']}" + (", fit" if "fit" in row else "")
+        ratio = f"**{peaks[0] / peaks[1]:.3g}**"
+        lines.append([row["shape"], row["head"], size, *_times(row["time"]), *(f"{p:,.0f}" for p in peaks), ratio])
+    return _table(
+        ["size", "head", "batch", "plain, s", "ours, s", "ratio", "plain, MB", "ours, MB", "ratio"], lines, left=2
+    )
+
+
+def _epoch(rows: Rows) -> str:
+    lines = [[r["shape"], r["head"], f"{r['utterances']}", f"{r['batch']}", *_times(r["time"])] for r in rows]
+    return _table(["size", "head", "utterances", "batch", "plain, s", "ours, s", "ratio"], lines, left=2)
+
+
+def _extraction(rows: Rows) -> str:
+    lines, notes = [], []
+    for row in rows:
+        if row["case"] in ("parts", "batches"):
+            continue
+        where = f"{row['device']} {row['precision']}"
+        if row["case"] == "limit":
+            notes.append(
+                f"Products of HuBERT {row['shape'].capitalize()}: plain {row[PLAIN]:.0f} GFLOP/s, ours "
+                f"{row[OURS]:.0f} GFLOP/s; the machine's fastest single-precision matrix product reaches "
+                f"{row['limit']:.0f}: {100 * row[OURS] / row['limit']:.0f}% of it."
+            )
+            continue
+        if row["case"] == "corpus":
+            share = row["padding"]
+            notes.append(
+                f"{row['utterances']} utterances, {row['speech']:.0f} s of speech ({where}), "
+                f"{row['speech'] / row['time'][OURS]:.1f} times real time here; of what is computed, "
+                f"{100 * share[PLAIN]:.0f}% is padding in corpus order, {100 * share[OURS]:.0f}% in buckets."
+            )
+        lines.append([row["shape"], where, row["case"], *_times(row["time"])])
+    table = _table(["size", "on", "what", "before, s", "after, s", "ratio"], lines, left=3)
+    parts = [[row["part"], *_times(row["time"])] for row in rows if row["case"] == "parts"]
+    if parts:
+        notes += [
+            "Where the time goes, 16 s of speech in a batch of 4: transformers' modules before, the same here after.",
+            _table(["part", "before, s", "after, s", "ratio"], parts),
+        ]
+    sizes = [row for row in rows if row["case"] == "batches"]
+    if sizes:
+        best = min(row["ours"] for row in sizes)
+        said = ", ".join(f"{row['seconds']:g} s {row['ours'] / best:.2f}" for row in sizes)
+        notes.append(f"Time by speech in a batch, the best as 1: {said}.")
+    return "\n\n".join([table, *notes])
+
+
+def _scoring(rows: Rows) -> str:
+    lines = [[r["case"], f"{r['utterances']:,} x {r['images']:,}", *_times(r["time"])] for r in rows]
+    return _table(["from", "utterances x images", "plain, s", "ours, s", "ratio"], lines)
+
+
+def _store(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        disk = [f"{row['megabytes'][kind]:.0f}" for kind in (PLAIN, OURS)]
+        lines.append([row["shape"], f"{row['utterances']}", *_times(row["time"]), *disk])
+    return _table(["size", "utterances", "plain, s", "ours, s", "ratio", "plain, MB", "ours, MB"], lines)
+
+
+def _startup(rows: Rows) -> str:
+    lines = [
+        [f"`{row['command']}`", f"{row['processor']:.2f}", f"{row['clock']:.2f}", f"{row['ratio']:.1f}"]
+        for row in rows[1:]
+    ]
+    heavy = f"{rows[0]['command']}: {rows[0]['processor']:.2f} s of the processor; the ratio is to it."
+    return _table(["command", "processor, s", "clock, s", "ratio"], lines) + "\n\n" + heavy
+
+
+def _mini(rows: Rows) -> str:
+    stages = [row for row in rows if "stage" in row]
+    lines = [
+        [f"{row['stage']} ({row['name']})", row["run"], f"{row['seconds']}", f"{100 * row['share']:.0f}%"]
+        for row in stages
+    ]
+    table = _table(["stage", "of", "seconds", "share"], lines, left=2)
+    found = next((row["extraction"] for row in rows if "extraction" in row), None)
+    if found is None:
+        return table
+    said = f"{found['hours']:.1f} h of speech in {found['seconds']} s: {found['real_time']:.0f} times real time"
+    return f"{table}\n\nHidden states of {said}."
+
+
+def _growth(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        sizes = f"{row['sizes'][0]:,} to {row['sizes'][-1]:,}"
+        fits = [f"{row['fit'][kind]['exponent']:.2f} ({row['fit'][kind]['r2']:.3f})" for kind in (PLAIN, OURS)]
+        lines.append([row["cost"], row["of"], sizes, *fits])
+    table = _table(["cost", "grows with", "sizes", "plain: exponent (r2)", "ours: exponent (r2)"], lines, left=2)
+    return f"{table}\n\n![how each cost grows](tools/bench/growth.svg)"
+
+
+INTRODUCTION = """# Benchmarks
+
+Every number is a ratio between a plain baseline and this collection, measured in turn in one run on one machine with
+`make bench` (`tools/bench/bench.sh --help` for parts of it). This page is written by
+`tools/bench/bench.sh --document BENCHMARKS.md` from `tools/bench/results.json`.
+
+* The baselines (`tools/bench/plain.py`) do what a user would otherwise run, after the published behaviour: attention at
+  every position, cosines keyword by keyword over a broadcast vocabulary, a one-hot times the whole table, the text
+  transformer over all 77 positions, the image tower in every step, scores by sorting, s3prl's HuBERT on padded batches
+  in corpus order. They take this collection's parameters and give equal losses, recalls and hidden states
+  (`test/test_bench.py`).
+* Times are seconds of the processor on a CPU, which a busy machine changes little. A ratio is the median of the rounds,
+  with the lowest and highest in brackets.
+* Peak memory is that of a fresh process beyond what it holds before the step, the models loaded.
+* Shapes are the published ones, weights random; lengths of utterances are log-normal, 4 s in the mean, 1 to 15 s,
+  seed 0.
+* `make bench-check`: small runs whose ratios may not fall below `tools/bench/floors.json`; for an idle machine."""
+
+PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
+    "heads": (
+        "A training step",
+        'Hidden states given; loss, gradients, Adam. 8,112 subwords, utterances of 4 s. A row with "fit" was not run: '
+        "it is a power law through the others.",
+        _heads,
+    ),
+    "heads_large": ("A training step, Large", "As above.", _heads),
+    "epoch": (
+        "A training epoch",
+        "Plain: s3prl's HuBERT and the image tower in every step. Ours: stored hidden states, read from disk, and "
+        "cached image embeddings.",
+        _epoch,
+    ),
+    "extraction": (
+        "Hidden states of a corpus",
+        "corpus: s3prl's HuBERT on padded batches of 16 in corpus order against this encoder on batches of similar "
+        "length. same batches: both on the former. bucketing: this encoder on the former and on the latter.",
+        _extraction,
+    ),
+    "extraction_cuda": (
+        "Hidden states of a corpus on a GPU",
+        "As above, by the clock. bf16 is autocast around either encoder.",
+        _extraction,
+    ),
+    "scoring": (
+        "Retrieval scores",
+        "Recall in both directions. From the scores, both are given the matrix; from the embeddings, both compute it, "
+        "which is most of what is left here.",
+        _scoring,
+    ),
+    "store": (
+        "Reading hidden states at random",
+        "Every utterance once in a random order, at most 6.4 s of it, against `torch.load` of a file an utterance; "
+        "from the page cache.",
+        _store,
+    ),
+    "startup": ("Start-up", "From a command to the end of its `--help`.", _startup),
+    "mini": ("The mini recipe", "A plain `./run.sh`: seconds of the clock.", _mini),
+    "growth": (
+        "Growth",
+        "Seconds = coefficient x size ^ exponent, fitted to logarithms; a part that does not grow lowers the exponent.",
+        _growth,
+    ),
+}  # fmt: skip

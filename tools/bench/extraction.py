@@ -1,0 +1,223 @@
+"""Benchmark 2: HuBERT's hidden states of a corpus, length-bucketed here, in corpus order through s3prl's HuBERT.
+
+Both run on the same random weights and waveforms. "Same batches" is this encoder and s3prl's on equal padded batches,
+"bucketing" this encoder on both orders. The limit is the fastest matrix product of the machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import parts
+import torch
+from measure import OURS, PLAIN
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from speechclip.constants import HOP, SAMPLE_RATE
+from speechclip.encoders.convolutions import convolve
+from speechclip.encoders.speech import SpeechFeatures, waveform_encoder
+from speechclip.extract import batches_by_seconds
+from speechclip.matmul import linear
+from speechclip.published.hubert import transformers_name
+
+CORPUS_BATCH = 16  # utterances of a padded batch in corpus order
+BATCH_SECONDS = 60.0  # the default of stage 2
+
+
+def plain_encoder(shape: str, folder: Path, device: str = "cpu") -> Callable[[list[Tensor]], SpeechFeatures]:
+    """s3prl's own HuBERT expert over the weights of ``parts.encoder_folder``: waveforms to states and frames.
+
+    Raises ModuleNotFoundError without the extra s3prl.
+    """
+    from speechclip.compat import prepare
+
+    prepare()
+    from s3prl.upstream.hubert.expert import UpstreamExpert
+
+    upstream = UpstreamExpert(str(_s3prl_file(shape, folder))).eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def encode(waves: list[Tensor]) -> SpeechFeatures:
+        states = torch.stack(list(upstream(waves)["hidden_states"]), dim=1)
+        frames = torch.tensor([min(round(len(wave) / HOP), states.shape[2]) for wave in waves])
+        return SpeechFeatures(states, frames)
+
+    return encode
+
+
+def _s3prl_file(shape: str, folder: Path) -> Path:
+    """The weights in the form s3prl keeps a HuBERT."""
+    from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
+
+    source = parts.encoder_folder(shape, folder)
+    target, made = folder / "s3prl.pt", parts.hubert(shape).config
+    if target.is_file():
+        return target
+    large = shape == "large"
+    settings = {
+        "encoder_layers": made.num_hidden_layers, "encoder_embed_dim": made.hidden_size,
+        "encoder_ffn_embed_dim": made.intermediate_size, "encoder_attention_heads": made.num_attention_heads,
+        "extractor_mode": "layer_norm" if large else "default", "layer_norm_first": large, "conv_bias": large,
+        "final_dim": 256, "encoder_layerdrop": 0.0, "label_rate": 50,
+    }  # fmt: skip
+    symbols = [list(range(10))]
+    model = HubertModel(HubertConfig(**settings), HubertPretrainingConfig(normalize=large), symbols)
+    weights = load_file(source / "model.safetensors")
+    pretraining = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
+    for name, tensor in model.state_dict().items():
+        if name not in pretraining:
+            tensor.copy_(weights[transformers_name(name, large)])
+    state = {"task_cfg": {"normalize": large}, "model_cfg": settings, "model_weight": model.state_dict(),
+             "dictionaries_symbols": symbols}  # fmt: skip
+    torch.save(state, target)
+    return target
+
+
+def orders(samples: np.ndarray) -> dict[str, list[list[int]]]:
+    """Batches in corpus order, and by length as stage 2 makes them."""
+    corpus = [list(range(at, min(at + CORPUS_BATCH, len(samples)))) for at in range(0, len(samples), CORPUS_BATCH)]
+    return {PLAIN: corpus, OURS: list(batches_by_seconds(samples, BATCH_SECONDS))}
+
+
+def over(encode: Callable[[list[Tensor]], Any], waves: list[Tensor], batches: list[list[int]]) -> Callable[[], None]:
+    """A pass over a corpus."""
+
+    def once() -> None:
+        for rows in batches:
+            encode([waves[at] for at in rows])
+
+    return once
+
+
+def run(
+    shape: str, utterances: int, repeats: int, device: str = "cpu", precision: str = "fp32"
+) -> list[dict[str, Any]]:
+    """Rows: the corpus, the same batches, bucketing alone, and the distance to the matrix product."""
+    samples = parts.lengths(utterances)
+    waves = [wave.to(device) for wave in parts.waves(samples)]
+    with tempfile.TemporaryDirectory() as folder:
+        encoders = plain_encoder(shape, Path(folder), device), parts.speech_encoder(shape, Path(folder)).to(device)
+    plain, ours = (_in_bfloat16(encode, device) if precision == "bf16" else encode for encode in encoders)
+    batches = orders(samples)
+    works = {
+        PLAIN: over(plain, waves, batches[PLAIN]),
+        "same batches": over(ours, waves, batches[PLAIN]),
+        OURS: over(ours, waves, batches[OURS]),
+    }
+    for encode in (plain, ours):
+        encode(waves[:2])
+    times = measure.interleaved(works, repeats, warm_up=False, device=device)
+    common = {
+        "shape": shape, "utterances": utterances, "speech": float(samples.sum()) / SAMPLE_RATE, "device": device,
+        "precision": precision, "padding": {kind: padding(samples, batches[kind]) for kind in (PLAIN, OURS)},
+    }  # fmt: skip
+    pairs = {"corpus": (PLAIN, OURS), "same batches": (PLAIN, "same batches"), "bucketing": ("same batches", OURS)}
+    rows: list[dict[str, Any]] = []
+    for case, (one, other) in pairs.items():
+        time = measure.compare({PLAIN: times[one], OURS: times[other]})
+        rows.append({**common, "case": case, "time": time})
+        print(f"{shape} {device} {precision} {case}: {time['ratio']:.2f} x", flush=True)
+    if device == "cpu" and precision == "fp32":
+        rows.append({**common, "case": "limit", **_against_limit(shape, samples, batches, times)})
+    return rows
+
+
+def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
+    """Where the time goes on a CPU, 16 s of speech: transformers' own modules, and the same here."""
+    batch, lengths = torch.stack(parts.waves(np.array([4 * SAMPLE_RATE] * 4))), [4 * SAMPLE_RATE] * 4
+    before, after = parts.hubert(shape), waveform_encoder(parts.hubert(shape), shape, "hubert", False)
+    with torch.no_grad():
+        hidden = before.feature_projection(before.feature_extractor(batch).transpose(1, 2))
+
+        def layers(model: Any) -> Callable[[], None]:
+            def once() -> None:
+                states = hidden
+                for layer in model.encoder.layers:
+                    states = layer(states)[0]
+
+            return once
+
+        works = {
+            "convolutions": (
+                lambda: before.feature_extractor(batch),
+                lambda: convolve(after.model.feature_extractor, batch, lengths, after.min_samples),
+            ),
+            "positions": (
+                lambda: before.encoder.pos_conv_embed(hidden), lambda: after.model.encoder.pos_conv_embed(hidden)
+            ),
+            "layers": (layers(before), layers(after.model)),
+        }  # fmt: skip
+        rows = [
+            {"shape": shape, "part": part, "time": measure.compare(measure.interleaved({PLAIN: a, OURS: b}, repeats))}
+            for part, (a, b) in works.items()
+        ]
+    return [{"case": "parts", **row} for row in rows]
+
+
+def by_batch(shape: str, utterances: int, seconds: tuple[float, ...] = (15, 30, 60, 120)) -> list[dict[str, Any]]:
+    """What the size of a batch does: seconds of the processor for a corpus here, by seconds of speech in a batch."""
+    samples = parts.lengths(utterances)
+    waves = parts.waves(samples)
+    encoder = waveform_encoder(parts.hubert(shape), shape, "hubert", False)
+    works = {str(size): over(encoder, waves, list(batches_by_seconds(samples, size))) for size in seconds}
+    times = measure.interleaved(works, 1, warm_up=False)
+    return [{"case": "batches", "shape": shape, "seconds": size, "ours": times[str(size)][0]} for size in seconds]
+
+
+def _against_limit(
+    shape: str, samples: np.ndarray, batches: dict[str, list[list[int]]], times: dict[str, list[float]]
+) -> dict[str, float]:
+    """GFLOP/s of both passes and of the fastest matrix product."""
+    reached = {
+        kind: sum(operations(shape, samples[batch]) for batch in batches[kind]) / min(times[kind]) / 1e9
+        for kind in (PLAIN, OURS)
+    }
+    return {"limit": product_limit(), **reached}
+
+
+def _in_bfloat16(encode: Callable[[list[Tensor]], Any], device: str) -> Callable[[list[Tensor]], Any]:
+    def under(waves: list[Tensor]) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return encode(waves)
+
+    return under
+
+
+def padding(samples: np.ndarray, batches: list[list[int]]) -> float:
+    """Share of what is computed that is padding."""
+    computed = sum(len(batch) * int(samples[batch].max()) for batch in batches)
+    return 1 - float(samples.sum()) / computed
+
+
+def operations(shape: str, samples: np.ndarray) -> float:
+    """Floating-point operations of a padded batch in HuBERT's products: convolutions, projections, attention."""
+    config: Any = parts.hubert(shape).config
+    total, frames, width = 0.0, float(samples.max()), 1
+    for out, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
+        frames = (frames - kernel) // stride + 1
+        total += 2 * frames * width * out * kernel
+        width = out
+    d = config.hidden_size
+    per_frame = 4 * d * d + 2 * d * config.intermediate_size
+    total += 2 * frames * (width * d + d * d // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings)
+    total += config.num_hidden_layers * (2 * frames * per_frame + 4 * frames * frames * d)
+    return total * len(samples)
+
+
+def product_limit(size: int = 1024, repeats: int = 8) -> float:
+    """Fastest single-precision matrix product of this machine with the threads there are, in GFLOP/s."""
+    one, other = torch.randn(size, size), torch.randn(size, size)
+    works: tuple[Callable[[], Any], ...] = (
+        lambda: one @ other,
+        lambda: one.numpy() @ other.numpy(),
+        lambda: linear(one, other),
+        lambda: nn.functional.conv1d(one[None], other[:, :, None]),
+    )
+    best = min(measure.seconds(work) for _ in range(repeats) for work in works)
+    return 2 * size**3 / best / 1e9

@@ -1,0 +1,149 @@
+"""Plain baselines: what a user would otherwise run, written after the published behaviour (METHOD: Shih et al. 2022).
+
+They take the parameters of this project's models, so that equal results can be shown, and share none of its code paths:
+attention at every position, cosines keyword by keyword over a broadcast vocabulary, a hard one-hot times the whole
+table, a text transformer over its whole context, the image tower in every step, integrate-and-fire frame by frame, and
+scores by sorting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechclip.model import SpeechCLIP
+
+
+def mix(model: SpeechCLIP, states: Tensor) -> Tensor:
+    """Layer mix of [B, L, T, D]: every state in single precision, weighted, summed."""
+    states = states.float()
+    if model.layer_mix.state_norm:
+        states = nn.functional.layer_norm(states, states.shape[-1:])
+    weights = model.layer_mix.weights.softmax(dim=0)
+    return (states * weights[None, :, None, None]).sum(dim=1)
+
+
+def read_out(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """The embeddings [B, J] that a head reads out of hidden states, parallel before cascaded, and its quantity loss.
+
+    clip: open_clip's own model, for its text transformer.
+    """
+    head: Any = model.head
+    mixed = mix(model, states)
+    name, embeddings, quantity = model.config.head.name, [], None
+    cls = head.cls[None].expand(len(mixed), -1, -1) if head.cls is not None else mixed[:, :0]
+    tokens = torch.cat([cls, head.input_dropout(mixed)], dim=1)
+    padding = torch.arange(mixed.shape[1])[None] >= frames[:, None]
+    mask = nn.functional.pad(padding, (cls.shape[1], 0), value=False)
+    attended, _ = head.attention.attention(tokens, tokens, tokens, key_padding_mask=mask)
+    if name == "parallel":
+        hidden = head.norm_attention(tokens + head.dropout(attended))
+        hidden = head.norm(head.norm_feed_forward(hidden + head.feed_forward(hidden)))
+        return [head.projection(hidden[:, 0])], None
+    hidden = head.norm(tokens + attended)
+    first = 0
+    if name.startswith("hybrid"):
+        embeddings.append(head.parallel_projection(hidden[:, 0]))
+        first = 1
+    if name.endswith("plus"):
+        segments, quantity = fire(head.cif, hidden[:, first:], padding)
+        vectors = nn.utils.rnn.pad_sequence([head.projection(row) for row in segments], batch_first=True)
+        counts = torch.tensor([len(row) for row in segments])
+        exists = torch.arange(vectors.shape[1])[None] < counts[:, None]
+        normed = head.batch_norm(vectors[exists])
+        vectors = torch.zeros_like(vectors).masked_scatter(exists[:, :, None], normed)
+    else:
+        vectors = head.batch_norm(head.projection(hidden[:, first : cls.shape[1]]))
+        counts = torch.full((len(vectors),), vectors.shape[1])
+    embeddings.append(read_keywords(model, clip, quantize(head.quantizer, vectors), counts))
+    return embeddings, quantity
+
+
+def quantize(quantizer: Any, vectors: Tensor) -> Tensor:
+    """[B, K, D] to rows of the table, straight-through, one keyword after the other over a broadcast vocabulary."""
+    cosines = []
+    for keyword in vectors.unbind(dim=1):
+        cosines.append(nn.functional.cosine_similarity(keyword[:, None, :], quantizer.table[None], dim=-1))  # [B, V, D]
+    scores = torch.stack(cosines, dim=1).masked_fill(~quantizer.allowed, float("-inf"))
+    soft = (scores / quantizer.temperature).softmax(dim=-1)
+    hard = nn.functional.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
+    return (hard + soft - soft.detach()) @ quantizer.table
+
+
+def read_keywords(model: SpeechCLIP, clip: Any, keywords: Tensor, counts: Tensor) -> Tensor:
+    """Keywords through CLIP's text transformer over all of its positions: [B, J]."""
+    assert model.clip is not None
+    tokens, table = model.clip.tokenizer, clip.token_embedding.weight
+    rows = table[torch.full((len(keywords), len(clip.positional_embedding)), tokens.pad)].clone()
+    rows[:, 0] = table[tokens.sot]
+    rows[:, 1 : 1 + keywords.shape[1]] = keywords
+    every = torch.arange(len(rows))
+    for at in range(keywords.shape[1]):  # nothing stands behind an utterance's last keyword but EOT and padding
+        rows[counts <= at, 1 + at] = table[tokens.pad]
+    rows[every, counts + 1] = table[tokens.eot]
+    hidden = clip.transformer(rows + clip.positional_embedding, attn_mask=clip.attn_mask)
+    embedded: Tensor = clip.ln_final(hidden)[every, counts + 1] @ clip.text_projection
+    return embedded
+
+
+def fire(cif: Any, frames: Tensor, padding: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Integrate-and-fire in training with alpha scaled to its target, frame by frame: segments [k_n, d], quantity."""
+    alpha = cif.alpha(frames, padding)
+    lengths = (~padding).sum(dim=1)
+    targets = (lengths / cif.frames_per_keyword).round().clamp(min=1)
+    quantity = (alpha.sum(dim=1) - targets).abs().mean().float()
+    scaled = alpha * (targets / alpha.sum(dim=1))[:, None]
+    segments = []
+    for row, weights, length, target in zip(frames, scaled, lengths.tolist(), targets.long().tolist()):
+        fired, state, filled = [], torch.zeros_like(row[0]), weights.new_zeros(())
+        for at in range(length):
+            rest = weights[at]
+            while len(fired) < target - 1 and filled + rest >= 1:
+                part = 1 - filled
+                fired.append(state + part.to(row.dtype) * row[at])
+                state, filled, rest = torch.zeros_like(row[0]), weights.new_zeros(()), rest - part
+            state, filled = state + rest.to(row.dtype) * row[at], filled + rest
+        segments.append(torch.stack([*fired, state]))  # the last one ends with the utterance
+    return segments, quantity
+
+
+def loss(
+    model: SpeechCLIP, embeddings: list[Tensor], quantity: Tensor | None, images: Tensor, groups: Tensor
+) -> Tensor:
+    """The contrastive loss of every read-out, written out, and the quantity loss."""
+    weights = model.config.loss
+    total = torch.zeros(()) if quantity is None else weights.quantity_weight * quantity
+    images = nn.functional.normalize(images.float(), dim=-1)
+    same = (groups[:, None] == groups[None]) & ~torch.eye(len(groups), dtype=torch.bool)
+    for embedding in embeddings:
+        logits = nn.functional.normalize(embedding, dim=-1) @ images.T * model.loss.log_scale.exp()
+        logits = logits.masked_fill(same, float("-inf"))
+        rows, columns = logits.log_softmax(dim=1).diagonal(), logits.log_softmax(dim=0).diagonal()
+        total = total - (rows.mean() + columns.mean()) / 2
+    return total
+
+
+def image_tower(clip: Any, images: Tensor) -> Tensor:
+    """Embeddings of preprocessed images [B, 3, side, side], as every step computes them anew. clip: open_clip's own."""
+    with torch.no_grad():
+        embedded: Tensor = clip.encode_image(images)
+    return embedded
+
+
+def recall(speech: Tensor, images: Tensor, owner: Tensor, cutoffs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """Recall in percent in both directions by sorting all scores. speech [U, D], images [I, D], owner [U]."""
+    scores = speech @ images.T
+    return recall_of_scores(scores, owner, cutoffs)
+
+
+def recall_of_scores(scores: Tensor, owner: Tensor, cutoffs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """The same from the scores [U, I]."""
+    found = scores.argsort(dim=1, descending=True)
+    hits = found == owner[:, None]
+    table = {f"speech->image R@{k}": 100 * hits[:, :k].any(dim=1).float().mean().item() for k in cutoffs}
+    asked = owner.unique()
+    found = owner[scores.T[asked].argsort(dim=1, descending=True)]
+    hits = found == asked[:, None]
+    return table | {f"image->speech R@{k}": 100 * hits[:, :k].any(dim=1).float().mean().item() for k in cutoffs}

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Measures this collection against plain baselines; every number is a ratio from one run on one machine.
+
+Usage: tools/bench/bench.sh [--only heads epoch ...] [--out FILE.json] [--document BENCHMARKS.md] ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
+SECTIONS = ("heads", "epoch", "extraction", "extraction_cuda", "scoring", "store", "startup", "mini", "growth")
+
+
+def arguments(argv: list[str]) -> Any:
+    """The command line."""
+    from speechclip.bin import ArgumentParser
+
+    parser = ArgumentParser(prog="tools/bench/bench.sh", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
+    parser.add_argument("--shapes", nargs="+", choices=("base", "large"), default=["base", "large"], help="of heads")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="whose training step")
+    parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16], help="of a training step")
+    parser.add_argument("--utterances", type=int, default=48, help="in the corpora of extraction, epoch and store")
+    parser.add_argument("--images", type=int, default=5000, help="scored, with five utterances each")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds in which plain and ours take turns")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor")
+    parser.add_argument("--mini_log", default="", metavar="FILE", help="log of a plain run of egs/mini")
+    parser.add_argument("--mini_commit", default="", help="commit that --mini_log is of, where it is another one")
+    parser.add_argument("--out", default=str(HERE / "results.json"), metavar="FILE", help="results, section by section")
+    parser.add_argument("--document", default="", metavar="FILE", help="write the tables of --out as Markdown")
+    parser.add_argument("--check", action="store_true", help="compare small runs with the least ratios of floors.json")
+    parser.add_argument("--child", default="", help="used by the benchmarks themselves")
+    return parser.parse_args(argv)
+
+
+def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | None:
+    """What measures a section; None where what it needs is not there."""
+    repeats, count = options.repeats, options.utterances
+    if name == "mini":
+        import mini
+
+        return (lambda: mini.run(options.mini_log)) if options.mini_log else None
+    if name == "startup":
+        import startup
+
+        return lambda: startup.run(repeats)
+    if name == "scoring":
+        import scoring
+
+        return lambda: scoring.run(options.images, 5, repeats)
+    if name == "store":
+        import store
+
+        return lambda: store.run("base", count, repeats)
+    if name == "growth":
+        import growth
+
+        return lambda: growth.run("base", repeats)
+    if name == "extraction":
+        return lambda: _extraction(count, repeats)
+    if name == "extraction_cuda":
+        import torch
+
+        return (lambda: _extraction_cuda(count, repeats)) if torch.cuda.is_available() else None
+    import steps
+
+    if name == "epoch":
+        return lambda: steps.epoch("base", tuple(options.heads), min(count, 16), 8, repeats)
+    batches, chosen = tuple(options.batches), tuple(options.heads)
+    return lambda: [row for shape in options.shapes for row in steps.run(shape, chosen, batches, repeats)]
+
+
+def _extraction(count: int, repeats: int) -> list[dict[str, Any]]:
+    import extraction
+
+    rows = extraction.run("base", count, repeats)
+    return rows + extraction.by_part("base", repeats) + extraction.by_batch("base", max(8, count // 3))
+
+
+def _extraction_cuda(count: int, repeats: int) -> list[dict[str, Any]]:
+    import extraction
+
+    kinds = [(shape, precision) for shape in ("base", "large") for precision in ("fp32", "bf16")]
+    return [row for shape, precision in kinds for row in extraction.run(shape, 8 * count, repeats, "cuda", precision)]
+
+
+def child(request: dict[str, Any]) -> None:
+    """Peak memory of one work, printed as JSON."""
+    import measure
+    import steps
+
+    if request.pop("work") != "step":
+        raise SystemExit("unknown work")
+    step = steps.make_step(**request)
+    print(json.dumps({"peak": measure.peak_of(step)}))
+
+
+def main(argv: list[str]) -> int:
+    """Measure, write, check."""
+    options = arguments(argv)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(options.threads)  # before the first import of numpy and torch
+    import torch
+
+    torch.set_num_threads(options.threads)
+    if options.child:
+        child(json.loads(options.child))
+        return 0
+    if options.check:
+        import check
+
+        return check.main()
+    import measure
+
+    from speechclip.checkpoint import commit
+
+    out = Path(options.out)
+    held: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    for name in [] if options.document and "--only" not in argv else options.only:
+        work = section(name, options)
+        if work is None:
+            print(f"{name}: left out, no {'--mini_log' if name == 'mini' else 'GPU'}", flush=True)
+            continue
+        before = measure.machine()
+        command, at = f"tools/bench/bench.sh {' '.join(argv)}".strip(), commit()
+        if name == "mini":
+            command, at = "./run.sh", options.mini_commit or at
+            before |= {"load": [], "threads": before["cores"]}
+        key = "heads_large" if name == "heads" and options.shapes == ["large"] else name  # each can be measured alone
+        held[key] = {"rows": work(), "machine": before, "commit": at, "command": command}
+        out.write_text(json.dumps(held, indent=1) + "\n")
+    if options.document:
+        import document
+
+        document.write(held, Path(options.document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

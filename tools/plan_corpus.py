@@ -1,0 +1,296 @@
+#!/usr/bin/env python3
+"""What a corpus of any size would need, disk, time and memory, computed from rates measured on this machine.
+
+Measured for some seconds each: the speech encoder, CLIP's two towers, writing and reading the feature store, a training
+step, reading a data directory, scoring. What follows is arithmetic; every line says what it multiplies. Rates of one
+process on this machine: --machines divides the time of what can be split.
+
+Usage: tools/plan_corpus.py [--times 100] [--corpus spokencoco|flickr8k] [--encoder random:base|random:large|FOLDER]
+       [--clip ViT-B-32] [--batch 256] [--epochs 10] [--machines 1] [--seconds 10] [--folder DIR] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechclip.bin import ArgumentParser
+from speechclip.constants import FRAME_RATE, SAMPLE_RATE
+from speechclip.errors import UserError, exit_on_user_error
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sizes: utterances, images, hours of speech; test_* of the test split."""
+
+    utterances: int
+    images: int
+    hours: float
+    test_utterances: int
+    test_images: int
+
+
+#: SpokenCOCO: Hsu et al. 2021, its test split the Karpathy one; Flickr8k: Harwath and Glass 2015.
+CORPORA = {
+    "spokencoco": Corpus(605_495, 123_287, 742.0, 25_031, 5_000),
+    "flickr8k": Corpus(40_000, 8_000, 46.0, 5_000, 1_000),
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one process of this machine does in a second, and what things take.
+
+    speech: seconds encoded. images, captions: embedded. written, read: bytes of the store. step: seconds of a training
+    step of ``batch`` utterances. table_bytes, table_memory: of a data directory, by utterance; tables: utterances of
+    one read. pairs: scored. layers, width: of the encoder. joint: width of CLIP's embeddings.
+    """
+
+    speech: float
+    images: float
+    captions: float
+    written: float
+    read: float
+    step: float
+    table_bytes: float
+    table_memory: float
+    tables: float
+    pairs: float
+    batch: int
+    layers: int
+    width: int
+    joint: int
+
+
+Row = tuple[str, str, float, str]  # kind (disk, time, memory), what, bytes or seconds, how it follows
+
+
+def needs(rates: Rates, corpus: Corpus, times: float, epochs: int, machines: int) -> list[Row]:
+    """Everything a corpus ``times`` the size of another needs; test sets grow with it."""
+    speech = corpus.hours * 3600 * times
+    utterances, images = corpus.utterances * times, corpus.images * times
+    frame = rates.layers * rates.width * 2
+    store, embeddings = speech * FRAME_RATE * frame, (utterances + images) * rates.joint * 4
+    pairs = corpus.test_utterances * corpus.test_images * times**2
+    steps = epochs * utterances / rates.batch
+    batch = rates.batch * corpus.hours * 3600 / corpus.utterances * FRAME_RATE * frame
+    shared = f" / {machines} machines" if machines > 1 else ""
+    return [
+        ("disk", "recordings", speech * SAMPLE_RATE * 2, f"{speech:.3g} s x {SAMPLE_RATE} x 2 bytes, 16-bit wav"),
+        ("disk", "data directory", utterances * rates.table_bytes, f"utterances x {rates.table_bytes:.0f} bytes"),
+        ("disk", "CLIP embeddings", embeddings, f"(utterances + images) x {rates.joint} x 4 bytes"),
+        ("disk", "stored features", store,
+         f"{speech:.3g} s x {FRAME_RATE} x {rates.layers} layers x {rates.width} x 2 bytes; none with --feats online"),
+        ("time", "reading the data directory", utterances / rates.tables, f"{rates.tables:.0f} utterances/s"),
+        ("time", "CLIP embeddings", images / rates.images + utterances / rates.captions,
+         f"{rates.images:.1f} images/s, {rates.captions:.1f} captions/s"),
+        ("time", "features", speech / rates.speech / machines, f"{rates.speech:.1f} s of speech/s{shared}"),
+        ("time", "writing them", store / rates.written / machines, f"{rates.written / 1e6:.0f} MB/s{shared}"),
+        ("time", f"training, {epochs} epochs", steps * rates.step / machines,
+         f"{steps:.3g} steps of {rates.batch} x {rates.step:.3f} s{shared}, features in memory"),
+        ("time", "reading features for them", epochs * store / rates.read / machines,
+         f"{rates.read / 1e6:.0f} MB/s at random{shared}"),
+        ("time", "scoring one direction", pairs / rates.pairs, f"{pairs:.3g} pairs, {rates.pairs:.3g}/s"),
+        ("memory", "data directory and index", utterances * rates.table_memory,
+         f"utterances x {rates.table_memory:.0f} bytes, in every process"),
+        ("memory", "CLIP embeddings in training", embeddings, "all of them, in every process"),
+        ("memory", "a batch of features", batch * 3, f"{rates.batch} utterances, half precision and mixed in single"),
+    ]  # fmt: skip
+
+
+def repeated(act: Callable[[], float], seconds: float) -> float:
+    """Units a second of ``act``, which returns how many it did: over ``seconds``, after one call to warm up."""
+    act()
+    done, started = 0.0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds or not done:
+        done += act()
+    return done / spent
+
+
+def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folder: Path, seed: int) -> Rates:
+    """The rates of this machine; ``folder`` is on the disk that is measured."""
+    import torch
+    from measure_feature_costs import load_or_make
+
+    torch.manual_seed(seed)
+    encoder: Any = load_or_make(encoder_name, None)
+    waves = [torch.randn(4 * SAMPLE_RATE) * 0.1 for _ in range(8)]
+
+    def encode() -> float:
+        encoder(waves)
+        return len(waves) * 4.0
+
+    speech = repeated(encode, seconds)
+    layers, width = encoder.num_states, encoder.dim
+    images, captions, joint = _clip_rates(clip_name, seconds)
+    written, read = _store_rates(folder / "store", layers, width)
+    table_bytes, table_memory, tables = _table_rates(folder / "data")
+    return Rates(
+        speech=speech, images=images, captions=captions, written=written, read=read,
+        step=1 / repeated(_training_step(layers, width, joint, batch), seconds), table_bytes=table_bytes,
+        table_memory=table_memory, tables=tables, pairs=repeated(_scoring(joint), seconds), batch=batch, layers=layers,
+        width=width, joint=joint,
+    )  # fmt: skip
+
+
+def _clip_rates(name: str, seconds: float) -> tuple[float, float, int]:
+    from speechclip.compat import prepare
+
+    prepare()
+    import open_clip
+    import torch
+
+    shape = open_clip.get_model_config(name)
+    if shape is None:
+        raise UserError(f"--clip: open_clip has no model {name}")
+    model = open_clip.model.CLIP(**shape).eval()
+    size = model.visual.image_size[0]
+    pictures = torch.randn(16, 3, size, size)
+    texts = torch.randint(1, 1000, (64, model.context_length))
+    with torch.no_grad():
+        images = repeated(lambda: float(len(model.encode_image(pictures))), seconds)
+        captions = repeated(lambda: float(len(model.encode_text(texts))), seconds)
+    return images, captions, int(shape["embed_dim"])
+
+
+def _store_rates(folder: Path, layers: int, width: int) -> tuple[float, float]:
+    """Bytes a second written, and read utterance by utterance in random order: 256 utterances of 4 s."""
+    import torch
+
+    from speechclip.data.features import FeatureStore, FeatureWriter
+
+    states = torch.randn(layers, 4 * FRAME_RATE, width).half()
+    started = time.perf_counter()
+    with FeatureWriter(folder, encoder={}, layers=range(layers)) as writer:
+        for number in range(256):
+            writer.add(f"u{number:03d}", states)
+    total = 256 * states.nbytes
+    written = total / (time.perf_counter() - started)
+    store = FeatureStore(folder)
+    order = torch.randperm(256).tolist()
+    started = time.perf_counter()
+    for number in order:
+        store.read(f"u{number:03d}")
+    return written, total / (time.perf_counter() - started)
+
+
+def _table_rates(folder: Path, number: int = 20_000) -> tuple[float, float, float]:
+    """Bytes on disk and in memory by utterance, and utterances a second, of a data directory of five an image."""
+    from speechclip.data.kaldi import DataDir, Utterance, write_data_dir
+
+    folder.mkdir(parents=True)
+    media = folder / "a.wav"
+    media.write_bytes(b"x")
+    caption = "a man in a red shirt rides a horse along the beach"
+    utterances = [
+        Utterance(f"spk{n % 2000:04d}-{n:012d}", media, caption, f"spk{n % 2000:04d}", f"{n // 5:012d}")
+        for n in range(number)
+    ]
+    write_data_dir(folder / "d", utterances, {f"{n:012d}": media for n in range(number // 5)})
+    size = sum(path.stat().st_size for path in (folder / "d").iterdir())
+    del utterances
+    started = time.perf_counter()
+    DataDir.load(folder / "d")
+    seconds = time.perf_counter() - started
+    tracemalloc.start()  # which slows down
+    data = DataDir.load(folder / "d")
+    index = {item.id: f"feats.0000.safetensors {item.id}" for item in data.utterances}
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return size / number, memory / len(index), number / seconds
+
+
+def _training_step(layers: int, width: int, joint: int, batch: int) -> Callable[[], float]:
+    """One step of a parallel head on features in memory."""
+    import torch
+    from torch import nn
+
+    from speechclip.config import load
+    from speechclip.model import Dimensions, build
+
+    model = build(load([]).model, Dimensions(width, layers, joint))
+    optimizer = torch.optim.Adam(model.trained_parameters(), lr=1e-4)
+    states = torch.randn(batch, layers, int(4.4 * FRAME_RATE), width, dtype=torch.float16)
+    frames, groups = torch.full((batch,), states.shape[2]), torch.arange(batch)
+    targets = nn.functional.normalize(torch.randn(batch, joint), dim=-1)
+
+    def step() -> float:
+        speech = nn.functional.normalize(model.apply_head(states, frames).embedding, dim=-1)
+        optimizer.zero_grad()
+        model.loss(speech, targets, groups).backward()
+        optimizer.step()
+        return 1.0
+
+    return step
+
+
+def _scoring(joint: int, queries: int = 2000, gallery: int = 1000) -> Callable[[], float]:
+    import numpy as np
+
+    from speechclip.eval.retrieval import evaluate
+
+    rng = np.random.default_rng(0)
+    asked, searched = (rng.standard_normal((n, joint)).astype(np.float32) for n in (queries, gallery))
+    of_query, of_item = np.arange(queries) % gallery, np.arange(gallery)
+
+    def score() -> float:
+        evaluate(asked, searched, of_query, of_item, of_query, 0, 0)
+        return float(queries * gallery)
+
+    return score
+
+
+def told(kind: str, value: float) -> str:
+    """Bytes or seconds in a unit that a person reads."""
+    units: Sequence[tuple[float, str]] = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    if kind == "time":
+        units = ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min"))
+    size, unit = next((pair for pair in units if value >= pair[0]), (1.0, "s" if kind == "time" else "bytes"))
+    return f"{value / size:.1f} {unit}"
+
+
+@exit_on_user_error
+def main() -> None:
+    """Measure, compute, print."""
+    parser = ArgumentParser(prog="plan_corpus.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--times", type=float, default=100.0, help="size of the corpus, in sizes of --corpus")
+    parser.add_argument("--corpus", choices=sorted(CORPORA), default="spokencoco", help="a corpus of known size")
+    parser.add_argument("--encoder", default="random:base", help="transformers folder, random:base or random:large")
+    parser.add_argument("--clip", default="ViT-B-32", help="shape of CLIP, a name of open_clip's")
+    parser.add_argument("--batch", type=int, default=256, help="utterances in a training step")
+    parser.add_argument("--epochs", type=int, default=10, help="of training")
+    parser.add_argument("--machines", type=int, default=1, help="like this one, that share what can be split")
+    parser.add_argument("--seconds", type=float, default=10.0, help="each rate is measured")
+    parser.add_argument("--folder", default=None, help="a folder on the disk to measure; a temporary one without it")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and inputs")
+    options = parser.parse_args()
+    if options.times <= 0 or options.machines < 1:
+        raise UserError("--times and --machines: more than nothing is needed")
+
+    import torch
+
+    from speechclip.checkpoint import commit
+
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        rates = measure(options.encoder, options.clip, options.batch, options.seconds, folder, options.seed)
+    finally:
+        shutil.rmtree(folder)
+    where = f"{options.machines} machines of {torch.get_num_threads()} threads, commit {commit()}"
+    print(f"{options.times:g} times {options.corpus}, {options.encoder}, {options.clip}, {where}")
+    print("measured: " + ", ".join(f"{name} {value:.4g}" for name, value in dataclasses.asdict(rates).items()))
+    for kind, what, value, how in needs(
+        rates, CORPORA[options.corpus], options.times, options.epochs, options.machines
+    ):
+        print(f"{kind:7}{what:28}{told(kind, value):>12}   {how}")
+
+
+if __name__ == "__main__":
+    main()
