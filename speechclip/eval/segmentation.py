@@ -1,8 +1,11 @@
 """Keyword times as word boundaries: precision, recall, F1, over-segmentation and R-value.
 
-Counts are summed over utterances before they are divided. An utterance's own start and end are no boundaries: nobody
-has to find them. The R-value (Räsänen et al. 2009) is 100 for a perfect segmentation and, other than F1, falls when
-recall is bought with boundaries everywhere.
+Counts are summed over utterances before they are divided. An utterance reaches from its first word's start to its last
+word's end, and these two are given: nobody has to find them. So of the words the first start and the last end are no
+boundaries, and of the keywords nothing is that lies outside the utterance or no further inside than the tolerance; all
+their other starts and ends count, the first and the last of them too. A chain of segments that begins with the
+recording, before the first word, has no boundary there. The R-value (Räsänen et al. 2009) is 100 for a perfect
+segmentation and, other than F1, falls when recall is bought with boundaries everywhere.
 """
 
 from __future__ import annotations
@@ -19,25 +22,41 @@ from speechclip.eval.bootstrap import Bootstrap, interval
 Pairs = Sequence[Sequence[float]]  # (start, end) in seconds
 Ints = NDArray[np.int64]
 SAME = 1e-3  # seconds; times closer than this are one boundary
+EDGE = 1e-9  # seconds; what is apart by the tolerance alone, up to rounding, counts as within it
 TOLERANCES = (0.02, 0.05)  # seconds, the two that are common
 
 
-def inner_boundaries(spans: Pairs) -> list[float]:
-    """Starts and ends in seconds, sorted, each once, without the first and the last."""
+def word_boundaries(words: Pairs) -> list[float]:
+    """Starts and ends of words in seconds, sorted, each once, without the first and the last."""
+    return _times(words)[1:-1]
+
+
+def keyword_boundaries(spans: Pairs, words: Pairs, tolerance: float) -> list[float]:
+    """Starts and ends of keywords in seconds, sorted, each once, that lie inside the utterance of these words.
+
+    Inside: further than the tolerance from its begin and from its end.
+    """
+    begin, end = _extent(words)
+    margin = tolerance + EDGE
+    return [time for time in _times(spans) if begin + margin < time < end - margin]
+
+
+def _times(spans: Pairs) -> list[float]:
+    """Starts and ends, sorted, each once."""
     times: list[float] = []
     for time in sorted(time for span in spans for time in span):
         if not times or time - times[-1] > SAME:
             times.append(time)
-    return times[1:-1]
+    return times
 
 
 def matches(found: Sequence[float], true: Sequence[float], tolerance: float) -> int:
     """The most pairs (found, true) no further apart than the tolerance, with no time in two pairs. Both sorted."""
     pairs = at = 0
     for time in true:
-        while at < len(found) and found[at] < time - tolerance - 1e-9:
+        while at < len(found) and found[at] < time - tolerance - EDGE:
             at += 1
-        if at < len(found) and found[at] <= time + tolerance + 1e-9:
+        if at < len(found) and found[at] <= time + tolerance + EDGE:
             pairs, at = pairs + 1, at + 1
     return pairs
 
@@ -87,11 +106,14 @@ def segmentation_report(
         "tolerances": {
             f"{value:g}": boundary_measures(*_counts(spans, words, value).sum(axis=0).tolist()) for value in TOLERANCES
         },
-        "uniform": _measures_of([_evenly(*pair) for pair in zip(spans, words, strict=True)], words, tolerance),
+        "uniform": _measures_of(
+            [_evenly(*pair, tolerance) for pair in zip(spans, words, strict=True)], words, tolerance
+        ),
     }  # fmt: skip
     if partner is not None:
         moved = [_stretched(spans[other], words[other], words[own]) for own, other in enumerate(partner)]
-        report["shuffled_speech"] = _measures_of([inner_boundaries(pairs) for pairs in moved], words, tolerance)
+        found = [keyword_boundaries(*pair, tolerance) for pair in zip(moved, words, strict=True)]
+        report["shuffled_speech"] = _measures_of(found, words, tolerance)
     if bootstrap is not None:
         drawn = [boundary_measures(*sums) for sums in bootstrap.sums(counts).tolist() if sums[2]]
         low, high = interval(np.array([list(measures.values()) for measures in drawn]))
@@ -101,12 +123,15 @@ def segmentation_report(
 
 def _counts(spans: Sequence[Pairs], words: Sequence[Pairs], tolerance: float) -> Ints:
     """[U, 3]: matches, found and true boundaries of each utterance."""
-    rows = [_count(inner_boundaries(mine), theirs, tolerance) for mine, theirs in zip(spans, words, strict=True)]
+    rows = [
+        _count(keyword_boundaries(mine, theirs, tolerance), theirs, tolerance)
+        for mine, theirs in zip(spans, words, strict=True)
+    ]
     return np.array(rows, dtype=np.int64)
 
 
 def _count(found: Sequence[float], words: Pairs, tolerance: float) -> tuple[int, int, int]:
-    true = inner_boundaries(words)
+    true = word_boundaries(words)
     return matches(found, true, tolerance), len(found), len(true)
 
 
@@ -119,9 +144,9 @@ def _extent(words: Pairs) -> tuple[float, float]:
     return min(start for start, _ in words), max(end for _, end in words)
 
 
-def _evenly(spans: Pairs, words: Pairs) -> list[float]:
+def _evenly(spans: Pairs, words: Pairs, tolerance: float) -> list[float]:
     """As many boundaries as the spans have, evenly spaced over the words."""
-    number = len(inner_boundaries(spans))
+    number = len(keyword_boundaries(spans, words, tolerance))
     begin, end = _extent(words)
     return [begin + (end - begin) / (number + 1) * (at + 1) for at in range(number)]
 

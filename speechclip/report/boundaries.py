@@ -10,7 +10,8 @@ from speechclip.report.runs import Run
 TITLE = "Keyword times as word boundaries"
 INTRODUCTION = """\
 Keyword times as word boundaries: segments of heads with integrate-and-fire, spans that hold half of the attention of
-the others, and beside each as many boundaries evenly spaced."""
+the others, all starts and ends between the first word's start and the last one's end; beside each as many boundaries
+evenly spaced."""
 COLUMNS = {
     "precision": "precision", "recall": "recall", "F1": "f1", "over-segmentation": "over_segmentation",
     "R-value": "r_value",

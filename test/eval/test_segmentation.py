@@ -9,13 +9,29 @@ import numpy as np
 import pytest
 
 from speechclip.eval.bootstrap import Bootstrap
-from speechclip.eval.segmentation import boundary_measures, inner_boundaries, matches, segmentation_report
+from speechclip.eval.segmentation import (
+    boundary_measures,
+    keyword_boundaries,
+    matches,
+    segmentation_report,
+    word_boundaries,
+)
 
 
-def test_boundaries_are_inner_starts_and_ends_once_each() -> None:
-    assert inner_boundaries([(0.0, 0.5), (0.5, 0.9), (1.2, 2.0)]) == [0.5, 0.9, 1.2]
-    assert inner_boundaries([(0.3, 1.0), (0.1, 0.3004)]) == [0.3]
-    assert inner_boundaries([(0.0, 1.0)]) == inner_boundaries([]) == []
+def test_boundaries_of_words_are_inner_starts_and_ends_once_each() -> None:
+    assert word_boundaries([(0.0, 0.5), (0.5, 0.9), (1.2, 2.0)]) == [0.5, 0.9, 1.2]
+    assert word_boundaries([(0.3, 1.0), (0.1, 0.3004)]) == [0.3]
+    assert word_boundaries([(0.0, 1.0)]) == word_boundaries([]) == []
+
+
+def test_boundaries_of_keywords_are_all_that_lie_inside_the_utterance() -> None:
+    words = [(0.5, 1.0), (1.0, 2.5)]
+    assert keyword_boundaries([(0.6, 1.1), (1.1, 2.0)], words, 0.02) == [0.6, 1.1, 2.0]
+    assert keyword_boundaries([(1.1, 2.0), (0.7, 1.1006)], words, 0.02) == [0.7, 1.1, 2.0]  # once each, in order
+    # outside, at the ends, or no further inside than the tolerance
+    assert keyword_boundaries([(0.0, 0.4), (0.5, 0.52), (2.48, 2.5), (2.6, 3.0)], words, 0.02) == []
+    assert keyword_boundaries([(0.0, 0.4), (0.5, 0.52), (2.48, 2.5), (2.6, 3.0)], words, 0.01) == [0.52, 2.48]
+    assert keyword_boundaries([], words, 0.02) == []
 
 
 def test_matches_by_hand() -> None:
@@ -62,15 +78,62 @@ def test_the_measures_at_their_ends() -> None:
 
 def test_report_sums_counts_and_compares_with_even_spacing() -> None:
     words = [[(0.0, 0.5), (0.5, 1.0)], [(0.2, 0.4), (0.4, 0.9), (1.0, 1.2)]]
-    spans = [[(0.0, 0.51), (0.51, 1.0)], [(0.0, 0.6), (0.6, 1.1), (1.1, 1.2)]]
+    spans = [[(0.0, 0.51), (0.51, 1.0)], [(0.0, 0.6), (0.6, 1.08), (1.08, 1.2)]]
     report = segmentation_report(spans, words, 0.02)
-    # true: 0.5 | 0.4 0.9 1.0; found: 0.51 | 0.6 1.1; evenly: 0.5 | 0.533 0.867
+    # true: 0.5 | 0.4 0.9 1.0; found: 0.51 | 0.6 1.08; evenly: 0.5 | 0.533 0.867
     assert (report["n_found"], report["n_true"], report["n_utterances"]) == (3, 4, 2)
     assert report["precision"] == pytest.approx(100 / 3)
     assert report["recall"] == pytest.approx(25)
     assert report["uniform"]["recall"] == pytest.approx(25)
-    assert segmentation_report(spans, words, 0.1001)["recall"] == pytest.approx(50)
+    assert segmentation_report(spans, words, 0.0801)["recall"] == pytest.approx(50)
     assert segmentation_report(words, words, 0.0)["r_value"] == pytest.approx(100)
+
+
+def test_the_end_of_the_last_keyword_is_a_boundary_where_the_utterance_goes_on() -> None:
+    words = [[(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]]
+    report = segmentation_report([[(0.0, 1.0), (1.0, 2.0)]], words, 0.02)
+    assert (report["n_found"], report["n_true"]) == (2, 2)
+    assert [report[name] for name in ("precision", "recall", "over_segmentation", "r_value")] == pytest.approx(
+        [100, 100, 0, 100]
+    )
+    # one keyword over the middle word alone: its start and its end are right, both
+    assert segmentation_report([[(1.0, 2.0)]], words, 0.02)["f1"] == pytest.approx(100)
+    # and evenly spaced, as many: at one and two
+    assert report["uniform"]["f1"] == pytest.approx(100)
+
+
+def test_segments_and_spans_of_a_recording_with_silence_around_it() -> None:
+    words = [[(0.4, 1.0), (1.0, 1.5), (1.5, 2.0)]]  # the recording goes from 0 to 2.4
+    segments = [[(0.0, 0.3), (0.3, 1.01), (1.01, 1.8), (1.8, 2.4)]]  # a chain over all of it, silence included
+    report = segmentation_report(segments, words, 0.02)
+    # 1.01 and 1.8 are inside, the first is right; 1.5 is missed
+    assert (report["n_found"], report["n_true"]) == (2, 2)
+    assert (report["precision"], report["recall"]) == (50.0, 50.0)
+    # spans of attention lie anywhere and over each other: 0.9 1.02 | 0.98 1.5
+    spans = [[(0.9, 1.02), (0.98, 1.5)]]
+    report = segmentation_report(spans, words, 0.02)
+    assert (report["n_found"], report["n_true"]) == (4, 2)
+    assert (report["precision"], report["recall"], report["over_segmentation"]) == (50.0, 100.0, 100.0)
+
+
+def test_what_is_inside_depends_on_the_tolerance() -> None:
+    words, spans = [[(0.0, 0.5), (0.5, 1.0)]], [[(0.03, 0.5), (0.5, 0.96)]]
+    report = segmentation_report(spans, words, 0.02)
+    assert (report["n_found"], report["precision"]) == (3, pytest.approx(100 / 3))
+    assert report["tolerances"]["0.05"]["precision"] == pytest.approx(100)  # 0.03 and 0.96 are the utterance's own ends
+    assert report["uniform"]["recall"] == pytest.approx(100)  # of three, at a quarter, a half and three quarters
+    assert report["uniform"]["precision"] == pytest.approx(100 / 3)
+
+
+def test_a_partner_s_keywords_are_counted_inside_the_utterance_they_are_moved_to() -> None:
+    words = [[(1.0, 2.0), (2.0, 3.0)], [(0.0, 0.5), (0.5, 1.0)]]
+    spans = [[(0.0, 2.0), (2.0, 4.0)], [(0.25, 0.5), (0.5, 0.75)]]
+    report = segmentation_report(spans, words, 0.02, partner=[1, 0])
+    assert (report["n_found"], report["precision"]) == (4, 50.0)  # 2.0 | 0.25 0.5 0.75
+    # the second's, over the first: 1.5 2.0 2.5; the first's, over the second: -0.5 0.5 1.5, of which one is inside
+    assert report["shuffled_speech"] == pytest.approx(
+        {"precision": 50, "recall": 100, "f1": 200 / 3, "over_segmentation": 100, "r_value": report["r_value"]}
+    )
 
 
 def test_controls_and_intervals_by_hand() -> None:
