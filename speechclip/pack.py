@@ -199,9 +199,9 @@ def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _keyword_lines(report: Mapping[str, Any]) -> list[str]:
     return [
-        "Keywords, percent of utterances: "
+        "Keywords that hit, percent of all: "
         + ", ".join(
             f"{name} {report[name]['avg']:.1f}" for name in ("clean", "reference", "content_top1") if name in report
         )
-        + " (means over the keywords; README of the project says what each counts).",
+        + " (README of the project says what each counts).",
     ]

@@ -1,7 +1,7 @@
 """Keyword discovery: which subwords of the text encoder the keywords of a head come to lie next to.
 
 A keyword is the vector z_k before quantisation. Scores are in percent of the utterances that have a k-th keyword and a
-gold set that is not empty; "avg" is the mean over the keywords.
+gold set that is not empty; "avg" in percent of all keywords of utterances with such a gold set.
 
 clean         one of the 5 subwords nearest to z_k, special tokens excluded, is a subword of the caption
 reference     as the published code counts: one of the 5 nearest rows, special ones included, of the QUANTISED keyword
@@ -92,7 +92,7 @@ def score(case: Case, words: Sequence[Sequence[Word]] | None = None, settings: S
 
 
 def hit_rates(neighbour_ids: ArrayLike, mask: ArrayLike, gold: Sequence[Collection[int]]) -> dict[str, float]:
-    """``{"kw1": ..., "kw2": ..., "avg": ...}`` in percent.
+    """``{"kw1": ..., "kw2": ..., "avg": ...}`` in percent, "avg" of all keywords together.
 
     neighbour_ids [U, K, k] token ids; mask [U, K], true where the utterance has that keyword; gold, a set of token ids
     per utterance. A keyword is hit when one of its neighbours is in the gold set. Utterances with an empty gold set are

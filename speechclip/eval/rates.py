@@ -1,4 +1,4 @@
-"""Means over the keywords of utterances, keyword by keyword, with intervals over images."""
+"""Means over the keywords of utterances, keyword by keyword and of all, with intervals over images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Places:
 
 
 class Rates:
-    """Makes rows ``{"kw1": ..., "kw2": ..., "avg": ...}`` of values of keywords; "avg" is the mean over the keywords.
+    """Makes rows ``{"kw1": ..., "kw2": ..., "avg": ...}`` of values of keywords.
+
+    "avg" is the mean over all counted keywords, so that a kw7 of few utterances weighs as little as it is rare. Where
+    every utterance has K keywords, that is the mean of kw1 to kwK, the "Avg" of the papers.
 
     Args:
         places: of the keywords. bootstrap: over the U utterances, None for no intervals.
@@ -99,10 +102,7 @@ class Rates:
 
 
 def _means(sums: Floats) -> Floats:
-    """Sums [n, 2K] as `Rates._columns` lays them out to means [n, K + 1], their own mean last; NaN of nothing."""
+    """Sums [n, 2K] as `Rates._columns` lays them out to means [n, K + 1], that of all last; NaN of nothing."""
     keywords = sums.shape[1] // 2
-    value, count = sums[:, :keywords], sums[:, keywords:]
-    means = np.where(count > 0, value / np.maximum(count, 1), np.nan)
-    some = (count > 0).sum(axis=1)
-    average = np.where(some > 0, np.nansum(means, axis=1) / np.maximum(some, 1), np.nan)
-    return np.concatenate([means, average[:, None]], axis=1)
+    value, count = (np.c_[part, part.sum(axis=1)] for part in (sums[:, :keywords], sums[:, keywords:]))
+    return np.where(count > 0, value / np.maximum(count, 1), np.nan)

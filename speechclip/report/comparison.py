@@ -99,7 +99,7 @@ def _difference(row: Mapping[str, float]) -> list[Cell]:
 def _keyword_tables(runs: Sequence[Run], names: Sequence[str], test: Mapping[str, float]) -> Iterator[PageTable]:
     if any(run.keywords is None for run in runs):
         return
-    table = PageTable("Keywords", "Average hit rates in percent, with 95% intervals where stage 5 gave them.", names)
+    table = PageTable("Keywords", "Percent of all keywords that hit, with 95% intervals where there are any.", names)
     for score in ("clean", "reference", "content_top1"):
         cells = []
         for run in runs:

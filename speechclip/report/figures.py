@@ -198,7 +198,7 @@ def retrieval_bars(scores: Mapping[str, Any]) -> Figure:
 
 
 def keyword_bars(scores: Mapping[str, Any]) -> Figure:
-    """Hit rate of every keyword and their mean by the three ways of counting, and the frequency prior as lines."""
+    """Hit rate of every keyword and of all together by the three ways of counting, and the frequency prior as lines."""
     from matplotlib.figure import Figure
 
     names = list(scores["clean"])

@@ -38,18 +38,18 @@ _PLACES: dict[str, tuple[tuple[str, ...], float]] = {
     "overlap": (("overlap", "overlap"), 1), "boundary F1": (("segmentation", "f1"), 1),
 }  # fmt: skip
 INTRODUCTION = """\
-Percent of utterances. clean: one of the 5 subwords nearest to the keyword is in the caption. reference: one of the 5
-around the quantised keyword is, with special tokens among the neighbours and in the gold set, as the published code
-counts. content_top1: the nearest content subword is in the caption, stop words ignored on both sides. The prior
-answers with the most frequent subwords of the training captions, without any speech; shuffled speech is what the run's
-keywords score against captions of other images. By number of neighbours: means over the keywords, "content" with stop
-words ignored. Flaws of the published code: special tokens among neighbours and gold (only special: hit by nothing that
-is said), neighbours of the quantised vector, and the captions of its dump, one for each 8 utterances. Words: precision,
-recall and F1 of the subwords that keywords come nearest to against the words of the caption, stop words left out;
-cosine: to the nearest subword of the caption; duplicates: of the keywords of an utterance; named: keywords whose word
-is spoken; overlap: those of them whose time overlaps the word (prior: the most frequent word at the keywords' times;
-random position: the same spans anywhere in the utterance; evenly spaced: as many boundaries). Brackets: 95% intervals
-over images."""
+Percent of utterances that have the keyword, avg: percent of all keywords. clean: one of the 5 subwords nearest to the
+keyword is in the caption. reference: one of the 5 around the quantised keyword is, with special tokens among the
+neighbours and in the gold set, as the published code counts. content_top1: the nearest content subword is in the
+caption, stop words ignored on both sides. The prior answers with the most frequent subwords of the training captions,
+without any speech; shuffled speech is what the run's keywords score against captions of other images. By number of
+neighbours: of all keywords, "content" with stop words ignored. Flaws of the published code: special tokens among
+neighbours and gold (only special: hit by nothing that is said), neighbours of the quantised vector, and the captions
+of its dump, one for each 8 utterances. Words: precision, recall and F1 of the subwords that keywords come nearest to
+against the words of the caption, stop words left out; cosine: to the nearest subword of the caption; duplicates: of
+the keywords of an utterance; named: keywords whose word is spoken; overlap: those of them whose time overlaps the word
+(prior: the most frequent word at the keywords' times; random position: the same spans anywhere in the utterance;
+evenly spaced: as many boundaries). Brackets: 95% intervals over images."""
 
 
 def keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:

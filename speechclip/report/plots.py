@@ -22,7 +22,7 @@ _CONTROL_LINES = {"frequency_prior": ("frequency prior", ":"), "shuffled_speech"
 
 
 def sweep_curves(scores: Mapping[str, Any]) -> Figure:
-    """Average hit rate over the number of neighbours that count, with intervals, the prior and shuffled speech.
+    """Hit rate of all keywords over the number of neighbours that count, with intervals, the prior and shuffled speech.
 
     scores: the content of keywords.json with its "sweep".
     """

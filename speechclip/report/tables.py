@@ -123,7 +123,8 @@ def _hit_rates(scores: Scores, recipe: str) -> Iterator[PageTable]:
     for title, score in KEYWORDS.items():
         row = scores.get(score)
         columns = ["avg", *keyword_names(row)]
-        note = f"Percent of {scores.number('n_utterances', score):,.0f} utterances. {_MEANING[score]}"
+        size = f"{scores.number('n_utterances', score):,.0f} utterances"
+        note = f"Percent of {size}, of those that have the keyword; avg: of all their keywords. {_MEANING[score]}"
         table = PageTable(title, note, columns, [*_published(title, columns, recipe)])
         intervals = scores.content.get("ci95", {}).get(score, {})
         table.rows.append(Row("this run", [cell(row[name], intervals.get(name)) for name in columns]))
@@ -147,7 +148,7 @@ def _sweep(content: Mapping[str, Any]) -> Iterator[PageTable]:
     if not sweep:
         return
     columns = [f"{words}: {name}" for words in STOP_WORDS for name in ("hit rate", "prior", "shuffled")]
-    note = "Average hit rate in percent by the number K of nearest subwords that count. all: stop words count, content:"
+    note = "Percent of all keywords that hit, by the number K of subwords that count. all: stop words count, content:"
     table = PageTable("Neighbours looked at", f"{note} they do not.", columns)
     for k in sorted({k for rows in sweep.values() for k in rows}, key=int):
         cells: list[Cell] = []

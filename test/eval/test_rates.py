@@ -23,9 +23,9 @@ def test_a_row_by_hand() -> None:
     rates = Rates(Places.of(MASK))
     # kw1: 1, 0, 1; kw2: 0 and one that is not counted
     row = rates.scored([1, 0, 0, 1, 1], [True, True, True, True, False])
-    assert row == pytest.approx({"kw1": 200 / 3, "kw2": 0.0, "avg": 100 / 3})
+    assert row == pytest.approx({"kw1": 200 / 3, "kw2": 0.0, "avg": 50.0})  # two of four
     assert rates.row([0.5, 0.1, 0.3, 0.1, 0.3], [True] * 5, scale=1.0) == pytest.approx(
-        {"kw1": 0.3, "kw2": 0.2, "avg": 0.25}
+        {"kw1": 0.3, "kw2": 0.2, "avg": 0.26}
     )
     # a keyword that nobody has
     assert rates.row([1, 1, 0, 1, 1], [True, False, True, True, False]) == pytest.approx(
@@ -33,6 +33,15 @@ def test_a_row_by_hand() -> None:
     )
     with pytest.raises(ValueError, match="no utterance has both"):
         rates.row([1] * 5, [False] * 5)
+
+
+def test_a_rare_keyword_weighs_little_and_equally_many_weigh_the_same() -> None:
+    places = Places.of([[True, False]] * 99 + [[True, True]])  # a second keyword in one utterance of a hundred
+    row = Rates(places).row(places.number == 1, [True] * 101)
+    assert row == pytest.approx({"kw1": 0.0, "kw2": 100.0, "avg": 100 / 101})
+    places = Places.of(np.ones((7, 3)))
+    row = Rates(places).row(np.random.default_rng(1).random(21), [True] * 21)
+    assert row["avg"] == pytest.approx(np.mean([row[f"kw{number}"] for number in (1, 2, 3)]))
 
 
 def draws_of(bootstrap: Bootstrap, utterances: int) -> np.ndarray:
@@ -53,11 +62,11 @@ def test_intervals_and_differences_against_loops() -> None:
         rows = []
         for draw in draws_of(bootstrap, 12):
             rate = []
-            for k in range(3):
-                weight = np.array([draw[u] if n == k else 0 for u, n in zip(places.owner, places.number, strict=True)])
+            for ks in ((0,), (1,), (2,), (0, 1, 2)):
+                weight = np.array([draw[u] if n in ks else 0 for u, n in zip(places.owner, places.number, strict=True)])
                 weight = weight * counted
                 rate.append(100 * (weight * values).sum() / weight.sum() if weight.sum() else np.nan)
-            rows.append([*rate, np.nanmean(rate)])
+            rows.append(rate)
         return rows
 
     row = rates.scored(hit, counted)
