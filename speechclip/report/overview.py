@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from speechclip.report.runs import Run, Scores
@@ -12,11 +12,11 @@ Row = dict[str, str]
 
 TITLE = "Heads side by side"
 INTRODUCTION = """\
-Trained parameters and training time of each run; recall in percent with 95% intervals over images. keywords: how many
-an utterance has; distinct: percent of them that repeat no other of the utterance; content_top1: see below, mean over
-the keywords; boundaries: F1 and R-value of the keywords' times against word boundaries (segments of heads with
-integrate-and-fire, attention spans of the others; the table of word boundaries has the rest). A hybrid
-head has two read-outs: its own row is the parallel one."""
+Trained parameters and training time of each run; recall in percent. keywords: how many an utterance has; distinct:
+percent of them that repeat no other of the utterance; content_top1: see below, percent of all keywords; boundaries: F1
+and R-value of the keywords' times against word boundaries (segments of heads with integrate-and-fire, attention spans
+of the others; the table of word boundaries has the rest). Brackets: 95% intervals over images. A hybrid head has two
+read-outs: its own row is the parallel one."""
 
 SIZE, TIME = "parameters", "training s"
 RECALLS = (
@@ -65,19 +65,27 @@ def overview_rows(run: Run) -> Iterator[Row]:
 def _recalls(scores: Scores) -> Row:
     row = {}
     for column, direction, cutoff in RECALLS:
-        row[column] = f"{scores.number(direction, cutoff):.1f}"
-        interval = scores.get(direction).get("ci95", {}).get(cutoff)
-        if interval:
-            row[column] += f" [{interval[0]:.1f}, {interval[1]:.1f}]"
+        row[column] = _cell(scores.number(direction, cutoff), scores.get(direction).get("ci95", {}).get(cutoff))
     return row
 
 
 def _keywords(scores: Scores) -> Row:
-    row = {"content_top1": f"{scores.number('content_top1', 'avg'):.1f}"}
-    if "repetition" in scores.content:
+    content = scores.content
+    intervals = content.get("ci95", {}).get("content_top1", {})
+    row = {"content_top1": _cell(scores.number("content_top1", "avg"), intervals.get("avg"))}
+    if "repetition" in content:
         row["keywords"] = f"{scores.number('repetition', 'keywords'):.1f}"
-        row["distinct"] = f"{100 - scores.number('repetition', 'duplicates'):.1f}"
-    if "segmentation" in scores.content:
-        row["boundary F1"] = f"{scores.number('segmentation', 'f1'):.1f}"
-        row["R-value"] = f"{scores.number('segmentation', 'r_value'):.1f}"
+        # "repetition" counts what the section "distinct" does where only special tokens are left out
+        repeated = content.get("distinct", {}).get("all", {}).get("ci95", {}).get("duplicates")
+        distinct = repeated and [100 - repeated[1], 100 - repeated[0]]
+        row["distinct"] = _cell(100 - scores.number("repetition", "duplicates"), distinct)
+    if "segmentation" in content:
+        intervals = content["segmentation"].get("ci95", {})
+        for column, key in (("boundary F1", "f1"), ("R-value", "r_value")):
+            row[column] = _cell(scores.number("segmentation", key), intervals.get(key))
     return row
+
+
+def _cell(value: float, interval: Sequence[float] | None) -> str:
+    """A number with its interval, where it has one."""
+    return f"{value:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")

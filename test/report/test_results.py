@@ -139,6 +139,27 @@ def test_heads_side_by_side(make, results):
     assert results.read_text(encoding="utf-8") == before
 
 
+def test_keywords_have_their_intervals_side_by_side_and_their_means_none(make, results):
+    runs = []
+    for name, seed in (("tiny_cascaded", 0), ("tiny_cascaded_seed1", 1)):
+        run = _with_keyword_extras(make(name, 40 + seed, seed=seed, rate=30.0 + seed))
+        keywords = json.loads((run.directory / "scores" / "keywords.json").read_text())
+        keywords["ci95"] = {"content_top1": {"kw1": [1.0, 2.0], "avg": [31.44, 33.5]}}
+        keywords["distinct"] = {"all": {"duplicates": 20.0, "ci95": {"duplicates": [17.0, 22.5]}}}
+        keywords["segmentation"]["ci95"] = {"f1": [30.0, 32.0], "r_value": [43.25, 45.0], "recall": [0.0, 1.0]}
+        write(run.directory / "scores" / "keywords.json", keywords)
+        runs.append(load_run(run.directory))
+    update_results(results, runs)
+    rows = rows_of(results, "heads", "Heads side by side")
+    first, second, mean = (row for row in rows if row["head"] == "cascaded")
+    names = ("keywords", "distinct", "content_top1", "boundary F1", "R-value")
+    assert [first[name] for name in names] == [
+        "6.2", "80.0 [77.5, 83.0]", "32.5 [31.4, 33.5]", "31.0 [30.0, 32.0]", "44.4 [43.2, 45.0]"
+    ]  # fmt: skip
+    assert second["content_top1"] == "33.5 [31.4, 33.5]"
+    assert [mean[name] for name in names] == ["6.2 ± 0.0", "80.0 ± 0.0", "33.0 ± 0.7", "31.0 ± 0.0", "44.4 ± 0.0"]
+
+
 def test_keyword_times_as_word_boundaries(make, results):
     title, run = "Keyword times as word boundaries", make("tiny_cascaded", 41, rate=30.0)
     hybrid = _with_keyword_extras(make("tiny_hybrid_plus", 40, rate=30.0))
