@@ -117,7 +117,8 @@ class LossConfig:
 
     Attributes:
         temperature: tau of logits = cosine / tau, at the start if learned.
-        learn_temperature: train log(1 / tau) (published Large models).
+        learn_temperature: train log(1 / tau), as published for Large and for SpeechCLIP+ of either size, save COCO's
+            Large Hybrid.
         parallel_weight: of a hybrid head's loss on the parallel read-out.
         cascaded_weight: of its loss on the read-out through keywords.
         quantity_weight: of the difference between the number of keywords and its target (cascaded_plus, hybrid_plus).

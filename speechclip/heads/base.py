@@ -32,7 +32,7 @@ class HeadOutput(NamedTuple):
     embedding: an utterance embedding [B, joint width] (the parallel read-out), or None. keywords: for CLIP's text
     transformer to read (the cascaded read-out), or None. quantity: by how much the number of keywords is off its
     target, a scalar to be trained down, or None where their number is fixed. attention: of a head without keywords, the
-    weights of its [CLS] over the frames, [B, 1, T].
+    weights of its [CLS] over the frames, [B, 1, T], or None in training.
     """
 
     embedding: Tensor | None

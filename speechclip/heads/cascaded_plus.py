@@ -39,5 +39,6 @@ class CascadedPlusHead(KeywordHead):
     def _read_segments(self, states: Tensor, padding: Tensor, embedding: Tensor | None) -> HeadOutput:
         """Keywords of the block's output at the frames [B, T, d]."""
         fired = self.cif(states, padding)
-        keywords = self._keywords(fired.vectors, fired.weights, fired.mask, fired.segments)
+        attention = None if self.training else fired.weights  # as of the other heads
+        keywords = self._keywords(fired.vectors, attention, fired.mask, fired.segments)
         return HeadOutput(embedding, keywords, fired.quantity)

@@ -98,6 +98,17 @@ def test_plus_heads_equal_their_parts_written_out(name: str) -> None:
     torch.testing.assert_close(head.frame_states(frames, padding)[~padding], states[~padding], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", get_args(get_type_hints(HeadConfig)["name"]))
+def test_attention_weights_are_there_in_evaluation_only(name: str) -> None:
+    head = _head(name)
+    for training in (False, True):
+        output = head.train(training)(*_frames())
+        weights = output.attention if output.keywords is None else output.keywords.attention
+        assert (weights is None) == training
+        if name.endswith("plus"):  # when a keyword was said is known at all times
+            assert output.keywords.segments is not None
+
+
 @pytest.mark.parametrize("name", NEW)
 def test_padding_does_not_matter(name: str) -> None:
     head, (frames, padding) = _head(name), _frames()
