@@ -312,7 +312,6 @@ def build(
         raise UserError(
             f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}"
         )
-    layers = config.speech_encoder.layers
     if speech_encoder is not None:
         available = len(layers) if layers is not None else speech_encoder.num_states
         if available != dimensions.states:

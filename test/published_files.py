@@ -161,27 +161,6 @@ def state_dict(
     return state
 
 
-def plus_state_dict(head: str, ids: list[int], *, large: bool = False, seed: int = 6) -> dict[str, Tensor]:
-    """The ``state_dict`` of a published checkpoint of SpeechCLIP+: a cascaded one with what its head has otherwise."""
-    branch = "cascaded_branch"
-    state = state_dict("cascaded", ids, large=large)
-    cls = state.pop(f"{branch}.cls")
-    shapes: dict[str, tuple[int, ...]] = {}
-    if head != "cascaded_plus":
-        shapes |= {f"{branch}.parallel_proj.weight": (JOINT, WIDTH), f"{branch}.parallel_proj.bias": (JOINT,)}
-    if head == "hybrid":
-        state |= {f"{branch}.parallel_cls": cls[:, :1] + 0.5, f"{branch}.cascaded_cls": cls}
-        return state | random_tensors(shapes, seed)
-    if head == "hybrid_plus":
-        state[f"{branch}.cls"] = cls[:, :1]
-    for part in ("weight", "bias", "running_mean", "running_var"):  # one of each for every keyword
-        state[f"{branch}.bn_layer.bn_layer.{part}"] = state[f"{branch}.bn_layer.bn_layer.{part}"][:TEXT]
-    cif = f"{branch}.downsampling"
-    shapes |= {f"{cif}.conv.0.weight": (WIDTH, WIDTH, 3), f"{cif}.conv.0.bias": (WIDTH,)}
-    shapes |= {f"{cif}.weight_proj.1.weight": (1, WIDTH), f"{cif}.weight_proj.1.bias": (1,)}
-    return state | random_tensors(shapes, seed)
-
-
 def save_checkpoint_file(
     path: Path, state: dict[str, Tensor], *, legacy: bool = False, nhead: int | None = None
 ) -> Path:

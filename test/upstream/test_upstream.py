@@ -16,7 +16,6 @@ from fixtures import STATES, WIDTH, wave, whole_model
 from golden import CASES, FILE, HEADS, model_of, sample, waves
 from published_files import (
     clip_tensors,
-    plus_state_dict,
     reduced_ids,
     save_checkpoint_file,
     save_script,
@@ -271,9 +270,7 @@ def test_a_published_file_needs_no_clip(
     """The states of every published head, by its name and by speechclip_local, equal those of the whole model."""
     from speechclip.upstream import hubconf
 
-    ids = reduced_ids()
-    state = plus_state_dict(head, ids, large=large) if head not in HEADS[:2] else state_dict(head, ids, large=large)
-    path = str(save_checkpoint_file(tmp_path / "x.ckpt", state))
+    path = str(save_checkpoint_file(tmp_path / "x.ckpt", state_dict(head, reduced_ids(), large=large)))
     batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
     clip = str(save_script(tmp_path / "clip.pt", clip_tensors()))
     expected, _ = SpeechCLIP.from_pretrained(path, clip=clip).hidden_states(batch)
