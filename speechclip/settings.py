@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
-from speechclip.config import Config, load
+from speechclip.config import Config, HeadConfig, load
 from speechclip.errors import UserError
+
+MODELS = ("base", "large")
+HEADS: tuple[str, ...] = get_args(get_type_hints(HeadConfig)["name"])
 
 _INSTALLED = Path(__file__).resolve().parent / "conf"  # of a wheel: see setup.py
 _CHECKOUT = Path(__file__).resolve().parents[1] / "egs"
@@ -18,13 +22,12 @@ def layers(model: str, head: str, corpus: str = "") -> list[Path]:
         model: base or large. head: parallel, cascaded, hybrid, cascaded_plus or hybrid_plus.
         corpus: flickr8k or spokencoco, where a setting was published for one alone; empty for none.
     Raises:
-        UserError: a model, head or corpus that there is not.
+        UserError: a model, head or corpus that there is not, naming those there are.
     """
     folders = _folders(corpus)
-    known = sorted(path.stem for path in folders[0].glob("*.yaml"))
-    for name in (model, head):
+    for kind, name, known in (("model", model, MODELS), ("head", head, HEADS)):
         if name not in known:
-            raise UserError(f"no published setting {name!r} (there are: {', '.join(known)})")
+            raise UserError(f"no published {kind} {name!r} (there are: {', '.join(known)})")
     files = [folder / f"{name}.yaml" for folder in folders for name in (model, head, f"{model}_{head}")]
     return [file for file in files if file.is_file()]
 

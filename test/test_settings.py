@@ -15,7 +15,7 @@ from fixtures import wave, whole_model
 from speechclip.checkpoint import save_checkpoint
 from speechclip.config import to_dict
 from speechclip.errors import UserError
-from speechclip.settings import layers, published
+from speechclip.settings import HEADS, MODELS, layers, published
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,11 +32,22 @@ def test_layers_are_those_of_the_recipes() -> None:
     assert published("base", "cascaded").model.head.keywords == 8
 
 
+def test_every_model_and_head_has_its_file_and_every_file_its_model_or_head() -> None:
+    files = {path.stem for path in (ROOT / "egs" / "conf").glob("*.yaml")}
+    assert {*MODELS, *HEADS} <= files
+    assert files <= {*MODELS, *HEADS, *(f"{model}_{head}" for model in MODELS for head in HEADS)}
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("small", "parallel"), "no published setting 'small' .*base"),
-        (("base", "serial"), "no published setting 'serial'"),
+        (("small", "parallel"), r"no published model 'small' \(there are: base, large\)$"),
+        (("base", "serial"), r"no published head 'serial' \(there are: parallel, .*hybrid_plus\)$"),
+        (("base", "large_hybrid"), "no published head 'large_hybrid'"),  # files, but no heads and no models
+        (("base", "base"), "no published head 'base'"),
+        (("parallel", "large"), "no published model 'parallel'"),
+        (("large_hybrid", "hybrid"), "no published model 'large_hybrid'"),
+        (("base", ""), "no published head ''"),
         (("base", "parallel", "places"), "the corpus 'places'"),
     ],
 )
