@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -72,25 +73,44 @@ def test_every_model_and_head_has_a_layer(recipe: Path):
 
 
 PLUS = ("hybrid", "cascaded_plus", "hybrid_plus")
-#: Shih et al. 2022; Wang et al. 2024: attention heads, keyword projection, LayerNorm of hidden states, learned
-#: temperature, batch.
+
+
+class Setting(NamedTuple):
+    """What published settings differ in. projection, parallel: linear layers. cif: convolutions and their width."""
+
+    heads: int
+    projection: int = 1
+    state_norm: bool = False
+    learned: bool = False
+    batch: int = 256
+    parallel: int = 1
+    cif: tuple[int, int] = (1, 3)
+    weights: tuple[float, float] = (1.0, 1.0)  # of the parallel and of the cascaded read-out
+
+
+#: Shih et al. 2022; Wang et al. 2024, as the authors' configuration files have them (ShampooWang/SpeechCLIP_plus,
+#: config/speechCLIP+).
 PUBLISHED = {
-    ("flickr8k", "base", "parallel"): (8, 1, False, False, 256),
-    ("flickr8k", "base", "cascaded"): (1, 1, False, False, 256),
-    ("flickr8k", "large", "parallel"): (8, 1, True, True, 256),
-    ("flickr8k", "large", "cascaded"): (1, 1, True, True, 256),
-    ("spokencoco", "large", "parallel"): (8, 1, True, True, 256),
-    ("spokencoco", "large", "cascaded"): (1, 1, True, True, 256),
-    ("flickr8k", "base", "hybrid"): (1, 1, False, True, 256),
-    ("flickr8k", "base", "cascaded_plus"): (1, 1, False, True, 256),
-    ("flickr8k", "base", "hybrid_plus"): (8, 1, False, True, 256),
-    ("flickr8k", "large", "hybrid"): (1, 2, True, True, 256),
-    ("flickr8k", "large", "cascaded_plus"): (8, 2, False, True, 128),
-    ("flickr8k", "large", "hybrid_plus"): (8, 2, False, True, 128),
-    ("spokencoco", "large", "hybrid"): (1, 2, True, False, 64),
-    ("spokencoco", "large", "cascaded_plus"): (8, 2, False, True, 128),
-    ("spokencoco", "large", "hybrid_plus"): (8, 2, False, True, 128),
+    ("flickr8k", "base", "parallel"): Setting(8),
+    ("flickr8k", "base", "cascaded"): Setting(1),
+    ("flickr8k", "large", "parallel"): Setting(8, state_norm=True, learned=True),
+    ("flickr8k", "large", "cascaded"): Setting(1, state_norm=True, learned=True),
+    ("spokencoco", "large", "parallel"): Setting(8, state_norm=True, learned=True),
+    ("spokencoco", "large", "cascaded"): Setting(1, state_norm=True, learned=True),
+    ("flickr8k", "base", "hybrid"): Setting(1, learned=True),
+    ("flickr8k", "base", "cascaded_plus"): Setting(1, learned=True),
+    ("flickr8k", "base", "hybrid_plus"): Setting(8, learned=True),
+    ("flickr8k", "large", "hybrid"): Setting(1, 2, state_norm=True, learned=True, parallel=2),
+    ("flickr8k", "large", "cascaded_plus"): Setting(8, 2, learned=True, batch=128),
+    ("flickr8k", "large", "hybrid_plus"): Setting(8, 2, learned=True, batch=128, weights=(0.5, 1.5)),
+    ("spokencoco", "large", "hybrid"): Setting(1, 2, state_norm=True, batch=64),
+    ("spokencoco", "large", "cascaded_plus"): Setting(8, 2, learned=True, batch=128, cif=(2, 5)),
+    ("spokencoco", "large", "hybrid_plus"): Setting(8, 2, learned=True, batch=128),
 }
+
+
+def test_the_fifteen_published_models_have_their_settings():
+    assert len(PUBLISHED) == 15 and sum(head in PLUS for _, _, head in PUBLISHED) == 9
 
 
 @pytest.mark.parametrize(("corpus", "model", "head"), sorted(PUBLISHED))
@@ -100,16 +120,17 @@ def test_published_settings(corpus: str, model: str, head: str):
     config = published(model, head, corpus)
     settings, encoder = config.model.head, config.model.speech_encoder
     assert settings.name == head
-    assert (
-        settings.attention_heads, settings.projection_layers, encoder.state_norm, config.model.loss.learn_temperature,
-        config.data.batch_size,
-    ) == PUBLISHED[corpus, model, head]  # fmt: skip
-    cif = settings.cif
-    assert (cif.frames_per_keyword, cif.width, cif.dropout, cif.scaling_steps) == (20, 3, 0.5, 5000)
-    assert (cif.tail_threshold, cif.max_keywords, config.model.loss.quantity_weight) == (0.5, 75, 0.25)
+    cif, loss = settings.cif, config.model.loss
+    assert PUBLISHED[corpus, model, head] == Setting(
+        settings.attention_heads, settings.projection_layers, encoder.state_norm, loss.learn_temperature,
+        config.data.batch_size, settings.parallel_layers, (cif.layers, cif.width),
+        (loss.parallel_weight, loss.cascaded_weight),
+    )  # fmt: skip
+    assert (cif.frames_per_keyword, cif.dropout, cif.scaling_steps) == (20, 0.5, 5000)
+    assert (cif.tail_threshold, cif.max_keywords, loss.quantity_weight) == (0.5, 75, 0.25)
     assert encoder.normalize is (model == "large")
     assert (settings.keywords, settings.quantizer_temperature, settings.dropout) == (8, 0.1, 0.1)
-    assert (config.model.loss.temperature, config.data.max_seconds) == (0.07, 6.4)
+    assert (loss.temperature, config.data.max_seconds) == (0.07, 6.4)
     optim = config.optim
     assert (optim.algorithm, optim.lr, optim.final_lr, optim.weight_decay) == ("adam", 1e-4, 1e-8, 1e-6)
     assert (optim.warmup_steps, optim.max_steps, optim.clip_norm, optim.ema_decay) == (5000, 50000, 4.0, 0.0)

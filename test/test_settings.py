@@ -67,6 +67,8 @@ from speechclip.settings import layers, published
 assert Path(speechclip.__file__).is_relative_to(sys.prefix), speechclip.__file__
 assert all(path.is_relative_to(sys.prefix) for path in layers("large", "hybrid", "spokencoco"))
 print(to_dict(published("large", "hybrid", "spokencoco")))
+assert published("large", "hybrid", "flickr8k").model.head.parallel_layers == 2
+assert published("large", "cascaded_plus", "spokencoco").model.head.cif.width == 5
 model = SpeechCLIP.from_pretrained("pack")
 print(model.encode_speech(["a.wav"]).tolist())
 print(model.keywords(["a.wav"], top_k=2)[0][0].subwords)
