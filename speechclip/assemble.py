@@ -16,6 +16,7 @@ from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir
 from speechclip.data.vocabulary import Vocabulary
+from speechclip.device import pick_device
 from speechclip.errors import UserError
 from speechclip.model import Dimensions, SpeechCLIP, build, reduced_table
 
@@ -105,7 +106,7 @@ def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
 
 
 def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, Split, SpeechSource]:
-    """A trained model and the split to score it on.
+    """A trained model, on a GPU where there is one, and the split to score it on.
 
     Stored features are used where there are any and the checkpoint was trained on stored ones; else the speech encoder
     is loaded and runs now. CLIP is loaded only where the head needs its text transformer.
@@ -118,7 +119,7 @@ def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, 
     # a score of the checkpoint before would not be this one's
     folder, config, origin = read_checkpoint(checkpoint, strict=True)
     stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
-    model = load_model(folder, with_speech_encoder=not stored, with_clip=False)
+    model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
     split = Split.load(data, dump)
     if split.images.shape[1] != model.dimensions.joint:
         raise UserError(

@@ -18,6 +18,7 @@ from speechclip.data.features import FeatureWriter, remove_stale
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
 from speechclip.data.vocabulary import Vocabulary
+from speechclip.device import pick_device
 from speechclip.encoders.clip import OpenClip
 from speechclip.encoders.speech import LoadedEncoder, load_speech_encoder
 from speechclip.encoders.tokens import surround
@@ -68,7 +69,7 @@ def extract_features(
         raise UserError(
             f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has {encoder.num_states}"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     encoder.to(device)
     # where the encoder lies may change, what it is not
     description = {key: value for key, value in encoder.description.items() if key != "path"}

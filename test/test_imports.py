@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from levels before its own, or from its own package or file.
 LEVELS = (
     ("errors", "constants", "compat", "matmul"),
-    ("config", "folders"),
+    ("config", "folders", "device"),
     ("published", "settings"),
     ("data", "encoders", "heads", "losses"),
     ("model", "eval"),

@@ -31,8 +31,8 @@ from speechclip.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test")
-KEPT = ("speechclip", "utils", "egs/conf", "egs/flickr8k")
-LEFT = ("__pycache__", "corpus", "data", "dump", "exp", ".run.lock")
+CODE, RECIPE = ("speechclip", "utils"), ("egs/conf", "egs/flickr8k")
+MADE = ("corpus", "data", "dump", "exp", ".run.lock")  # what runs leave in a recipe
 RANDOM_WIDTH = 512
 
 
@@ -64,8 +64,9 @@ def size(folder: Path) -> int:
 
 def copy_recipe(out: Path) -> Path:
     """The recipe and what it needs in a folder of its own, so that a user's runs are left alone."""
-    for name in KEPT:
-        shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*LEFT))
+    for name in (*CODE, *RECIPE):
+        left = ("__pycache__", *(() if name in CODE else MADE))
+        shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*left))
     return out / "egs" / "flickr8k"
 
 
@@ -83,14 +84,15 @@ def random_embeddings(recipe: Path, out: Path, seed: int) -> list[str]:
 
 def train(table: Table, recipe: Path, run: Sequence[str | Path], feats: str, steps: int, batch_size: int) -> None:
     """A few training steps with one evaluation on dev at their end; the steps alone on a line of their own."""
+    before = set((recipe / "exp").glob("*"))
     overrides = (
         f"--optim.max_steps={steps} --optim.warmup_steps=1 --train.eval_interval={steps} --train.log_interval=1 "
         f"--data.batch_size={batch_size}"
     )
     command = [*run, "--stage", "3", "--stop_stage", "3", "--feats", feats, "--tag", feats, "--", *overrides.split()]
     table.run(f"3 train, {feats}, and score dev", command, recipe / "exp")
-    told = json.loads((recipe / "exp" / f"base_parallel_{feats}" / "last" / "provenance.json").read_text())
-    each = told["train_seconds"] / steps
+    (folder,) = (path for path in set((recipe / "exp").glob("*")) - before if path.is_dir() and path.name != "log")
+    each = json.loads((folder / "last" / "provenance.json").read_text())["train_seconds"] / steps
     print(f"  {steps} steps of {batch_size} utterances: {each:.2f} s each", flush=True)
 
 
@@ -116,6 +118,7 @@ def main() -> None:
     out.mkdir(parents=True)
     recipe, corpus = copy_recipe(out), out / "corpus"
     os.environ |= {"SPEECHCLIP_PYTHON": sys.executable, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(out), os.environ.get("PYTHONPATH"))))
     print(f"{args.images:,} photographs, recordings of {args.seconds} s, commit {commit()}, {os.cpu_count()} cores")
     table = Table(recipe)
     numbers = {"images": args.images, "seconds": args.seconds, "seed": args.seed}
@@ -124,7 +127,7 @@ def main() -> None:
     # noise as short as this is no mistake here; the two recordings of unusual length and the captions of no photograph
     # still are, and of a small corpus they are a larger share than the recipe takes
     run = ["./run.sh", "--corpus", str(corpus), "--models", str(corpus / "models"), "--nj", str(args.nj)]
-    run += ["--min_seconds", str(min(0.3, args.seconds / 2)), "--seed", str(args.seed)]
+    run += ["--min_seconds", str(min(0.3, 0.75 * args.seconds)), "--seed", str(args.seed)]
     run += ["--max_bad", str(max(0.01, 2 / args.images))]
     table.run("0, 1 obtain and prepare", [*run, "--stop_stage", "1"], recipe)
     if args.embeddings == "random":

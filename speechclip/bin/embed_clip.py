@@ -36,13 +36,14 @@ def main() -> None:
     config, options = parse(parser)
 
     from speechclip.data.kaldi import DataDir
+    from speechclip.device import pick_device
     from speechclip.encoders.clip import load_clip
     from speechclip.extract import count_vocabulary, embed_images, embed_texts, vocabulary_texts
 
     if not config.model.clip.path and not options.clip_embeddings:
         raise UserError("model.clip.path: not set, and no --clip_embeddings to take its place")
     directories = [DataDir.load(path) for path in options.data_dirs]
-    clip = load_clip(config.model.clip) if config.model.clip.path else None
+    clip = load_clip(config.model.clip).to(pick_device()) if config.model.clip.path else None
     if clip is not None:
         texts = vocabulary_texts(directories, Path(options.captions), only_train=options.vocabulary_from == "train")
         vocabulary = count_vocabulary(texts, clip)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechclip.constants import SAMPLE_RATE
 from speechclip.data.audio import load_audio, num_samples
+from speechclip.device import pick_device
 from speechclip.encoders.tokens import WORD_END, WORD_START
 from speechclip.errors import UserError
 from speechclip.search.index import ImageIndex
@@ -122,15 +123,10 @@ def format_answer(query: str, answer: Answer) -> str:
 
 
 def load_for_search(path: str, device: str = "auto") -> SpeechCLIP:
-    """A model by checkpoint folder, published file or id on the hub. device: "auto" takes a GPU where there is one."""
-    import torch
-
+    """A model by checkpoint folder, published file or id on the hub. device: see :func:`pick_device`."""
     from speechclip.model import SpeechCLIP
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: no GPU that torch can use")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return SpeechCLIP.from_pretrained(path, device=chosen)
+    return SpeechCLIP.from_pretrained(path, device=pick_device(device))
 
 
 def open_with_model(index_path: str, model_path: str, device: str = "auto") -> tuple[ImageIndex, SpeechCLIP]:
