@@ -24,14 +24,29 @@ def test_parameters_are_the_papers(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     found = {}
     for line in lines:
         name, quoted = line[:39].split(maxsplit=1), line[78:].strip()
-        found[tuple(part.strip() for part in name)] = ([int(n.replace(",", "")) for n in line[39:78].split()], quoted)
+        numbers = [int(n.replace(",", "")) for n in line[39:78].split() if n != "-"]
+        found[tuple(part.strip() for part in name)] = (numbers, quoted)
+    # by the layers' sizes; Large and SpeechCLIP+ learn a temperature, save COCO's Large Hybrid
+    hybrid = 6_057_753 + 1024  # one more [CLS], and the way from it to the embedding
+    fire = 4 * 1025 * 1024 + 2 * 1024 + 1025 * (1024 + 768) + 2 * 768 + 1025 + 25  # all but the convolutions
     assert {name: numbers[0] for name, (numbers, _) in found.items()} == {
         ("base", "parallel"): 7_483_917,
         ("base", "cascaded"): 2_771_981,
+        ("base", "hybrid"): 2_771_981 + 768 + 769 * 512 + 1,
+        ("base", "cascaded_plus"): 4_529_678 + 1,
+        ("base", "hybrid_plus"): 4_529_678 + 768 + 769 * 512 + 1,
         ("large", "parallel"): 13_386_521 + 1,
         ("large", "cascaded"): 5_008_153 + 1,
         ("large", "cascaded, two-layer projection"): 6_057_753 + 1,
+        ("large", "hybrid, flickr8k"): hybrid + 1025 * 1024 + 1025 * 768 + 1,
+        ("large", "hybrid, spokencoco"): hybrid + 1025 * 768,
+        ("large", "cascaded_plus, flickr8k"): fire + (3 * 1024 + 1) * 1024 + 1,
+        ("large", "cascaded_plus, spokencoco"): fire + 2 * (5 * 1024 + 1) * 1024 + 1,
+        ("large", "hybrid_plus"): fire + (3 * 1024 + 1) * 1024 + 1024 + 1025 * 768 + 1,
     }
+    assert [name for name, (_, quoted) in found.items() if quoted != "-"] == [
+        ("base", "parallel"), ("base", "cascaded"), ("large", "parallel"), ("large", "cascaded, two-layer projection")
+    ]  # fmt: skip
     for numbers, quoted in found.values():
         if quoted != "-":  # trained to one decimal, the total cut to whole millions
             assert quoted == f"{numbers[0] / 1e6:.1f} of {numbers[2] // 1_000_000}"

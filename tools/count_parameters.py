@@ -2,30 +2,37 @@
 """Prints the trained and total parameters of the published settings beside the paper's; nothing is downloaded.
 
 trained: the head, the layer mix and a learned temperature. total: those and both encoders, as this project loads them.
-With what the published code holds besides, HuBERT's pretraining parts and the reduced subword table next to the full
-one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large), the totals are the paper's, cut to whole millions.
+With what the published code of SpeechCLIP holds besides, HuBERT's pretraining parts and the reduced subword table next
+to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large), the totals are the paper's, cut to whole
+millions. Where the models of two corpora differ, each has a line.
 
 Usage: tools/count_parameters.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from speechclip.bin import ArgumentParser
+from speechclip.config import ModelConfig
 from speechclip.errors import exit_on_user_error
+from speechclip.settings import HEADS, MODELS, published
 
-#: What Shih et al. 2022 (the poster) give for the two sizes, in millions: trained (both heads), total (both heads).
-PAPER = {"base": ((2.8, 7.5), (252, 257)), "large": ((6.1, 13.4), (765, 772))}
-UNQUOTED = ("large", "cascaded", 1)
+#: What Shih et al. 2022 (the poster) give for the two sizes, in millions: trained, total; of Large cascaded that is the
+#: model with a two-layer projection.
+PAPER = {
+    ("base", "cascaded"): "2.8 of 252", ("base", "parallel"): "7.5 of 257",
+    ("large", "cascaded, two-layer projection"): "6.1 of 765", ("large", "parallel"): "13.4 of 772",
+}  # fmt: skip
+CORPORA = {"base": ("flickr8k",), "large": ("flickr8k", "spokencoco")}  # that a size was published for
 UNITS = 504  # targets of HuBERT's pretraining: 500 clusters and fairseq's 4 special symbols
 #: targets: width of the pretraining's projection. subwords: rows of the reduced table.
 SHAPES: dict[str, dict[str, Any]] = {
-    "base": {
-        "states": 13, "clip": "ViT-B-32-quickgelu", "learned": False, "targets": 256, "subwords": 8112, "hubert": {},
-    },
+    "base": {"targets": 256, "subwords": 8112, "hubert": {}},
     "large": {
-        "states": 25, "clip": "ViT-L-14-quickgelu", "learned": True, "targets": 768, "subwords": 19787,
+        "targets": 768, "subwords": 19787,
         "hubert": {
             "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
             "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True,
@@ -34,8 +41,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def frozen_parameters(shape: dict[str, Any]) -> tuple[int, int, int]:
-    """Parameters of both frozen encoders, width of the speech features, joint width, on no device."""
+def frozen_parameters(hubert: dict[str, Any], clip: str) -> tuple[int, int, int, int]:
+    """Parameters of both frozen encoders, number and width of the hidden states, joint width, on no device."""
     from speechclip.compat import prepare
 
     prepare()
@@ -44,32 +51,48 @@ def frozen_parameters(shape: dict[str, Any]) -> tuple[int, int, int]:
     import transformers
 
     with torch.device("meta"):
-        hubert = transformers.HubertModel(transformers.HubertConfig(**shape["hubert"]))
-        clip = open_clip.model.CLIP(**open_clip.get_model_config(shape["clip"]))
-    count = sum(p.numel() for model in (hubert, clip) for p in model.parameters())
-    return count, int(hubert.config.hidden_size), int(clip.text_projection.shape[1])
+        speech = transformers.HubertModel(transformers.HubertConfig(**hubert))
+        pictures = open_clip.model.CLIP(**open_clip.get_model_config(clip))
+    count = sum(p.numel() for model in (speech, pictures) for p in model.parameters())
+    shape = speech.config
+    return count, int(shape.num_hidden_layers) + 1, int(shape.hidden_size), int(pictures.text_projection.shape[1])
 
 
-def trained_parameters(shape: dict[str, Any], head: str, width: int, joint: int, layers: int) -> int:
+def trained_parameters(settings: ModelConfig, states: int, width: int, joint: int) -> int:
     """Trained parameters of a head with its layer mix and temperature. CLIP's subword and joint widths are equal."""
     import torch
 
-    from speechclip.heads.cascaded import CascadedHead
-    from speechclip.heads.parallel import ParallelHead
     from speechclip.heads.pooling import LayerMix
+    from speechclip.heads.registry import make_head
     from speechclip.losses import ContrastiveLoss
 
-    parts: list[torch.nn.Module] = [LayerMix(shape["states"]), ContrastiveLoss(0.07, learn=shape["learned"])]
-    if head == "parallel":
-        parts.append(ParallelHead(width, joint, heads=8, dropout=0.1))
-    else:
-        table, allowed = torch.zeros(shape["subwords"], joint), torch.ones(shape["subwords"], dtype=torch.bool)
-        parts.append(CascadedHead(width, table, allowed, keywords=8, heads=1, dropout=0.1, projection_layers=layers))
+    # the subword table is frozen: a few rows do; a mask has to have values, so it is no meta tensor
+    subwords = torch.zeros(3, joint), torch.ones(3, dtype=torch.bool)
+    with torch.device("meta"):
+        parts: list[torch.nn.Module] = [
+            LayerMix(states), make_head(settings.head, width, joint, subwords),
+            ContrastiveLoss(settings.loss.temperature, learn=settings.loss.learn_temperature),
+        ]  # fmt: skip
     return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
 
 
+def trained_rows(model: str, states: int, width: int, joint: int) -> Iterator[tuple[str, int]]:
+    """Name and trained parameters of every published setting of a size, and of the poster's Large cascaded model."""
+    for head in HEADS:
+        settings = {corpus: published(model, head, corpus).model for corpus in CORPORA[model]}
+        counts = {corpus: trained_parameters(its, states, width, joint) for corpus, its in settings.items()}
+        if len(set(counts.values())) == 1:
+            yield head, min(counts.values())
+        else:
+            yield from ((f"{head}, {corpus}", count) for corpus, count in counts.items())
+        if (model, head) == ("large", "cascaded"):
+            one = settings["flickr8k"]
+            two = replace(one, head=replace(one.head, projection_layers=2))
+            yield f"{head}, two-layer projection", trained_parameters(two, states, width, joint)
+
+
 def published_besides(shape: dict[str, Any], width: int, joint: int) -> int:
-    """Parameters that the published code holds and this project does not: pretraining parts, the reduced table."""
+    """Parameters that SpeechCLIP's published code holds besides: pretraining parts, the reduced table."""
     projection = (width + 1) * shape["targets"]
     return int(projection + UNITS * shape["targets"] + shape["subwords"] * joint)
 
@@ -79,18 +102,16 @@ def main() -> None:
     """One line for each published setting; two-layer projections are the poster's 6.1 M."""
     ArgumentParser(prog="count_parameters", description=__doc__).parse_args()
     print(f"{'model':7}{'head':32}{'trained':>12}{'total':>13}{'as published':>14}   paper, in millions")
-    for model, shape in SHAPES.items():
-        frozen, width, joint = frozen_parameters(shape)
+    for model in MODELS:
+        shape = SHAPES[model]
+        clip = published(model, "parallel").model.clip.path.partition(":")[0]
+        frozen, states, width, joint = frozen_parameters(shape["hubert"], clip)
         besides = published_besides(shape, width, joint)
-        rows = [("parallel", 1), ("cascaded", 1)] + ([("cascaded", 2)] if model == "large" else [])
-        for head, layers in rows:
-            trained = trained_parameters(shape, head, width, joint, layers)
-            at = 1 if head == "parallel" else 0
-            name = head + (", two-layer projection" if layers == 2 else "")
-            # the poster's Large cascaded model is that of two layers
-            quoted = f"{PAPER[model][0][at]} of {PAPER[model][1][at]}" if (model, head, layers) != UNQUOTED else "-"
+        for name, trained in trained_rows(model, states, width, joint):
             total = trained + frozen
-            print(f"{model:7}{name:32}{trained:12,}{total:13,}{total + besides:14,}   {quoted}")
+            # what SpeechCLIP+'s code holds besides is not known here, nor do its authors give sizes
+            whole = f"{total + besides:,}" if name.partition(",")[0] in ("parallel", "cascaded") else "-"
+            print(f"{model:7}{name:32}{trained:12,}{total:13,}{whole:>14}   {PAPER.get((model, name), '-')}")
 
 
 if __name__ == "__main__":
