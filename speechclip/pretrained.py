@@ -106,7 +106,8 @@ def _speech_encoder(published: PublishedCheckpoint) -> WaveformEncoder:
 def _check_copy(published: PublishedCheckpoint, clip: OpenClip) -> None:
     """The file's own CLIP has to be the one that is loaded; it was published in half precision."""
     loaded: dict[str, Tensor] = clip.model.state_dict()
-    for name, value in published.clip.items():
+    full = {} if published.full is None else {"token_embedding.weight": published.full}
+    for name, value in (published.clip | full).items():
         if name not in loaded or loaded[name].shape != value.shape:
             raise UserError(
                 f"{published.source}: its CLIP has {name} {list(value.shape)}, {clip.description['path']} not"
@@ -119,7 +120,8 @@ def _check_copy(published: PublishedCheckpoint, clip: OpenClip) -> None:
 
 def _vocabulary(published: PublishedCheckpoint, clip: OpenClip) -> Vocabulary:
     """The ids of the file's subword rows; how often each occurred is not in the file and stands as 0."""
-    ids = match_rows(published.table, clip.subword_table, published.source)
+    full = clip.subword_table if published.full is None else published.full  # of one file: equal in every bit
+    ids = match_rows(published.table, full, published.source)
     return Vocabulary(ids, (0,) * len(ids), tuple(clip.tokenizer.subword(token) for token in ids))
 
 

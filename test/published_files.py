@@ -116,7 +116,7 @@ def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int
     tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
     if head.endswith("plus"):  # about every second frame ends a keyword
         tensors[f"{branch}.downsampling.weight_proj.1.weight"] *= 0.25
-    tensors[f"{branch}.vector_quantizer.curr_temp"] = torch.tensor(0.1)
+    tensors[f"{branch}.vector_quantizer.curr_temp"] = torch.tensor([0.1])
     return tensors
 
 
@@ -141,23 +141,29 @@ def reduced_ids(count: int = 60, seed: int = 4) -> list[int]:
 
 
 def state_dict(
-    head: str, ids: list[int], *, large: bool = False, layers: int = 1, learned: bool | None = None
-) -> dict[str, Tensor]:
+    head: str, ids: list[int], *, large: bool = False, layers: int = 1, learned: bool | None = None,
+    original: bool = True,
+) -> dict[str, Tensor]:  # fmt: skip
     """The ``state_dict`` of a published checkpoint: both encoders, the head, CLIP's second copy, the loss's buffers.
 
-    learned: whether the temperature is, as in Large and in SpeechCLIP+ unless told otherwise.
+    learned: whether the temperature is, as in Large and in SpeechCLIP+ unless told otherwise. original: with the table
+    that CLIP's was reduced from, as the authors' code registers it.
     """
     clip = clip_tensors()
-    clip["token_embedding.weight"] = clip["token_embedding.weight"][ids].clone()
+    full = clip["token_embedding.weight"]
+    clip["token_embedding.weight"] = full[ids].clone()
+    clip = {f"model.{name}": value for name, value in clip.items()}
+    if original:
+        clip = {"original_text_emb_weight": full, **clip}
     state = {f"audio_encoder.encoder.{name}": value for name, value in hubert_tensors(large=large).items()}
-    state |= {f"clip.model.{name}": value for name, value in clip.items()}
+    state |= {f"clip.{name}": value for name, value in clip.items()}
     state |= head_tensors(head, layers=layers)
     if head != "parallel":
-        state |= {f"cascaded_branch.clip.model.{name}": value for name, value in clip.items()}
-    state["criterion.eye_mat"] = torch.eye(4)
-    state["criterion.eye_mat_fl"] = torch.eye(4)
+        state |= {f"cascaded_branch.clip.{name}": value for name, value in clip.items()}
+    eye = torch.eye(4, dtype=torch.bool)
+    state |= {"criterion.eye_mat": eye, "criterion.neg_eye_mat": ~eye, "criterion.eye_mat_fl": eye.float()}
     if (large or head in PLUS) if learned is None else learned:
-        state["criterion.temperature"] = torch.tensor([2.5])
+        state["criterion.temperature"] = torch.tensor(2.5)
     return state
 
 

@@ -16,11 +16,12 @@ from speechclip.errors import UserError
 from speechclip.published.layout import layout_of
 from speechclip.published.torchfile import read_torch_file
 
-_HUBERT, _CLIP, _CLIP_COPY, _TABLE = (
+_HUBERT, _CLIP, _CLIP_COPY, _TABLE, _FULL = (
     "audio_encoder.encoder.",
     "clip.model.",
     "cascaded_branch.clip.",
     "token_embedding.weight",
+    "original_text_emb_weight",  # which the authors' code registers where it reduces the table
 )
 
 
@@ -30,7 +31,8 @@ class PublishedCheckpoint:
 
     config: of the model, without paths. state: trained tensors under this project's names. hubert: fairseq's names.
     clip: OpenAI's names, without the subword table. table: [V, D] the reduced subword table, its ids unknown.
-    dropped: names of tensors left out. facts: what the file says of its training.
+    full: [49408, D] the table it was reduced from, None where the file has none. dropped: names of tensors that no model
+    is built from. facts: what the file says of its training.
     """
 
     source: str
@@ -39,6 +41,7 @@ class PublishedCheckpoint:
     hubert: dict[str, Tensor]
     clip: dict[str, Tensor]
     table: Tensor
+    full: Tensor | None
     dropped: tuple[str, ...]
     facts: dict[str, Any]
 
@@ -47,7 +50,8 @@ def read_published(path: str | Path) -> PublishedCheckpoint:
     """Read a Lightning ``.ckpt`` of SpeechCLIP without running anything in it.
 
     Raises:
-        UserError: missing, damaged, no such checkpoint, a tensor too many or too few, two copies of CLIP that differ.
+        UserError: missing, damaged, no such checkpoint, a tensor too many or too few, two copies of CLIP that differ,
+            subword tables of different widths.
     """
     source = str(path)
     content = read_torch_file(path)
@@ -64,14 +68,19 @@ def read_published(path: str | Path) -> PublishedCheckpoint:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     hubert, clip = _take_prefix(tensors, _HUBERT), _take_prefix(tensors, _CLIP)
-    dropped = [*_drop_copy(tensors, clip, source), *_drop_buffers(tensors)]
+    full = tensors.pop(f"clip.{_FULL}", None)
+    dropped = [] if full is None else [f"clip.{_FULL}"]
+    first = {f"model.{name}": value for name, value in clip.items()} | ({} if full is None else {_FULL: full})
+    dropped += [*_drop_copy(tensors, first, source), *_drop_buffers(tensors)]
     if tensors:
         raise UserError(f"{source}: unknown tensor {sorted(tensors)[0]}, and {len(tensors) - 1} more")
     if not hubert or _TABLE not in clip:
         raise UserError(f"{source}: no tensors under {_HUBERT if not hubert else _CLIP + _TABLE}")
     table = clip.pop(_TABLE)
+    if full is not None and (full.ndim != 2 or full.shape[1:] != table.shape[1:]):
+        raise UserError(f"{source}: clip.{_FULL} is {list(full.shape)}, {_CLIP}{_TABLE} {list(table.shape)}")
     config = _with_published_heads(config, content.get("hyper_parameters"))
-    return PublishedCheckpoint(source, config, state, hubert, clip, table, tuple(dropped), _facts(content))
+    return PublishedCheckpoint(source, config, state, hubert, clip, table, full, tuple(dropped), _facts(content))
 
 
 def _take_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -80,15 +89,15 @@ def _take_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
-def _drop_copy(tensors: dict[str, Tensor], clip: Mapping[str, Tensor], source: str) -> Iterator[str]:
-    """Take out the cascaded head's own copy of CLIP, which has to be equal."""
+def _drop_copy(tensors: dict[str, Tensor], firsts: Mapping[str, Tensor], source: str) -> Iterator[str]:
+    """Take out the cascaded head's own copy of CLIP, which has to be equal. firsts: by their names below ``clip.``."""
     for name, value in _take_prefix(tensors, _CLIP_COPY).items():
-        first = clip.get(name.removeprefix("model."))
+        first = firsts.get(name)
         if first is None or first.shape != value.shape:
-            raise UserError(f"{source}: {_CLIP_COPY}{name} has no counterpart below {_CLIP}")
+            raise UserError(f"{source}: {_CLIP_COPY}{name} has no counterpart below clip.")
         shared = first.data_ptr() == value.data_ptr() and first.stride() == value.stride()
         if not shared and not torch.equal(first, value):
-            raise UserError(f"{source}: {_CLIP_COPY}{name} differs from {_CLIP}{name.removeprefix('model.')}")
+            raise UserError(f"{source}: {_CLIP_COPY}{name} differs from clip.{name}")
         yield _CLIP_COPY + name
 
 

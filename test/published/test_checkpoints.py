@@ -31,6 +31,7 @@ from speechclip.published.reader import read_published
 
 WAVES = [torch.from_numpy(wave(9000, 1)), torch.from_numpy(wave(5000, 2))]
 IDS = reduced_ids()
+FULL = "original_text_emb_weight"
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,27 @@ def test_attention_heads_follow_the_settings_in_the_file(tmp_path: Path) -> None
     assert read_published(save_checkpoint_file(tmp_path / "b.ckpt", state, nhead=4)).config.head.attention_heads == 4
     published = read_published(tmp_path / "b.ckpt")
     assert published.facts == {"epoch": 3, "step": 50000, "lightning": "1.5.10"}
-    assert published.dropped == ("criterion.eye_mat", "criterion.eye_mat_fl")
+    buffers = tuple(f"criterion.{name}" for name in ("eye_mat", "neg_eye_mat", "eye_mat_fl"))
+    assert published.dropped == (f"clip.{FULL}", *buffers)
+
+
+@pytest.mark.parametrize("head", ["parallel", "cascaded", "hybrid_plus"])
+def test_a_file_without_the_table_that_was_reduced_gives_the_same(tmp_path: Path, clip: Path, head: str) -> None:
+    """The authors' code keeps CLIP's whole subword table beside the reduced one, twice in a head with keywords."""
+    name = f"clip.{FULL}"
+    files = [
+        save_checkpoint_file(tmp_path / f"{original}.ckpt", state_dict(head, IDS, original=original))
+        for original in (True, False)
+    ]
+    held, not_held = (read_published(path) for path in files)
+    assert held.full is not None and torch.equal(held.full, clip_tensors()["token_embedding.weight"])
+    assert not_held.full is None
+    expected = {name} if head == "parallel" else {name, f"cascaded_branch.{name}"}
+    assert set(held.dropped) - set(not_held.dropped) == expected
+    first, second = (SpeechCLIP.from_pretrained(path, clip=str(clip)) for path in files)
+    assert torch.equal(first.encode_speech(WAVES), second.encode_speech(WAVES))
+    if head != "parallel":
+        assert first.vocabulary.ids == second.vocabulary.ids == tuple(IDS)
 
 
 def without(name: str) -> Any:
@@ -193,6 +214,18 @@ def renamed(old: str, new: str) -> Any:
             "cascaded_branch.clip.model.ln_final.bias differs",
         ),
         ("cascaded", lambda s: s.update({"cascaded_branch.clip.model.more": torch.ones(1)}), "no counterpart"),
+        (
+            "cascaded",
+            lambda s: s.update({f"cascaded_branch.clip.{FULL}": s[f"clip.{FULL}"] + 1}),
+            f"cascaded_branch.clip.{FULL} differs",
+        ),
+        ("cascaded", without(f"clip.{FULL}"), "no counterpart"),
+        ("parallel", lambda s: s[f"clip.{FULL}"].add_(1), "another CLIP .*token_embedding.weight differs"),
+        (
+            "parallel",
+            lambda s: s.update({f"clip.{FULL}": torch.ones(9, TEXT + 1)}),
+            rf"clip.{FULL} is \[9, 65\], clip.model.token_embedding.weight \[63, 64\]",
+        ),
         (
             "cascaded",
             without("cascaded_branch.bn_layer.bn_layer.running_var"),
