@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speechclip.config import Config
+from speechclip.config import Config, load
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.features import FeatureStore
@@ -105,19 +105,25 @@ def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
     return StoreSource(dump, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)
 
 
-def scoring(checkpoint: str, data: str, dump: str) -> tuple[SpeechCLIP, Config, Split, SpeechSource]:
-    """A trained model, on a GPU where there is one, and the split to score it on.
+def scoring(
+    checkpoint: str, data: str, dump: str, overrides: Sequence[str] = ()
+) -> tuple[SpeechCLIP, Config, Split, SpeechSource]:
+    """A trained model, on a GPU where there is one, its configuration and the split to score it on.
 
     Stored features are used where there are any and the checkpoint was trained on stored ones; else the speech encoder
     is loaded and runs now. CLIP is loaded only where the head needs its text transformer.
 
+    Args:
+        overrides: ``--eval.KEY VALUE`` words, which change the configuration that is returned.
     Raises:
         UserError: among others, stored features of another encoder than the checkpoint's.
     """
-    from speechclip.checkpoint import load_model, read_checkpoint
+    from speechclip.checkpoint import SETTINGS, load_model, read_checkpoint
 
     # a score of the checkpoint before would not be this one's
     folder, config, origin = read_checkpoint(checkpoint, strict=True)
+    if overrides:
+        config = load([folder / SETTINGS], overrides)
     stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
     model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
     split = Split.load(data, dump)

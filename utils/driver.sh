@@ -14,7 +14,8 @@ Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and s
 4 score retrieval; 5 score keywords; 6 report, into RESULTS.md; 7 pack, on request. --stage N runs from N to the end, \
 --stop_stage M ends with M. \
 Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
-overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4"
+overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4. eval.* is of \
+stages 4 and 5 and trains nothing anew: ./run.sh --stage 5 -- --eval.sweep '[1,2,7]'"
 # shellcheck source=utils/recipe_command.sh
 . "$utils/recipe_command.sh" "$@"
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
@@ -92,7 +93,7 @@ find_encoder() {
 
 # Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.
 name_encoders() {
-    local file key i word
+    local file word
     if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
         [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") || exit 1
         [[ -n $clip || -n $clip_embeddings ]] || clip=$(find_encoder "${clip_names[$model]}") || exit 1
@@ -113,11 +114,25 @@ name_encoders() {
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
     [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
-    for ((i = 0; i < ${#overrides[@]}; i++)); do  # of the user's, only those that features depend on
-        key=${overrides[i]}
-        [[ $key == --model.speech_encoder.* || $key == --model.clip.* || $key == --data.store_dtype* ]] || continue
-        encoder_overrides+=("$key")
-        [[ $key == *=* || $((i + 1)) -ge ${#overrides[@]} ]] || encoder_overrides+=("${overrides[++i]}")
+    split_overrides
+}
+
+# The user's overrides by the stages that take them: those of scoring (4, 5), and those of training (3), of which
+# features (2) take their part too.
+split_overrides() {
+    local i
+    local -a words
+    eval_overrides=() training_overrides=()
+    for ((i = 0; i < ${#overrides[@]}; i++)); do
+        words=("${overrides[i]}")
+        [[ ${words[0]} == *=* || $((i + 1)) -ge ${#overrides[@]} ]] || words+=("${overrides[++i]}")
+        case ${words[0]} in
+            --eval | --eval[.=]*) eval_overrides+=("${words[@]}") ;;
+            *) training_overrides+=("${words[@]}") ;;
+        esac
+        case ${words[0]} in
+            --model.speech_encoder.* | --model.clip.* | --data.store_dtype*) encoder_overrides+=("${words[@]}") ;;
+        esac
     done
 }
 

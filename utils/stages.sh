@@ -88,7 +88,7 @@ stage_train() {  # one head with one seed
     begin "$exp/.done/3_train" "$exp/log/3_train.log"
     depends after "$dump/.done/2_features"
     depends_on_layers "${layers[@]}"
-    depends value "overrides=${encoder_overrides[*]} ${overrides[*]}"
+    depends value "overrides=${encoder_overrides[*]} ${training_overrides[*]}"
     depends value "seed=$run_seed"
     local -a supervised=()
     if [[ $supervision != image ]]; then
@@ -114,7 +114,7 @@ stage_train() {  # one head with one seed
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
-        "${supervised[@]}" "${overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        "${supervised[@]}" "${training_overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
         --out "$exp" --seed "$run_seed"
     finish
 }
@@ -122,6 +122,7 @@ stage_train() {  # one head with one seed
 stage_retrieval() {  # scores/retrieval.json
     begin "$exp/.done/4_retrieval" "$exp/log/4_retrieval.log"
     depends_on_weights
+    depends_on_eval
     makes "$exp/scores/retrieval.json"
     up_to_date && return
     [[ -n $checkpoint && -f $checkpoint ]] || needs "$weights" 3
@@ -132,13 +133,14 @@ stage_retrieval() {  # scores/retrieval.json
         run "$python" -m speechclip.bin.convert_checkpoint --checkpoint "$checkpoint" --out "$weights" "${tower[@]}"
     fi
     run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
-        --out "$exp/scores"
+        --out "$exp/scores" "${eval_overrides[@]}"
     finish
 }
 
 stage_keywords() {  # scores/keywords.json of a head that has keywords
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
+    depends_on_eval
     local words
     for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
     [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
@@ -146,7 +148,7 @@ stage_keywords() {  # scores/keywords.json of a head that has keywords
     needs "$weights" 3
     needs "$dump/test/image_embeddings.npz" 2
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
-        --train_data data/train --out "$exp/scores"
+        --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
     finish
 }
 
@@ -205,6 +207,10 @@ depends_on_weights() {
     else
         depends after "$exp/.done/3_train"
     fi
+}
+
+depends_on_eval() {  # no line where there are none: older stamps hold on
+    [[ ${#eval_overrides[@]} -eq 0 ]] || depends value "eval=${eval_overrides[*]}"
 }
 
 # run_jobs LOG COMMAND...: the same, split over --nj jobs; JOB in the log's name and in the command is the number of each.

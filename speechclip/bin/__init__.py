@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,6 +37,21 @@ class ArgumentParser(argparse.ArgumentParser):
             message = f"{message.replace('unrecognized arguments', 'unknown option')} (known: {' '.join(known)})"
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def parse_scoring(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a script that scores a checkpoint, and the words of ``--eval.KEY VALUE``, for `assemble.scoring`.
+
+    These change what the checkpoint's configuration says of scoring. Any other unknown option ends with status 2.
+    """
+    from speechclip.config import EvalConfig, known_keys
+
+    parser.epilog = f"and, in place of the checkpoint's own: --{', --'.join(known_keys(EvalConfig, 'eval.'))}"
+    options, words = parser.parse_known_args(argv)
+    unknown = [word for word in words if word.startswith("--") and not re.match(r"--eval([.=]|$)", word)]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options, words
 
 
 def prepare_corpus(name: str, prepare_from: str, argv: Sequence[str] | None) -> None:

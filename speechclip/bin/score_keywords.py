@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.bin import ArgumentParser
+from speechclip.bin import ArgumentParser, parse_scoring
 from speechclip.errors import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--train_data", required=True, help="training data directory, for the frequency prior")
     parser.add_argument("--dump_dir", required=True, help="what stage 2 stored for the data")
     parser.add_argument("--out", required=True, help="folder of the scores")
-    options = parser.parse_args()
+    options, overrides = parse_scoring(parser)
 
     from speechclip.assemble import keyword_gold, result_provenance, scoring
     from speechclip.data.alignments import find_alignments, load_alignments
@@ -36,7 +36,7 @@ def main() -> None:
     from speechclip.embed import find_keywords
     from speechclip.eval.keywords import Settings, find, score
 
-    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
+    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
     if not config.model.head.has_keywords:
         print(f"{options.checkpoint}: a {config.model.head.name} head has no keywords: nothing to score")
         return
@@ -53,8 +53,8 @@ def main() -> None:
     overlap = None if spoken is None else _time_scores(report, case, found, split, spoken, gold, config.eval)
     report["settings"] = {
         "span_mass": config.eval.span_mass, "boundary_tolerance": config.eval.boundary_tolerance,
-        "neighbours": config.eval.neighbours, "bootstrap": config.eval.bootstrap, "seed": SEED,
-        "images": len(split.images),
+        "sweep": config.eval.sweep, "neighbours": config.eval.neighbours, "bootstrap": config.eval.bootstrap,
+        "seed": SEED, "images": len(split.images),
     }  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
     _write(Path(options.out), report, case, found, split, spoken, overlap, gold, config.eval)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from speechclip.bin import ArgumentParser
+from speechclip.bin import ArgumentParser, parse_scoring
 from speechclip.errors import exit_on_user_error
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="data directory")
     parser.add_argument("--dump_dir", required=True, help="what stage 2 stored for it")
     parser.add_argument("--out", required=True, help="folder of the scores")
-    options = parser.parse_args()
+    options, overrides = parse_scoring(parser)
 
     import numpy as np
 
@@ -28,7 +28,7 @@ def main() -> None:
     from speechclip.eval.retrieval import retrieval_report
     from speechclip.eval.significance import save_ranks
 
-    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir)
+    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
     readouts = embed_readouts(model, source, config.data.eval_batch_size)
     captions = None
     if split.text_utterance is not None:

@@ -98,6 +98,29 @@ def test_overrides_of_training_leave_features_alone(done):
     assert done.names() == [*FEATURES, *HEAD, *HEAD, "report"]
 
 
+@pytest.mark.parametrize("words", [["--eval.sweep", "[1,2,7]"], ["--eval.sweep=[1,2,7]"]])
+def test_overrides_of_scoring_reach_it_and_train_nothing_anew(done, words):
+    scored = ["score_retrieval", "score_keywords"]
+    result = done.run("--head", "cascaded", "--", *words)
+    assert result.returncode == 0, result.stderr
+    calls = done.calls()
+    assert [call.split()[0] for call in calls] == [*scored, "report"]
+    assert [call.partition("/scores ")[2] for call in calls[:2]] == [" ".join(words)] * 2
+    assert done.run("--head", "cascaded", "--", *words).stdout.count("up to date") == 7
+    done.run("--head", "cascaded", "--stage", "5", "--stop_stage", "5")
+    assert done.names() == ["score_keywords"]  # without it, as it was before
+
+
+def test_overrides_go_to_the_stages_that_take_them(done):
+    mixed = ["--eval.bootstrap", "7", "--optim.lr=1e-4", "--eval.sweep=[1]", "--model.speech_encoder.normalize", "true"]
+    assert done.run("--head", "cascaded", "--", *mixed).returncode == 0
+    calls = {call.split()[0]: call for call in done.calls()}
+    assert "--optim.lr=1e-4 --model.speech_encoder.normalize true " in calls["train"] and "eval" not in calls["train"]
+    assert "--model.speech_encoder.normalize true " in calls["embed_clip"] and "optim" not in calls["embed_clip"]
+    for name in ("score_retrieval", "score_keywords"):
+        assert calls[name].endswith("/scores --eval.bootstrap 7 --eval.sweep=[1]")
+
+
 def test_changed_option_runs_what_follows(done):
     done.run("--feats", "online")
     assert done.names() == ["embed_clip", *HEAD, *HEAD, "report"]
