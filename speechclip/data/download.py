@@ -6,10 +6,12 @@ A part of a corpus is there when the paths it leaves are. What no host has any m
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import lzma
 import os
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -29,6 +31,7 @@ _TIMEOUT = 60  # seconds without a byte
 _SLACK = 1 << 25  # bytes that an archive may unpack to above twice what is told of it
 _MOST_FILES = 10_000_000  # in an archive
 _ATTEMPTS = 5  # in a row that brought nothing
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _REFUSED: type[Exception] = getattr(tarfile, "FilterError", tarfile.TarError)  # by the filter of safe members
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -155,10 +158,10 @@ def _download(url: str, part: Path, say: Say, pause: float) -> None:
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                 raise _Failure(f"HTTP status {error.code}") from error
-            if getattr(error, "errno", None) is not None and not isinstance(
-                error, (urllib.error.URLError, ConnectionError, TimeoutError)
-            ):
-                raise  # of the disk, not of the network
+            # a TLS error's number is none of the system's
+            number = getattr(error, "errno", None)
+            if number in _OF_DISK and not isinstance(error, (urllib.error.URLError, ssl.SSLError)):
+                raise OSError(number, os.strerror(number), str(part)) from error
             after = part.stat().st_size if part.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
             if fruitless >= _ATTEMPTS or _hopeless(error):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import shutil
+import ssl
 import tarfile
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -163,6 +166,66 @@ def test_a_server_that_gives_nothing_is_left_after_some_attempts(server: Server,
     with pytest.raises(UserError, match="not to be had"):
         get(tmp_path, remote(f"{server.url}/file.bin"))
     assert 2 <= len(server.requests) <= 6
+
+
+class Breaking:
+    """A response that gives a piece and then breaks."""
+
+    def __init__(self, response: Any, error: OSError) -> None:
+        self.response, self.error, self.left = response, error, 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.response, name)
+
+    def __enter__(self) -> Breaking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.response.close()
+
+    def read(self, _: int) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return bytes(self.response.read(100_000))
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    """Have the first request of each address break that way."""
+    real, seen = urllib.request.urlopen, set[str]()
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
+        response = real(request, timeout=timeout)
+        first = request.full_url not in seen
+        seen.add(request.full_url)
+        return Breaking(response, error) if first else response
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ssl.SSLError(1, "decryption failed or bad record mac"), OSError(errno.EHOSTUNREACH, "no route"), OSError("cut")],
+    ids=["tls", "no route", "no number"],
+)
+def test_what_breaks_in_the_network_is_gone_on_with(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    server.files["/file.bin"] = BODY
+    breaking(monkeypatch, error)
+    get(tmp_path, remote(f"{server.url}/file.bin"))
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+    assert [wanted for _, wanted in server.requests] == ["", "bytes=100000-"]
+
+
+def test_what_breaks_on_the_disk_ends_with_the_files_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/file.bin"] = BODY
+    breaking(monkeypatch, OSError(errno.EIO, "the disk's own words"))
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        get(tmp_path, remote(f"{server.url}/file.bin"))
+    assert caught.value.filename == str(tmp_path / "file.bin.part") and len(server.requests) == 1
 
 
 def test_too_little_space_is_told_before_anything_is_fetched(
