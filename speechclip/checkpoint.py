@@ -239,11 +239,15 @@ def provenance(*, command: list[str] | None, seed: int | None, data: Iterable[Pa
 
 
 def commit() -> str:
-    """Commit of this checkout, ``-dirty`` where a tracked file other than a RESULTS.md differs; else the version."""
+    """Commit of this checkout, ``-dirty`` where a tracked file differs that is no result; else the version.
+
+    Results, which a recipe rewrites itself, are each RESULTS.md and the pictures of layer weights beside it.
+    """
     root = Path(__file__).resolve().parent.parent
+    results = [":!egs/*/RESULTS.md", ":!egs/*/layer_weights.*"]
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!egs/*/RESULTS.md")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *results)
     except (OSError, subprocess.CalledProcessError):
         return f"v{importlib.metadata.version('speechclip')}" if _installed() else "unknown"
     return head + ("-dirty" if changed else "")

@@ -1,13 +1,15 @@
 """Any upstream of s3prl as a frozen speech encoder: ``s3prl:NAME`` or ``s3prl:NAME:CHECKPOINT``.
 
-Its layers and frames are treated as the core's own are. One thing differs by design of s3prl: the last state of a
-pre-norm model (HuBERT Large) has the encoder's final LayerNorm applied there, all others are equal.
+Its layers and frames are treated as the core's own are. Two things differ: the last state of a pre-norm model (HuBERT
+Large) has the encoder's final LayerNorm applied, by design of s3prl, all others are equal; and of an upstream with more
+than 50 frames a second, a whole multiple of them, frames are left out (of fbank's 100 every second).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ class S3prlEncoder(nn.Module):
         description: what identifies the encoder, for feature stores and checkpoints.
 
     Raises:
-        UserError: its hidden states differ in size or stride, or come at another rate than 50 a second.
+        UserError: its hidden states differ in size or stride, or their stride does not divide 320 samples.
     """
 
     def __init__(self, upstream: Any, *, description: dict[str, str]) -> None:
@@ -41,8 +43,9 @@ class S3prlEncoder(nn.Module):
         self.upstream = upstream.eval().requires_grad_(False)
         self.description = description
         rate = upstream.get_downsample_rates("hidden_states")
-        if rate != HOP:
-            raise UserError(f"{description['path']}: a frame every {rate} samples, expected {HOP} (50 Hz)")
+        if rate < 1 or HOP % rate:
+            raise UserError(f"{description['path']}: a frame every {rate} samples, which does not divide {HOP} (50 Hz)")
+        self.every = HOP // rate  # of the upstream's frames one is kept
         wave = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
         states = self._states([wave.to(self._placement()[0])])
         self.num_states, self.dim = states.shape[1], states.shape[3]
@@ -57,8 +60,10 @@ class S3prlEncoder(nn.Module):
         device, precision = self._placement()
         rows = [wave.to(device, precision) for wave in waves]
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        if int(lengths.max()) < MIN_SAMPLES:
-            rows[0] = nn.functional.pad(rows[0], (0, MIN_SAMPLES - len(rows[0])))
+        if self.every > 1:  # filter banks and what stands on them take each waveform by itself, in windows of 25 ms
+            rows = [_lengthened(row) for row in rows]
+        elif int(lengths.max()) < MIN_SAMPLES:
+            rows[0] = _lengthened(rows[0])
         states = self._states(rows)
         return SpeechFeatures(states, frame_counts(lengths, states.shape[2]).clamp(min=1))
 
@@ -69,12 +74,17 @@ class S3prlEncoder(nn.Module):
 
     @torch.no_grad()
     def _states(self, rows: list[Tensor]) -> Tensor:
-        """All hidden states of a batch, [B, L, T, D]."""
+        """All hidden states of a batch, [B, L, T, D], with a frame every 320 samples, the first at 0."""
         states = self.upstream(rows)["hidden_states"]
         if len({state.shape for state in states}) != 1:
             shapes = ", ".join(str(list(state.shape)) for state in states)
             raise UserError(f"{self.description['path']}: hidden states of different shapes cannot be mixed: {shapes}")
-        return torch.stack(list(states), dim=1)
+        return torch.stack([state[:, :: self.every] for state in states], dim=1)
+
+
+def _lengthened(wave: Tensor) -> Tensor:
+    """[n] with zeros up to what an upstream needs at least."""
+    return nn.functional.pad(wave, (0, max(0, MIN_SAMPLES - len(wave))))
 
 
 def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
@@ -93,8 +103,7 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
         raise UserError(
             f'{config.path}: {error.name} is not installed: tools/install.sh --extras "s3prl" adds it'
         ) from error
-    if name not in hub.options():
-        raise UserError(f"{config.path}: s3prl has no upstream {name!r}{_nearest(name, hub.options())}")
+    check_upstream(name, config.path, hub.options())
     if config.normalize is not None:
         raise UserError("model.speech_encoder.normalize: s3prl's upstreams decide themselves; leave it null")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).exists():
@@ -107,8 +116,27 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
     except Exception as error:  # whatever an upstream's reader, its download or its packages raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{config.path}: s3prl cannot load it: {reason}") from error
-    description = {"path": config.path, "kind": f"s3prl {name}", "weights": weights_fingerprint(upstream)}
+    description = {"path": config.path, "kind": f"s3prl {name}", "weights": _identity(upstream, name)}
     return S3prlEncoder(upstream, description=description)
+
+
+def _identity(upstream: nn.Module, name: str) -> str:
+    """The fingerprint of the weights, the same in every process; the name of an upstream that has none (fbank)."""
+    for key, buffer in upstream.named_buffers():
+        if key.endswith("_pseudo_wavs"):  # random, drawn anew each time; s3prl only asks it for shapes
+            buffer.zero_()
+    return weights_fingerprint(upstream) if upstream.state_dict() else name
+
+
+def check_upstream(name: str, source: str, known: Sequence[str]) -> None:
+    """Raise UserError for a name that s3prl's hub (its ``options()`` are ``known``) has not got, with the nearest.
+
+    source: where the user wrote it, an option or a setting.
+    """
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else " (S3PRLUpstream.available_names() lists them)"
+        raise UserError(f"{source}: s3prl has no upstream {name!r}{hint}")
 
 
 @contextlib.contextmanager
@@ -125,10 +153,3 @@ def _plain_loading() -> Iterator[None]:
             del os.environ[key]
         else:
             os.environ[key] = before
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else " (S3PRLUpstream.available_names() lists them)"

@@ -7,9 +7,27 @@ before it hands over to one of s3prl's own commands.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
 from speechclip.errors import UserError
 
-__all__ = ["register"]
+__all__ = ["quietly", "register"]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Import s3prl without what it and its packages say meanwhile, of upstreams and tasks that nobody asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def register() -> list[str]:
@@ -25,7 +43,8 @@ def register() -> list[str]:
 
     prepare()
     try:
-        from s3prl import hub
+        with quietly():
+            from s3prl import hub
     except ModuleNotFoundError as error:
         raise UserError(f's3prl: {error.name} is not installed: tools/install.sh --extras "s3prl" adds it') from error
     from speechclip.upstream.hubconf import ENTRIES

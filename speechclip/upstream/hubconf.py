@@ -137,5 +137,5 @@ ENTRIES: dict[str, Entry] = {
     "speechclip_encoder_local": speechclip_encoder_local,
     **{name: _published(name) for name in PUBLISHED},
 }
-globals().update(ENTRIES)  # where torch.hub and `from speechclip.upstream.hubconf import *` look
+globals().update(ENTRIES)  # for `from speechclip.upstream.hubconf import *`; register() takes ENTRIES
 __all__ = sorted(ENTRIES)  # noqa: PLE0605

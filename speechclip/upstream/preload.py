@@ -5,11 +5,12 @@ Processes forked from it start at once, where each would else import for seconds
 
 from __future__ import annotations
 
-from speechclip.upstream import register
+from speechclip.upstream import quietly, register
 from speechclip.upstream.provide import provide
 
 register()
 provide()
 
-import s3prl.problem  # noqa: E402, F401 # only now that torchaudio can be imported
-import transformers.models.hubert.modeling_hubert  # noqa: E402, F401
+with quietly():
+    import s3prl.problem  # noqa: F401 # only now that torchaudio can be imported
+    import transformers.models.hubert.modeling_hubert  # noqa: F401
