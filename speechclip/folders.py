@@ -17,10 +17,25 @@ LOCK = ".lock"
 _BLOCK = 1 << 20  # bytes
 
 
+def sync(path: Path) -> None:
+    """Have a file, or a folder's own entries, on the disk: what a rename follows must not come after it when power fails.
+
+    Raises:
+        OSError: the disk has not taken a file. A folder that its file system cannot sync is left to that.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:
     """Write a folder so that ``target`` is always either the old or the new one, with checksums of its files.
 
-    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for.
+    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for. The new one is on the
+    disk before it gets its name.
 
     Args:
         write: fills the folder it is given. keep: leave the old one there in any case.
@@ -33,6 +48,9 @@ def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = 
         with writing(target):
             write(part)
             _write_sums(part)
+            for path in sorted(part.rglob("*"), reverse=True):  # a folder after what is in it
+                sync(path)
+            sync(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -40,6 +58,7 @@ def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = 
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     part.rename(target)
+    sync(target.parent)
     if not keep:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -219,6 +219,19 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
+def test_a_folder_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, synced: list[Path]) -> None:
+    def write(part: Path) -> None:
+        (part / "inside").mkdir()
+        (part / "inside" / "a").write_text("a")
+        (part / WEIGHTS).write_text("b")
+
+    replace_folder(tmp_path / "last", write)
+    part = tmp_path / "last.part"  # what it was called then
+    assert set(synced[:-2]) == {part / WEIGHTS, part / SUMS, part / "inside", part / "inside" / "a"}
+    assert synced.index(part / "inside" / "a") < synced.index(part / "inside")
+    assert synced[-2:] == [part, tmp_path]
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_kill_around_the_renames_leaves_one_that_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int

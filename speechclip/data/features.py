@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from speechclip.data.kaldi import read_table, write_table
 from speechclip.data.shards import DTYPES, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
 from speechclip.errors import UserError, writing
+from speechclip.folders import sync
 
 INDEX = "feats.scp"
 
@@ -159,7 +160,9 @@ class FeatureWriter:
         with writing(path), ExitStack() as cleanup:
             cleanup.callback(part.unlink, missing_ok=True)
             save_file(self._pending, part, metadata=self._metadata)
+            sync(part)
             os.replace(part, path)
+            sync(self.directory)
         for utt_id, tensor in self._pending.items():
             self._index[utt_id] = f"{path.name} {tensor.shape[1]}"
         self._next_shard += 1

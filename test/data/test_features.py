@@ -109,6 +109,11 @@ def test_resume_after_a_kill(tmp_path: Path) -> None:
         assert torch.equal(whole.read(f"utt{number}"), features(number).half())
 
 
+def test_a_shard_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, synced: list[Path]) -> None:
+    fill(tmp_path, count=3, shard_bytes=10**9)
+    assert synced[:2] == [tmp_path / ".feats.0000.safetensors.part", tmp_path]
+
+
 def test_error_keeps_complete_shards_and_writes_no_index(tmp_path: Path) -> None:
     def fail() -> None:
         with FeatureWriter(tmp_path, encoder=ENCODER, layers=LAYERS, shard_bytes=1) as writer:
