@@ -26,10 +26,11 @@ class Case:
 
     places, rates: of the keywords. subwords: the table. counts: training utterances a subword occurs in.
     gold: subwords of the captions. gold_rows: the same as rows of the table, padded with -1 [U, G].
-    with_special: ids of the padded token sequences. partner: [U], an utterance of another image for each, or None.
+    with_special: the same of the padded token sequences. partner: [U], an utterance of another image, or None.
     frequent: ids, most frequent in training first. near: the nearest rows without special ones (and stop words).
-    near_any: the nearest of all rows. quantised, quantised_any: [N, 5] rows nearest to the one a keyword is quantised
-    to, without special ones and of all. best: nearest gold row and its cosine, [N] each, also "shuffled all" and so on.
+    near_any: the 5 nearest of all rows. Around the row that a keyword is quantised to: quantised, the 5 nearest without
+    special ones, [N, 5]; quantised_any: the nearest with special ones (and without stop words), [N, k].
+    best: nearest gold row and its cosine, [N] each, also "shuffled all" and so on.
     """
 
     places: Places
@@ -38,13 +39,13 @@ class Case:
     counts: Mapping[int, int]
     gold: Mapping[str, IdSets]
     gold_rows: Mapping[str, Ints]
-    with_special: IdSets
+    with_special: Mapping[str, IdSets]
     partner: Ints | None
     frequent: Mapping[str, list[int]]
     near: Mapping[str, Near]
     near_any: Near
     quantised: Ints
-    quantised_any: Ints
+    quantised_any: Mapping[str, Ints]
     best: Mapping[str, tuple[Ints, Floats]]
 
     def hit_row(

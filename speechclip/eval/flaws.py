@@ -45,7 +45,7 @@ def flaw_report(case: Case) -> dict[str, Any]:
     report: dict[str, Any] = {}
     clean: tuple[Bools, Bools] | None = None
     for flaws in COMBINATIONS:
-        ids, gold = _neighbours(case, flaws), case.with_special if SPECIAL in flaws else case.gold[ALL]
+        ids, gold = _neighbours(case, flaws), case.with_special[ALL] if SPECIAL in flaws else case.gold[ALL]
         caption = first if MISALIGNED in flaws else np.arange(len(first))
         asked = caption[case.places.owner]
         hit, counted = gold.meet(asked, ids), gold.size[asked] > 0
@@ -63,7 +63,7 @@ def flaw_report(case: Case) -> dict[str, Any]:
 def _neighbours(case: Case, flaws: tuple[str, ...]) -> Ints:
     """Ids [N, 5]."""
     if QUANTISED in flaws:
-        rows = case.quantised_any if SPECIAL in flaws else case.quantised
+        rows = case.quantised_any[ALL][:, :NEIGHBOURS] if SPECIAL in flaws else case.quantised
     else:
         rows = (case.near_any if SPECIAL in flaws else case.near[ALL]).rows[:, :NEIGHBOURS]
     return case.subwords.ids[rows]

@@ -8,6 +8,9 @@ reference     as the published code counts: one of the 5 nearest rows, special o
               (the row nearest to z_k) is in the padded token sequence, start, end and padding included
 content_top1  the nearest content subword is a content subword of the caption: stop words count on neither side
 
+"sweep" counts as clean does with any number K of neighbours, "reference_sweep" as reference does, each with stop words
+("all") and with none on either side ("content").
+
 Beside each stands what knows nothing of the speech. "frequency_prior": the most frequent subwords of the training
 captions in the place of every keyword's neighbours. "shuffled_speech": the keywords of an utterance against the caption
 of one of another image, by a seeded permutation; it is left out where half of the utterances or more are of one image.
@@ -33,6 +36,7 @@ from speechclip.eval.words import distinct_report, repetition, word_report
 NEIGHBOURS = 5
 SWEEP = (1, 3, 5, 10, 20)
 
+Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
@@ -49,61 +53,36 @@ class Settings:
     seed: int = 0
 
 
-def keyword_report(
-    z: ArrayLike,
-    mask: ArrayLike,
-    subwords: Subwords,
-    gold: Sequence[Collection[int]],
-    gold_reference: Sequence[Collection[int]],
-    train_counts: Mapping[int, int],
-    words: Sequence[Sequence[Word]] | None = None,
-    images: ArrayLike | None = None,
-    settings: Settings = Settings(),
-) -> dict[str, Any]:
-    """:func:`score` of what :func:`find` finds."""
-    return score(find(z, mask, subwords, gold, gold_reference, train_counts, images, settings), words, settings)
-
-
 def score(case: Case, words: Sequence[Sequence[Word]] | None = None, settings: Settings = Settings()) -> dict[str, Any]:
-    """The scores of the module, and the sections "sweep", "gold_cosine", "distinct", "words" and "flaws".
+    """The scores of the module, and the sections "gold_cosine", "distinct", "words" and "flaws".
 
     Args:
         case: what :func:`find` returns. words: of every caption; without them there is no section "words".
     Returns:
-        "clean", "reference", "content_top1", each again in "frequency_prior", "shuffled_speech" and "ci95";
-        "repetition" (see `words.repetition`) of the subwords that keywords are quantised to; "n_utterances" counted for
-        each score; "sweep" {"all", "content"} of hit rates for each K, where "content" ignores stop words on both
-        sides; "gold_cosine" {"all", "content"}, the mean cosine of z_k to the nearest subword of the caption;
-        "distinct", "words" and "flaws" as `words` and `flaws` tell. A K that the table or the training captions have
-        too few subwords for is left out of the sweep.
+        "clean", "reference", "content_top1", each again in "frequency_prior", "shuffled_speech" and "ci95"; for each of
+        them "n_utterances" counted and "n_keywords", how many keywords each of its numbers is over;
+        "repetition" (see `words.repetition`) of the subwords that keywords are quantised to; "sweep" and
+        "reference_sweep", {"all", "content"} of hit rates for each K; "gold_cosine" {"all", "content"}, the mean cosine
+        of z_k to the nearest subword of the caption; "distinct", "words" and "flaws" as `words` and `flaws` tell. A K
+        that the table or the training captions have too few subwords for is left out of the sweeps.
     """
     report: dict[str, Any] = _named_scores(case)
     report["repetition"] = repetition(case.near[ALL].rows[:, 0], case.places)
-    sets = {"clean": case.gold[ALL], "reference": case.with_special, "content_top1": case.gold[CONTENT]}
+    sets = {name: gold for name, (_, gold, _) in named(case).items()}
     some = case.places.counts > 0
     report["n_utterances"] = {name: int(((gold.size > 0) & some).sum()) for name, gold in sets.items()}
-    report["sweep"] = {kind: _sweep(case, kind, settings.sweep) for kind in (ALL, CONTENT)}
+    report["n_keywords"] = {name: _counted(case.places, gold) for name, gold in sets.items()}
+    ids, kinds = case.subwords.ids, (ALL, CONTENT)
+    report["sweep"] = {kind: _sweep(case, kind, ids[case.near[kind].rows], case.gold, settings.sweep) for kind in kinds}
+    report["reference_sweep"] = {
+        kind: _sweep(case, kind, ids[case.quantised_any[kind]], case.with_special, settings.sweep) for kind in kinds
+    }
     report["gold_cosine"] = {kind: _gold_cosine(case, kind) for kind in (ALL, CONTENT)}
     report["distinct"] = {kind: distinct_report(case, kind, settings.seed) for kind in (ALL, CONTENT)}
     if words is not None:
         report["words"] = {kind: word_report(case, kind, words) for kind in (ALL, CONTENT)}
     report["flaws"] = flaw_report(case)
     return report
-
-
-def hit_rates(neighbour_ids: ArrayLike, mask: ArrayLike, gold: Sequence[Collection[int]]) -> dict[str, float]:
-    """``{"kw1": ..., "kw2": ..., "avg": ...}`` in percent, "avg" of all keywords together.
-
-    neighbour_ids [U, K, k] token ids; mask [U, K], true where the utterance has that keyword; gold, a set of token ids
-    per utterance. A keyword is hit when one of its neighbours is in the gold set. Utterances with an empty gold set are
-    not counted, and a keyword that no counted utterance has is left out. Raises ValueError when nothing is left.
-    """
-    found, present = np.asarray(neighbour_ids, dtype=np.int64), np.asarray(mask, dtype=bool)
-    if found.ndim != 3 or found.shape[:2] != present.shape or len(gold) != len(present):
-        raise ValueError(f"neighbours {found.shape}, mask {present.shape} and {len(gold)} gold sets do not fit")
-    places, sets = Places.of(present), IdSets.of(gold)
-    hit = sets.meet(places.owner, found[present])
-    return Rates(places).row(hit, sets.size[places.owner] > 0)
 
 
 def find(
@@ -138,17 +117,21 @@ def find(
     for least, exclude in ((NEIGHBOURS, subwords.special_ids), (1, no_content)):
         most_frequent(train_counts, subwords, least, exclude)  # too few for the named scores is an error
     every = np.zeros(len(subwords.ids), dtype=bool)
+    stop, sweep = subwords.rows(subwords.stop_ids), (*settings.sweep, 1)
     wanted = [
         (NEIGHBOURS, every),
-        (_depth((*settings.sweep, settings.neighbours, NEIGHBOURS), subwords.special, NEIGHBOURS), subwords.special),
-        (_depth((*settings.sweep, 1), subwords.no_content, 1), subwords.no_content),
+        (_depth((*sweep, settings.neighbours, NEIGHBOURS), subwords.special), subwords.special),
+        (_depth(sweep, subwords.no_content), subwords.no_content),
     ]
     own = {how + kind: (rows[kind], which) for kind in sets for how, which in asked.items()}
     found = search(finite(vectors[present], "z"), subwords.embeddings, wanted, own)
     used, place = np.unique(found.near[1].rows[:, 0], return_inverse=True)  # keywords are quantised to the nearest
-    both = [(NEIGHBOURS, every), (NEIGHBOURS, subwords.special)]
+    wanted = [
+        (NEIGHBOURS, subwords.special), (_depth((*sweep, NEIGHBOURS), every), every), (_depth(sweep, stop), stop)
+    ]  # fmt: skip
     table = subwords.embeddings
-    around = [near.rows[place.reshape(-1)] for near in search(table[used], table, both).near]
+    quantised, *around = (near.rows[place.reshape(-1)] for near in search(table[used], table, wanted).near)
+    padded = IdSets.of(gold_reference)
     bootstrap = Bootstrap(of_image, settings.bootstrap, settings.seed) if settings.bootstrap else None
     frequent = {
         ALL: by_frequency(train_counts, subwords, subwords.special_ids),
@@ -156,9 +139,9 @@ def find(
     }
     return Case(
         places=places, rates=Rates(places, bootstrap), subwords=subwords, counts=train_counts, gold=sets,
-        gold_rows=rows, with_special=IdSets.of(gold_reference), partner=partner, frequent=frequent,
-        near={ALL: found.near[1], CONTENT: found.near[2]}, near_any=found.near[0], best=found.best,
-        quantised_any=around[0], quantised=around[1],
+        gold_rows=rows, with_special={ALL: padded, CONTENT: padded.without(subwords.stop_ids)}, partner=partner,
+        frequent=frequent, near={ALL: found.near[1], CONTENT: found.near[2]}, near_any=found.near[0], best=found.best,
+        quantised_any=dict(zip((ALL, CONTENT), around, strict=True)), quantised=quantised,
     )  # fmt: skip
 
 
@@ -172,22 +155,33 @@ def _fitting(z: ArrayLike, mask: ArrayLike, gold: int, reference: int) -> tuple[
     return vectors, present
 
 
-def _depth(wanted: Iterable[int], excluded: Bools, least: int) -> int:
-    """The largest wanted K that the table has subwords for."""
-    return max([k for k in wanted if k <= int((~excluded).sum())], default=least)
+def _depth(wanted: Sequence[int], excluded: Bools) -> int:
+    """The largest wanted K that the table has subwords for; where there is none, the last one."""
+    return max([k for k in wanted if k <= int((~excluded).sum())], default=wanted[-1])
+
+
+def _counted(places: Places, gold: IdSets) -> dict[str, int]:
+    """How many keywords a row of scores is over, by its names: those of utterances whose set is not empty."""
+    numbers = np.bincount(places.number[gold.size[places.owner] > 0], minlength=places.shape[1])
+    return {f"kw{at + 1}": int(n) for at, n in enumerate(numbers) if n} | {"avg": int(numbers.sum())}
+
+
+def named(case: Case) -> dict[str, tuple[Ints, IdSets, list[int]]]:
+    """By the name of a score: ids of the neighbours that count, [N, k], the gold sets, and the prior's k ids."""
+    ids, frequent = case.subwords.ids, case.frequent
+    around = case.quantised_any[ALL][:, :NEIGHBOURS]
+    return {
+        "clean": (ids[case.near[ALL].rows[:, :NEIGHBOURS]], case.gold[ALL], frequent[ALL][:NEIGHBOURS]),
+        "reference": (ids[around], case.with_special[ALL], frequent[ALL][:NEIGHBOURS]),
+        "content_top1": (ids[case.near[CONTENT].rows[:, :1]], case.gold[CONTENT], frequent[CONTENT][:1]),
+    }
 
 
 def _named_scores(case: Case) -> dict[str, Any]:
     """The scores of the module, and each again in "frequency_prior", "shuffled_speech" and "ci95"."""
-    table = case.subwords
-    cases = {
-        "clean": (table.ids[case.near[ALL].rows[:, :NEIGHBOURS]], case.gold[ALL], case.frequent[ALL][:NEIGHBOURS]),
-        "reference": (table.ids[case.quantised_any], case.with_special, case.frequent[ALL][:NEIGHBOURS]),
-        "content_top1": (table.ids[case.near[CONTENT].rows[:, :1]], case.gold[CONTENT], case.frequent[CONTENT][:1]),
-    }
     report: dict[str, Any] = {}
     beside: dict[str, dict[str, Any]] = {"frequency_prior": {}, "shuffled_speech": {}, "ci95": {}}
-    for name, (ids, gold, prior) in cases.items():
+    for name, (ids, gold, prior) in named(case).items():
         row = case.hit_row(ids, gold, prior)
         for key, scores in beside.items():
             if key in row:
@@ -196,10 +190,9 @@ def _named_scores(case: Case) -> dict[str, Any]:
     return report | {key: scores for key, scores in beside.items() if scores}
 
 
-def _sweep(case: Case, kind: str, sweep: Iterable[int]) -> dict[str, Any]:
-    """The row of each K, its key as a decimal string."""
-    near, prior = case.subwords.ids[case.near[kind].rows], case.frequent[kind]
-    gold, owner = case.gold[kind], case.places.owner
+def _sweep(case: Case, kind: str, near: Ints, sets: Mapping[str, IdSets], sweep: Iterable[int]) -> dict[str, Any]:
+    """The row of each K, its key as a decimal string. near: [N, k] ids of neighbours, best first."""
+    gold, prior, owner = sets[kind], case.frequent[kind], case.places.owner
     other = None if case.partner is None else case.partner[owner]
     hits, shuffled = (
         None if asked is None else np.logical_or.accumulate(gold.contain(asked[:, None], near), axis=1)

@@ -61,30 +61,18 @@ class Search(NamedTuple):
     best: dict[str, tuple[Ints, Floats]]
 
 
-def nearest(z: ArrayLike, table: ArrayLike, k: int, exclude: Bools | None = None) -> tuple[Ints, Floats]:
-    """The k rows of table [V, D] with the highest cosine to each vector of z [..., D], best first, and the cosines.
-
-    Returns two arrays [..., k]. Rows where exclude [V] is true are never returned; of equal rows the first wins. A
-    matrix product per block of vectors. Raises ValueError for values that are not finite and for fewer than k rows.
-    """
-    vectors, rows = finite(z, "z"), finite(table, "table")
-    nothing = np.zeros(len(rows), dtype=bool)
-    flat = vectors.reshape(-1, vectors.shape[-1])
-    found = search(flat, rows, [(k, nothing if exclude is None else exclude)]).near[0]
-    shape = (*vectors.shape[:-1], k)
-    return found.rows.reshape(shape), found.cosines.reshape(shape)
-
-
 def search(
     z: ArrayLike,
     table: ArrayLike,
     wanted: Sequence[tuple[int, Bools]],
     sets: Mapping[str, tuple[Ints, Ints]] | None = None,
 ) -> Search:
-    """`nearest` of vectors z [N, D] under several exclusions, and the nearest row of each vector's own set.
+    """The rows of table [V, D] with the highest cosine to each vector of z [N, D], and the nearest of its own set.
 
-    wanted: (k, exclude [V]) of each exclusion; one excludes all that those before it do. sets: by name, rows padded
-    with -1 [S, G], and which of the S sets each vector has, [N]. Raises ValueError as `nearest` does.
+    wanted: (k, exclude [V]) of each exclusion: the k nearest rows, best first, without those where exclude is true; of
+    equal rows the first wins. sets: by name, rows padded with -1 [S, G], and which of the S sets each vector has, [N].
+    A matrix product for each block of vectors. Raises ValueError for values that are not finite and for fewer than k
+    rows.
     """
     vectors, rows = finite(z, "z"), finite(table, "table")
     for k, exclude in wanted:
@@ -102,8 +90,10 @@ def search(
         for name, (members, which) in own.items():
             best[name][0][part], best[name][1][part] = best_of(scores, members[which[part]])
         for found, (k, exclude) in zip(near, wanted, strict=True):
+            kept = scores[:, exclude]  # a copy
             scores[:, exclude] = -np.inf
-            found.rows[part], found.cosines[part] = _largest(scores, k)
+            found.rows[part], found.cosines[part] = largest(scores, k)
+            scores[:, exclude] = kept
     return Search(near, best)
 
 
@@ -121,8 +111,11 @@ def best_of(scores: Floats, members: Ints) -> tuple[Ints, Floats]:
     return np.take_along_axis(members, at, axis=1)[:, 0], np.where(np.isneginf(value), np.nan, value)
 
 
-def _largest(scores: Floats, k: int) -> tuple[Ints, Floats]:
-    """Columns and values of the k largest of each line [b, V], best first, of equal ones the first column first."""
+def largest(scores: Floats, k: int) -> tuple[Ints, Floats]:
+    """Columns and values, [b, k], of the k largest of each line [b, V], best first; of equal ones the first column.
+
+    k: from 1 to V.
+    """
     if k == 1:
         best = scores.argmax(axis=1)[:, None]
         return best, np.take_along_axis(scores, best, axis=1)

@@ -1,7 +1,18 @@
 """Keywords of an utterance as a set: how many differ, and which words of the caption they name.
 
-A keyword names its nearest subword. "all": special tokens are excluded alone; "content": stop words are, too, of
-keywords and of captions.
+A keyword's subword is the one nearest to it. "all": special tokens are excluded alone; "content": stop words are, too,
+of keywords and of captions.
+
+What is counted of words is words, the same on both sides. A keyword names every word of the caption that its subword is
+part of; a subword that is part of none is taken for a word that is not there. Of an utterance each counts once, so that
+"snow" and "man" find one word of a caption with "snowman", and a keyword that comes again changes nothing:
+
+precision  of the words named, how many are in the caption
+recall     of the different words of the caption, how many are named
+f1         the harmonic mean of the two
+
+"whole_precision", "whole_recall" and "whole_f1" are the same where a word is found only when all of its subwords are
+named; one that is named in part is then a wrong one. Counts are summed over utterances before they are divided.
 """
 
 from __future__ import annotations
@@ -21,7 +32,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 
 REPETITION = ("keywords", "distinct", "duplicates")
-MEASURES = ("precision", "recall", "f1", "whole_words")
+MEASURES = ("precision", "recall", "f1", "whole_precision", "whole_recall", "whole_f1")
 
 
 def repetition(rows: Ints, places: Places) -> dict[str, float]:
@@ -53,35 +64,49 @@ def distinct_report(case: Case, kind: str, seed: int) -> dict[str, Any]:
 
 
 def word_report(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> dict[str, Any]:
-    """How well the subwords that an utterance's keywords name cover the words of its caption, in percent.
+    """`MEASURES` of the words that an utterance's keywords name, against those of its caption, in percent.
 
-    Words of a caption and named subwords count once. precision: named subwords that belong to a word; recall: words of
-    which some subword is named; f1: of these two; whole_words: words of which every subword is. Counts are summed over
-    utterances before they are divided. "frequency_prior": an utterance with n keywords names the n most frequent
-    subwords; "shuffled_speech": against the caption of another image; "n_words" and "n_named" are what is divided by.
+    "frequency_prior": an utterance with n keywords has the n most frequent subwords in their place;
+    "shuffled_speech": against the caption of another image; "ci95"; "n_words" and "n_named": words of the captions, and
+    words named.
     """
+    words, places = _caption_words(case, kind, captions), case.places
+    nearest = case.subwords.ids[case.near[kind].rows[:, 0]]
+    everyone = np.arange(places.shape[0])
+    columns = _word_columns(words, places.owner, nearest, everyone)
+    wrong, right, _, total = columns.sum(axis=0).astype(int).tolist()
+    report: dict[str, Any] = {**_named(columns), "n_words": total, "n_named": wrong + right}
+    if case.rates.bootstrap is not None:
+        report["ci95"] = _intervals(MEASURES, word_measures(case.rates.bootstrap.sums(columns)))
+    frequent = np.array(case.frequent[kind], dtype=np.int64)
+    known = places.number < len(frequent)
+    prior = _word_columns(words, places.owner[known], frequent[places.number[known]], everyone)
+    report["frequency_prior"] = _named(prior)
+    if case.partner is not None:
+        report["shuffled_speech"] = _named(_word_columns(words, places.owner, nearest, case.partner))
+    return report
+
+
+def word_counts(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> Floats:
+    """What every utterance adds to the counts behind `word_report`, [U, 4]; :func:`word_measures` takes their sums."""
+    nearest = case.subwords.ids[case.near[kind].rows[:, 0]]
+    words, everyone = _caption_words(case, kind, captions), np.arange(case.places.shape[0])
+    return _word_columns(words, case.places.owner, nearest, everyone)
+
+
+def _caption_words(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> CaptionWords:
+    """The words to find. Raises ValueError where there is none."""
     special, stop = case.subwords.special_ids, case.subwords.stop_ids
     content = kind == CONTENT
     words = CaptionWords.of(captions, special | stop if content else special, stop_words=not content)
     if not len(words.owner):
         raise ValueError("no caption has a word to find")
-    places = case.places
-    named = case.subwords.ids[case.near[kind].rows[:, 0]]
-    everyone = np.arange(places.shape[0])
-    columns = _word_columns(words, places.owner, named, everyone)
-    sums = columns.sum(axis=0)
-    report: dict[str, Any] = dict(zip(MEASURES, _measures(sums).tolist(), strict=True))
-    report |= {"n_words": int(sums[2]), "n_named": int(sums[0])}
-    if case.rates.bootstrap is not None:
-        report["ci95"] = _intervals(MEASURES, _measures(case.rates.bootstrap.sums(columns)))
-    frequent = np.array(case.frequent[kind], dtype=np.int64)
-    known = places.number < len(frequent)
-    prior = _word_columns(words, places.owner[known], frequent[places.number[known]], everyone)
-    report["frequency_prior"] = dict(zip(MEASURES, _measures(prior.sum(axis=0)).tolist(), strict=True))
-    if case.partner is not None:
-        other = _word_columns(words, places.owner, named, case.partner)
-        report["shuffled_speech"] = dict(zip(MEASURES, _measures(other.sum(axis=0)).tolist(), strict=True))
-    return report
+    return words
+
+
+def _named(columns: Floats) -> dict[str, float]:
+    """`MEASURES` of all utterances, [U, 4], together."""
+    return dict(zip(MEASURES, word_measures(columns.sum(axis=0)).tolist(), strict=True))
 
 
 def _repetition_columns(rows: Ints, places: Places) -> Floats:
@@ -107,38 +132,37 @@ def _exchanged(rows: Ints, places: Places, seed: int) -> Ints:
     return exchanged
 
 
-def _word_columns(words: CaptionWords, owner: Ints, named: Ints, caption_of: Ints) -> Floats:
-    """[U, 5]: named subwords, those of them that are of a word, words, words found in part, words found whole.
+def _word_columns(words: CaptionWords, owner: Ints, nearest: Ints, caption_of: Ints) -> Floats:
+    """[U, 4]: subwords that are of no word, words named, words named whole, words.
 
-    owner, named: [n] utterances and the subwords they name. caption_of: [U], whose words each utterance is asked for.
+    owner, nearest: [n] utterances, and the subwords of their keywords. caption_of: [U], whose words each utterance is
+    asked for.
     """
     utterances = len(caption_of)
-    base = 1 + max(int(named.max(initial=0)), int(words.ids.max(initial=0)))
+    base = 1 + max(int(nearest.max(initial=0)), int(words.ids.max(initial=0)))
     # who is asked about a word: the utterance whose caption it is taken for (a permutation, so there is just one)
     asked = np.empty(utterances, dtype=np.int64)
     asked[caption_of] = np.arange(utterances)
     word_owner = asked[words.owner]
-    claims = np.unique(owner * base + named)
+    heard = np.unique(owner * base + nearest)
     entries = word_owner[words.word] * base + words.ids
-    is_named = np.isin(entries, claims)
-    right = claims[np.isin(claims, entries)]
-    hits = np.bincount(words.word, weights=is_named, minlength=len(words.owner))
+    wrong = heard[~np.isin(heard, entries)]
+    hits = np.bincount(words.word, weights=np.isin(entries, heard), minlength=len(words.owner))
     size = np.bincount(words.word, minlength=len(words.owner))
-    columns = [
-        np.bincount(claims // base, minlength=utterances), np.bincount(right // base, minlength=utterances),
-        np.bincount(word_owner, minlength=utterances), np.bincount(word_owner, weights=hits > 0, minlength=utterances),
-        np.bincount(word_owner, weights=hits == size, minlength=utterances),
-    ]  # fmt: skip
+    columns = [np.bincount(wrong // base, minlength=utterances)]
+    columns += [np.bincount(word_owner[found], minlength=utterances) for found in (hits > 0, hits == size, size > 0)]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _measures(sums: Floats) -> Floats:
-    """Sums [..., 5] of `_word_columns` to `MEASURES` [..., 4] in percent."""
-    named, right, words, part, whole = np.moveaxis(sums, -1, 0)
-    precision, recall = right / np.maximum(named, 1), part / np.maximum(words, 1)
-    both = precision + recall
-    f1 = np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)
-    return 100 * np.stack([precision, recall, f1, whole / np.maximum(words, 1)], axis=-1)
+def word_measures(sums: Floats) -> Floats:
+    """Sums [..., 4] of :func:`word_counts` to `MEASURES` [..., 6] in percent; of nothing 0."""
+    wrong, part, whole, words = np.moveaxis(sums, -1, 0)
+    found = []
+    for right in (part, whole):
+        precision, recall = right / np.maximum(wrong + part, 1), right / np.maximum(words, 1)
+        both = precision + recall
+        found += [precision, recall, np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)]
+    return 100 * np.stack(found, axis=-1)
 
 
 def _intervals(names: Sequence[str], resampled: Floats) -> dict[str, list[float]]:

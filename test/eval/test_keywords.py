@@ -8,42 +8,16 @@ import numpy as np
 import pytest
 from circle import PAD, circle_table, on_circle, padded
 
-from speechclip.eval.keywords import Settings, hit_rates, keyword_report
-
-
-def test_hit_rates_by_hand():
-    neighbours = [[[1, 2], [3, 4]], [[1, 2], [9, 9]], [[5, 6], [7, 1]]]
-    mask = [[True, True], [True, False], [True, True]]
-    # kw1: hit, miss, hit of three; kw2: miss, absent, hit
-    assert hit_rates(neighbours, mask, [{2}, {9}, {1, 6}]) == pytest.approx(
-        {"kw1": 200 / 3, "kw2": 50.0, "avg": 60.0}  # three of all five
-    )
-    # an utterance without gold is not counted
-    assert hit_rates(neighbours, mask, [{2}, set(), {1}]) == pytest.approx({"kw1": 50.0, "kw2": 50.0, "avg": 50.0})
-
-
-def test_hit_rates_leave_out_a_keyword_nobody_has():
-    assert hit_rates([[[1], [2]]], [[True, False]], [{1}]) == {"kw1": 100.0, "avg": 100.0}
-    with pytest.raises(ValueError, match="no utterance"):
-        hit_rates([[[1]]], [[True]], [set()])
-    with pytest.raises(ValueError, match="do not fit"):
-        hit_rates([[[1]]], [[True, True]], [{1}])
-
-
-def test_hit_rates_against_loops():
-    generator = np.random.default_rng(2)
-    found, mask = generator.integers(0, 40, (60, 5, 3)), generator.random((60, 5)) < 0.8
-    gold = [frozenset(generator.integers(0, 40, generator.integers(0, 6)).tolist()) for _ in range(60)]
-    rates = hit_rates(found, mask, gold)
-    every = []
-    for k in range(5):
-        hits = [bool(gold[u] & set(found[u, k].tolist())) for u in range(60) if mask[u, k] and gold[u]]
-        assert rates[f"kw{k + 1}"] == pytest.approx(100 * sum(hits) / len(hits))
-        every += hits
-    assert rates["avg"] == pytest.approx(100 * sum(every) / len(every))
-
+from speechclip.eval.keywords import Settings, find, score
+from speechclip.eval.neighbours import Subwords
 
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4, PAD: 100}
+
+
+def keyword_report(z, mask, table, gold, gold_reference, counts, words=None, images=None, settings=None):
+    """The scores of what is found."""
+    settings = settings or Settings()
+    return score(find(z, mask, table, gold, gold_reference, counts, images, settings), words, settings)
 
 
 @pytest.fixture
@@ -85,6 +59,7 @@ def test_content_top1_ignores_stop_words_on_both_sides(circle):
     report = keyword_report(z, [[True], [True]], circle, [{11, 12}, {13, 11}], [padded(), padded()], COUNTS)
     assert report["content_top1"] == {"kw1": 100.0, "avg": 100.0}
     assert report["n_utterances"] == {"clean": 2, "reference": 2, "content_top1": 1}
+    assert report["n_keywords"]["content_top1"] == {"kw1": 1, "avg": 1}
 
 
 def test_prior_needs_no_speech(circle):
@@ -106,6 +81,7 @@ def test_a_variable_number_of_keywords(circle):
     assert report["frequency_prior"]["clean"] == pytest.approx({"kw1": 50.0, "kw2": 100.0, "avg": 200 / 3})
     assert list(report)[:4] == ["clean", "reference", "content_top1", "frequency_prior"]
     assert report["n_utterances"] == {"clean": 2, "reference": 2, "content_top1": 2}
+    assert report["n_keywords"] == dict.fromkeys(report["n_utterances"], {"kw1": 2, "kw2": 1, "avg": 3})
     assert report["repetition"] == {"keywords": 1.5, "distinct": 1.5, "duplicates": 0.0}
     assert json.loads(json.dumps(report)) == report
 
@@ -143,11 +119,54 @@ def test_sweep_by_hand(circle):
     assert "ci95" not in report["sweep"]["all"]["1"]
 
 
+def test_reference_sweep_by_hand(circle):
+    # quantised to 10, around it 10, SOT, EOT, PAD, 11, 12; the padded captions hold 16 and the special tokens
+    report = report_of(circle, [-60.0, -60.0], [{16}, {16}], sweep=(1, 2, 12), bootstrap=0)
+    rates = {k: row["avg"] for k, row in report["reference_sweep"]["all"].items()}
+    assert rates == {"1": 0.0, "2": 100.0}  # training holds no 12 for the prior
+    # special tokens take places with and without stop words: the fifth is 11 or, without them, 12
+    z, counts = on_circle(-60.0, -60.0, -60.0)[:, None, :], {**COUNTS, 14: 1, 15: 1, 16: 1}
+    sets, settings = [{11}, {12}, {10, 13}], Settings((1, 3, 4, 5), bootstrap=0)
+    report = keyword_report(z, np.ones((3, 1)), circle, [{12}] * 3, sets, counts, settings=settings)
+    sweep = report["reference_sweep"]
+    rates = {kind: [row["avg"] for row in rows.values()] for kind, rows in sweep.items()}
+    assert rates["all"] == pytest.approx([100 / 3, 100 / 3, 100 / 3, 200 / 3])
+    assert rates["content"] == [50.0, 50.0, 50.0, 100.0]  # the first caption holds a stop word alone: not counted
+    # the prior: 11, 13, 12, ...; without stop words 12, 18, 17, 10
+    prior = {kind: [row["frequency_prior"]["avg"] for row in rows.values()] for kind, rows in sweep.items()}
+    assert prior["all"] == pytest.approx([100 / 3, 100, 100, 100])
+    assert prior["content"] == [50.0, 50.0, 100.0, 100.0]
+    assert all("shuffled_speech" in row for rows in sweep.values() for row in rows.values())
+
+
+def test_reference_against_loops():
+    generator = np.random.default_rng(5)
+    ids, special, stop = np.arange(20, 50), frozenset({20, 21, 22}), frozenset({30, 31, 32, 33})
+    table = Subwords(generator.standard_normal((30, 3)), ids, special, stop)
+    z = generator.standard_normal((60, 1, 3))
+    padded_ids = [set(generator.choice(ids, 2).tolist()) for _ in range(60)]
+    counts, settings = dict.fromkeys(ids.tolist(), 1), Settings((1, 2, 5, 7), bootstrap=0)
+    report = keyword_report(z, np.ones((60, 1)), table, [{40}] * 60, padded_ids, counts, settings=settings)
+    unit = table.embeddings / np.linalg.norm(table.embeddings, axis=1, keepdims=True)
+
+    def nearest_to(vector, left_out):
+        return [int(ids[row]) for row in np.argsort(-(unit @ vector)) if ids[row] not in left_out]
+
+    for kind, left_out in (("all", frozenset()), ("content", stop)):
+        for k in (1, 2, 5, 7):
+            hits = []
+            for vector, gold in zip(z[:, 0], padded_ids, strict=True):
+                around = nearest_to(unit[nearest_to(vector, special)[0] - 20], left_out)[:k]
+                hits += [bool(gold & set(around))] if gold - left_out else []
+            assert report["reference_sweep"][kind][str(k)]["avg"] == pytest.approx(100 * np.mean(hits))
+
+
 def test_the_named_scores_are_cells_of_the_sweep(circle):
     generator = np.random.default_rng(8)
     golds = [set(generator.integers(10, 19, 3).tolist()) | {12} for _ in range(40)]
     report = report_of(circle, generator.uniform(0, 80, 40), golds, bootstrap=30)
     cells = {"clean": report["sweep"]["all"]["5"], "content_top1": report["sweep"]["content"]["1"]}
+    cells["reference"] = report["reference_sweep"]["all"]["5"]
     for name, cell in cells.items():
         for beside in ("frequency_prior", "shuffled_speech", "ci95"):
             assert cell[beside] == report[beside][name]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from circle import EOT, PAD, SOT, circle_table, on_circle
 
-from speechclip.eval.neighbours import nearest, search
+from speechclip.eval.neighbours import largest, search
+
+
+def nearest(z, table, k, exclude=None):
+    """Rows and cosines of a search under one exclusion."""
+    nothing = np.zeros(len(table), dtype=bool)
+    return search(z, table, [(k, nothing if exclude is None else exclude)]).near[0]
 
 
 def test_nearest_by_hand():
@@ -24,16 +30,16 @@ def test_nearest_prefers_the_first_of_equal_rows():
 
 def test_nearest_against_sorting(monkeypatch):
     generator = np.random.default_rng(0)
-    z, table = generator.standard_normal((9, 4, 6)), generator.standard_normal((50, 6))
+    z, table = generator.standard_normal((36, 6)), generator.standard_normal((50, 6))
     exclude = generator.random(50) < 0.3
     monkeypatch.setattr("speechclip.eval.neighbours.BLOCK_SCORES", 100)  # several blocks
     index, cosine = nearest(z, table, 5, exclude)
-    assert index.shape == cosine.shape == (9, 4, 5)
-    for u, k in np.ndindex(9, 4):
-        every = table @ z[u, k] / np.linalg.norm(table, axis=1) / np.linalg.norm(z[u, k])
+    assert index.shape == cosine.shape == (36, 5)
+    for at, vector in enumerate(z):
+        every = table @ vector / np.linalg.norm(table, axis=1) / np.linalg.norm(vector)
         order = [row for row in np.argsort(-every) if not exclude[row]][:5]
-        assert index[u, k].tolist() == order
-        assert cosine[u, k] == pytest.approx(every[order])
+        assert index[at].tolist() == order
+        assert cosine[at] == pytest.approx(every[order])
 
 
 def test_nearest_refuses_what_it_cannot_answer():
@@ -49,17 +55,26 @@ def test_ties_go_to_the_first_row_at_any_depth():
     assert nearest(on_circle(40), table, 1)[0].tolist() == [[8]]
 
 
-def test_one_search_answers_with_ever_more_excluded():
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 8])
+def test_the_largest_are_those_of_a_stable_sort(k):
+    scores = np.random.default_rng(k).integers(0, 4, (50, 8)).astype(float)  # many are equal
+    columns, values = largest(scores, k)
+    assert columns.tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :k].tolist()
+    assert np.array_equal(values, np.take_along_axis(scores, columns, axis=1))
+
+
+def test_one_search_answers_under_several_exclusions():
     table = circle_table()
     found = search(
         on_circle(1.2, 29.0), table.embeddings,
-        [(3, np.zeros(12, dtype=bool)), (2, table.special), (2, table.no_content)],
+        [(3, np.zeros(12, dtype=bool)), (2, table.special), (2, table.no_content), (4, table.rows(table.stop_ids))],
         # the first set holds 14 and 18, the second nothing
         {"own": (np.array([[table.ids.tolist().index(14), table.ids.tolist().index(18)], [-1, -1]]), np.array([0, 0])),
          "none": (np.array([[-1, -1]]), np.array([0, 0]))},
     )  # fmt: skip
     ids = [table.ids[near.rows].tolist() for near in found.near]
-    assert ids == [[[SOT, EOT, 10], [13, 12, 14]], [[10, 11], [13, 12]], [[10, 12], [12, 14]]]
+    assert ids[:3] == [[[SOT, EOT, 10], [13, 12, 14]], [[10, 11], [13, 12]], [[10, 12], [12, 14]]]
+    assert ids[3] == [[SOT, EOT, 10, PAD], [12, 14, 15, PAD]]  # what was excluded before is there again
     rows, cosines = found.best["own"]
     assert table.ids[rows].tolist() == [14, 14]
     assert cosines == pytest.approx(np.cos(np.deg2rad([38.8, 11.0])))
@@ -72,7 +87,7 @@ def test_search_of_many_vectors_is_that_of_each(monkeypatch):
     generator = np.random.default_rng(5)
     z, table = generator.standard_normal((30, 4)), generator.standard_normal((40, 4))
     less, more = generator.random(40) < 0.2, generator.random(40) < 0.3
-    wanted = [(4, less), (7, less | more)]
+    wanted = [(4, less), (7, more)]
     sets = {"x": (generator.integers(-1, 40, (5, 3)), generator.integers(0, 5, 30))}
     whole = search(z, table, wanted, sets)
     monkeypatch.setattr("speechclip.eval.neighbours.BLOCK_SCORES", 90)

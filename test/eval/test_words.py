@@ -9,7 +9,7 @@ from circle import circle_table, on_circle, padded
 from speechclip.eval.gold import Word
 from speechclip.eval.keywords import Settings, find
 from speechclip.eval.rates import Places
-from speechclip.eval.words import distinct_report, repetition, word_report
+from speechclip.eval.words import MEASURES, distinct_report, repetition, word_counts, word_report
 
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4}
 
@@ -66,30 +66,51 @@ def test_words_by_hand() -> None:
     # nearest: 12 16 16 | 18 10 15
     case = case_of([[20, 60, 61], [80, 0, 50]], [{11, 12, 14, 16}, {18, 17, 10}])
     report = word_report(case, "all", CAPTIONS)
-    # five named, 15 is of no word; of "the", "snowman", "cat", "dog", "boat" all but the first are found, two whole
+    # "snowman" and "dog", "cat", "boat" are named, and one word that is not there, 15; "the" is not; two are whole
     assert (report["n_named"], report["n_words"]) == (5, 5)
-    assert report["precision"] == pytest.approx(80.0)
-    assert report["recall"] == pytest.approx(80.0)
-    assert report["f1"] == pytest.approx(80.0)
-    assert report["whole_words"] == pytest.approx(40.0)
-    content = word_report(case, "content", CAPTIONS)
-    assert (content["n_words"], content["recall"], content["whole_words"]) == (4, 100.0, 50.0)
+    assert [report[name] for name in MEASURES] == pytest.approx([80.0, 80.0, 80.0, 40.0, 40.0, 40.0])
+    content = word_report(case, "content", CAPTIONS)  # "the" is not asked for
+    assert (content["n_named"], content["n_words"]) == (5, 4)
+    assert [content[name] for name in MEASURES] == pytest.approx([80.0, 100.0, 800 / 9, 40.0, 50.0, 400 / 9])
     # shuffled: 12 and 16 are not of "dog" and "boat", 18, 10 and 15 not of the first caption
-    assert report["shuffled_speech"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "whole_words": 0.0}
-    # the prior names three an utterance: 11, 13, 12 and so "the", "snowman" (in part); without stop words 12, 18, 17
-    assert report["frequency_prior"]["precision"] == pytest.approx(100 * 2 / 6)
-    assert report["frequency_prior"]["recall"] == pytest.approx(100 * 2 / 5)
-    assert report["frequency_prior"]["whole_words"] == pytest.approx(100 * 1 / 5)
-    assert content["frequency_prior"]["precision"] == pytest.approx(100 * 3 / 6)
-    assert content["frequency_prior"]["recall"] == pytest.approx(100 * 3 / 4)
+    assert report["shuffled_speech"] == dict.fromkeys(MEASURES, 0.0)
+    # the prior has 11, 13, 12 for both: "the", "snowman" (in part) and a wrong one; in the second all are wrong
+    prior = [100 * 2 / 6, 100 * 2 / 5, 100 * 4 / 11, 100 * 1 / 6, 100 * 1 / 5, 100 * 2 / 11]
+    assert [report["frequency_prior"][name] for name in MEASURES] == pytest.approx(prior)
+    # without stop words 12, 18, 17: "snowman" and two wrong ones; "dog" whole, "boat" in part, a wrong one
+    prior = [100 * 3 / 6, 100 * 3 / 4, 60.0, 100 * 1 / 6, 100 * 1 / 4, 20.0]
+    assert [content["frequency_prior"][name] for name in MEASURES] == pytest.approx(prior)
+
+
+def test_the_subwords_of_a_word_find_one_word_on_both_sides() -> None:
+    caption = [Word("snowman", (12, 14)), Word("cat", (16,))]
+
+    def measured(*degrees: float) -> list[float]:
+        report = word_report(case_of([list(degrees)], [{12, 14, 16}]), "all", [caption])
+        return [report[name] for name in MEASURES]
+
+    # "snow", "man" and a wrong one: one of two words named, one of two words found, whole
+    assert measured(20, 40, 50) == pytest.approx([50.0] * 6)
+    # "snow" alone and a wrong one: named, not whole
+    assert measured(20, 50) == pytest.approx([50.0, 50.0, 50.0, 0.0, 0.0, 0.0])
+    # the same keywords again change nothing
+    assert measured(20, 40, 50, 40, 50) == measured(20, 40, 50)
+    # a subword of two words names both, but only "snow" whole
+    shared = [Word("snowman", (12, 14)), Word("snow", (12,))]
+    report = word_report(case_of([[20]], [{12, 14}]), "all", [shared])
+    assert [report[name] for name in MEASURES] == pytest.approx([100.0, 100.0, 100.0, 50.0, 50.0, 50.0])
+    assert (report["n_named"], report["n_words"]) == (2, 2)
 
 
 def test_word_intervals_by_hand() -> None:
     case = case_of([[20, 60], [50, 50]], [{12, 16}, {18}], bootstrap=100)
-    interval = word_report(case, "all", [[Word("cat", (16,))], [Word("dog", (18,))]])["ci95"]
-    assert interval["recall"] == [0.0, 100.0]
-    assert interval["precision"] == [0.0, 50.0]
-    assert interval["f1"] == pytest.approx([0.0, 200 / 3])
+    report = word_report(case, "all", [[Word("cat", (16,))], [Word("dog", (18,))]])
+    # the first utterance names "cat" and a wrong one, the second one wrong one: resamples of one, the other or both
+    assert report["precision"] == pytest.approx(100 / 3)
+    assert report["ci95"]["recall"] == [0.0, 100.0]
+    assert report["ci95"]["precision"] == [0.0, 50.0]
+    assert report["ci95"]["f1"] == pytest.approx([0.0, 200 / 3])
+    assert report["ci95"]["whole_f1"] == report["ci95"]["f1"]
 
 
 def test_words_against_loops() -> None:
@@ -101,27 +122,31 @@ def test_words_against_loops() -> None:
     ]
     case = case_of(degrees, [{10}] * 50)
     for kind, left_out in (("all", set()), ("content", {11, 13})):
-        named_of: list[set[int]] = [set() for _ in range(50)]
+        subwords_of: list[set[int]] = [set() for _ in range(50)]
         for owner, row in zip(case.places.owner, case.near[kind].rows[:, 0], strict=True):
-            named_of[owner].add(int(case.subwords.ids[row]))
+            subwords_of[owner].add(int(case.subwords.ids[row]))
+        report = word_report(case, kind, captions)
         for key, caption_of in (("own", np.arange(50)), ("shuffled_speech", case.partner)):
-            named = right = words = part = whole = 0
+            rows = []
             for u in range(50):
                 kept = [set(word.ids) - left_out for word in captions[caption_of[u]]]
                 kept = [ids for ids in kept if ids]
-                named += len(named_of[u])
-                right += len(named_of[u] & set().union(*kept))
-                words += len(kept)
-                part += sum(bool(ids & named_of[u]) for ids in kept)
-                whole += sum(ids <= named_of[u] for ids in kept)
-            report = word_report(case, kind, captions)
+                wrong = subwords_of[u] - set().union(*kept)
+                part, whole = (sum(how(ids, subwords_of[u]) for ids in kept) for how in (_part, set.issubset))
+                rows.append((len(wrong), part, whole, len(kept)))
+            if key == "own":
+                assert word_counts(case, kind, captions).tolist() == [list(row) for row in rows]
+            wrong, part, whole, words = np.sum(rows, axis=0)
             found = report if key == "own" else report[key]
-            assert found["precision"] == pytest.approx(100 * right / named)
-            assert found["recall"] == pytest.approx(100 * part / words)
-            assert found["whole_words"] == pytest.approx(100 * whole / words)
-            assert found["f1"] == pytest.approx(
-                2 * found["precision"] * found["recall"] / (found["precision"] + found["recall"])
-            )
+            for right, name in ((part, ""), (whole, "whole_")):
+                precision, recall = right / (wrong + part), right / words
+                assert found[f"{name}precision"] == pytest.approx(100 * precision)
+                assert found[f"{name}recall"] == pytest.approx(100 * recall)
+                assert found[f"{name}f1"] == pytest.approx(200 * precision * recall / (precision + recall))
+
+
+def _part(ids: set[int], named: set[int]) -> bool:
+    return bool(ids & named)
 
 
 def test_captions_without_words_are_refused() -> None:
