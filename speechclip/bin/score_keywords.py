@@ -88,8 +88,7 @@ def _time_scores(
     )}  # fmt: skip
     texts = {word.text for words in spoken.values() for word in words}
     ids = {text: gold.encode(text) for text in texts}
-    base = 1 + max(int(gold.subwords.ids.max()), *(i for row in ids.values() for i in row))
-    words = SpokenWords.of([spoken.get(identity, []) for identity in split.ids], ids, base)
+    words = SpokenWords.of([spoken.get(identity, []) for identity in split.ids], ids, int(gold.subwords.ids.max()))
     flat = np.concatenate(spans)
     report["overlap"] = overlap_report(case, flat, words, found.seconds, kind)
     named = case.subwords.ids[case.near["content"].rows[:, 0]]

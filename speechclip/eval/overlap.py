@@ -35,8 +35,12 @@ class SpokenWords:
     aligned: Bools
 
     @classmethod
-    def of(cls, words: Sequence[Sequence[AlignedWord]], ids: Mapping[str, Sequence[int]], base: int) -> SpokenWords:
-        """words: of every utterance, none where it has no alignment. ids: subwords by the word's text."""
+    def of(cls, words: Sequence[Sequence[AlignedWord]], ids: Mapping[str, Sequence[int]], most: int) -> SpokenWords:
+        """words: of every utterance, none where it has no alignment. ids: subwords by the word's text, maybe none.
+
+        most: the largest id that keywords name.
+        """
+        base = 1 + max([most, *(identity for row in ids.values() for identity in row)])
         entries = [
             (u * base + identity, word.start, word.end)
             for u, said in enumerate(words) for word in said for identity in dict.fromkeys(ids[word.text])

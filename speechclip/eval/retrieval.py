@@ -119,7 +119,8 @@ def retrieval_report(
     texts. Rows are L2-normalised here.
 
     Own-caption directions ("speech->text", "text->speech") accept the utterance's own caption; an equal string counts
-    as own when captions are given. "(any caption)" accepts every caption of the image besides. The text directions are
+    as own when captions are given, and strings that differ in case or white space are equal: CLIP's tokenizers ignore
+    both, so that their embeddings are. "(any caption)" accepts every caption of the image besides. The text directions are
     measured on exactly the M utterances that have a text. "image->speech" asks only with images that have an
     utterance; all of images are the gallery of "speech->image". "text->image" is the topline of a perfect recogniser.
     "random" holds the chance level of every direction, "mean_R@10" the mean over the two speech-image directions.
@@ -143,7 +144,10 @@ def retrieval_report(
         if len(rows) != len(written) or (captions is not None and len(captions) != len(written)):
             raise ValueError(f"{len(written)} texts, {len(rows)} utterances of theirs and the captions do not fit")
         said, image = spoken[rows], owner[rows]
-        own = rows if captions is None else np.unique(np.asarray(captions), return_inverse=True)[1].reshape(-1)
+        own = rows
+        if captions is not None:
+            read = [" ".join(caption.lower().split()) for caption in captions]
+            own = np.unique(np.asarray(read), return_inverse=True)[1].reshape(-1)
         either = np.stack([image, own], axis=1)
         cases["speech->text"] = (said, written, own, own, image)
         cases["text->speech"] = (written, said, own, own, image)

@@ -12,11 +12,12 @@ from speechclip.eval.keywords import Settings, find
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4}
 
 
-def report_of(degrees: list[float], golds: list[set[int]], bootstrap: int = 0) -> dict:
+def report_of(degrees: list[float], golds: list[set[int]], bootstrap: int = 0, images: list[int] | None = None) -> dict:
     z = on_circle(*degrees)[:, None, :]
     settings = Settings(bootstrap=bootstrap)
     ones = np.ones((len(z), 1))
-    return flaw_report(find(z, ones, circle_table(), golds, [padded(*gold) for gold in golds], COUNTS, None, settings))
+    reference = [padded(*gold) for gold in golds]
+    return flaw_report(find(z, ones, circle_table(), golds, reference, COUNTS, images, settings))
 
 
 def rates(report: dict) -> list[float]:
@@ -77,6 +78,20 @@ def test_differences_are_paired() -> None:
     assert difference["ci95"][0] == 0.0  # a resample without the one; never below, as unpaired ones would be
     assert 50.0 <= difference["ci95"][1] <= 75.0
     assert report["clean"]["ci95"]["avg"][0] == 0.0
+
+
+def test_shuffled_speech_of_each_flaw_by_hand() -> None:
+    # two images of a batch each: keywords near 10 to 14 meet the captions of the other, those near 14 to 18 of the one
+    golds = [{10}, *[{16}] * 7, {14}, *[{10}] * 7]
+    report = report_of([0.0] * 8 + [80.0] * 8, golds, images=[0] * 8 + [1] * 8)
+    shuffled = {name: row["shuffled_speech"]["avg"] for name, row in report.items()}
+    assert shuffled["clean"] == pytest.approx(100 * (8 + 7) / 16)
+    assert shuffled["quantised"] == shuffled["clean"]
+    assert shuffled["special_tokens"] == shuffled["clean"]  # 0 degrees hit by the special ones now, 80 as before
+    # the first caption of the other batch in the place of all eight: 14 is near the one half, 10 not near the other
+    assert shuffled["misaligned"] == 50.0
+    assert shuffled["special_tokens+quantised+misaligned"] == 50.0
+    assert report["misaligned"]["avg"] == pytest.approx(100.0)  # and its own: 10 near all of the first, 14 of the second
 
 
 def test_all_flaws_together() -> None:

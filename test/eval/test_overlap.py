@@ -17,7 +17,7 @@ WORDS = [
     [],
 ]
 SECONDS = np.array([2.0, 1.0, 1.0])
-SPOKEN = SpokenWords.of(WORDS, IDS, 100)
+SPOKEN = SpokenWords.of(WORDS, IDS, 18)
 
 
 def looked_up(spans: list[tuple[float, float]], owner: list[int], named: list[int], asked: list[int] | None = None):
@@ -95,9 +95,35 @@ def test_report_by_hand() -> None:
     assert report["of"] == "attention spans"
 
 
+def test_controls_and_intervals_by_hand() -> None:
+    # nearest content subwords: 15 16 | 18 16, of two images: the only other one is the other's
+    z = on_circle(50, 60, 80, 60).reshape(2, 2, 2)
+    case = find(
+        z, np.ones((2, 2)), circle_table(), [{16}, {18}], [padded(16), padded(18)], {12: 3, 18: 2, 16: 1, 10: 1, 17: 1},
+        None, Settings(bootstrap=200),
+    )  # fmt: skip
+    spoken = SpokenWords.of(WORDS[:2], IDS, 20)
+    report = overlap_report(case, [(0.3, 0.5), (1.0, 1.3), (0.85, 1.0), (0.5, 0.65)], spoken, SECONDS[:2], "segments")
+    # "tree" met, 15 not said; "dog" met, "tree" just missed
+    assert (report["named"], report["overlap"]) == pytest.approx((75.0, 200 / 3))
+    # of the other, at this one's length: "tree" at 0.8 to 1.0 just missed; "tree" at 0.6 to 0.8 met; no 15, no "dog"
+    assert report["shuffled_speech"] == pytest.approx({"named": 50.0, "overlap": 50.0})
+    # resamples of the first alone: named 50, overlap 100; of the second alone: 100 and 50
+    assert report["ci95"] == {"named": [50.0, 100.0], "overlap": [50.0, 100.0]}
+
+
+def test_words_that_no_subword_spells_are_not_named() -> None:
+    spoken = SpokenWords.of([[AlignedWord("1984", 0.0, 0.5)], []], {"1984": ()}, 18)
+    assert len(spoken.key) == 0 and spoken.aligned.tolist() == [True, False]
+    found = overlaps([(0.0, 0.1), (0.0, 0.1)], np.array([0, 1]), np.array([18, 18]), spoken, np.array([1.0, 1.0]))
+    assert (found.named.tolist(), found.hit.tolist(), found.counted.tolist()) == (
+        [False, False], [False, False], [True, False]
+    )  # fmt: skip
+
+
 def test_nothing_aligned_is_refused() -> None:
     case = find(
         on_circle(0)[:, None], [[True]], circle_table(), [{10}], [padded(10)], {10: 1, 12: 1, 14: 1, 15: 1, 16: 1}
     )
     with pytest.raises(ValueError, match="no keyword of an utterance with an alignment"):
-        overlap_report(case, [(0.0, 0.1)], SpokenWords.of([[]], {}, 100), np.array([1.0]), "segments")
+        overlap_report(case, [(0.0, 0.1)], SpokenWords.of([[]], {}, 18), np.array([1.0]), "segments")

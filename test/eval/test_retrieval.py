@@ -242,10 +242,11 @@ def test_report_leaves_out_what_it_cannot_measure():
     assert "mean_R@10" not in captions and "text->image" not in captions and "speech->text" in captions
 
 
-def test_an_equal_caption_counts_as_own():
+@pytest.mark.parametrize("other", ["a dog", "A dog", " a  DOG\t"])
+def test_an_equal_caption_counts_as_own(other):
     speech, owner, images, texts = small_corpus()
     texts[1] = texts[0]
-    strings = ["a dog", "a dog", "a cat"]
+    strings = ["a dog", other, "a cat"]  # the same tokens
     owner = np.array([0, 1, 1])
     alone = retrieval_report(speech, owner, images, texts)
     known = retrieval_report(speech, owner, images, texts, captions=strings)
