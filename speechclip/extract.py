@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,10 @@ from speechclip.errors import UserError
 CLIP_BATCH = 64
 
 
+class Stopped(Exception):
+    """A stage was asked to stop, and what it has computed is stored."""
+
+
 def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[list[int]]:
     """Positions of utterances in batches of similar length, longest first.
 
@@ -46,18 +50,22 @@ def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[li
 
 def extract_features(
     config: Config, data: str, out: str, *, batch_seconds: float, job: int = 1, jobs: int = 1,
-    encoder: LoadedEncoder | None = None,
+    encoder: LoadedEncoder | None = None, stop: Callable[[], bool] = lambda: False,
 ) -> tuple[int, float, float]:  # fmt: skip
     """Store the configured hidden states of every utterance of a data directory, or of one job's share of them.
 
     A store that was begun with the same encoder on the same recordings is continued; another one is replaced. Batches
-    are the same for every number of jobs and wherever a run was cut, and so is what is stored.
+    are the same for every number of jobs and wherever a run was cut, and so is what is stored; on CPUs up to rounding, which
+    goes by the number of threads.
 
     Args:
         job: from 1 to ``jobs``. With several, :func:`speechclip.data.features.write_index` follows the last.
         encoder: the configured one, where it is loaded already.
+        stop: asked before each batch; once it is true, what is pending is written, the index is not.
     Returns:
         utterances encoded now, seconds taken, hours of speech.
+    Raises:
+        Stopped: by ``stop``.
     """
     directory = DataDir.load(data)
     paths = {utterance.id: utterance.wav for utterance in directory.utterances}
@@ -85,6 +93,9 @@ def extract_features(
         todo = [batch for batch in batches if not finished.issuperset(batch)]
         last_said = started
         for count, batch in enumerate(todo, 1):
+            if stop():
+                writer.flush()
+                raise Stopped(f"{out}: stopped after {count - 1} of {len(todo)} batches, which are stored")
             waves = [torch.from_numpy(load_audio(paths[name])).to(device) for name in batch]
             states, frames = encoder(waves)
             for name, row, length in zip(batch, states, frames.tolist()):

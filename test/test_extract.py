@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from fixtures import make_data, save_hubert
 
 from speechclip.config import Config, load
+from speechclip.data.audio import num_samples
 from speechclip.data.features import INDEX, FeatureStore, FeatureWriter, write_index
 from speechclip.encoders.speech import load_speech_encoder
 from speechclip.errors import UserError
@@ -52,6 +54,17 @@ def _extract(corpus: Path, out: Path, *words: str, batch_seconds: float = SECOND
 
 def _ids(corpus: Path) -> list[str]:
     return [line.split()[0] for line in (corpus / "d" / "wav.scp").read_text().splitlines()]
+
+
+def _samples(corpus: Path) -> Any:
+    return np.array([num_samples(line.split()[1]) for line in (corpus / "d" / "wav.scp").read_text().splitlines()])
+
+
+def _words(corpus: Path, root: Path) -> list[str]:
+    """The arguments of ``dump_features`` for the same store, in ``root``."""
+    words = ["--model.speech_encoder.path", corpus / "hubert", "--data.store_dtype", "float32"]
+    words += ["--data_dirs", f"[{corpus / 'd'}]", "--dump_root", root, "--batch_seconds", SECONDS]
+    return [str(word) for word in words]
 
 
 def _as_whole(corpus: Path, out: Path) -> None:
@@ -112,6 +125,42 @@ def test_a_cut_dump_goes_on_with_the_same_batches(
     _as_whole(corpus, tmp_path)
 
 
+STOPPED = """
+import os, signal
+import speechclip.extract as extract
+from speechclip.bin.dump_features import main
+
+plain, read = extract.load_audio, []
+
+def load_audio(path):
+    read.append(path)
+    if len(read) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return plain(path)
+
+extract.load_audio = load_audio
+main()
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_dump_that_is_asked_to_stop_stores_its_batch_and_goes_on(corpus: Path, tmp_path: Path, jobs: int) -> None:
+    words = [*_words(corpus, tmp_path), "--jobs", str(jobs)]
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED, *words], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 75, ended.stderr
+    said = re.fullmatch(rf"{tmp_path / 'd'}: stopped after (\d) of (\d+) batches, which are stored\n", ended.stdout)
+    assert said is not None and 0 < int(said[1]) < int(said[2])
+    assert not (tmp_path / "d" / INDEX).exists()
+    sizes = [len(batch) for batch in batches_by_seconds(_samples(corpus), SECONDS)][::jobs][: int(said[1])]
+    rest = [_extract(corpus, tmp_path / "d", job=job, jobs=jobs) for job in range(1, jobs + 1)]
+    assert sum(rest) == 24 - sum(sizes)
+    if jobs > 1:
+        write_index(tmp_path / "d", _ids(corpus))
+    _as_whole(corpus, tmp_path / "d")
+
+
 def test_shards_of_another_encoder_and_cut_ones_are_replaced_by_whichever_job_sees_them(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,9 +212,7 @@ def test_a_disk_that_is_full_during_the_dump(corpus: Path, tmp_path: Path) -> No
         pytest.skip("no small file system can be mounted here")
     for folder in ("disk", "kept"):
         shutil.rmtree(tmp_path / folder)
-    words = ["--model.speech_encoder.path", corpus / "hubert", "--data.store_dtype", "float32"]
-    words += ["--data_dirs", f"[{corpus / 'd'}]", "--dump_root", tmp_path / "disk", "--batch_seconds", str(SECONDS)]
-    command = [sys.executable, "-m", "speechclip.bin.dump_features", *map(str, words)]
+    command = [sys.executable, "-m", "speechclip.bin.dump_features", *_words(corpus, tmp_path / "disk")]
     ended = _on_a_small_disk(tmp_path, 100, command)
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.splitlines()[0] == (

@@ -4,7 +4,7 @@
                 --jobs N --log FILE -- COMMAND [ARGUMENT...]
 
 JOB in FILE and in the command's arguments is each job's number, from 1. What a job has finished it keeps itself: a
-retry goes on where it was. SIGTERM ends all jobs. Standard library only.
+retry goes on where it was. SIGTERM ends all jobs, and this with status 75 where they have saved. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from run_logged import die_with_parent, end
+from run_logged import STOPPED, die_with_parent, end
 
 
 def of_job(word: str, number: object) -> str:
@@ -79,12 +79,13 @@ class Local:
         self.running.clear()
         return failed
 
-    def stop(self) -> None:
-        """End what runs."""
+    def stop(self) -> bool:
+        """End what runs; whether every job was done or has saved."""
         for process in self.running.values():
             process.terminate()
         for process in self.running.values():
             end(process)
+        return all(process.returncode in (0, STOPPED) for process in self.running.values())
 
 
 class Slurm:
@@ -137,10 +138,11 @@ class Slurm:
                 return {}
             return {at: "no success of its task" for at in numbers if not Path(folder, str(at)).exists()}
 
-    def stop(self) -> None:
-        """Take back what was submitted."""
+    def stop(self) -> bool:
+        """Take back what was submitted: Slurm asks the tasks to stop, and they save as anywhere."""
         if self.number:
             subprocess.run(["scancel", self.number], check=False)
+        return True
 
 
 class Stopped(Exception):
@@ -175,8 +177,7 @@ def main() -> int:
     except Stopped as signal_:
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, signal.SIG_IGN)
-        launcher.stop()
-        return 128 + int(signal_.args[0])
+        return STOPPED if launcher.stop() else 128 + int(signal_.args[0])
 
 
 def run(launcher: Local | Slurm, todo: list[int], options: argparse.Namespace) -> int:

@@ -110,6 +110,14 @@ class FeatureWriter:
         if self._pending_bytes >= self._shard_bytes:
             self._write_shard()
 
+    def flush(self) -> None:
+        """Write what is pending as a shard of its own: a run that ends here loses nothing.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        self._write_shard()
+
     def close(self) -> None:
         """Write what is pending and then, of the only writer, the index.
 

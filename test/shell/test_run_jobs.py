@@ -133,8 +133,14 @@ def test_jobs_share_the_cores_unless_the_user_has_said(tmp_path: Path) -> None:
     assert (tmp_path / "ran").read_text().endswith("1 7\n")
 
 
-def test_sigterm_ends_the_jobs(tmp_path: Path) -> None:
-    sleeper = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+# of two jobs the first saves, the second as the test says
+SAVING = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(75)); "
+
+
+@pytest.mark.parametrize("second", [SAVING, ""], ids=["saves", "does not"])
+def test_sigterm_ends_the_jobs_and_is_passed_on_as_saved_where_all_have(tmp_path: Path, second: str) -> None:
+    note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    sleeper = f"import sys\nif '1' in sys.argv[1]: {SAVING}\nelse: {second or 'pass'}\n{note}"
     command = [sys.executable, str(RUN_JOBS), "--jobs", "2", "--log", "JOB.log", "--", sys.executable, "-c", sleeper]
     process = subprocess.Popen([*command, "pid.JOB"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     files = [tmp_path / "pid.1", tmp_path / "pid.2"]
@@ -143,7 +149,7 @@ def test_sigterm_ends_the_jobs(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert process.wait(timeout=20) == (75 if second else 128 + signal.SIGTERM)
     for file in files:
         with pytest.raises(ProcessLookupError):
             os.kill(int(file.read_text()), 0)
