@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,3 +61,24 @@ def test_scoring_is_measured_and_checked(
     out = output_of("measure_scoring.py", options, monkeypatch, capsys)
     assert "35 queries in" in out and "s for all; peak memory" in out
     assert "35 of 35 ranks equal those counted in integers" in out
+
+
+@pytest.mark.slow
+def test_the_dry_run_of_flickr8k_gets_through_every_step(tmp_path: Path) -> None:
+    """On a few photographs, with encoders of the real size, in a copy of the recipe that lacks nothing."""
+    command = [sys.executable, TOOLS / "dry_run_flickr8k.py", "--out", tmp_path / "dry", "--images", "24"]
+    ended = subprocess.run(
+        [*map(str, command), "--steps=2", "--batch_size=8", "--embeddings=random", "--seed=1"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    steps = [line[:34].strip() for line in lines[2:] if not line.startswith(" ")]
+    assert steps == [
+        "generate", "0, 1 obtain and prepare", "2 features: CLIP",
+        *(f"2 features: HuBERT, {split}" for split in ("train", "dev", "test")),
+        "3 train, dump, and score dev", "3 train, online, and score dev",
+    ]  # fmt: skip
+    assert sum("2 steps of 8 utterances" in line for line in lines) == 2
+    states = 0.4 * 50 * 13 * 768 * 2 * 5 * 18 / 1e9  # GB of the training recordings, 0.4 s each in the mean
+    assert float(next(line for line in lines if "HuBERT, train" in line).split()[-1]) == pytest.approx(states, rel=0.5)
