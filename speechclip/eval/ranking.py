@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from speechclip.matmul import linear
 
 BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MiB in single precision
+BLOCK_ITEMS = 64  # gallery items compared at a time where scores lie by item
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -51,12 +52,23 @@ def ranks_from_scores(scores: Floats, of_query: Ints, item: Ints) -> Ints:
     """Rank, from 1, of the best-placed relevant item of every query, given all scores [Q, G].
 
     of_query, item [P]: the relevant pairs, by query, at least one for each, none twice. Ties as in `first_hit_ranks`.
+    For the other direction pass the transpose, a view: no copy of it is made.
     """
     at = scores[of_query, item]
     best = np.maximum.reduceat(at, np.searchsorted(of_query, np.arange(len(scores))))  # [Q]
-    before = np.array([np.count_nonzero(row >= value) for row, value in zip(scores, best, strict=True)])
-    ranks: Ints = 1 + before - np.bincount(of_query[at >= best[of_query]], minlength=len(scores))
+    ranks: Ints = 1 + _count_at_least(scores, best) - np.bincount(of_query[at >= best[of_query]], minlength=len(scores))
     return ranks
+
+
+def _count_at_least(scores: Floats, best: Floats) -> Ints:
+    """How many of every row of [Q, G] reach its bound [Q]."""
+    if scores.flags.c_contiguous or not scores.T.flags.c_contiguous:
+        return np.array([np.count_nonzero(row >= bound) for row, bound in zip(scores, best, strict=True)])
+    counts = np.zeros(len(best), dtype=np.int64)
+    items = scores.T  # as it lies in memory: a row of the view would touch a cache line for every score
+    for start in range(0, len(items), BLOCK_ITEMS):
+        counts += np.count_nonzero(items[start : start + BLOCK_ITEMS] >= best, axis=0)
+    return counts
 
 
 def _products(queries: Floats, gallery: Floats) -> Floats:

@@ -9,6 +9,8 @@ import math
 import numpy as np
 import pytest
 
+from speechclip.eval import ranking
+from speechclip.eval.ranking import ranks_from_scores
 from speechclip.eval.retrieval import (
     bootstrap_ci,
     chance,
@@ -50,6 +52,16 @@ def test_a_tie_counts_against_the_system():
     assert first_hit_ranks(queries, gallery, [0, 0, 7], [0, 1, 7]).tolist() == [3, 2, 3]
     assert first_hit_ranks(queries[:1], gallery, [0], [0, 0, 1]).tolist() == [2]
     assert first_hit_ranks(queries[:1], gallery, [0], [0, 0, 0]).tolist() == [1]
+
+
+def test_ranks_by_columns_are_those_of_a_copy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranking, "BLOCK_ITEMS", 7)  # blocks that do not divide the items
+    scores = np.random.default_rng(3).integers(0, 30, (60, 12)).astype(np.float32)  # with ties
+    owner = np.repeat(np.arange(12), 5)
+    expected = ranks_from_scores(scores.T.copy(), owner, np.arange(60))
+    assert not scores.T.flags.c_contiguous and len(np.unique(expected)) > 5
+    assert ranks_from_scores(scores.T, owner, np.arange(60)).tolist() == expected.tolist()
+    assert expected.tolist() == slow_ranks(scores.T.copy(), np.eye(60), [owner == at for at in range(12)])
 
 
 def test_equal_gallery_rows_tie_whatever_the_rounding():
