@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import document  # noqa: E402
 import measure  # noqa: E402
 import mini  # noqa: E402
 import parts  # noqa: E402
+import run  # noqa: E402
 import scoring  # noqa: E402
 import startup  # noqa: E402
 import steps  # noqa: E402
@@ -111,12 +113,108 @@ def test_power_laws() -> None:
 
 def test_a_fitted_row_says_so() -> None:
     rows: list[dict[str, Any]] = [
-        {"time": {"plain": 2.0 * n, "ours": 0.5}, "peak": {"plain": n, "ours": 1}, "batch": n} for n in (4, 8, 16)
+        # a part that does not grow: a power law through these says 334 s and 13 s at 256
+        {"time": {"plain": 10 + 2.0 * n, "ours": 1 + n / 8}, "peak": {"plain": n, "ours": 1}, "batch": n}
+        for n in (4, 8, 16)
     ]
     rows[0] |= {"shape": "base", "head": "x"}
-    row = steps.fitted(rows, 256)
-    assert row["time"]["plain"] == pytest.approx(512) and row["time"]["ratio"] == pytest.approx(1024)
-    assert row["peak"]["plain"] == pytest.approx(256) and row["fit"]["time ours"] == pytest.approx(0)
+    row = steps.fitted(rows, 256, {"time": 2.0, "peak": 64})
+    assert row["time"]["plain"] == pytest.approx(522) and row["time"]["ratio"] == pytest.approx(261)
+    assert row["peak"] == {"plain": pytest.approx(256), "ours": 64}
+    assert row["fit"].keys() == {"time plain", "peak plain"}
+    page = document.PAGES["heads"][2]
+    assert "| 256 (plain by fit) |" in page([row])
+    both = steps.fitted(rows, 256)
+    assert both["time"]["ours"] == pytest.approx(33) and "| 256 (both by fit) |" in page([both])
+
+
+def test_a_step_without_the_memory_is_left_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "free_memory", lambda: 7_000_000_000)
+    rows = steps.run("large", ("cascaded",), (4, 16), 1)
+    assert [(row["batch"], "24 GB, 7 GB were free" in row["left_out"]) for row in rows] == [(4, False), (16, True)]
+    said = document.PAGES["heads"][2](rows)
+    assert "| large | cascaded | 16 | left out |" in said
+    assert "Left out: large cascaded, batch 16; the plain step" in said
+
+
+def test_shapes_of_heads_are_kept_apart() -> None:
+    options = run.arguments(["--only", "store", "heads", "--shapes", "large"])
+    assert run.keys(options) == ["store", "heads_large"]
+    assert run.keys(run.arguments([]))[:3] == ["heads_base", "heads_large", "epoch"]
+    assert run.keys(run.arguments(["--document", "x"])) == []  # the page is written from what is there
+    assert run.keys(run.arguments(["--document", "x", "--only=startup"])) == ["startup"]
+
+
+def test_an_epoch_is_cut_as_in_training_and_may_end_in_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import extraction
+
+    seen: list[int] = []
+    sizes: list[tuple[int, int]] = []
+
+    class Encoder:
+        num_states = 2
+
+        def __call__(self, waves: list[torch.Tensor]) -> Any:
+            seen.extend(len(wave) for wave in waves)
+            frames = torch.tensor([len(wave) // 320 for wave in waves])
+            return torch.randn(len(waves), 2, int(frames.max()), 8), frames
+
+    def loss(model: Any, clip: Any, states: Any, frames: Any, images: Any, groups: Any) -> torch.Tensor:
+        sizes.append((len(images), len(groups)))
+        return torch.zeros((), requires_grad=True)
+
+    monkeypatch.setattr(extraction, "plain_encoder", lambda *given: Encoder())
+    monkeypatch.setattr(parts, "speech_encoder", lambda *given: Encoder())
+    monkeypatch.setattr(parts, "lengths", lambda count, seed=0: np.full(count, 15 * 16000))
+    monkeypatch.setattr(parts, "model", lambda *given: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(parts, "plain_clip", lambda *given: None)
+    monkeypatch.setattr(parts, "pixels", lambda shape, batch: torch.zeros(batch, 3, 2, 2))
+    monkeypatch.setattr(steps, "updater", lambda model: lambda loss: 0.0)
+    monkeypatch.setattr(steps, "plain_loss", loss)
+    monkeypatch.setattr(steps, "_our_epoch", lambda *given: lambda: sum(range(100_000)))
+    (row,) = steps.epoch("base", ("parallel",), 5, 2, 1)
+    assert set(seen) == {102_400} and sizes == [(2, 2), (2, 2), (1, 1)] and row["utterances"] == 5
+
+
+def test_targets_say_whether_they_are_met() -> None:
+    cases = ([("a", 10.0)], [("a", 9.9)], [("a", 9.0), ("b", 12.3)])
+    said = [document._target("x faster", 10, found) for found in cases]
+    assert [line.split("**")[1] for line in said] == ["met", "not met", "met for b, not for a"]
+    scoring_rows = [
+        {"case": case, "images": 9, "utterances": 45, "time": {"plain": n, "ours": 1, "ratio": n, "low": n, "high": n}}
+        for case, n in (("scores", 40), ("embeddings", 5))
+    ]
+    assert "Found: from scores 40; **met**" in document.PAGES["scoring"][2](scoring_rows)
+    started = [{"command": "c", "clock": clock, "processor": 0.1, "ratio": 9.0} for clock in (0.0, 0.4, 0.6)]
+    assert "**not met by `c` 0.60 s**" in document.PAGES["startup"][2](started)
+    assert "**met by all**" in document.PAGES["startup"][2](started[:2])
+
+
+def test_threads_and_compiling_are_told() -> None:
+    time = measure.compare({"plain": [1.5], "ours": [2.0]})
+    rows: list[dict[str, Any]] = [
+        {"case": "threads", "threads": 2, "clock": {"plain": 6.0, "ours": 3.0}},
+        {"case": "compiled", "layers": "ours", "failed": "InductorError: no C++ | compiler"},
+        {"case": "compiled", "layers": "plain", "build": 33.2, "time": time},
+    ]
+    said = document.PAGES["extraction"][2](rows)
+    assert "| 2 | 6 | 3 | **2** |" in said and "| transformers' | 1.5 | 2 | **0.75** | 33 |" in said
+    assert "| these: not compiled, InductorError: no C++ / compiler |" in said
+
+
+def test_layers_that_cannot_be_compiled_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    import extraction
+
+    monkeypatch.setitem(parts.SHAPES, "tiny", parts.Shape("tiny", {"num_hidden_layers": 1}, "", 2, 768))
+
+    def refuse(work: Any, dynamic: bool) -> Any:
+        def built() -> None:
+            raise RuntimeError("no compiler\nand more")
+
+        return built
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert [row["failed"] for row in extraction.compiled("tiny", 1)] == ["RuntimeError: no compiler"] * 2
 
 
 def test_rounds_take_turns_and_give_ratios() -> None:
@@ -135,6 +233,19 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
     assert measure.peak_of(lambda: None) < 5e6
 
 
+def test_a_child_has_the_threads_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def started(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"peak": 7}', "")
+
+    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert measure.memory_in_child("step", {}) == 7
+    assert run.arguments(commands[0][2:]).threads == 3
+
+
 def test_a_child_that_fails_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="unknown work"):
         measure.memory_in_child("no such work", {})
@@ -151,6 +262,12 @@ def test_every_script_is_started() -> None:
     scripts = {path.stem for path in (ROOT / "speechclip" / "bin").glob("*.py")} - {"__init__"}
     assert {f"speechclip.bin.{name}" for name in scripts} <= found.keys()
     assert {"speechclip.upstream", "tools/doctor", "egs/mini/run.sh", "tools/count_parameters.py"} <= found.keys()
+    assert {f"speechclip {name}" for name in ("report", "index", "search", "serve")} | {"speechclip"} <= found.keys()
+    assert {"tools/bench/bench.sh", "tools/bench/search_at_scale.py", "tools/install.sh"} <= found.keys()
+    clock, used = startup.spent(["echo", "usage"])
+    assert clock > 0 and used >= startup.LEAST  # less than a tick of os.times, and no zero to divide by
+    _, busy = startup.spent([sys.executable, "-c", "print('usage'); sum(range(10**7))"])
+    assert busy > 0.05
     with pytest.raises(RuntimeError, match="status"):
         startup.spent([sys.executable, "-c", "raise SystemExit(3)"])
 
@@ -210,4 +327,8 @@ def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
     results = json.loads((ROOT / "tools" / "bench" / "results.json").read_text())
     document.write(results, tmp_path / "page.md", tmp_path / "growth.svg")
     assert (tmp_path / "page.md").read_text() == (ROOT / "BENCHMARKS.md").read_text()
-    assert set(results) <= set(document.PAGES)
+    known = {key for name in document.PAGES for key in document.KEYS.get(name, (name,))}
+    assert set(results) <= known
+    linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "BENCHMARKS.md").read_text())
+    assert [name for name in linked if not (ROOT / name).is_file()] == []
+    assert bool(linked) == ("growth" in results)

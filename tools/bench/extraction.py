@@ -56,7 +56,7 @@ def _s3prl_file(shape: str, folder: Path) -> Path:
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
     source = parts.encoder_folder(shape, folder)
-    target, made = folder / "s3prl.pt", parts.hubert(shape).config
+    target, made = folder / "s3prl.pt", parts.hubert_config(shape)
     if target.is_file():
         return target
     large = shape == "large"
@@ -134,15 +134,6 @@ def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
     before, after = parts.hubert(shape), waveform_encoder(parts.hubert(shape), shape, "hubert", False)
     with torch.no_grad():
         hidden = before.feature_projection(before.feature_extractor(batch).transpose(1, 2))
-
-        def layers(model: Any) -> Callable[[], None]:
-            def once() -> None:
-                states = hidden
-                for layer in model.encoder.layers:
-                    states = layer(states)[0]
-
-            return once
-
         works = {
             "convolutions": (
                 lambda: before.feature_extractor(batch),
@@ -151,7 +142,7 @@ def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
             "positions": (
                 lambda: before.encoder.pos_conv_embed(hidden), lambda: after.model.encoder.pos_conv_embed(hidden)
             ),
-            "layers": (layers(before), layers(after.model)),
+            "layers": (_layers(before, hidden), _layers(after.model, hidden)),
         }  # fmt: skip
         rows = [
             {"shape": shape, "part": part, "time": measure.compare(measure.interleaved({PLAIN: a, OURS: b}, repeats))}
@@ -168,6 +159,61 @@ def by_batch(shape: str, utterances: int, seconds: tuple[float, ...] = (15, 30, 
     works = {str(size): over(encoder, waves, list(batches_by_seconds(samples, size))) for size in seconds}
     times = measure.interleaved(works, 1, warm_up=False)
     return [{"case": "batches", "shape": shape, "seconds": size, "ours": times[str(size)][0]} for size in seconds]
+
+
+def by_threads(shape: str, utterances: int, threads: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
+    """Seconds of the clock for a corpus by threads, both encoders, the less of two rounds. Threads end as they were."""
+    samples, held = parts.lengths(utterances), torch.get_num_threads()
+    waves, batches = parts.waves(samples), orders(samples)
+    with tempfile.TemporaryDirectory() as folder:
+        encoders = plain_encoder(shape, Path(folder)), parts.speech_encoder(shape, Path(folder))
+    works = {kind: over(encode, waves, batches[kind]) for kind, encode in zip((PLAIN, OURS), encoders)}
+    rows = []
+    try:
+        for count in threads:
+            torch.set_num_threads(count)
+            times = {kind: min(measure.clock_seconds(work) for _ in range(2)) for kind, work in works.items()}
+            rows.append({"case": "threads", "shape": shape, "threads": count, "clock": times})
+            print(f"{shape} threads {count}: {times}", flush=True)
+    finally:
+        torch.set_num_threads(held)
+    return rows
+
+
+def compiled(shape: str, repeats: int) -> list[dict[str, Any]]:
+    """torch.compile of the encoder's layers on one fixed shape, 16 s of speech: a row for each kind of layers.
+
+    A row has the seconds of the clock that compiling took, told apart, and processor seconds as written and compiled;
+    or, in "failed", why there are none. Kinds: transformers' own layers (plain), and those here (ours).
+    """
+    hidden = torch.randn(4, 199, parts.SHAPES[shape].width, generator=torch.Generator().manual_seed(0))
+    models = {PLAIN: parts.hubert(shape), OURS: waveform_encoder(parts.hubert(shape), shape, "hubert", False).model}
+    rows: list[dict[str, Any]] = []
+    for kind, model in models.items():
+        row: dict[str, Any] = {"case": "compiled", "shape": shape, "layers": kind}
+        as_written = _layers(model, hidden)
+        built = torch.compile(as_written, dynamic=False)
+        with torch.no_grad():
+            try:
+                row["build"] = measure.clock_seconds(built)
+                works = {PLAIN: as_written, OURS: built}
+                row["time"] = measure.compare(measure.interleaved(works, repeats))
+            except Exception as error:  # no compiler, an operator without a lowering: the page says what it was
+                row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        torch._dynamo.reset()
+        print(f"{shape} compiled {kind}: {row}", flush=True)
+        rows.append(row)
+    return rows
+
+
+def _layers(model: Any, hidden: Tensor) -> Callable[[], Tensor]:
+    def once() -> Tensor:
+        states = hidden
+        for layer in model.encoder.layers:
+            states = layer(states)[0]
+        return states
+
+    return once
 
 
 def _against_limit(
@@ -197,7 +243,7 @@ def padding(samples: np.ndarray, batches: list[list[int]]) -> float:
 
 def operations(shape: str, samples: np.ndarray) -> float:
     """Floating-point operations of a padded batch in HuBERT's products: convolutions, projections, attention."""
-    config: Any = parts.hubert(shape).config
+    config = parts.hubert_config(shape)
     total, frames, width = 0.0, float(samples.max()), 1
     for out, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
         frames = (frames - kernel) // stride + 1

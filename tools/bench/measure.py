@@ -84,12 +84,31 @@ def predict(fit: Mapping[str, float], size: float) -> float:
     return fit["coefficient"] * size ** fit["exponent"]
 
 
+def fit_line(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float]:
+    """cost = start + slope * size, by least squares. Raises ValueError for fewer than two different sizes."""
+    x, y = np.asarray(sizes, dtype=float), np.asarray(costs, dtype=float)
+    if len(x) != len(y) or len(np.unique(x)) < 2:
+        raise ValueError(f"two different sizes with a cost each are needed, not {sizes} and {costs}")
+    slope, start = np.polyfit(x, y, 1)
+    return {"start": float(start), "slope": float(slope)}
+
+
+def clock_seconds(work: Callable[[], Any]) -> float:
+    """Seconds of the clock of one call: what threads share, and what other processes of a build take, counts once."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def memory_in_child(work: str, arguments: Mapping[str, Any], timeout: float = 900) -> int:
     """Peak bytes that a named work of ``run.py`` needs beyond what it holds before it starts, in a process of its own.
 
-    Raises RuntimeError where the process fails, with what it said.
+    The process has as many threads as this one. Raises RuntimeError where the process fails, with what it said.
     """
-    command = [sys.executable, str(RUN), "--child", json.dumps({"work": work, **arguments})]
+    import torch
+
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, str(RUN), "--threads", threads, "--child", json.dumps({"work": work, **arguments})]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if ended.returncode:
         raise RuntimeError(f"{work} {arguments}: status {ended.returncode}: {ended.stderr[-1500:]}")

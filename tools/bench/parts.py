@@ -114,13 +114,21 @@ def model(shape: str, head: str, subwords: int = SUBWORDS, seed: int = 0) -> Spe
     )
 
 
+def hubert_config(shape: str) -> Any:
+    """transformers' settings of a HuBERT of a size."""
+    prepare()
+    import transformers
+
+    return transformers.HubertConfig(**SHAPES[shape].hubert)
+
+
 def hubert(shape: str) -> Any:
     """transformers' HuBERT of a size with random weights."""
     prepare()
     import transformers
 
     torch.manual_seed(2)
-    return transformers.HubertModel(transformers.HubertConfig(**SHAPES[shape].hubert)).eval().requires_grad_(False)
+    return transformers.HubertModel(hubert_config(shape)).eval().requires_grad_(False)
 
 
 def encoder_folder(shape: str, folder: Path) -> Path:

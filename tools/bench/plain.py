@@ -37,7 +37,9 @@ def read_out(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor) -> tu
     tokens = torch.cat([cls, head.input_dropout(mixed)], dim=1)
     padding = torch.arange(mixed.shape[1])[None] >= frames[:, None]
     mask = nn.functional.pad(padding, (cls.shape[1], 0), value=False)
-    attended, _ = head.attention.attention(tokens, tokens, tokens, key_padding_mask=mask)
+    # the published parallel head is torch's encoder layer, which asks for no weights; others call attention as it is
+    weighed = name != "parallel"
+    attended, _ = head.attention.attention(tokens, tokens, tokens, key_padding_mask=mask, need_weights=weighed)
     if name == "parallel":
         hidden = head.norm_attention(tokens + head.dropout(attended))
         hidden = head.norm(head.norm_feed_forward(hidden + head.feed_forward(hidden)))

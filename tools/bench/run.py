@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures this collection against plain baselines; every number is a ratio from one run on one machine.
+"""Measures this collection against plain baselines, in turn, in one run on one machine.
 
 Usage: tools/bench/bench.sh [--only heads epoch ...] [--out FILE.json] [--document BENCHMARKS.md] ...
 """
@@ -23,11 +23,17 @@ def arguments(argv: list[str]) -> Any:
     from speechclip.bin import ArgumentParser
 
     parser = ArgumentParser(prog="tools/bench/bench.sh", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
-    parser.add_argument("--shapes", nargs="+", choices=("base", "large"), default=["base", "large"], help="of heads")
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="whose training step")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="what to measure, in this order; without it, all")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=("base", "large"), default=["base", "large"], help="of heads and extraction_cuda"
+    )
+    parser.add_argument(
+        "--heads", nargs="+", choices=HEADS, default=list(HEADS), help="whose step; a shape's rows are written together"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16], help="of a training step")
-    parser.add_argument("--utterances", type=int, default=48, help="in the corpora of extraction, epoch and store")
+    parser.add_argument(
+        "--utterances", type=int, default=48, help="in the corpora of extraction and store, and, up to 16, of epoch"
+    )
     parser.add_argument("--images", type=int, default=5000, help="scored, with five utterances each")
     parser.add_argument("--repeats", type=int, default=3, help="rounds in which plain and ours take turns")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
@@ -40,8 +46,14 @@ def arguments(argv: list[str]) -> Any:
     return parser.parse_args(argv)
 
 
+def keys(options: Any) -> list[str]:
+    """What is measured and written on its own: sections, and of heads each shape, so that none replaces another."""
+    chosen = options.only or ([] if options.document else SECTIONS)
+    return [key for name in chosen for key in ([f"heads_{s}" for s in options.shapes] if name == "heads" else [name])]
+
+
 def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | None:
-    """What measures a section; None where what it needs is not there."""
+    """What measures one of ``keys``; None where what it needs is not there."""
     repeats, count = options.repeats, options.utterances
     if name == "mini":
         import mini
@@ -68,26 +80,27 @@ def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | Non
     if name == "extraction_cuda":
         import torch
 
-        return (lambda: _extraction_cuda(count, repeats)) if torch.cuda.is_available() else None
+        return (lambda: _extraction_cuda(options.shapes, count, repeats)) if torch.cuda.is_available() else None
     import steps
 
     if name == "epoch":
-        return lambda: steps.epoch("base", tuple(options.heads), min(count, 16), 8, repeats)
-    batches, chosen = tuple(options.batches), tuple(options.heads)
-    return lambda: [row for shape in options.shapes for row in steps.run(shape, chosen, batches, repeats)]
+        return lambda: steps.epoch("base", tuple(options.heads), min(count, steps.EPOCH_UTTERANCES), 8, repeats)
+    batches, chosen, shape = tuple(options.batches), tuple(options.heads), name.removeprefix("heads_")
+    return lambda: steps.run(shape, chosen, batches, repeats)
 
 
 def _extraction(count: int, repeats: int) -> list[dict[str, Any]]:
     import extraction
 
-    rows = extraction.run("base", count, repeats)
-    return rows + extraction.by_part("base", repeats) + extraction.by_batch("base", max(8, count // 3))
+    some, rows = max(8, count // 3), extraction.run("base", count, repeats)
+    rows += extraction.by_part("base", repeats) + extraction.by_batch("base", some)
+    return rows + extraction.by_threads("base", some) + extraction.compiled("base", repeats)
 
 
-def _extraction_cuda(count: int, repeats: int) -> list[dict[str, Any]]:
+def _extraction_cuda(shapes: list[str], count: int, repeats: int) -> list[dict[str, Any]]:
     import extraction
 
-    kinds = [(shape, precision) for shape in ("base", "large") for precision in ("fp32", "bf16")]
+    kinds = [(shape, precision) for shape in shapes for precision in ("fp32", "bf16")]
     return [row for shape, precision in kinds for row in extraction.run(shape, 8 * count, repeats, "cuda", precision)]
 
 
@@ -123,7 +136,7 @@ def main(argv: list[str]) -> int:
 
     out = Path(options.out)
     held: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
-    for name in [] if options.document and "--only" not in argv else options.only:
+    for name in keys(options):
         work = section(name, options)
         if work is None:
             print(f"{name}: left out, no {'--mini_log' if name == 'mini' else 'GPU'}", flush=True)
@@ -133,8 +146,7 @@ def main(argv: list[str]) -> int:
         if name == "mini":
             command, at = "./run.sh", options.mini_commit or at
             before |= {"load": [], "threads": before["cores"]}
-        key = "heads_large" if name == "heads" and options.shapes == ["large"] else name  # each can be measured alone
-        held[key] = {"rows": work(), "machine": before, "commit": at, "command": command}
+        held[name] = {"rows": work(), "machine": before, "commit": at, "command": command}
         out.write_text(json.dumps(held, indent=1) + "\n")
     if options.document:
         import document

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -11,37 +13,48 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+LEAST = 1e-3  # seconds: a shorter one is not told apart
 HEAVY = "import speechclip.compat; speechclip.compat.prepare(); import torch, transformers, open_clip, lightning_fabric"
 
 
 def commands() -> dict[str, list[str]]:
     """Every command of the collection that has a --help, by name."""
+    from speechclip.cli import COMMANDS
+
     found = {}
     scripts = sorted(p.stem for p in (ROOT / "speechclip" / "bin").glob("*.py") if p.stem != "__init__")
     for script in scripts:
         found[f"speechclip.bin.{script}"] = [sys.executable, "-m", f"speechclip.bin.{script}"]
     found["speechclip.upstream"] = [sys.executable, "-m", "speechclip.upstream"]
-    if (ROOT / "speechclip" / "cli.py").is_file():
-        found["speechclip"] = [sys.executable, "-m", "speechclip.cli"]
-    for path in sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "egs").glob("*/local/*.py")]):
+    for words in ([], *([name] for name in COMMANDS)):
+        found[" ".join(["speechclip", *words])] = [sys.executable, "-m", "speechclip.cli", *words]
+    scripts_elsewhere = [*(ROOT / "tools").glob("*.py"), *(ROOT / "egs").glob("*/local/*.py")]
+    for path in [*sorted(scripts_elsewhere), ROOT / "tools" / "bench" / "search_at_scale.py"]:
         if path.name != "doctor.py" and "parse_args" in path.read_text(encoding="utf-8"):
             found[str(path.relative_to(ROOT))] = [sys.executable, str(path)]
     found["tools/doctor"] = [str(ROOT / "tools" / "doctor")]
-    for path in sorted((ROOT / "egs").glob("*/run.sh")):
-        found[str(path.relative_to(ROOT))] = [str(path)]
+    folders = ("tools", "tools/bench", "egs/*", "egs/*/local")
+    for path in sorted(path for folder in folders for path in ROOT.glob(f"{folder}/*.sh")):
+        if path.name == "run.sh" or re.search("parse_options|--help", path.read_text(encoding="utf-8")):
+            found[str(path.relative_to(ROOT))] = [str(path)]
     return found
 
 
 def spent(command: list[str]) -> tuple[float, float]:
     """Seconds of the clock and of the processor (children included) that a command takes; RuntimeError if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SPEECHCLIP_PYTHON": sys.executable}
-    before, started = os.times(), time.perf_counter()
+    before, started = _used(), time.perf_counter()
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    clock, after = time.perf_counter() - started, os.times()
-    if ended.returncode or "usage" not in (ended.stdout + ended.stderr).lower():
+    clock, used = time.perf_counter() - started, _used() - before
+    if ended.returncode or not re.search("usage|options", ended.stdout + ended.stderr, re.IGNORECASE):
         raise RuntimeError(f"{' '.join(command)}: status {ended.returncode}: {ended.stderr[-500:]}")
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return clock, used
+    return clock, max(used, LEAST)
+
+
+def _used() -> float:
+    """Processor seconds of the children that have ended: finer than os.times, which counts ticks of 10 ms."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def run(repeats: int, only: str = "") -> list[dict[str, Any]]:
@@ -62,7 +75,6 @@ def run(repeats: int, only: str = "") -> list[dict[str, Any]]:
 
 def _imported() -> float:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    before = os.times()
+    before = _used()
     subprocess.run([sys.executable, "-c", HEAVY], env=environment, check=True, capture_output=True, timeout=300)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    return _used() - before

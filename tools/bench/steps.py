@@ -7,6 +7,7 @@ loss, gradients, their norm clipped, Adam. Neither reads the disk or runs the sp
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,15 @@ from measure import OURS, PLAIN
 from torch import Tensor, nn
 
 from speechclip.config import Config
+from speechclip.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.data.dataset import Batch, StoreSource
 from speechclip.data.features import FeatureWriter
 from speechclip.model import SpeechCLIP
 from speechclip.train.loop import LossStep, Task
 
-BATCHES, BIG = (4, 8, 16), 256
+BIG = 256  # the published batch
+LONGEST = 6.4  # seconds of an utterance in training (METHOD section 1)
+EPOCH_UTTERANCES = 16  # at most: the plain epoch takes minutes for them
 Step = Callable[[], float]
 
 
@@ -37,12 +41,12 @@ def make_step(
     """A training step that can be repeated; it returns its loss. kind: "plain" or "ours"."""
     model = parts.model(shape, head, subwords).train()
     states, frames = parts.features(shape, batch, length)
-    images, groups = parts.pixels(shape, batch), torch.arange(batch)
+    groups = torch.arange(batch)
     if kind == OURS:
         cached = nn.functional.normalize(torch.randn(batch, model.dimensions.joint), dim=-1)
         loss = our_loss(model, parts.settings(shape, head), Batch(groups, states, frames, None), cached)
     else:
-        clip, states = parts.plain_clip(shape), states.float()
+        clip, states, images = parts.plain_clip(shape), states.float(), parts.pixels(shape, batch)
 
         def loss() -> Tensor:
             return plain_loss(model, clip, states, frames, images, groups)
@@ -86,14 +90,28 @@ def needed_by_plain(shape: str, head: str, batch: int) -> float:
     return 4e9 + 8.5 * 6 * 4 * batch * parts.SUBWORDS * width
 
 
-def run(shape: str, heads: tuple[str, ...], batches: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
-    """Rows of step times and peaks, and what both are by fit at a batch of 256."""
+def needed_by_ours(shape: str, batch: int) -> float:
+    """The same of a step here: hidden states as they are drawn and in half precision, and their gradients' way."""
+    size = parts.SHAPES[shape]
+    return 4e9 + 10 * batch * size.states * size.width * parts.MEAN_SECONDS * FRAME_RATE
+
+
+def run(
+    shape: str, heads: tuple[str, ...], batches: tuple[int, ...], repeats: int, big: int = BIG
+) -> list[dict[str, Any]]:
+    """Rows of step times and peaks; at a batch of ``big`` ours as measured beside plain by fit. See :func:`fitted`.
+
+    A batch that the plain step has too little memory for is a row with the reason in "left_out".
+    """
     rows = []
     for head in heads:
         done = []
         for batch in batches:
-            if needed_by_plain(shape, head, batch) > measure.free_memory():
-                print(f"{shape} {head} batch {batch}: left out, not enough free memory for the plain step", flush=True)
+            needed, free = needed_by_plain(shape, head, batch), measure.free_memory()
+            if needed > free:
+                reason = f"the plain step needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB were free"
+                rows.append({"shape": shape, "head": head, "batch": batch, "left_out": reason})
+                print(f"{shape} {head} batch {batch}: left out, {reason}", flush=True)
                 continue
             works = {kind: make_step(kind, shape, head, batch) for kind in (PLAIN, OURS)}
             times = measure.compare(measure.interleaved(works, repeats, warm_up=repeats > 1))
@@ -104,38 +122,58 @@ def run(shape: str, heads: tuple[str, ...], batches: tuple[int, ...], repeats: i
             }
             done.append({"shape": shape, "head": head, "batch": batch, "time": times, "peak": peaks})
             print(f"{shape} {head} batch {batch}: {times['ratio']:.1f} x, {peaks}", flush=True)
-        rows += done + ([fitted(done, BIG)] if len(done) > 1 else [])
-    return rows
+        rows += done
+        if len(done) > 1:
+            rows.append(fitted(done, big, _ours_alone(shape, head, big, repeats)))
+            print(f"{shape} {head} batch {big}: {rows[-1]}", flush=True)
+    return sorted(rows, key=lambda row: (heads.index(row["head"]), row["batch"]))
 
 
-def fitted(rows: list[dict[str, Any]], batch: int) -> dict[str, Any]:
-    """A row for a batch that was not run, by power laws through those that were; it says so in "fit"."""
+def _ours_alone(shape: str, head: str, batch: int, repeats: int) -> dict[str, float] | None:
+    """Time and peak of a step here; None where it has too little memory."""
+    if needed_by_ours(shape, batch) > measure.free_memory():
+        return None
+    works = {OURS: make_step(OURS, shape, head, batch)}
+    time = statistics.median(measure.interleaved(works, repeats, warm_up=repeats > 1)[OURS])
+    works.clear()
+    peak = measure.memory_in_child("step", {"kind": OURS, "shape": shape, "head": head, "batch": batch})
+    return {"time": time, "peak": peak}
+
+
+def fitted(rows: list[dict[str, Any]], batch: int, ours: dict[str, float] | None = None) -> dict[str, Any]:
+    """A row for a batch that plain was not run at; "fit" holds the lines start + slope * batch that stand in for runs.
+
+    A line and no power law: a step has a part that does not grow. ours: time and peak as measured, where they were.
+    """
     sizes = [row["batch"] for row in rows]
-    fits = {
-        (what, kind): measure.fit_power(sizes, [row[what][kind] for row in rows])
-        for what in ("time", "peak")
-        for kind in (PLAIN, OURS)
-    }
-    said = {key: measure.predict(fit, batch) for key, fit in fits.items()}
-    time = {PLAIN: said["time", PLAIN], OURS: said["time", OURS]}
-    ratio = time[PLAIN] / time[OURS]
+    kinds = (PLAIN,) if ours else (PLAIN, OURS)
+    said: dict[tuple[str, str], float] = {(what, OURS): value for what, value in (ours or {}).items()}
+    fits = {}
+    for what in ("time", "peak"):
+        for kind in kinds:
+            fits[f"{what} {kind}"] = line = measure.fit_line(sizes, [row[what][kind] for row in rows])
+            said[what, kind] = line["start"] + line["slope"] * batch
+    ratio = said["time", PLAIN] / said["time", OURS]
     return {
         "shape": rows[0]["shape"],
         "head": rows[0]["head"],
         "batch": batch,
-        "time": {**time, "ratio": ratio, "low": ratio, "high": ratio},
+        "time": {PLAIN: said["time", PLAIN], OURS: said["time", OURS], "ratio": ratio, "low": ratio, "high": ratio},
         "peak": {kind: said["peak", kind] for kind in (PLAIN, OURS)},
-        "fit": {f"{what} {kind}": fit["exponent"] for (what, kind), fit in fits.items()},
+        "fit": fits,
     }
 
 
 def epoch(shape: str, heads: tuple[str, ...], utterances: int, batch: int, repeats: int) -> list[dict[str, Any]]:
-    """A training epoch over a small corpus: from dumped features and cached embeddings, and with both towers in it."""
+    """A training epoch over a small corpus: from dumped features and cached embeddings, and with both towers in it.
+
+    Utterances are cut to what training takes of them, in both.
+    """
     from extraction import plain_encoder
 
-    samples = parts.lengths(utterances, seed=3)
+    samples = np.minimum(parts.lengths(utterances, seed=3), round(LONGEST * SAMPLE_RATE))
     speech = parts.waves(samples, seed=3)
-    batches = [list(range(at, at + batch)) for at in range(0, utterances, batch)]
+    batches = [list(range(at, min(at + batch, utterances))) for at in range(0, utterances, batch)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         recompute = plain_encoder(shape, Path(folder) / "hubert")
@@ -168,7 +206,7 @@ def _plain_epoch(
         for rows in batches:
             waves = [speech[at] for at in rows]
             states, frames = recompute(waves)
-            update(plain_loss(model, clip, states, frames, images, torch.tensor(rows)))
+            update(plain_loss(model, clip, states, frames, images[: len(rows)], torch.tensor(rows)))
 
     return once
 
