@@ -106,6 +106,33 @@ def test_what_is_spoken_is_recorded_and_searched(browser: Any, address: str) -> 
     assert_quiet(watched, address)
 
 
+def test_a_second_click_while_the_microphone_is_asked_for_records_once(browser: Any, address: str) -> None:
+    watched = open_page(browser, permissions=["microphone"])
+    page = watched.page
+    page.add_init_script("""
+        window.asked = 0;
+        const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = async (wanted) => {
+            window.asked += 1;
+            await new Promise((allow) => { window.allow = allow; });
+            return ask(wanted);
+        };
+    """)
+    page.goto(f"http://{address}/")
+    page.wait_for_selector("body[data-ready]")
+    page.focus("#record")
+    page.keyboard.press("Enter")
+    until(page, "window.asked === 1")
+    page.evaluate("document.getElementById('record').click()")
+    page.evaluate("window.allow()")
+    until(page, "document.getElementById('status').textContent.startsWith('Listening')")
+    assert page.evaluate("[window.asked, document.activeElement.id]") == [1, "record"]
+    page.wait_for_timeout(1000)
+    page.keyboard.press("Enter")  # and the next one stops it
+    until(page, "document.getElementById('status').textContent.includes('images in')")
+    assert_quiet(watched, address)
+
+
 def test_mistakes_are_told_on_the_page(tmp_path: Path, world: World, browser: Any, address: str) -> None:
     watched = opened(browser, address)
     page = watched.page

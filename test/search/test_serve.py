@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,10 @@ def test_queries_wait_for_one_another_but_not_without_end(world: World, monkeypa
     for thread in threads:
         thread.start()
     assert inside.wait(30)
+    deadline = time.monotonic() + 30
     while service._waiting._value:  # until all have come in
-        pass
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert len(at_once) == 1
     with pytest.raises(serve.HTTPException, match="too many queries"):
         service.answer(b"x")

@@ -123,10 +123,14 @@ function result(entry) {
 
 async function toggleRecording() {
   if (recording) return recording.stop();
+  at("record").disabled = true; // while the browser asks for the microphone: a second click would record twice
   try {
     recording = await record(limits.max_seconds);
   } catch (error) {
     return say(`No microphone: ${error.message}`, true);
+  } finally {
+    at("record").disabled = false;
+    at("record").focus(); // which a disabled button loses
   }
   showRecording(true);
   const started = performance.now();
