@@ -55,8 +55,8 @@ def extract_features(
     """Store the configured hidden states of every utterance of a data directory, or of one job's share of them.
 
     A store that was begun with the same encoder on the same recordings is continued; another one is replaced. Batches
-    are the same for every number of jobs and wherever a run was cut, and so is what is stored; on CPUs up to rounding, which
-    goes by the number of threads.
+    are the same for every number of jobs and wherever a run was cut, and so is what is stored; on CPUs up to rounding,
+    which goes by the number of threads.
 
     Args:
         job: from 1 to ``jobs``. With several, :func:`speechclip.data.features.write_index` follows the last.

@@ -52,6 +52,10 @@ check_options() {
         for word in $seed; do
             [[ $word =~ ^[0-9]{1,9}$ ]] || fail "--seed: '$word' is not a whole number" 2
         done
+        # shellcheck disable=SC2206
+        local -a several=($head $seed)
+        [[ -z $push || -n $checkpoint || ${#several[@]} -eq 2 ]] ||
+            fail "--push: a repository holds the pack of one run: give one --head and one --seed" 2
     }
     ((stop_stage <= 7)) || fail "--stop_stage: there are stages 0 to 7, not $stop_stage" 2
     ((stage <= 6 || stop_stage == 7)) || stop_stage=7
@@ -78,7 +82,8 @@ check_options() {
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
-# find_encoder NAMES: the first of them in --models; where there is none, the one that stage 0 downloads.
+# find_encoder NAMES: the first of them in --models; where there is none, the one that stage 0 downloads. Later on nothing,
+# with status 1.
 find_encoder() {
     local name
     for name in $1; do
@@ -87,19 +92,33 @@ find_encoder() {
             return
         fi
     done
-    ((stage == 0)) || fail "--models: $models has none of: $1 (stage 0 downloads it)"
+    ((stage == 0)) || return 1
     echo "$models/${1%% *}"
 }
+
+lacks() { fail "--models: $models has none of: $1 (stage 0 downloads it)"; }
+
+# Whether --checkpoint is scored with its speech encoder at work: a published file, what it was converted to, a run that was
+# trained so.
+takes_recordings() { [[ -f $checkpoint ]] || grep -qs '^  feats: online$' "$checkpoint/config.yaml"; }
 
 # Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.
 name_encoders() {
     local file word
     if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
-        [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") || exit 1
-        [[ -n $clip || -n $clip_embeddings ]] || clip=$(find_encoder "${clip_names[$model]}") || exit 1
+        [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") ||
+            [[ -f $checkpoint ]] || lacks "${hubert_names[$model]}"  # a published one has its own inside
+        [[ -n $clip || -n $clip_embeddings ]] || clip=$(find_encoder "${clip_names[$model]}") || lacks "${clip_names[$model]}"
     fi
     dump=dump/$model
     [[ -z $speech_encoder ]] || dump+=_$(basename "$speech_encoder")
+    # hundreds of gigabytes that nothing would read
+    if [[ $feats == dump && -n $checkpoint ]] && takes_recordings; then
+        feats=online
+        echo "--feats online: $checkpoint takes recordings, no hidden states are stored for it"
+    fi
+    vocabulary_file=data/clip_vocabulary.tsv
+    [[ $vocabulary == all ]] || vocabulary_file=data/clip_vocabulary_$vocabulary.tsv
     model_layers=()
     for file in "../conf/$model.yaml" "conf/$model.yaml" "$config"; do
         [[ ! -f $file ]] || model_layers+=(--config "$file")
@@ -143,15 +162,15 @@ name_run() {
     run_head=$1 run_seed=$2 exp=exp/${model}_$1${tag:+_$tag}
     [[ $run_seed == 0 ]] || exp+=_seed$run_seed
     label="$(basename "${exp%_seed*}") seed $run_seed"
-    weights=$exp/best
+    weights=$exp/best weights_stage=3
     if [[ -n $checkpoint ]]; then
         weights=$checkpoint
         file=${checkpoint%/}
         [[ $file != */best && $file != */last ]] || file=${file%/*}
         exp=exp/$(basename "${file%.ckpt}")${tag:+_$tag}
-        [[ ! -f $checkpoint ]] || weights=$exp/converted
         # scores of somebody else's weights do not replace those of a run of the same name here
         [[ ! -d $exp/best || $checkpoint -ef $exp/best ]] || exp+=_checkpoint_$(realpath "$checkpoint" | cksum | cut -d' ' -f1)
+        [[ ! -f $checkpoint ]] || weights=$exp/converted weights_stage=4
         label=$(basename "$exp")
     fi
     layers=()
@@ -216,6 +235,9 @@ makes() {
     local file
     for file; do produced+="output"$'\t'"$file"$'\n'; done
 }
+
+# shares FILE: an output that runs in another dump folder write too.
+shares() { produced+="shared"$'\t'"$1"$'\n'; }
 
 # Whether the stage can be skipped; says so, or says what it does and why.
 up_to_date() {

@@ -21,6 +21,7 @@ speech_encoder=          #: folder, file or hub id of another speech encoder tha
                          #: s3prl:NAME, s3prl:NAME:CHECKPOINT for an upstream of s3prl
 clip=                    #: another CLIP than conf/'s: folder, file or NAME:PRETRAINED
 vocabulary=all           #: captions counted for data/clip_vocabulary.tsv: all of the corpus, or only train
+                         #: (then data/clip_vocabulary_train.tsv)
 clip_embeddings=         #: .npz (ids, embeddings) of the images, in place of CLIP's image tower
 text_embeddings=         #: .npz (ids, embeddings) of the captions, in place of CLIP's text tower
 supervision=image        #: what trains the head: image, or text for the supervised topline (tag "supervised")

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # the options and the run's names come from utils/driver.sh
 # The stages of every recipe: what each depends on, what it makes, the command. utils/driver.sh calls them.
 #
-# A stage function lists its inputs (depends KIND VALUE, see utils/stamp.py) and its outputs (makes FILE...). It then says
+# A stage function lists its inputs (depends KIND VALUE, see utils/stamp.py) and its outputs (makes FILE..., shares FILE). It then says
 # `up_to_date && return`, names the files it cannot do without (needs FILE STAGE) and runs its commands (run COMMAND...).
 
 splits=(train dev test)
@@ -15,13 +15,13 @@ stage_obtain() {  # corpus and models
         case ${!option} in
             true) again=true ;;  # such an option asks for work; its result counts, not the asking
             false) ;;
-            *) depends value "$option=${!option}" ;;
+            *) depends aside "$option=${!option}" ;;  # later stages see what came, not from where
         esac
     done
     depends script local
     [[ -z $corpus ]] || depends path "$corpus"
     # shellcheck disable=SC2086 # a list
-    makes $obtained
+    [[ -n $corpus ]] || makes $obtained
     [[ $again == true ]] || { up_to_date && return; }
     run bash local/obtain.sh "${options[@]}"
     finish
@@ -42,7 +42,7 @@ stage_prepare() {  # data/{train,dev,test}
         makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
     done
     up_to_date && return
-    for file in $obtained; do needs "$file" 0; done
+    [[ -n $corpus ]] || for file in $obtained; do needs "$file" 0; done
     run bash local/prepare.sh "${options[@]}"
     run "$python" -m speechclip.bin.validate_data_dir "${splits[@]/#/data/}"
     finish
@@ -62,11 +62,11 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
         makes "$dump/$split/image_embeddings.npz"
         [[ $feats == online ]] || makes "$dump/$split/feats.scp"
     done
-    [[ $has_clip == false ]] || makes data/clip_vocabulary.tsv
+    [[ $has_clip == false ]] || shares "$vocabulary_file"
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
     run "$python" -m speechclip.bin.embed_clip "${model_layers[@]}" "${encoder_overrides[@]}" \
-        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary "$vocabulary_file" \
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
     if [[ $feats == dump ]]; then
         local -a dump_features=("$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}"
@@ -101,7 +101,7 @@ stage_train() {  # one head with one seed
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
-    [[ $run_head == parallel ]] || needs data/clip_vocabulary.tsv 2
+    [[ $run_head == parallel ]] || needs "$vocabulary_file" 2
     # a cut run goes on where it was; one that is to be done again, or with other inputs, does not
     local same=true
     same_as_started || same=false
@@ -114,7 +114,7 @@ stage_train() {  # one head with one seed
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
-        "${supervised[@]}" "${training_overrides[@]}" --data_root data --dump_root "$dump" --vocabulary data/clip_vocabulary.tsv \
+        "${supervised[@]}" "${training_overrides[@]}" --data_root data --dump_root "$dump" --vocabulary "$vocabulary_file" \
         --out "$exp" --seed "$run_seed"
     finish
 }
@@ -145,7 +145,7 @@ stage_keywords() {  # scores/keywords.json of a head that has keywords
     for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
     [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
     up_to_date && return
-    needs "$weights" 3
+    needs "$weights" "$weights_stage"
     needs "$dump/test/image_embeddings.npz" 2
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
@@ -177,7 +177,7 @@ stage_pack() {  # a folder that loads on another machine
     up_to_date && return
     local packed=$exp/best
     [[ -z $checkpoint ]] || packed=$weights
-    needs "$packed" 3
+    needs "$packed" "$weights_stage"
     needs "$exp/scores/retrieval.json" 4
     run "$python" -m speechclip.bin.pack --checkpoint "$packed" --scores "$exp/scores" --out "$exp/pack" --push "$push"
     finish

@@ -21,7 +21,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 title="Trains and scores SpeechCLIP heads on Flickr8k with spoken captions."
 models="base large"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
-obtained=""
+obtained="corpus/flickr_audio/wav2capt.txt corpus/Flickr8k_text/Flickr8k.token.txt"
 obtain_options=(models model mirror)
 prepare_options=(min_seconds max_seconds max_bad)
 

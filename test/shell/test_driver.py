@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -194,6 +196,74 @@ def test_recipe_option_with_another_value_runs_its_stage(done):
     assert done.calls() == ["obtain --corpus  --nj 2 --scenes 50 --pretrain false"]
 
 
+def test_where_something_comes_from_runs_its_stage_and_changes_nothing_later(done):
+    text = (done.folder / "run.sh").read_text()
+    assert text.count("obtain_options=(scenes pretrain)") == 1
+    text = text.replace("obtain_options=(scenes pretrain)", "obtain_options=(scenes pretrain mirror)")
+    (done.folder / "run.sh").write_text(text.replace("pretrain=false ", "mirror= #: a URL\npretrain=false "))
+    done.run("--mirror", "http://one/", "--stop_stage", "3")
+    assert done.names() == ["obtain"]
+    for options in ([], ["--scenes", "50"]):
+        result = done.run(*options)
+        assert result.returncode == 0 and done.names() == ["obtain"]
+        assert "stage 3 (train): tiny_parallel seed 0: up to date" in result.stdout
+    (done.folder / "corpus/captions.tsv").write_text("other captions\n")
+    done.run("--stage", "0", "--stop_stage", "0", "--force", "true")
+    done.calls()
+    obtain = done.folder / "local/obtain.sh"
+    obtain.write_text(obtain.read_text().replace("echo caption", "echo other"))
+    done.run("--scenes", "50")
+    assert done.names()[:2] == ["obtain", "prepare"]  # what came counts
+
+
+def test_stamps_of_before_hold_on(done):
+    """Stamps told nothing of what is aside, and what came after them saw all inputs."""
+    path = done.folder / "data/.done/0_obtain"
+    old = json.loads(path.read_text())
+    assert old.pop("aside") == ["scenes"] and old["inputs"]["scenes"] == "4000"
+    path.write_text(json.dumps(old))
+    stamps = done.folder / "data/.done"
+    after = json.loads((stamps / "1_prepare").read_text())
+    seen = {name: value for name, value in old["inputs"].items() if not name.startswith("script ")}
+    after["inputs"]["stage 0_obtain"] = hashlib.sha256(
+        json.dumps([seen, old["outputs"]], sort_keys=True).encode()
+    ).hexdigest()
+    (stamps / "1_prepare").write_text(json.dumps(after))
+    result = done.run("--stop_stage", "1")
+    assert result.stdout.count("up to date") == 2 and done.calls() == []
+
+
+def test_a_corpus_that_is_gone_is_obtained_again_and_one_of_the_users_is_not_asked_for(done):
+    shutil.rmtree(done.folder / "corpus")
+    assert "stage 0 (obtain): corpus/captions.tsv is missing" in done.run("--stop_stage", "1").stdout
+    assert done.names() == ["obtain"]
+    shutil.rmtree(done.folder / "corpus")
+    (done.folder / "mine").mkdir()
+    obtain = done.folder / "local/obtain.sh"
+    obtain.write_text('#!/usr/bin/env bash\necho "obtain $*" >>calls.log\n')
+    result = done.run("--corpus", "mine", "--stop_stage", "1")
+    assert result.returncode == 0, result.stderr
+    assert done.names() == ["obtain", "prepare", "validate_data_dir"]
+    assert done.run("--corpus", "mine", "--stop_stage", "1").stdout.count("up to date") == 2
+
+
+def test_vocabularies_of_different_captions_are_different_files(done):
+    done.run("--stop_stage", "2", "--vocabulary", "train", "--speech_encoder", "models/other")
+    assert "--vocabulary data/clip_vocabulary_train.tsv --vocabulary_from train" in done.calls()[0]
+    assert (done.folder / "data/clip_vocabulary_train.tsv").is_file()
+    assert done.run().stdout.count("up to date") == 10 and done.calls() == []
+    done.run("--vocabulary", "train", "--speech_encoder", "models/other", "--stage", "3", "--head", "cascaded")
+    assert "--vocabulary data/clip_vocabulary_train.tsv" in done.calls()[0]
+
+
+def test_a_vocabulary_that_another_dump_has_replaced_is_counted_again(done):
+    """Two dump folders with tokenizers of their own: each makes its own again before it goes on."""
+    (done.folder / "data/clip_vocabulary.tsv").write_text("of another tokenizer")
+    result = done.run()
+    assert "stage 2 (features): tiny: data/clip_vocabulary.tsv is another run's" in result.stdout
+    assert done.names() == FEATURES  # it came out as it was: nothing later has to run
+
+
 @pytest.mark.parametrize(
     ("options", "missing", "stage"),
     [
@@ -221,6 +291,8 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
         (["--seed", "0 x"], "--seed: 'x' is not a whole number"),
         (["--stop_stage", "8"], "there are stages 0 to 7"),
         (["--models", "nowhere", "--stage", "2"], "--models: nowhere: no such folder (stage 0 makes it)"),
+        (["--push", "me/x", "--stop_stage", "7"], "--push: a repository holds the pack of one run: give one --head and"),
+        (["--push", "me/x", "--head", "parallel", "--seed", "0 1"], "--push: a repository holds the pack of one run"),
         (["--vocabulary", "test"], "--vocabulary: this recipe has no 'test' (it has: all train)"),
         (["--supervision", "audio"], "--supervision: this recipe has no 'audio' (it has: image text)"),
         (["--stage", "4", "--stop_stage", "3"], "nothing to do from stage 4 to stage 3"),
@@ -331,6 +403,50 @@ def test_a_published_checkpoint_is_converted_first(done):
     assert calls[0] == "convert_checkpoint --checkpoint epoch_3.ckpt --out exp/epoch_3/converted --clip models/ViT.pt"
     assert "--checkpoint exp/epoch_3/converted --data_dir data/test" in calls[1]
     assert "pack --checkpoint exp/epoch_3/converted --scores exp/epoch_3/scores --out exp/epoch_3/pack" in calls[-1]
+
+
+def test_a_published_checkpoint_plans_no_dump_and_needs_no_other_speech_encoder(recipe):
+    (recipe.folder / "epoch_3.ckpt").write_text("1")
+    (recipe.folder / "encoders").mkdir()
+    (recipe.folder / "encoders" / "ViT-L-14.pt").write_text("1")
+    text = (recipe.folder / "run.sh").read_text()
+    (recipe.folder / "run.sh").write_text(text.replace('models="tiny"', 'models="tiny base large"'))
+    options = ["--model", "large", "--checkpoint", "epoch_3.ckpt", "--models", "encoders"]
+    assert recipe.run("--stop_stage", "1").returncode == 0
+    recipe.calls()
+    result = recipe.run(*options, "--stage", "2")
+    assert result.returncode == 0, result.stderr
+    told = "--feats online: epoch_3.ckpt takes recordings, no hidden states are stored for it\n"
+    assert result.stdout.startswith(told)
+    calls = recipe.calls()
+    names = ["embed_clip", "convert_checkpoint", "score_retrieval", "score_keywords", "report"]
+    assert [call.split()[0] for call in calls] == names
+    assert "--model.clip.path encoders/ViT-L-14.pt" in calls[0] and "speech_encoder" not in calls[0]
+    assert "--clip encoders/ViT-L-14.pt" in calls[1] and "--dump_dir dump/large/test" in calls[2]
+    without = recipe.run("--model", "large", "--models", "encoders", "--stage", "2")
+    assert "has none of: hubert_large_ll60k.pt hubert-large-ll60k (stage 0 downloads it)" in without.stderr
+    (recipe.folder / "encoders" / "ViT-L-14.pt").unlink()
+    without = recipe.run(*options, "--stage", "4")
+    assert "has none of: ViT-L-14.pt clip-vit-large-patch14 ViT-L-14 (stage 0 downloads it)" in without.stderr
+    assert len(without.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stage", ["5", "7"])
+def test_what_a_published_checkpoint_is_converted_to_is_of_stage_4(done, stage):
+    (done.folder / "epoch_3.ckpt").write_text("1")
+    result = done.run("--checkpoint", "epoch_3.ckpt", "--stage", stage)
+    told = "exp/epoch_3/converted is missing: stage 4 makes it (./run.sh --stage 4)"
+    assert result.returncode == 1 and told in result.stderr
+
+
+@pytest.mark.parametrize("feats", ["dump", "online"])
+def test_a_checkpoint_of_ones_own_is_scored_as_it_was_trained(done, feats):
+    shutil.move(done.folder / "exp/tiny_cascaded/best", done.folder / "given")
+    (done.folder / "given/config.yaml").write_text(f"data:\n  feats: {feats}\n")
+    result = done.run("--checkpoint", "given", "--stop_stage", "2", "--force", "true")
+    assert result.returncode == 0
+    assert ("dump_features" in done.names()) == (feats == "dump")
+    assert result.stdout.startswith("--feats online: given takes recordings") == (feats == "online")
 
 
 def test_a_run_is_packed_on_request(done):
