@@ -30,7 +30,7 @@ device=cpu                 #: cpu or cuda
 config=                    #: one more YAML layer over conf/<task>.yaml
 tag=                       #: suffix of the experiment folder
 force=false                #: start over what was begun or done
-list_options="lr" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 1000]"
+list_options="lr" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 20000]"
 . ../../utils/recipe_command.sh "$@"
 . ../../utils/parse_options.sh "$@"
 options=()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from spoken import GRAMMAR, SAMPLE_RATE, SPEAKERS, Studio, Voice, lines, write
+from spoken import DEV, GRAMMAR, SAMPLE_RATE, SPEAKERS, TEST, TRAIN, UNHEARD, Studio, Voice, lines, write
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 OTHER_WORDS = ("bed", "cat", "happy", "three", "house", "bird")
@@ -32,16 +32,16 @@ def speech_commands(root: Path, scale: int, seed: int) -> None:
     """Speech Commands v0.01 and its test set: train, validation and test speakers differ."""
     studio = Studio(seed, noise=0.03)
     train, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
-    people = {"train": SPEAKERS[: min(2 + 2 * scale, 16)], "valid": SPEAKERS[16:19], "test": SPEAKERS[19:24]}
+    people = {"train": TRAIN[: 2 + 2 * scale], "valid": DEV, "test": TEST}
     words = (COMMANDS + OTHER_WORDS) if scale > 1 else ("yes", "no", "bed")
     for split, speakers in people.items():
         for speaker in speakers:
             name = _speaker_hash("valid" if split == "valid" else "train", SPEAKERS.index(speaker))
             for word in words:
-                for take in range(3 if split == "train" and scale > 1 else 1):
+                for take in range(3 if scale > 1 else 1):
                     label = word if split != "test" or word in COMMANDS else "_unknown_"
                     folder = test if split == "test" else train
-                    file = f"{name}_nohash_{take}.wav" if split != "test" else f"{name}_{word}.wav"
+                    file = f"{name}_nohash_{take}.wav" if split != "test" else f"{name}_{word}_{take}.wav"
                     write(folder / label / file, studio.take(word, speaker, 1.0))
     write(train / "_background_noise_" / "hum.wav", studio.quiet(2.0 + 6 * (scale > 1)))
     for number in range(1 + 4 * (scale > 1)):
@@ -49,35 +49,37 @@ def speech_commands(root: Path, scale: int, seed: int) -> None:
 
 
 def voxceleb1(root: Path, scale: int, seed: int) -> None:
-    """VoxCeleb1 with identification split and verification trials; the last two speakers are those of the trials."""
+    """VoxCeleb1 with identification split and verification trials, these between voices that no other task trains on.
+
+    Identification knows all of its speakers, as it does in VoxCeleb1.
+    """
     studio = Studio(seed, noise=0.02)
-    speakers = SPEAKERS[: min(3 + 2 * scale, 20)] + SPEAKERS[20:22]
-    names = [f"id{10001 + i}" for i in range(len(speakers) - 2)] + ["id10270", "id10271"]
+    known, trial = TRAIN[: min(3 + 2 * scale, 20)], UNHEARD[: 2 if scale == 1 else None]
+    names = [f"id{10001 + i}" for i in range(len(known))] + [f"id{10270 + i}" for i in range(len(trial))]
     split, trials = [], []
     each = {"1": max(2, scale), "2": 1 + (scale > 1), "3": 1 + scale // 3}
-    for name, speaker in zip(names, speakers):
+    for name, speaker in zip(names, known + trial):
         number = 0
         for code, count in each.items():
             for _ in range(count):
                 number += 1
                 uid = f"{name}/video{code}/{number:05d}.wav"
-                half = "test" if name >= "id10270" else "dev"
+                half = "test" if speaker in trial else "dev"
                 write(root / half / "wav" / uid, studio.take(f"{studio.sentence()} {studio.sentence()}", speaker))
                 split.append(f"{code} {uid}")
-    test = [row.split()[1] for row in split if "/id1027" in f"/{row.split()[1]}"]
+    test = [row.split()[1] for row in split if row.split()[1][:7] in names[len(known) :]]
     for first in test:
         trials += [f"{int(first[:7] == second[:7])} {first} {second}" for second in test if first < second]
     lines(root / "iden_split.txt", split)
     lines(root / "voxceleb1_test_v2.txt", trials)
-    lines(root / "home" / ".cache" / "s3prl" / "iden_split.txt", split)
 
 
 def librispeech(root: Path, scale: int, seed: int) -> None:
     """LibriSpeech's train-clean-100, dev-clean and test-clean, read by different speakers."""
     studio = Studio(seed)
     parts = {
-        "train-clean-100": (SPEAKERS[: min(2 + 2 * scale, 16)], 3 * scale), "dev-clean": (SPEAKERS[16:19], 1 + scale),
-        "test-clean": (SPEAKERS[19:24], 1 + scale),
+        "train-clean-100": (TRAIN[: 2 + 2 * scale], 3 * scale), "dev-clean": (DEV, 1 + scale),
+        "test-clean": (TEST, 1 + scale),
     }  # fmt: skip
     for part, (speakers, count) in parts.items():
         for speaker in speakers:
@@ -102,7 +104,7 @@ def fluent(root: Path, scale: int, seed: int) -> None:
         ("turn on the lights", "activate", "lights", "none"), ("turn off the lamp", "deactivate", "lamp", "none"),
         ("heat up in the kitchen", "increase", "heat", "kitchen"), ("quieter please", "decrease", "volume", "none"),
     ]  # fmt: skip
-    for part, speakers in (("train", SPEAKERS[:8]), ("valid", SPEAKERS[8:12]), ("test", SPEAKERS[12:16])):
+    for part, speakers in (("train", TRAIN), ("valid", DEV), ("test", TEST)):
         rows = [",path,speakerId,transcription,action,object,location"]
         for number, speaker in enumerate(speakers[: 2 * scale]):
             for at, (text, *labels) in enumerate(intents):
@@ -113,7 +115,7 @@ def fluent(root: Path, scale: int, seed: int) -> None:
 
 
 def iemocap(root: Path, scale: int, seed: int) -> None:
-    """IEMOCAP's five sessions; emotions differ in pitch and tempo."""
+    """IEMOCAP's five sessions of a speaker each; emotions differ in pitch and tempo."""
     studio = Studio(seed)
     manner = {"neu": (0, 0), "hap": (15, 10), "ang": (5, 60), "sad": (-20, -50)}
     sessions: list[list[dict[str, str]]] = []
@@ -123,7 +125,7 @@ def iemocap(root: Path, scale: int, seed: int) -> None:
             for emotion, (pitch, rate) in manner.items():
                 name = f"{scene}_F{take:02d}{len(rows) % 10}"
                 path = f"Session{session}/sentences/wav/{scene}/{name}.wav"
-                base = SPEAKERS[session - 1]
+                base = UNHEARD[session - 1]
                 voice = Voice(base.language, base.variant, base.pitch + pitch, 50, base.rate + rate)
                 write(root / path, studio.take(studio.sentence(), voice))
                 rows.append(f"[0.0 - 1.0]\t{name}\t{emotion}\t[2.5, 2.5, 2.5]")
@@ -141,11 +143,12 @@ def snips(root: Path, scale: int, seed: int) -> None:
     """Audio SNIPS: slots in IOB, speakers by their names."""
     studio = Studio(seed)
     people = {
-        "train": ("Ivy", "Joanna", "Joey", "Justin"), "valid": ("Aditi", "Amy"), "test": ("Brian", "Emma"),
+        "train": (("Ivy", "Joanna", "Joey", "Justin"), TRAIN), "valid": (("Aditi", "Amy"), DEV),
+        "test": (("Brian", "Emma"), TEST),
     }  # fmt: skip
     rows, number = [], 0
-    for part, names in people.items():
-        for name in names:
+    for part, (names, voices) in people.items():
+        for name, voice in zip(names, voices):
             for at in range(2 * scale):
                 artist, city = (str(studio.rng.choice(some)) for some in (["MADONNA", "PRINCE"], ["PARIS", "BERLIN"]))
                 text, tags, intent = (
@@ -154,7 +157,7 @@ def snips(root: Path, scale: int, seed: int) -> None:
                 )[at % 2]  # fmt: skip
                 uid = f"{name}-snips-{part}-{number}"
                 number += 1
-                write(root / part / name / f"{uid}.wav", studio.take(text.lower(), SPEAKERS[number % 20]))
+                write(root / part / name / f"{uid}.wav", studio.take(text.lower(), voice))
                 rows.append(f"{uid} BOS {text} EOS\tO {tags} {intent}")
     lines(root / "all.iob.snips.txt", rows)
 
@@ -162,10 +165,10 @@ def snips(root: Path, scale: int, seed: int) -> None:
 def librimix(root: Path, scale: int, seed: int) -> None:
     """Kaldi directories of two-speaker mixtures with their segments."""
     studio = Studio(seed)
-    for part, first in (("train", 0), ("dev", 8), ("test", 12)):
+    for part, voices in (("train", TRAIN[:8]), ("dev", DEV), ("test", TEST)):
         tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "segments", "utt2spk", "reco2dur")}
         for number in range(2 * scale):
-            pair = [SPEAKERS[first + (number + i) % 4] for i in range(2)]
+            pair = [voices[(number + i) % len(voices)] for i in range(2)]
             turns = [studio.take(studio.sentence(), voice) for voice in pair]
             start = round(len(turns[0]) * 0.7)  # they overlap
             mix = np.zeros(max(len(turns[0]), start + len(turns[1])), dtype=np.float32)
@@ -185,19 +188,19 @@ def librimix(root: Path, scale: int, seed: int) -> None:
 
 
 def quesst14(root: Path, scale: int, seed: int) -> None:
-    """QUESST 2014: spoken queries and documents that hold some of them."""
+    """QUESST 2014: spoken queries and documents that hold some of them, by other voices."""
     studio = Studio(seed)
     texts = [studio.sentence() for _ in range(3 * scale)]
     keys: dict[str, list[str]] = {"utterances": [], "dev": [], "eval": []}
     for number, text in enumerate(texts):
         path = f"Audio/quesst14_{number:05d}.wav"
-        write(root / path, studio.take(text, SPEAKERS[number % 10]))
+        write(root / path, studio.take(text, DEV[number % len(DEV)]))
         keys["utterances"].append(f"quesst14Database/{path} nnenglish")
     for part, folder in (("dev", "dev_queries"), ("eval", "eval_queries")):
         for number in range(scale + 1):
             path = f"{folder}/quesst14_{part}_{number:04d}.wav"
             words = " ".join(texts[number % len(texts)].split()[1:3])
-            write(root / path, studio.take(words, SPEAKERS[10 + number % 10]))
+            write(root / path, studio.take(words, TEST[number % len(TEST)]))
             keys[part].append(f"quesst14Database/{path} nnenglish")
     for name, rows in keys.items():
         lines(root / "scoring" / f"language_key_{name}.lst", rows)

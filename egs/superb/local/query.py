@@ -49,7 +49,8 @@ def _search(
     words = ["-m", "evaluate", "-t", split, "-u", upstream.name, "-l", str(layer), "-d", "quesst14_dtw"]
     words += ["-c", str(config), "-p", str(part), "--device", options.device, "--seed", str(options.seed)]
     words += ["-k", upstream.checkpoint] if upstream.checkpoint else []
-    run_s3prl(["run_downstream", *words], part / "log.txt")
+    corpus = settings["downstream_expert"]["datarc"]["dataset_root"]
+    run_s3prl(["run_downstream", *words], part / "log.txt", f"QbE on {corpus}")
     if not (part / DETECTIONS).is_file():
         raise UserError(f"{part / DETECTIONS}: s3prl wrote no detections; see {part / 'log.txt'}")
     part.rename(folder)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sweep import score
+from sweep import SCORED, score
 from tasks import TASKS
 
 from speechclip.errors import UserError
@@ -39,22 +40,21 @@ def write_report(experiments: Path, results: Path) -> None:
     before = [name for table in old.values() for name in table.columns if name.isdigit()]
     states = max(len(before), *(len(best["layer_weights"]) - best["head"] for best in found))
     columns = ("task", "corpus", "upstream", "checkpoint", "seed", *map(str, range(states)), "head")
-    rows = [_weights_row(best) for best in found]
-    text = write_block(
-        text, "weights", str(results), WEIGHTS_INTRODUCTION, [_table("Layer weights", columns, rows, old)], before=""
-    )
+    weights = _table("Layer weights", columns, [_weights_row(best) for best in found], old)
+    text = write_block(text, "weights", str(results), WEIGHTS_INTRODUCTION, [weights], before="")
     results.write_text(text, encoding="utf-8")
     print(f"wrote {results}: rows of {len(found)} sweeps")
-    for path in draw_weights(found, results.parent):
+    for path in draw_weights(weights, results.parent):
         print(f"wrote {path}")
 
 
 def _row(best: dict[str, Any]) -> dict[str, str]:
-    task = TASKS[best["task"]]
+    task, scored = TASKS[best["task"]], best["test"].get(SCORED)
     name = task.name + (f" ({best['tag']})" if best["tag"] else "")
     return {
-        "task": name, "metric": task.label, "corpus": best["corpus"], "upstream": best["upstream"],
-        "checkpoint": best["checkpoint"], "test": f"{score(task, best['test']) * task.percent:.2f}",
+        "task": name, "metric": "DER" if scored is not None else task.label, "corpus": best["corpus"],
+        "upstream": best["upstream"], "checkpoint": best["checkpoint"],
+        "test": f"{score(task, best['test']) * task.percent if scored is None else scored:.2f}",
         "lr (of)": f"{best['lr']:g} ({' '.join(f'{rate:g}' for rate in best['rates'])})", "step": str(best["step"]),
         "seed": str(best["seed"]), "commit": best["commit"], "command": code(best["command"]),
     }  # fmt: skip
@@ -86,30 +86,30 @@ def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, str]], old
     return Table(title, columns, tuple(kept[key] for key in sorted(kept)))
 
 
-def draw_weights(found: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """One row a task and upstream, one column a hidden state; the numbers stand in the cells."""
+def draw_weights(table: Table, folder: Path) -> list[Path]:
+    """A row for each of the table's with a head's weight (for each, if none has), a column a hidden state.
+
+    The numbers stand in the cells.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
-    with_head = [best for best in found if not best["baseline"]] or found
-    states = max(len(best["layer_weights"]) - best["head"] for best in with_head) + 1
-    grid = np.full((len(with_head), states), np.nan)
-    for row, best in enumerate(with_head):
-        own = len(best["layer_weights"]) - best["head"]
-        grid[row, :own] = best["layer_weights"][:own]
-        grid[row, states - 1] = best["layer_weights"][own] if best["head"] else np.nan
+    rows = [row for row in table.rows if "head" in row] or list(table.rows)
+    names = [name for name in table.columns if name.isdigit() or name == "head"]
+    states = len(names)
+    grid = np.array([[float(row.get(name, "nan")) for name in names] for row in rows])
     with plt.rc_context({"svg.hashsalt": "speechclip", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(1.8 + 0.55 * states, 1.3 + 0.4 * len(with_head)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(3.2 + 0.55 * states, 1.3 + 0.45 * len(rows)), layout="constrained")
         image = axes.imshow(grid, cmap="cividis", vmin=0, aspect="auto")
         for (row, column), value in np.ndenumerate(grid):
             if states <= 16 and not np.isnan(value):
                 dark = value < np.nanmax(grid) * 0.6
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
-        axes.set_yticks(range(len(with_head)), [_name(best) for best in with_head])
-        axes.set_xticks(range(states), [*map(str, range(states - 1)), "head"])
+        axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+        axes.set_xticks(range(states), names)
         axes.set_xlabel("hidden state")
         figure.colorbar(image, label="learned weight")
         paths = [folder / f"layer_weights.{kind}" for kind in ("png", "svg")]
@@ -119,6 +119,8 @@ def draw_weights(found: list[dict[str, Any]], folder: Path) -> list[Path]:
     return paths
 
 
-def _name(best: dict[str, Any]) -> str:
-    parts = [part for part in Path(best["checkpoint"]).parts if part not in ("best", "last")]
-    return f"{TASKS[best['task']].name}, {parts[-1] if parts else best['upstream']}"
+def label(row: Mapping[str, str]) -> str:
+    """Two lines with all that tells a row from the others."""
+    checkpoint = row.get("checkpoint", "").removesuffix("/best")
+    where = ", ".join(part for part in (checkpoint, row["corpus"]) if part)
+    return f"{row['task']}, {row['upstream']}, seed {row['seed']}\n{where}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 from query import run_query_by_example
 from report import write_report
 from sweep import Run, Upstream, merge, parse_overrides, read_yaml, sweep
-from tasks import TASKS, Task, check_corpus
+from tasks import S3PRL_CACHE, SPLIT, TASKS, TRIALS, Task, check_corpus, is_filled
 
 from speechclip.bin import ArgumentParser
 from speechclip.errors import UserError, exit_on_user_error
@@ -51,7 +50,7 @@ def corpus_of(options: Any, task: Task) -> Path:
             part = corpus.with_name(f"{corpus.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             # librimix's tables hold absolute paths: they have to be the last ones
-            MAKERS[task.layout](part, max(1, options.scale), options.seed)
+            MAKERS[task.layout](part, options.scale, options.seed)
             for table in part.glob("*/wav.scp"):
                 table.write_text(table.read_text().replace(f"{part.resolve()}/", f"{corpus.resolve()}/"))
             part.rename(corpus)
@@ -69,33 +68,49 @@ def upstreams_of(options: Any) -> list[Upstream]:
             wanted.append(Upstream(options.baseline, checkpoint))
         elif options.upstream.startswith("speechclip"):
             wanted.append(Upstream(options.upstream, "", encoder_only=True))
-    for upstream in wanted:
-        _check_name(upstream.name)
+    options_of = (("--upstream", "--checkpoint"), ("--baseline", "--baseline_checkpoint"))
+    for (name, checkpoint), upstream in zip(options_of, wanted):
+        _check_name(upstream.name, name)
         if upstream.name.endswith("_local") and not upstream.checkpoint:
-            raise UserError(f"--checkpoint: {upstream.name} wants one")
+            raise UserError(f"{checkpoint}: {upstream.name} wants one")
         if upstream.checkpoint and "://" not in upstream.checkpoint and not Path(upstream.checkpoint).exists():
             raise UserError(f"{upstream.checkpoint}: no such checkpoint")
     return wanted
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, option: str) -> None:
     """UserError for an upstream that s3prl's hub has not got. What s3prl itself has is looked up there."""
-    from speechclip.upstream import register
     from speechclip.upstream.hubconf import ENTRIES
 
-    if name in ENTRIES:
-        return
-    register()
-    from s3prl import hub
+    if name not in ENTRIES:
+        from speechclip.encoders.s3prl_upstream import check_upstream
+        from speechclip.upstream import register
 
-    if name not in hub.options():
-        close = difflib.get_close_matches(name, hub.options(), n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"--upstream: s3prl has no upstream {name!r}{hint}")
+        register()
+        from s3prl import hub
+
+        check_upstream(name, option, hub.options())
+
+
+def check_checkpoints(upstreams: list[Upstream]) -> None:
+    """Raise UserError for a local checkpoint of a SpeechCLIP that cannot be read, before anything is made for it."""
+    from speechclip.checkpoint import WEIGHTS, read_checkpoint, read_weights
+    from speechclip.published.reader import read_published
+
+    own = {Path(item.checkpoint) for item in upstreams if item.name.startswith("speechclip_") and item.checkpoint}
+    for path in sorted(own):
+        if path.is_dir():
+            read_weights(read_checkpoint(path)[0] / WEIGHTS)
+        elif path.is_file():
+            read_published(path)
 
 
 def _absolute(path: str) -> str:
     return os.path.abspath(path) if path and "://" not in path else path
+
+
+def _relative(path: str) -> str:
+    return os.path.relpath(path) if path and "://" not in path else path
 
 
 def learning_rates(words: str, own: float) -> list[float]:
@@ -115,7 +130,25 @@ def configuration(options: Any, task: Task) -> dict[str, Any]:
     layers = [RECIPE / "conf" / "small" / f"{options.task}.yaml"] if options.pseudo == "true" and task.problem else []
     for layer in [*layers, *([Path(options.config)] if options.config else [])]:
         settings = merge(settings, read_yaml(layer), str(layer))
-    return merge({"stop": None, **settings}, parse_overrides(options.overrides), "after --")
+    settings = merge({"stop": None, **settings}, parse_overrides(options.overrides), "after --")
+    if task.problem:
+        _check_steps(settings["train"], task)
+    return settings
+
+
+def _check_steps(train: dict[str, Any], task: Task) -> None:
+    """UserError where s3prl would train to the end and have nothing to test."""
+    total = train["total_steps"]
+    for key in ("total_steps", "eval_step", "save_step", "log_step"):
+        if not isinstance(train[key], (int, float)) or train[key] < 1:
+            raise UserError(f"train.{key}: {train[key]}; a number of steps, at least 1")
+    # tested is the best on validation; without validation, whatever was saved
+    key = "eval_step" if task.valid_metric else "save_step"
+    if train[key] > total:
+        raise UserError(
+            f"train.total_steps: {total}, but train.{key} is {train[key]}: {task.name} would have no checkpoint to "
+            f"test; -- --train.total_steps {total} --train.{key} {total} makes one at the end"
+        )
 
 
 def experiment(options: Any, upstream: Upstream) -> Path:
@@ -130,10 +163,9 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
     if settings["stop"] is None:
         del settings["stop"]
     prepare = settings.get("prepare_data", {}) | {key: str(corpus / below) for key, below in task.data.items()}
-    cache = Path("exp").resolve() / "cache" / corpus.name
-    cache.mkdir(parents=True, exist_ok=True)
-    for pattern in ("metadata/*.json", "iden_split.txt", "voxceleb1_test_v2.txt"):
-        for file in corpus.glob(pattern):
+    cache = cache_of(corpus)
+    for pattern in ("metadata/*.json", SPLIT, TRIALS):
+        for file in filter(is_filled, corpus.glob(pattern)):
             shutil.copy(file, cache)  # what s3prl would download
     folder, runs = experiment(options, upstream), []
     for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
@@ -143,8 +175,56 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
             "device": options.device, "num_workers": options.workers,
             "build_upstream": upstream.settings(),
         }  # fmt: skip
-        runs.append(Run(task, upstream, folder / f"lr_{rate:g}", config))
+        runs.append(Run(task, upstream, folder / f"lr_{rate:g}", config, corpus))
     return runs
+
+
+def cache_of(corpus: Path) -> Path:
+    """What s3prl keeps of a corpus."""
+    cache = Path("exp").resolve() / "cache" / corpus.name
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def take_home(home: Path) -> None:
+    """Have s3prl read ``home`` where it looks below HOME, with all that was downloaded into the real one before.
+
+    A ``home`` with no downloads of its own shares the real one's; into one that has, they are linked.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
+    os.environ.setdefault("TORCH_HOME", str(caches / "torch"))
+    real, own = (at / S3PRL_CACHE / "download" for at in (Path.home().resolve(), home))
+    real.mkdir(parents=True, exist_ok=True)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if not own.is_dir():
+        own.symlink_to(real)
+    for file in real.iterdir():
+        link = own / file.name
+        if file.suffix != ".lock" and is_filled(file) and not link.exists():
+            link.unlink(missing_ok=True)  # to a file that is gone
+            link.symlink_to(file)
+    os.environ["HOME"] = str(home)
+
+
+def place_speaker_list(corpus: Path) -> Path:
+    """Where s3prl's SID reads VoxCeleb1's list, below HOME alone; the corpus's own put there, if it has one.
+
+    That goes into a home of the corpus, so that the user's list of all VoxCeleb1 stays. An empty one, which a failed
+    download leaves and s3prl would take for the list, is removed.
+    """
+    if is_filled(corpus / SPLIT):
+        home = cache_of(corpus) / "home"
+        (home / S3PRL_CACHE).mkdir(parents=True, exist_ok=True)
+        part = home / S3PRL_CACHE / f"{SPLIT}.{os.getpid()}.part"
+        shutil.copy(corpus / SPLIT, part)
+        part.replace(home / S3PRL_CACHE / SPLIT)
+        take_home(home)
+    there = Path.home() / S3PRL_CACHE / SPLIT
+    there.parent.mkdir(parents=True, exist_ok=True)
+    if there.is_file() and not is_filled(there):
+        there.unlink()
+    return there
 
 
 @exit_on_user_error
@@ -152,34 +232,50 @@ def main() -> None:
     """Stages 0 to 2 of run.sh."""
     options = parser().parse_args()
     task = TASKS[options.task]
-    upstreams = upstreams_of(options)
+    trains = options.stage <= 1 <= options.stop_stage
+    upstreams = upstreams_of(options) if trains else []
     if options.device != "cpu" and not _has_gpu(options.device):
         raise UserError(f"--device: {options.device}: this torch sees none (torch.cuda.is_available())")
-    if options.nj < 1:
-        raise UserError(f"--nj: {options.nj}; at least 1")
+    for name in ("nj", "scale"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}: {getattr(options, name)}; at least 1")
     configuration(options, task)  # a mistake in it is told before anything is written
-    corpus = corpus_of(options, task) if options.stage <= 1 else Path()
-    if options.stop_stage == 0:
-        return
+    check_checkpoints(upstreams)
     if options.stage <= 1:
-        if (corpus / "home").is_dir():  # with what s3prl would download into its cache
-            os.environ.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
-            os.environ["HOME"] = str(corpus / "home")
-        for upstream in reversed(upstreams):  # the baseline first: a row is written with what it is compared to
-            settings = configuration(options, task)
-            if not task.problem:
-                run_query_by_example(options, corpus, upstream, settings, experiment(options, upstream))
-                continue
-            runs = runs_of(options, task, corpus, upstream)
-            best = sweep(runs, options.nj, options.force == "true")
-            rates = [run.config["build_optimizer"]["conf"]["lr"] for run in runs]
-            write_best(options, upstream, upstreams, corpus, best, rates)
+        corpus = corpus_of(options, task)
+        if trains:
+            train(options, task, corpus, upstreams)
     if options.stop_stage < 2:
         return
     if task.problem:
         write_report(Path("exp"), Path("RESULTS.md"))
     else:
         print(f"{task.name}: its detections are scored by the scripts that come with the corpus; no row in RESULTS.md")
+
+
+def train(options: Any, task: Task, corpus: Path, upstreams: list[Upstream]) -> None:
+    """Stage 1."""
+    if (corpus / "home").is_dir():  # with what s3prl would download into its cache
+        take_home(corpus / "home")
+    speakers = place_speaker_list(corpus) if options.task == "sid" else None
+    for upstream in reversed(upstreams):  # the baseline first: a row is written with what it is compared to
+        settings = configuration(options, task)
+        if not task.problem:
+            run_query_by_example(options, corpus, upstream, settings, experiment(options, upstream))
+            continue
+        runs = runs_of(options, task, corpus, upstream)
+        try:
+            best = sweep(runs, options.nj, options.force == "true")
+        except UserError as error:
+            if speakers is None or is_filled(speakers):
+                raise
+            speakers.unlink(missing_ok=True)
+            raise UserError(
+                f"{corpus / SPLIT}: no such file, and s3prl could not download it to {speakers}; put VoxCeleb1's list "
+                f"of recordings at either ({error})"
+            ) from error
+        rates = [run.config["build_optimizer"]["conf"]["lr"] for run in runs]
+        write_best(options, upstream, upstreams, corpus, best, rates)
 
 
 def _has_gpu(device: str) -> bool:
@@ -199,7 +295,7 @@ def write_best(
         "upstream": upstream.name + (" (encoder)" if upstream.encoder_only else ""),
         "head": upstream.name.startswith("speechclip") and upstream.name != ENCODER and not upstream.encoder_only,
         "baseline": upstream is not upstreams[0], "against": others[0] if others and upstream is upstreams[0] else "",
-        "checkpoint": os.path.relpath(upstream.checkpoint) if upstream.checkpoint else "", "corpus": corpus.name,
+        "checkpoint": _relative(upstream.checkpoint), "corpus": corpus.name,
         "rates": rates, "lr": best["lr"], "step": best["step"], "test": best["test"], "valid": best["valid"],
         "layer_weights": best["layer_weights"], "seed": options.seed, "command": best["command"],
         "commit": best["commit"], "weights": best["settings"]["weights"],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import re
 import shutil
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tasks import Task
+from tasks import Task, is_filled
 
 from speechclip.errors import UserError
 
 RESULT = "result.json"
+SCORED = "dscore_der"  # of SD's own scorer, in percent; beside s3prl's DER by frames
 
 
 @dataclass(frozen=True)
@@ -109,24 +112,27 @@ def _value(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a task on an upstream at a learning rate, in a folder of its own."""
+    """One training: a task on an upstream at a learning rate, in a folder of its own. corpus: for what is told."""
 
     task: Task
     upstream: Upstream
     folder: Path
     config: dict[str, Any]
+    corpus: Path = Path()
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run left, if its settings are these."""
+        """What a finished run left, if its settings are these and it was scored as it now should be."""
         file = self.folder / RESULT
         if not file.is_file():
             return None
         found: dict[str, Any] = json.loads(file.read_text())
-        return found if found["settings"] == self.settings() else None
+        stop = self.config.get("stop")
+        wanted = bool(self.task.scorer) and (not isinstance(stop, int) or stop > 2)
+        return found if found["settings"] == self.settings() and (SCORED in found["test"] or not wanted) else None
 
     def settings(self) -> dict[str, Any]:
-        """What the result depends on."""
-        local = ("num_workers", "device", "target_dir", "cache_dir")
+        """What the result depends on. Not on how far s3prl goes: what is trained may be scored later."""
+        local = ("num_workers", "device", "target_dir", "cache_dir", "stop")
         config = {key: value for key, value in self.config.items() if key not in local}
         return {"config": config, "weights": self.upstream.fingerprint()}
 
@@ -142,24 +148,73 @@ class Run:
         settings.write_text(json.dumps(self.settings()))
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.config, sort_keys=False))
-        run_s3prl(["s3prl-main", self.task.problem, "--config", str(config)], self.folder / "log.txt")
+        self._remove_cut_checkpoints()
+        words = ["s3prl-main", self.task.problem, "--config", str(config)]
+        try:
+            run_s3prl(words, self.folder / "log.txt", f"{self.task.name} on {self.corpus}")
+        except UserError:
+            if not self._steps():  # nothing to go on from: whatever gets mended, other settings may start here
+                settings.unlink()
+            raise
         (self.folder / RESULT).write_text(json.dumps({**self._collect(), **origin}, indent=2) + "\n")
 
-    def _collect(self) -> dict[str, Any]:
-        written = "result.yaml" if self.task.valid_metric else "best_result.yaml"
-        files = sorted((self.folder / "evaluate").rglob(written))
-        if not files:
-            raise UserError(f"{self.folder}/evaluate: no result; see {self.folder}/log.txt")
-        test = yaml.safe_load(files[0].read_text())
+    def _steps(self) -> list[Path]:
+        """The checkpoints that s3prl would go on from, or tests (ASV), in the order of their steps."""
+        return sorted((self.folder / "train").glob("step_*"), key=lambda path: int(path.name[5:]))
+
+    def _remove_cut_checkpoints(self) -> None:
+        """Remove what a kill cut while s3prl wrote it, in place; s3prl takes the last step, whole or not.
+
+        ``valid_best`` is written over the one before. Where it was cut, both are gone: validation begins anew, after
+        the last step that still has one to come.
+        """
+        for step in self._steps():
+            if not _is_whole(step):
+                shutil.rmtree(step)
         best = self.folder / "train" / "valid_best"
-        valid = yaml.safe_load((best / "training_stats.yaml").read_text()) if best.is_dir() else {}
-        last = {"global_step": self.config["train"]["total_steps"], **valid}
-        model = best if best.is_dir() else max((self.folder / "train").glob("step_*"), key=lambda p: int(p.name[5:]))
+        if not self.task.valid_metric or _is_whole(best):
+            return
+        shutil.rmtree(best, ignore_errors=True)
+        every, total = (int(self.config["train"][key]) for key in ("eval_step", "total_steps"))
+        for step in self._steps():
+            if int(step.name[5:]) // every == total // every:
+                shutil.rmtree(step)
+                continue
+            stats = step / "training_stats.yaml"
+            stats.write_text(yaml.safe_dump({**yaml.safe_load(stats.read_text()), "valid_best_metrics": {}}))
+
+    def _collect(self) -> dict[str, Any]:
+        train, valid = self.folder / "train", {}
+        if self.task.valid_metric:
+            model = train / "valid_best"
+            tested = sorted((self.folder / "evaluate").rglob("result.yaml"))
+            valid = yaml.safe_load((model / "training_stats.yaml").read_text()) if tested else {}
+        else:  # every step was tested; s3prl takes the best, and so does this, with its weights
+            names = [f"*/{step.name}/result.yaml" for step in self._steps()]
+            files = [file for name in names for file in (self.folder / "evaluate").glob(name)]
+            tested = sorted(files, key=lambda file: score(self.task, yaml.safe_load(file.read_text())))
+            model = train / tested[0].parent.name if tested else train
+            valid = {"global_step": int(model.name[5:])} if tested else {}
+        if not tested:
+            raise UserError(f"{self.folder}/evaluate: no result; see {self.folder}/log.txt")
+        test = yaml.safe_load(tested[0].read_text())
+        scored = tested[0].with_name(self.task.scorer or "none")
+        if scored.is_file():
+            test |= {f"{scored.stem}_{key}": value for key, value in yaml.safe_load(scored.read_text()).items()}
         return {
             "settings": self.settings(), "test": test, "valid": valid.get("valid_best_metrics", {}),
-            "step": last["global_step"], "lr": self.config["build_optimizer"]["conf"]["lr"],
+            "step": valid["global_step"], "lr": self.config["build_optimizer"]["conf"]["lr"],
             "layer_weights": layer_weights(model / "model" / "state_dict.pt"), "model": str(model),
         }  # fmt: skip
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a folder holds all of what s3prl saves, ``config.yaml`` last, also where it was written over another."""
+    files = [checkpoint / name for name in ("model/state_dict.pt", "task/state.pt", "optimizer.pt",
+                                            "training_stats.yaml", "config.yaml")]  # fmt: skip
+    if not all(map(is_filled, files)):
+        return False
+    return files[-1].stat().st_mtime_ns >= files[0].stat().st_mtime_ns
 
 
 def layer_weights(state_dict: Path) -> list[float]:
@@ -170,20 +225,34 @@ def layer_weights(state_dict: Path) -> list[float]:
     return [round(value, 6) for value in weights.softmax(dim=0).tolist()]
 
 
-def run_s3prl(words: list[str], log: Path) -> None:
+def run_s3prl(words: list[str], log: Path, what: str) -> None:
     """Run a command of ``python -m speechclip.upstream`` in a process of its own; ``log`` gets its output.
 
-    The processes are forked from one that has imported s3prl already. UserError with the line that tells why it failed.
+    The processes are forked from one that has imported s3prl already. UserError with the line that tells why it failed;
+    what: the task and its corpus, for that line.
     """
+    before = log.stat().st_size if log.is_file() else 0
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["speechclip.upstream.preload"])
     process = context.Process(target=_work, args=(words, str(log)))
     process.start()
     process.join()
     if process.exitcode:
-        told = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        reason = told[-1].removeprefix("error: ") if told else "no output"
-        raise UserError(f"{reason} (status {process.exitcode}; {log} has all)")
+        told = log.read_bytes()[before:].decode(errors="replace") if log.is_file() else ""
+        why = reason(told) if process.exitcode > 0 else f"killed by {signal.Signals(-process.exitcode).name}"
+        raise UserError(f"{what}: {why} (status {process.exitcode}; {log} has all)")
+
+
+def reason(told: str) -> str:
+    """Why a command failed, by what it told: its last line, with the place in s3prl if that is a Python exception."""
+    lines = [line for line in told.splitlines() if line.strip()]
+    last = lines[-1] if lines else "no output"
+    places = re.findall(r'File ".*/(s3prl/[^"]+)", line (\d+), in .*\n\s*(.*)', told)
+    if last.startswith("error: ") or not places:
+        return last.removeprefix("error: ")
+    # in what a pool hands on, the failed assertion stands above the frames of those who waited for it
+    file, line, code = next((place for place in reversed(places) if place[2].startswith("assert")), places[-1])
+    return f"{last} in {file}:{line}: {code}"
 
 
 def _work(words: list[str], log: str) -> None:
@@ -223,10 +292,21 @@ def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
 
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(do, runs))
-    task = runs[0].task
-    by = task.valid_metric
-    ranked = sorted(results, key=lambda r: float(r["valid"][by]) if by else score(task, r["test"]))
-    return ranked[-1 if task.higher_better else 0]
+    best = min(results, key=lambda result: _rank(runs[0].task, result))
+    rates = sorted(result["lr"] for result in results)
+    if len(rates) > 1 and best["lr"] in (rates[0], rates[-1]):
+        side = "lowest" if best["lr"] == rates[0] else "highest"
+        print(f"{runs[0].folder.parent}: {best['lr']:g} is the {side} rate of --lr; one beyond it may be better",
+              flush=True)  # fmt: skip
+    return best
+
+
+def _rank(task: Task, result: dict[str, Any]) -> tuple[float, float, float]:
+    """What decides a sweep, lower first: the metric; among equals the loss on validation, then the rate."""
+    value = float(result["valid"][task.valid_metric]) if task.valid_metric else score(task, result["test"])
+    loss = float(result["valid"].get("loss", math.inf))
+    first, second = (math.inf if math.isnan(x) else x for x in (-value if task.higher_better else value, loss))
+    return first, second, result["lr"]
 
 
 def score(task: Task, test: dict[str, Any]) -> float:
