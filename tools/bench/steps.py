@@ -83,11 +83,11 @@ def updater(model: SpeechCLIP) -> Callable[[Tensor], float]:
 
 
 def needed_by_plain(shape: str, head: str, batch: int) -> float:
-    """About how many bytes a plain step needs, from above: per keyword some copies of [B, V, D]."""
+    """About how many bytes a plain step needs, from above: two copies of [B, V, D] for each of up to ten keywords."""
     if head == "parallel":
         return 4e9
     width = {"base": 512, "large": 768}.get(shape, 512)
-    return 4e9 + 8.5 * 6 * 4 * batch * parts.SUBWORDS * width
+    return 4e9 + 25 * 4 * batch * parts.SUBWORDS * width
 
 
 def needed_by_ours(shape: str, batch: int) -> float:
