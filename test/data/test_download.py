@@ -297,6 +297,17 @@ def test_the_script_takes_a_mirror_of_the_users(
     assert "unpacking" in capsys.readouterr().out
 
 
+def test_the_readme_has_the_sizes_of_the_corpora() -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    for name in ("flickr8k", "spokencoco"):
+        remotes = SOURCES[name]
+        downloads, unpacked = sum(item.bytes for item in remotes), sum(item.unpacked for item in remotes)
+        free = unpacked + max(item.bytes for item in remotes)  # as the check before a download has it
+        told = f"{downloads / 1e9:.0f} GB of downloads ({free / 1e9:.0f} GB free to unpack them)"
+        row = next(line for line in text.splitlines() if line.startswith(f"| [`egs/{name}`]"))
+        assert told in row, told
+
+
 def test_every_source_says_where_to_ask_and_what_it_leaves() -> None:
     for remotes in SOURCES.values():
         for item in remotes:

@@ -1,4 +1,9 @@
-"""Where corpora and encoders are published: mirrors, sizes, checksums where the publisher gives one."""
+"""Where corpora and encoders are published: mirrors, sizes, checksums.
+
+A checksum is the publisher's (Flickr8k, OpenAI), or one that unrelated public downloaders have alike (COCO's; LAVIS is
+among them). None was to be found of SpokenCOCO's archive, of its Karpathy split and of fairseq's HuBERT files, nor a
+second host of these or of flickr_audio.tar.gz (s3prl's HuBERT files are converted).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ from speechclip.data.download import Remote
 
 _FLICKR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 _ILLINOIS = "http://nlp.cs.illinois.edu/HockenmaierGroup/Framing_Image_Description"
-_COCO = "images.cocodataset.org"
+_COCO = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")  # one store, two names
+_DARKNET = "https://pjreddie.com/media/files"  # as scripts/get_coco_dataset.sh of pjreddie/darknet has it
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
 _FAIRSEQ = "https://dl.fbaipublicfiles.com/hubert"
 _B32 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
@@ -35,21 +41,20 @@ FLICKR8K = (
 )  # fmt: skip
 SPOKENCOCO = (
     Remote(
-        "train2014.zip", (f"http://{_COCO}/zips/train2014.zip", f"https://s3.amazonaws.com/{_COCO}/zips/train2014.zip"),
+        "train2014.zip", (*(f"{host}/zips/train2014.zip" for host in _COCO), f"{_DARKNET}/train2014.zip"),
         13_510_573_713, ("train2014",), unpacked=13_600_000_000, into="",
-        about="COCO's training images of 2014, cocodataset.org",
+        checksum="md5:0da8c0bd3d6becc4dcb32757491aca88", about="COCO's training images of 2014, cocodataset.org",
     ),
     Remote(
-        "val2014.zip", (f"http://{_COCO}/zips/val2014.zip", f"https://s3.amazonaws.com/{_COCO}/zips/val2014.zip"),
+        "val2014.zip", (*(f"{host}/zips/val2014.zip" for host in _COCO), f"{_DARKNET}/val2014.zip"),
         6_645_013_297, ("val2014",), unpacked=6_700_000_000, into="",
-        about="COCO's validation images of 2014, cocodataset.org",
+        checksum="md5:a3d79f5ed8d289b7a7554ce06a5782b3", about="COCO's validation images of 2014, cocodataset.org",
     ),
     Remote(
-        "annotations_trainval2014.zip",
-        (f"http://{_COCO}/annotations/annotations_trainval2014.zip",
-         f"https://s3.amazonaws.com/{_COCO}/annotations/annotations_trainval2014.zip"),
+        "annotations_trainval2014.zip", tuple(f"{host}/annotations/annotations_trainval2014.zip" for host in _COCO),
         252_872_794, ("annotations/captions_train2014.json", "annotations/captions_val2014.json"),
-        unpacked=830_000_000, into="", about="COCO's captions of 2014, cocodataset.org",
+        unpacked=830_000_000, into="", checksum="md5:0a379cfc70b0e71301e0f377548639bd",
+        about="COCO's captions of 2014, cocodataset.org",
     ),
     Remote(
         "SpokenCOCO.tar.gz", ("https://data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz",), 69_000_000_000,
@@ -58,7 +63,9 @@ SPOKENCOCO = (
     Remote(
         "ksplit.tar.gz", ("https://huggingface.co/speechclip/models/resolve/main/ksplit.tar.gz",), 60_000_000,
         ("SpokenCOCO/ksplit",), unpacked=400_000_000, into="SpokenCOCO",
-        about="SpokenCOCO's Karpathy split, SpokenCOCO_ksplit_{train,val,test}.json",
+        about="SpokenCOCO's Karpathy split, SpokenCOCO_ksplit_{train,val,test}.json; the same split with word "
+        "alignments, not tried here, is VG-HuBERT's karpathy_json.tar, "
+        "https://www.cs.utexas.edu/~harwath/model_checkpoints/vg_hubert/karpathy_json.tar",
     ),
 )  # fmt: skip
 
