@@ -59,6 +59,9 @@ class TrainingData:
 class Trainer:
     """One training run in one folder, which it resumes if it finds the same configuration there.
 
+    The best weights are those of the highest mean R@10 between speech and images of dev, of the supervised topline
+    (``train.supervision: text``) too: no text of dev has a part in any choice.
+
     Args:
         config: all of it. model: freshly built. data: both splits. folder: best/, last/, metrics.jsonl, tensorboard/.
         fabric: launched. seed: of batches, crops and dropout. origin: provenance for the checkpoints.
