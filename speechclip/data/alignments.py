@@ -28,6 +28,8 @@ class AlignedWord:
 def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
     """Words by utterance, in time's order, from lines ``utterance channel start duration word [confidence]``.
 
+    Pauses are left out.
+
     Raises:
         UserError: missing, not UTF-8, or a malformed line, with its number.
     """
@@ -49,7 +51,8 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
             word = AlignedWord("", -1.0, -1.0)
         if not 0 <= word.start <= word.end < float("inf"):
             raise UserError(f"{path}: line {number}: expected utterance, channel, start, duration and word")
-        words.setdefault(utterance, []).append(word)
+        if not _pause(text):
+            words.setdefault(utterance, []).append(word)
     return {utterance: sorted(found, key=lambda word: word.start) for utterance, found in words.items()}
 
 
@@ -79,7 +82,11 @@ def read_textgrid(path: str | Path) -> list[AlignedWord]:
     if len(named) != 1:
         raise UserError(f"{file}: one interval tier 'words' is needed, there are {', '.join(tiers) or 'none'}")
     words = [AlignedWord(entry.label.strip(), entry.start, entry.end) for entry in tiers[named[0]].entries]
-    return [word for word in words if word.text.lower() not in PAUSES]
+    return [word for word in words if not _pause(word.text)]
+
+
+def _pause(label: str) -> bool:
+    return label.lower() in PAUSES
 
 
 def find_alignments(data: str | Path) -> Path | None:

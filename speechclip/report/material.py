@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.data.alignments import AlignedWord, read_ctm
+from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments
 from speechclip.data.dataset import Split
 from speechclip.data.embeddings import load_embeddings
 from speechclip.data.kaldi import Utterance
@@ -40,11 +40,11 @@ def load_material(run: Run, data_dir: str | Path, dump_dir: str | Path) -> Mater
     speech = load_embeddings(run.directory / "scores" / "speech_embeddings.npz", split.ids)[1]
     if speech.shape[1] != split.images.shape[1]:
         raise UserError(f"{dump_dir}/image_embeddings.npz: made by another CLIP than {run.directory} was scored with")
-    ctm = Path(data_dir) / "ctm"
+    aligned = find_alignments(data_dir)
     return Material(
         split.data.utterances, speech, np.asarray(split.images), tuple(split.image_ids),
         tuple(split.data.images[name] for name in split.image_ids), np.asarray(split.utterance_image),
-        read_ctm(ctm) if ctm.is_file() else {},
+        load_alignments(aligned, split.ids) if aligned else {},
     )  # fmt: skip
 
 

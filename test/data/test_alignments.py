@@ -20,6 +20,14 @@ def test_words_by_utterance_in_order(tmp_path: Path) -> None:
     }
 
 
+def test_pauses_are_no_words(tmp_path: Path) -> None:
+    path = tmp_path / "ctm"
+    path.write_text("a 1 0 0.5 <eps>\na 1 0.5 0.5 red\na 1 1.0 0.1 SIL\na 1 1.1 0.5 sp\nb 1 0 1 sil\n")
+    assert load_alignments(path, ["a", "b"]) == {"a": [AlignedWord("red", 0.5, 1.0)]}
+    with pytest.raises(UserError, match="has an alignment of none of the 1 utterances"):
+        load_alignments(path, ["b"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
