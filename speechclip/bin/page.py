@@ -57,21 +57,19 @@ def _one(run: Run, out: Path | None, args: Namespace) -> Path:
 
 
 def _two(runs: Sequence[Run], out: Path | None, args: Namespace) -> Path:
-    from speechclip.report.comparison import keyword_test, paired_tests, run_names, write_comparison
+    from speechclip.report.comparison import keyword_tests, paired_tests, run_names, write_comparison
 
     names = run_names(runs)
     tests = paired_tests(runs, args.permutations, args.seed)
-    print(f"{'direction':28}{'score':6}{'first':>8}{'second':>8}{'diff':>8}{'p':>9}")
-    for direction, table in tests.items():
-        for score, row in table.items():
-            numbers = "".join(f"{row[key]:8.2f}" for key in ("first", "second", "difference"))
-            print(f"{direction:28}{score:6}{numbers}{row['p']:9.4f}")
+    keywords = keyword_tests(runs, args.permutations, args.seed)
+    print(f"{'score':34}{'first':>8}{'second':>8}{'diff':>8}{'95% interval':>18}{'p':>9}")
+    named = {f"{direction} {score}": row for direction, table in tests.items() for score, row in table.items()}
+    for name, row in {**named, **{f"keywords: {name}": row for name, row in keywords.items()}}.items():
+        digits = 3 if "cosine" in name else 2
+        numbers = "".join(f"{row[key]:8.{digits}f}" for key in ("first", "second", "difference"))
+        ends = ", ".join(f"{end:.{digits}f}" for end in row["ci95"])
+        print(f"{name:34}{numbers}{f'[{ends}]':>18}{row['p']:9.4f}")
     materials = [_material(run, args) for run in runs]
-    image_of = {utterance.id: utterance.image_id for utterance in materials[0].utterances}
-    keywords = keyword_test(runs, image_of, args.permutations, args.seed)
-    if keywords:
-        numbers = "".join(f"{keywords[key]:8.2f}" for key in ("first", "second", "difference"))
-        print(f"{'keywords that hit':28}{'share':6}{numbers}{keywords['p']:9.4f}")
     target = out or runs[0].directory / "report" / f"against_{names[1].replace('/', '_')}.html"
     return write_comparison(runs, materials, tests, keywords, target, permutations=args.permutations)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from speechclip.assemble import KeywordGold
     from speechclip.config import EvalConfig
     from speechclip.data.alignments import AlignedWord
+    from speechclip.data.dataset import Split
     from speechclip.embed import KeywordTable
     from speechclip.eval.case import Case
 
@@ -21,7 +22,7 @@ SEED = 0  # of the resamples and of the shuffled captions: the same for every ru
 
 @exit_on_user_error
 def main() -> None:
-    """Score a checkpoint's keywords on a data directory; writes keywords.json, keywords.jsonl and attention.npz."""
+    """Score a checkpoint's keywords on a data directory; writes keywords.{json,jsonl,npz} and attention.npz."""
     parser = ArgumentParser(prog="speechclip.bin.score_keywords", description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="data directory")
@@ -34,7 +35,6 @@ def main() -> None:
     from speechclip.data.alignments import find_alignments, load_alignments
     from speechclip.data.kaldi import DataDir
     from speechclip.embed import find_keywords
-    from speechclip.eval.keywords import Settings, find, score
 
     model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
     if not config.model.head.has_keywords:
@@ -44,26 +44,40 @@ def main() -> None:
     spoken = load_alignments(aligned, split.ids) if aligned else None
     found = find_keywords(model, source, config.data.eval_batch_size)
     gold = keyword_gold(model, _texts(split.data), _texts(DataDir.load(options.train_data)))
-    settings = Settings(tuple(config.eval.sweep), config.eval.neighbours, config.eval.bootstrap, SEED)
-    case = find(
-        found.vectors, found.mask, gold.subwords, gold.content, gold.with_special, gold.train_counts,
-        split.utterance_image, settings,
-    )  # fmt: skip
-    report = score(case, gold.words, settings)
-    overlap = None if spoken is None else _time_scores(report, case, found, split, spoken, gold, config.eval)
-    report["settings"] = {
-        "span_mass": config.eval.span_mass, "boundary_tolerance": config.eval.boundary_tolerance,
-        "sweep": config.eval.sweep, "neighbours": config.eval.neighbours, "bootstrap": config.eval.bootstrap,
-        "seed": SEED, "images": len(split.images),
-    }  # fmt: skip
-    report["provenance"] = result_provenance(options.checkpoint, options.data_dir)
-    _write(Path(options.out), report, case, found, split, spoken, overlap, gold, config.eval)
+    provenance = result_provenance(options.checkpoint, options.data_dir)
+    report = write_scores(Path(options.out), found, gold, split, spoken, config.eval, provenance)
     _print(report)
     print(f"{Path(options.out) / 'keywords.json'} and keywords.jsonl written")
 
 
+def write_scores(
+    out: Path, found: KeywordTable, gold: KeywordGold, split: Split, spoken: dict[str, list[AlignedWord]] | None,
+    settings: EvalConfig, provenance: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Score the keywords of a split and write all files of the stage into a folder; returns what keywords.json holds.
+
+    spoken: words and their times by utterance, None where the data has no alignments.
+    """
+    from speechclip.eval.keywords import Settings, find, score
+
+    asked = Settings(tuple(settings.sweep), settings.neighbours, settings.bootstrap, SEED)
+    case = find(
+        found.vectors, found.mask, gold.subwords, gold.content, gold.with_special, gold.train_counts,
+        split.utterance_image, asked,
+    )  # fmt: skip
+    report = score(case, gold.words, asked)
+    overlap = None if spoken is None else _time_scores(report, case, found, split, spoken, gold, settings)
+    report["settings"] = {
+        "span_mass": settings.span_mass, "boundary_tolerance": settings.boundary_tolerance, "sweep": settings.sweep,
+        "neighbours": settings.neighbours, "bootstrap": settings.bootstrap, "seed": SEED, "images": len(split.images),
+    }  # fmt: skip
+    report["provenance"] = provenance
+    _write(out, report, case, found, split, spoken, overlap, gold, settings)
+    return report
+
+
 def _time_scores(
-    report: dict[str, Any], case: Case, found: KeywordTable, split: Any, spoken: dict[str, list[AlignedWord]],
+    report: dict[str, Any], case: Case, found: KeywordTable, split: Split, spoken: dict[str, list[AlignedWord]],
     gold: KeywordGold, settings: EvalConfig,
 ) -> list[bool | None]:  # fmt: skip
     """Adds "segmentation" and "overlap" to the report. Returns for each keyword whether it overlaps its word."""
@@ -97,14 +111,15 @@ def _time_scores(
 
 
 def _write(
-    out: Path, report: dict[str, Any], case: Case, found: KeywordTable, split: Any,
+    out: Path, report: dict[str, Any], case: Case, found: KeywordTable, split: Split,
     spoken: dict[str, list[AlignedWord]] | None, overlap: list[bool | None] | None, gold: KeywordGold,
     settings: EvalConfig,
 ) -> None:  # fmt: skip
-    """keywords.jsonl, attention.npz and keywords.json."""
+    """keywords.jsonl, keywords.npz, attention.npz and, last, keywords.json."""
     import numpy as np
 
     from speechclip.errors import writing
+    from speechclip.eval.contributions import contributions, save_contributions
     from speechclip.eval.records import keyword_records, save_attention
 
     out.mkdir(parents=True, exist_ok=True)
@@ -114,6 +129,9 @@ def _write(
     )  # fmt: skip
     with writing(out / "keywords.jsonl"), (out / "keywords.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with writing(out / "keywords.npz"):
+        images = [split.image_ids[row] for row in split.utterance_image]
+        save_contributions(out / "keywords.npz", split.ids, images, contributions(case, gold.words))
     with writing(out / "attention.npz"):
         (out / "attention.npz").unlink(missing_ok=True)
         if settings.keep_attention:

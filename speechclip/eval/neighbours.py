@@ -114,8 +114,10 @@ def best_of(scores: Floats, members: Ints) -> tuple[Ints, Floats]:
 def largest(scores: Floats, k: int) -> tuple[Ints, Floats]:
     """Columns and values, [b, k], of the k largest of each line [b, V], best first; of equal ones the first column.
 
-    k: from 1 to V.
+    k: from 0 to V.
     """
+    if k == 0:
+        return np.empty((len(scores), 0), np.int64), scores[:, :0]
     if k == 1:
         best = scores.argmax(axis=1)[:, None]
         return best, np.take_along_axis(scores, best, axis=1)

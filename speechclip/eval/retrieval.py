@@ -119,10 +119,10 @@ def retrieval_report(
     texts. Rows are L2-normalised here.
 
     Own-caption directions ("speech->text", "text->speech") accept the utterance's own caption; an equal string counts
-    as own when captions are given, and strings that differ in case or white space are equal: CLIP's tokenizers ignore
-    both, so that their embeddings are. "(any caption)" accepts every caption of the image besides. The text directions are
-    measured on exactly the M utterances that have a text. "image->speech" asks only with images that have an
-    utterance; all of images are the gallery of "speech->image". "text->image" is the topline of a perfect recogniser.
+    as own when captions are given, and strings that differ in case or white space are equal, as to CLIP's tokenizers.
+    "(any caption)" accepts every caption of the image besides. The text directions are measured on exactly the M
+    utterances that have a text. "image->speech" asks only with images that have an utterance; all of images are the
+    gallery of "speech->image". "text->image" is the topline of a perfect recogniser.
     "random" holds the chance level of every direction, "mean_R@10" the mean over the two speech-image directions.
     ``keep``, where given, gets for every direction the rank of each query and the query's image, for paired tests.
     """
@@ -199,5 +199,3 @@ def _unit(values: ArrayLike, name: str) -> Floats:
     array = as_matrix(values, name)
     norm = row_norms(array)
     return array / np.where(norm > 0, norm, 1)
-
-

@@ -1,9 +1,9 @@
-"""Whether one run finds more than another on the same queries: a paired permutation test over images."""
+"""Whether one run scores higher than another on the same items: a paired permutation test over images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +12,90 @@ from numpy.typing import ArrayLike, NDArray
 
 from speechclip.data.embeddings import read_arrays
 from speechclip.errors import UserError
+from speechclip.eval.bootstrap import Bootstrap, interval
 from speechclip.eval.retrieval import gains_of
 
+RESAMPLES = 1000  # of the interval of a difference
 _BLOCK = 1 << 22  # signs drawn at a time
+
+Floats = NDArray[np.floating[Any]]
+
+
+def paired_scores(
+    first: ArrayLike,
+    second: ArrayLike,
+    clusters: ArrayLike,
+    measure: Callable[[Floats], Floats],
+    names: Sequence[str],
+    n: int = 10000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Differences of two runs' scores on the same items, and how easily chance would make them as large.
+
+    The items of one image are no independent draws, so an image's are exchanged between the runs together: with n
+    random choices of images to exchange, p = (1 + choices with at least as large a difference) / (1 + n), two-sided.
+
+    Args:
+        first, second: [Q, M], what each item adds to the sums behind the scores. clusters: [Q], the image of each.
+        measure: sums [..., M] to scores [..., S], called `names`. n: choices. seed: of choices and resamples.
+    Returns:
+        by name {"first", "second", "difference", "ci95", "p"}; difference is first - second, ci95 its bootstrap
+        interval over images, both runs resampled together.
+    """
+    a, b, c = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64), np.asarray(clusters)
+    if a.size == 0 or a.shape != b.shape or a.ndim != 2 or c.shape != a.shape[:1]:
+        raise ValueError(f"scores {a.shape} and {b.shape} and clusters {c.shape} do not fit")
+    if n < 1:
+        raise ValueError(f"{n} choices; at least 1 is needed")
+    scores = np.stack([measure(a.sum(axis=0)), measure(b.sum(axis=0))])  # [2, S]
+    difference = scores[0] - scores[1]
+    p = _exchanged(a, b, c, measure, np.abs(difference), n, seed)
+    drawn = Bootstrap(c, RESAMPLES, seed).sums(np.concatenate([a, b], axis=1))
+    low, high = interval(measure(drawn[:, : a.shape[1]]) - measure(drawn[:, a.shape[1] :]))
+    return {
+        name: {
+            "first": float(scores[0, at]), "second": float(scores[1, at]), "difference": float(difference[at]),
+            "ci95": [float(low[at]), float(high[at])], "p": float(p[at]),
+        }
+        for at, name in enumerate(names)
+    }  # fmt: skip
+
+
+def _exchanged(
+    a: Floats,
+    b: Floats,
+    clusters: NDArray[Any],
+    measure: Callable[[Floats], Floats],
+    observed: Floats,
+    n: int,
+    seed: int,
+) -> Floats:
+    """p [S] of differences of at least the observed size under random exchanges of whole clusters."""
+    index = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+    apart = np.stack([np.bincount(index, weights=column) for column in (a - b).T], axis=1)  # [I, M]
+    both = (a + b).sum(axis=0)
+    generator = np.random.default_rng(seed)
+    reached = np.zeros(len(observed))
+    step = max(1, _BLOCK // len(apart))
+    for start in range(0, n, step):
+        signs = generator.integers(0, 2, size=(min(step, n - start), len(apart))) * 2.0 - 1.0
+        moved = signs @ apart
+        drawn = measure((both + moved) / 2) - measure((both - moved) / 2)
+        reached += (np.abs(drawn) >= observed - 1e-9 * (1 + observed)).sum(axis=0)
+    p: Floats = (1 + reached) / (1 + n)
+    return p
 
 
 def paired_test(
     first: ArrayLike, second: ArrayLike, clusters: ArrayLike, n: int = 10000, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Differences of two runs' scores on the same queries, in points, and how easily chance would make them as large.
-
-    The queries of one image are no independent draws, so an image's gains are exchanged between the runs together: with
-    n random choices of images to exchange, p = (1 + choices with at least as large a difference) / (1 + n), two-sided.
-
-    Args:
-        first, second: ranks from 1, [Q]. clusters: [Q], the image of each query. n: choices. seed: of the choices.
-    Returns:
-        for R@1, R@5, R@10 and MRR: {"first", "second", "difference", "p"}, in percent; difference is first - second.
-    """
+) -> dict[str, dict[str, Any]]:
+    """:func:`paired_scores` of R@1, R@5, R@10 and MRR in percent, given ranks from 1, [Q], of the same queries."""
     a, b, c = np.asarray(first), np.asarray(second), np.asarray(clusters)
     if a.size == 0 or a.shape != b.shape or a.shape != c.shape or a.ndim != 1:
         raise ValueError(f"ranks {a.shape} and {b.shape} and clusters {c.shape} do not fit")
-    if n < 1:
-        raise ValueError(f"{n} choices; at least 1 is needed")
-    index = np.unique(c, return_inverse=True)[1].reshape(-1)
-    others = gains_of(b)
-    gains = {name: (gain, others[name]) for name, gain in gains_of(a).items()}
-    sums = np.stack([np.bincount(index, weights=x - y) for x, y in gains.values()], axis=1)  # [I, 4]
-    p = _exchanged(sums, n, seed)
-    return {
-        name: {
-            "first": 100 * float(x.mean()), "second": 100 * float(y.mean()),
-            "difference": 100 * float((x - y).mean()), "p": float(p[at]),
-        }
-        for at, (name, (x, y)) in enumerate(gains.items())
-    }  # fmt: skip
-
-
-def paired_means(
-    first: ArrayLike, second: ArrayLike, clusters: ArrayLike, n: int = 10000, seed: int = 0
-) -> dict[str, float]:
-    """:func:`paired_test` of any score from 0 to 1 that two runs have for each of the same items, [Q] both.
-
-    Returns {"first", "second", "difference", "p"}, the first three in percent.
-    """
-    a, b, c = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(clusters)
-    if a.size == 0 or a.shape != b.shape or a.shape != c.shape or a.ndim != 1 or n < 1:
-        raise ValueError(f"scores {a.shape} and {b.shape}, clusters {c.shape} and {n} choices do not fit")
-    index = np.unique(c, return_inverse=True)[1].reshape(-1)
-    sums = np.bincount(index, weights=a - b)[:, None]
-    means = {"first": 100 * float(a.mean()), "second": 100 * float(b.mean()), "difference": 100 * float((a - b).mean())}
-    return {**means, "p": float(_exchanged(sums, n, seed)[0])}
-
-
-def _exchanged(sums: NDArray[Any], n: int, seed: int) -> NDArray[np.float64]:
-    """p [M] of the total of the clusters' differences, [I, M], under random exchanges of whole clusters."""
-    observed = np.abs(sums.sum(axis=0))
-    generator = np.random.default_rng(seed)
-    reached = np.zeros(sums.shape[1])
-    step = max(1, _BLOCK // len(sums))
-    for start in range(0, n, step):
-        signs = generator.integers(0, 2, size=(min(step, n - start), len(sums))) * 2.0 - 1.0
-        reached += (np.abs(signs @ sums) >= observed - 1e-9 * (1 + observed)).sum(axis=0)
-    p: NDArray[np.float64] = (1 + reached) / (1 + n)
-    return p
+    names = list(gains_of(a))
+    first_sums, second_sums = (np.stack([*gains_of(r).values(), np.ones(len(r))], axis=1) for r in (a, b))
+    return paired_scores(first_sums, second_sums, c, lambda sums: 100 * sums[..., :-1] / sums[..., -1:], names, n, seed)
 
 
 def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], data: Mapping[str, str]) -> None:
@@ -88,7 +108,7 @@ def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]
     part.replace(path)
 
 
-def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
+def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
     """:func:`paired_test` for every direction that both ``ranks.npz`` have.
 
     Raises:

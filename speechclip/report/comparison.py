@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from speechclip.errors import UserError
+from speechclip.eval.contributions import compare_keywords
 from speechclip.eval.ranking import first_hit_ranks
-from speechclip.eval.significance import compare_runs, paired_means
+from speechclip.eval.significance import compare_runs
 from speechclip.report import figures, plots
 from speechclip.report.drawings import Drawing, draw
 from speechclip.report.examples import top
@@ -19,34 +19,48 @@ from speechclip.report.material import Material
 from speechclip.report.media import audio_uri
 from speechclip.report.page import commands, facts, write_html
 from speechclip.report.runs import Run
-from speechclip.report.tables import CONTROL, OWN, Cell, PageTable, Row, cell, keyword_names
+from speechclip.report.tables import CONTROL, MIXED, OWN, STOP_WORDS, Cell, PageTable, Row, cell, keyword_names
 from speechclip.report.viewer import Gallery
 
-Tests = Mapping[str, Mapping[str, Mapping[str, float]]]
+Test = Mapping[str, Any]  # what significance.paired_scores tells of a score
+Tests = Mapping[str, Mapping[str, Test]]
 CLEAR = 0.05  # p below this is marked
+#: Rows of the table of keyword scores: name, the score's name among the tests, its digits, and its place in the scores.
+_KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
+    *((name, name, 1, (name, "avg")) for name in ("clean", "reference", "content_top1")),
+    *(
+        (f"cosine to the caption, {said}", f"gold_cosine {kind}", 3, ("gold_cosine", kind, "avg"))
+        for kind, said in STOP_WORDS.items()
+    ),
+    *(
+        (f"{shown} of words, {said}", f"words {kind} {key}", 1, ("words", kind, key))
+        for kind, said in STOP_WORDS.items()
+        for key, shown in (
+            ("precision", "precision"),
+            ("recall", "recall"),
+            ("f1", "F1"),
+            ("whole_f1", "whole F1"),
+        )
+    ),
+]
 
 
-def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Direction -> score -> first, second, difference and p of two runs: see `significance.compare_runs`."""
     first, second = (run.directory / "scores" / "ranks.npz" for run in runs)
     return compare_runs(first, second, n=permutations, seed=seed)
 
 
-def keyword_test(runs: Sequence[Run], image_of: Mapping[str, str], permutations: int, seed: int) -> dict[str, float]:
-    """The share of an utterance's keywords that hit (clean), paired over the utterances in which both have keywords.
-
-    Empty where a run has no keywords or its stage 5 did not say which of them hit.
-    """
-    shares = [_hit_shares(run) for run in runs]
-    both = sorted(set(shares[0]) & set(shares[1]) & set(image_of))
-    if not both:
+def keyword_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, Any]]:
+    """The same by the name of a keyword score: see `contributions.compare_keywords`. Empty where a run has none."""
+    if any(run.keywords is None for run in runs):
         return {}
-    first, second = ([share[name] for name in both] for share in shares)
-    return paired_means(first, second, [image_of[name] for name in both], permutations, seed)
+    first, second = (run.directory / "scores" / "keywords.npz" for run in runs)
+    return compare_keywords(first, second, permutations, seed)
 
 
 def write_comparison(
-    runs: Sequence[Run], materials: Sequence[Material], tests: Tests, keywords: Mapping[str, float], out: Path,
+    runs: Sequence[Run], materials: Sequence[Material], tests: Tests, keywords: Mapping[str, Test], out: Path,
     each: int = 4, permutations: int = 10000,
 ) -> Path:  # fmt: skip
     """Write the page of two runs. materials: of the same split, with each run's speech. tests, keywords: see above."""
@@ -86,47 +100,44 @@ def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests)
         table = PageTable(direction.replace("->", " → "), "Percent.", [*names, "difference", "p"])
         for score, row in scores.items():
             cells = [cell(row[key], interval.get(score)) for key, interval in zip(("first", "second"), rows)]
-            table.rows.append(Row(score, [*cells, *_difference(row)], OWN if row["p"] < CLEAR else CONTROL))
+            table.rows.append(_tested(score, cells, row))
         tables.append(table)
     return tables
 
 
-def _difference(row: Mapping[str, float]) -> list[Cell]:
-    """The difference in points, and p."""
-    return [Cell(f"{row['difference']:+.1f}"), Cell(f"{row['p']:.4f}")]
+def _tested(name: str, cells: Sequence[Cell], test: Test | None, digits: int = 1) -> Row:
+    """The scores of two runs, the difference with its interval, and p; in bold where p is small."""
+    if test is None:
+        return Row(name, [*cells, Cell(), Cell()], MIXED)
+    beside = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(f"{test['p']:.4f}")]
+    return Row(name, [*cells, *beside], OWN if test["p"] < CLEAR else CONTROL)
 
 
-def _keyword_tables(runs: Sequence[Run], names: Sequence[str], test: Mapping[str, float]) -> Iterator[PageTable]:
-    if any(run.keywords is None for run in runs):
-        return
-    table = PageTable("Keywords", "Percent of all keywords that hit, with 95% intervals where there are any.", names)
-    for score in ("clean", "reference", "content_top1"):
-        cells = []
-        for run in runs:
-            assert run.keywords is not None
-            interval = run.keywords.content.get("ci95", {}).get(score, {}).get("avg")
-            cells.append(cell(run.keywords.number(score, "avg"), interval))
-        table.rows.append(Row(score, cells))
-    yield table
-    if test:
-        note = "Mean share of an utterance's keywords with one of the 5 nearest subwords in the caption, percent."
-        table = PageTable("Keywords that hit", note, [*names, "difference", "p"])
-        cells = [cell(test["first"]), cell(test["second"]), *_difference(test)]
-        table.rows.append(Row("share that hits", cells, OWN if test["p"] < CLEAR else CONTROL))
+def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[str, Test]) -> Iterator[PageTable]:
+    """Every keyword score that both runs have, and its test where stage 5 kept what that takes."""
+    note = "Percent, or a cosine, of all keywords or words of the utterances that both runs were scored on."
+    table = PageTable("Keywords", note, [*names, "difference", "p"])
+    for name, key, digits, path in _KEYWORDS:
+        test = tests.get(key)
+        scored = [_value(run, path) for run in runs]
+        if any(value is None for value, _ in scored):
+            continue
+        values = [value for value, _ in scored] if test is None else [test["first"], test["second"]]
+        cells = [cell(value, interval, digits) for value, (_, interval) in zip(values, scored, strict=True)]
+        table.rows.append(_tested(name, cells, test, digits))
+    if table.rows:
         yield table
 
 
-def _hit_shares(run: Run) -> dict[str, float]:
-    """The share of every utterance's keywords that hit, where stage 5 wrote it."""
-    path = run.directory / "scores" / "keywords.jsonl"
-    if run.keywords is None or not path.exists():
-        return {}
-    hits: dict[str, list[bool]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if "hit" in record:
-            hits.setdefault(record["utterance"], []).append(bool(record["hit"]))
-    return {name: sum(found) / len(found) for name, found in hits.items()}
+def _value(run: Run, path: tuple[str, ...]) -> tuple[float | None, Any]:
+    """A keyword score and its interval; None where there is none. Intervals of named scores stand apart."""
+    if run.keywords is None:
+        return None, None
+    row: Any = run.keywords.content
+    for key in path[:-1]:
+        row = row.get(key, {})
+    beside = run.keywords.content.get("ci95", {}).get(path[0], {}) if len(path) == 2 else row.get("ci95", {})
+    return row.get(path[-1]), beside.get(path[-1])
 
 
 def _drawings(runs: Sequence[Run], names: Sequence[str]) -> list[Drawing]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from speechclip.eval.neighbours import largest
 from speechclip.eval.ranking import first_hit_ranks
 
 Ints = NDArray[np.int64]
@@ -58,18 +59,14 @@ def examples(
 def top(queries: Floats, gallery: Floats, shown: int) -> tuple[Ints, Floats]:
     """Rows [Q, shown] of the gallery with the highest dot products, best first, and these."""
     count = min(shown, len(gallery))
-    found, scores = np.empty((len(queries), count), dtype=np.int64), np.empty((len(queries), count))
-    for start in range(0, len(queries), 256):
-        block = queries[start : start + 256] @ gallery.T
-        best = np.argsort(-block, axis=1, kind="stable")[:, :count]
-        found[start : start + 256], scores[start : start + 256] = best, np.take_along_axis(block, best, axis=1)
+    parts = [largest(queries[at : at + 256] @ gallery.T, count) for at in range(0, len(queries), 256)]
+    found, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
     return found, scores
 
 
 def _example(row: int, rank: int, scores: Floats, truth: int, shown: int) -> Example:
-    found = np.argsort(-scores, kind="stable")[:shown].tolist()
-    cosines = tuple(float(scores[at]) for at in found)
-    return Example(row, rank, tuple(found), cosines, truth, float(scores[truth]))
+    found, cosines = (line[0].tolist() for line in largest(scores[None], min(shown, len(scores))))
+    return Example(row, rank, tuple(found), tuple(cosines), truth, float(scores[truth]))
 
 
 def _truths(queries: Floats, gallery: Floats, query_groups: Ints, gallery_groups: Ints) -> tuple[Ints, Floats]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.errors import UserError
+from speechclip.eval.neighbours import largest
 
 if TYPE_CHECKING:
     Floats = NDArray[np.float32]
@@ -42,21 +43,9 @@ def exact_search(vectors: NDArray[Any], queries: Floats, top_k: int) -> tuple[Ro
         scores = np.concatenate([best, queries @ block.T], axis=1)  # [Q, k + block]
         here = np.broadcast_to(np.arange(start, start + len(block)), (len(queries), len(block)))
         rows = np.concatenate([rows, here], axis=1)
-        order = _largest(scores, top_k)
-        best, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        order, best = largest(scores, min(top_k, scores.shape[1]))
+        rows = np.take_along_axis(rows, order, axis=1)
     return rows, best
-
-
-def _largest(scores: Floats, top_k: int) -> Rows:
-    """Positions of the ``top_k`` largest of each row, best first."""
-    if top_k < scores.shape[1]:
-        # a cut inside a run of equal scores would keep any of them: take all that reach the k-th, then sort
-        least = np.partition(scores, -top_k, axis=1)[:, -top_k, None]
-        width = int((scores >= least).sum(axis=1).max())
-        reach = np.argsort(scores < least, axis=1, kind="stable")[:, :width]
-        chosen = np.take_along_axis(scores, reach, axis=1)
-        return np.take_along_axis(reach, np.argsort(-chosen, axis=1, kind="stable")[:, :top_k], axis=1)
-    return np.argsort(-scores, axis=1, kind="stable")
 
 
 def default_lists(count: int) -> int:
@@ -107,9 +96,9 @@ class InvertedFile:
         for query, found in zip(queries, shortlist):
             kept = np.sort(found[found >= 0])  # in the order they are stored
             scores = self.vectors[kept].astype(np.float32) @ query
-            order = np.argsort(-scores, kind="stable")[:top_k]
-            rows.append(kept[order])
-            cosines.append(scores[order])
+            order, value = largest(scores[None], min(top_k, len(scores)))
+            rows.append(kept[order[0]])
+            cosines.append(value[0])
         least = min(map(len, rows))
         return np.stack([row[:least] for row in rows]), np.stack([row[:least] for row in cosines])
 

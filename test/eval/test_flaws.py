@@ -91,7 +91,7 @@ def test_shuffled_speech_of_each_flaw_by_hand() -> None:
     # the first caption of the other batch in the place of all eight: 14 is near the one half, 10 not near the other
     assert shuffled["misaligned"] == 50.0
     assert shuffled["special_tokens+quantised+misaligned"] == 50.0
-    assert report["misaligned"]["avg"] == pytest.approx(100.0)  # and its own: 10 near all of the first, 14 of the second
+    assert report["misaligned"]["avg"] == pytest.approx(100.0)  # 10 is near all of the first, 14 of the second
 
 
 def test_all_flaws_together() -> None:

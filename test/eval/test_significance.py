@@ -12,7 +12,7 @@ import pytest
 from speechclip.bin.score_embeddings import main as score
 from speechclip.data.embeddings import save_embeddings
 from speechclip.errors import UserError
-from speechclip.eval.significance import compare_runs, paired_test, save_ranks
+from speechclip.eval.significance import compare_runs, paired_scores, paired_test, save_ranks
 
 
 def test_p_is_the_share_of_exchanges_that_reach_the_difference() -> None:
@@ -47,6 +47,42 @@ def test_misfits() -> None:
     for ranks, clusters in (([1, 2], [0]), ([], [])):
         with pytest.raises(ValueError, match="do not fit"):
             paired_test(ranks, ranks, clusters)
+
+
+def rate(sums: np.ndarray) -> np.ndarray:
+    """Hits of what is counted, in percent."""
+    return 100 * sums[..., :1] / np.maximum(sums[..., 1:], 1)
+
+
+def test_scores_that_are_ratios_against_every_exchange() -> None:
+    # hits and keywords of each utterance, which the two runs have different numbers of; the first two are of one image
+    first, second = [[2, 2], [1, 3], [4, 5], [0, 1], [2, 4]], [[0, 4], [1, 2], [1, 6], [1, 1], [1, 3]]
+    images = np.array(["a", "a", "b", "c", "d"])
+    found = paired_scores(first, second, images, rate, ["clean"], n=20000, seed=2)["clean"]
+    assert (found["first"], found["second"]) == pytest.approx((100 * 9 / 15, 100 * 4 / 16))
+    assert found["difference"] == pytest.approx(35.0)
+    reached = []
+    for exchanged in itertools.product((False, True), repeat=4):
+        sums = np.zeros((2, 2))
+        for row, image in enumerate(images):
+            pair = [first[row], second[row]]
+            sums += pair[::-1] if exchanged["abcd".index(image)] else pair
+        reached.append(abs(np.diff(rate(sums)[:, 0])[0]) >= 35.0 - 1e-9)
+    assert 0.1 < np.mean(reached) < 0.6
+    assert found["p"] == pytest.approx(np.mean(reached), abs=0.015)
+
+
+def test_the_interval_of_a_difference_by_hand() -> None:
+    # of two images the first gains all, the second nothing; resamples hold one of them or both
+    found = paired_scores([[1, 1], [1, 1]], [[0, 1], [1, 1]], [0, 1], rate, ["x"], n=10)["x"]
+    assert (found["difference"], found["ci95"]) == (50.0, [0.0, 100.0])
+    same = paired_scores([[1, 1], [0, 1]], [[1, 1], [0, 1]], [0, 1], rate, ["x"], n=10)["x"]
+    assert (same["difference"], same["ci95"], same["p"]) == (0.0, [0.0, 0.0], 1.0)  # paired: both are drawn together
+    assert paired_test([1, 1], [9, 1], [0, 1], n=10)["R@1"]["ci95"] == [0.0, 100.0]
+    with pytest.raises(ValueError, match="do not fit"):
+        paired_scores([[1, 1]], [[1, 1], [1, 1]], [0], rate, ["x"])
+    with pytest.raises(ValueError, match="0 choices"):
+        paired_scores([[1, 1]], [[1, 1]], [0], rate, ["x"], n=0)
 
 
 def test_runs_are_compared_on_the_same_queries_only(tmp_path: Path) -> None:
