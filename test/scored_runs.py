@@ -1,22 +1,32 @@
-"""Runs as stages 3 to 5 leave them, with random scores: what reports are drawn from."""
+"""Runs as stages 3 to 5 leave them, scored by what these stages score with: what reports are drawn from."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fixtures import make_data, store_embeddings
+from fixtures import WORDS, make_data, store_embeddings
 
+from speechclip.assemble import KeywordGold
+from speechclip.bin.score_keywords import write_scores
+from speechclip.config import EvalConfig
+from speechclip.data.alignments import load_alignments
 from speechclip.data.dataset import Split
 from speechclip.data.embeddings import save_embeddings
+from speechclip.embed import KeywordTable
+from speechclip.eval.gold import Word, count_utterances
+from speechclip.eval.neighbours import Subwords
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.eval.significance import save_ranks
+from speechclip.eval.stopwords import stop_word_ids
 
 KEYWORDS = 3
-SUBWORDS = ["▁red", "▁blue", "▁dog", "<b>", "▁tree", "▁</script>", "▁near"]
-NAMES = [*(f"kw{number}" for number in range(1, KEYWORDS + 1)), "avg"]
+SPECIAL = 3  # the first subwords
+SUBWORDS = ["<pad>", "<start>", "<end>", *(f"▁{word}" for word in WORDS), "<b>", "▁</script>"]
+SUBWORDS += [f"▁piece{number}" for number in range(20)]  # so many are looked at
 SCORES = ("clean", "reference", "content_top1")
 
 
@@ -67,65 +77,32 @@ def scored_run(recipe: Path, name: str, *, noise: float, seed: int = 0, suite: b
 
 
 def _keywords(scores: Path, split: Split, rng: np.random.Generator, seed: int, suite: bool) -> None:
-    content: dict[str, Any] = {score: dict(zip(NAMES, (20.0, 30.0, 40.0, 30.0))) for score in SCORES}
-    content["frequency_prior"] = {score: dict.fromkeys(NAMES, 10.0) for score in SCORES}
-    content["repetition"] = {"keywords": 3.0, "distinct": 2.5, "duplicates": 16.0}
-    content["n_utterances"] = dict.fromkeys(SCORES, len(split.ids))
-    content["provenance"] = {"command": "score_keywords", "seed": seed, "commit": "0123456789ab"}
-    if suite:
-        content |= keyword_suite()
-    (scores / "keywords.json").write_text(json.dumps(content))
-    frames = [10 + at % 5 for at in range(len(split.ids))]
-    with (scores / "keywords.jsonl").open("w", encoding="utf-8") as file:
-        for utterance in split.data.utterances:
-            for number in range(1, KEYWORDS + 1):
-                file.write(json.dumps(_record(utterance.id, utterance.text, number, rng, suite)) + "\n")
-    if suite:
-        weights = [rng.dirichlet(np.ones(length), KEYWORDS).ravel() for length in frames]
-        np.savez(
-            scores / "attention.npz", ids=np.array(split.ids), frames=np.array(frames, dtype=np.int32),
-            keywords=np.full(len(frames), KEYWORDS, dtype=np.int32), weights=np.concatenate(weights).astype(np.float16),
-        )  # fmt: skip
-
-
-def _record(utterance: str, caption: str, number: int, rng: np.random.Generator, suite: bool) -> dict[str, Any]:
-    near = [
-        {"subword": SUBWORDS[at], "id": int(at), "cosine": round(0.6 - 0.1 * place, 4)}
-        for place, at in enumerate(rng.permutation(len(SUBWORDS))[:5])
-    ]
-    record = {
-        "utterance": utterance, "keyword": number, "neighbours": near, "span": [0.04, 0.12], "caption": caption,
-    }  # fmt: skip
-    if suite:
-        hit = any(item["subword"].lstrip("▁") in caption.split() for item in near)
-        record |= {"hit": hit, "gold": near[0], "word": None, "overlap": None, "spoken": ["red"]}
-    return record
-
-
-def keyword_suite() -> dict[str, Any]:
-    """The figures of the keyword suite, all with intervals and controls."""
-    row = dict(zip(NAMES, (20.0, 30.0, 40.0, 30.0)))
-    interval = {name: [value - 5, value + 5] for name, value in row.items()}
-    control = dict.fromkeys(NAMES, 10.0)
-    full = {**row, "ci95": interval, "frequency_prior": control, "shuffled_speech": control}
-    words = {"precision": 31.0, "recall": 21.0, "f1": 25.0, "whole_words": 20.0}
-    distinct = {"keywords": 3.0, "distinct": 2.5, "duplicates": 16.0}
-    times = {"precision": 17.0, "recall": 18.0, "f1": 17.5, "over_segmentation": 8.0, "r_value": 27.0}
-    place = {"named": 32.0, "overlap": 85.0}
-
-    def controlled(values: dict[str, float]) -> dict[str, Any]:
-        ends = {name: [value - 1, value + 1] for name, value in values.items()}
-        return {**values, "ci95": ends, "frequency_prior": values, "shuffled_speech": values}
-
-    return {
-        "ci95": dict.fromkeys(SCORES, interval), "shuffled_speech": dict.fromkeys(SCORES, control),
-        "sweep": {words: {k: full for k in ("1", "3", "5", "10", "20")} for words in ("all", "content")},
-        "gold_cosine": {"all": {**full, **dict.fromkeys(NAMES, 0.412)}},
-        "distinct": {"all": controlled(distinct)}, "words": {"content": controlled(words)},
-        "flaws": {"clean": full, "special_tokens+quantised": {
-            **full, "difference": {"avg": -2.7, "ci95": [-4.5, -0.8]}, "only_special": 1.9}},
-        "segmentation": {**controlled(times), "of": "attention spans", "tolerance": 0.02, "n_utterances": 3,
-                         "uniform": times},
-        "overlap": {**controlled(place), "of": "attention spans", "mean_seconds": 0.5, "n_keywords": 9,
-                    "random_position": {"overlap": 29.0}},
-    }  # fmt: skip
+    """What stage 5 writes of keywords that lie near a subword of the caption, sometimes, with random attention."""
+    captions = [utterance.text.split() for utterance in split.data.utterances]
+    ids = {word: SUBWORDS.index(f"▁{word}") for word in WORDS}
+    strings = dict(enumerate(SUBWORDS))
+    embeddings = rng.standard_normal((len(SUBWORDS), 8)).astype(np.float32)
+    content = [{ids[word] for word in caption} for caption in captions]
+    counts = count_utterances(content) + Counter(range(SPECIAL, len(SUBWORDS)))  # each of them occurs in training
+    gold = KeywordGold(
+        Subwords(embeddings, np.arange(len(SUBWORDS)), frozenset(range(SPECIAL)), stop_word_ids(strings)),
+        content, [{*found, *range(SPECIAL)} for found in content],
+        [[Word(word, (ids[word],)) for word in caption] for caption in captions], dict(counts), strings,
+        lambda text: [ids[text]],
+    )  # fmt: skip
+    said = np.array([[ids[word] for word in rng.choice(caption, KEYWORDS)] for caption in captions])
+    vectors = (embeddings[said] + rng.standard_normal((*said.shape, 8))).astype(np.float32)
+    attention = [rng.dirichlet(np.ones(10 + at % 5), KEYWORDS).astype(np.float32) for at in range(len(captions))]
+    found = KeywordTable(vectors, np.ones(said.shape, dtype=bool), attention, None)
+    spoken = load_alignments(split.data.path / "ctm", split.ids)
+    provenance = {"command": "score_keywords", "seed": seed, "commit": "0123456789ab"}
+    report = write_scores(scores, found, gold, split, spoken, EvalConfig(bootstrap=20), provenance)
+    if not suite:
+        kept = (*SCORES, "frequency_prior", "n_utterances", "provenance")
+        (scores / "keywords.json").write_text(json.dumps({name: report[name] for name in kept}))
+        lines = [json.loads(line) for line in (scores / "keywords.jsonl").read_text().splitlines()]
+        fields = ("utterance", "keyword", "neighbours", "span", "caption")
+        lines = [{name: line[name] for name in fields} for line in lines]
+        (scores / "keywords.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for name in ("attention.npz", "keywords.npz"):
+            (scores / name).unlink()

@@ -50,7 +50,7 @@ def run_drawings(run: Run) -> dict[str, list[Drawing]]:
         rates = ", ".join(f"{name} {rate:.1f}" for name, rate in run.keywords.get("clean").items())
         text = f"Bars. Hit rate in percent, clean: {rates}. All numbers are in the tables."
         found["keywords"].append(draw(path, figures.keyword_bars, content, "keyword-rates", title, text))
-        if "sweep" in content:
+        if any(content.get("sweep", {}).values()):
             text = "Lines. The average hit rate rises with the number of neighbours; the numbers are in the table."
             title = "Hit rate by neighbours"
             found["keywords"].append(draw(path, plots.sweep_curves, content, "keyword-sweep", title, text))

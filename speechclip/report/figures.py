@@ -55,7 +55,7 @@ def write_figures(directory: str | Path) -> list[Path]:
         if path.exists():
             content = Scores.read(path, stage).content
             written += write_figure(path, folder / "figures" / name, draw, content)
-            if "sweep" in content:
+            if any(content.get("sweep", {}).values()):
                 written += write_figure(path, folder / "figures" / "neighbours", sweep_curves, content)
     return written
 
@@ -211,12 +211,14 @@ def keyword_bars(scores: Mapping[str, Any]) -> Figure:
         axes.bar(x, [rates[name] for _, name in here], 0.25, label=score, color=colour)
         intervals = scores.get("ci95", {}).get(score)
         if intervals:
-            low, high = zip(*(intervals[name] for _, name in here), strict=True)
-            axes.vlines(x, low, high, color="#333333", linewidth=1)
-        _mark(axes, x, [prior[name] for _, name in here], 0.27, "black", "frequency prior", place == 0)
+            known = [(at, *intervals[name]) for at, name in here if name in intervals]
+            axes.vlines(*zip(*known, strict=True), color="#333333", linewidth=1)
+        marks = {"frequency prior": (prior, "black")}
         if "shuffled_speech" in scores:
-            shuffled = scores["shuffled_speech"][score]
-            _mark(axes, x, [shuffled[name] for _, name in here], 0.27, RED, "shuffled speech", place == 0)
+            marks["shuffled speech"] = (scores["shuffled_speech"][score], RED)
+        for label, (row, shade) in marks.items():  # a rare keyword may be counted in none of them
+            drawn = [(at, row[name]) for at, name in here if name in row]
+            _mark(axes, [at for at, _ in drawn], [rate for _, rate in drawn], 0.27, shade, label, place == 0)
     if "avg" in names:
         axes.axvline(len(names) - 1.5, color=GREY, linewidth=0.8)
     _finish(axes, "Keywords found in the caption", "hit rate in percent", names)

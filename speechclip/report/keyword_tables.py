@@ -11,7 +11,7 @@ from speechclip.report.runs import Run, Scores
 Row = dict[str, str]
 
 PRIOR, SHUFFLED, ANYWHERE, EVENLY = "*frequency prior*", "*shuffled speech*", "*random position*", "*evenly spaced*"
-CONTROLS = (SHUFFLED, ANYWHERE, EVENLY)  # of one run; the prior is of its training captions
+CONTROLS = (PRIOR, SHUFFLED, ANYWHERE, EVENLY)  # of a run: the prior too, which has its keywords' numbers and times
 KEYWORD_COLUMNS = 16  # a head of more keywords shows the first ones and its mean
 #: Title of a table of hit rates, and its score.
 KEYWORDS = {
@@ -19,12 +19,14 @@ KEYWORDS = {
     "Keyword hit rate, reference": "reference",
     "Keyword hit rate, content_top1": "content_top1",
 }
-SWEEP, FLAWS, PLACES = (
+SWEEP, REFERENCE_SWEEP, FLAWS, PLACES = (
     "Keyword hit rate by number of neighbours",
+    "Keyword hit rate by number of neighbours, reference",
     "What the published code's flaws change, in points of the clean hit rate",
     "Keywords as words, and where they are said",
 )
-TITLES = (*KEYWORDS, SWEEP, FLAWS, PLACES)
+TITLES = (*KEYWORDS, SWEEP, REFERENCE_SWEEP, FLAWS, PLACES)
+SWEEPS = {SWEEP: "sweep", REFERENCE_SWEEP: "reference_sweep"}  # where a table's numbers stand
 #: Column and combination of flaws.
 _FLAWS = {
     "special tokens": "special_tokens", "quantised": "quantised", "misaligned": "misaligned",
@@ -33,7 +35,8 @@ _FLAWS = {
 #: Column, where its number stands, and the factor it is shown with.
 _PLACES: dict[str, tuple[tuple[str, ...], float]] = {
     "precision": (("words", "content", "precision"), 1), "recall": (("words", "content", "recall"), 1),
-    "F1": (("words", "content", "f1"), 1), "cosine × 100": (("gold_cosine", "content", "avg"), 100),
+    "F1": (("words", "content", "f1"), 1), "whole F1": (("words", "content", "whole_f1"), 1),
+    "cosine × 100": (("gold_cosine", "content", "avg"), 100),
     "duplicates": (("distinct", "content", "duplicates"), 1), "named": (("overlap", "named"), 1),
     "overlap": (("overlap", "overlap"), 1), "boundary F1": (("segmentation", "f1"), 1),
 }  # fmt: skip
@@ -43,13 +46,14 @@ keyword is in the caption. reference: one of the 5 around the quantised keyword 
 neighbours and in the gold set, as the published code counts. content_top1: the nearest content subword is in the
 caption, stop words ignored on both sides. The prior answers with the most frequent subwords of the training captions,
 without any speech; shuffled speech is what the run's keywords score against captions of other images. By number of
-neighbours: of all keywords, "content" with stop words ignored. Flaws of the published code: special tokens among
-neighbours and gold (only special: hit by nothing that is said), neighbours of the quantised vector, and the captions
-of its dump, one for each 8 utterances. Words: precision, recall and F1 of the subwords that keywords come nearest to
-against the words of the caption, stop words left out; cosine: to the nearest subword of the caption; duplicates: of
-the keywords of an utterance; named: keywords whose word is spoken; overlap: those of them whose time overlaps the word
-(prior: the most frequent word at the keywords' times; random position: the same spans anywhere in the utterance;
-evenly spaced: as many boundaries). Brackets: 95% intervals over images."""
+neighbours: of all keywords, as clean or as reference counts, "content" with stop words ignored. Flaws of the published
+code: special tokens among neighbours and gold (only special: hit by nothing that is said), neighbours of the quantised
+vector, and the captions of its dump, one for each 8 utterances. Words, stop words left out: a keyword names the words
+that its nearest subword is part of, or else one that is not in the caption; precision, recall and F1 of the different
+words named; whole F1: found only when all subwords of a word are named; cosine: to the nearest subword of the caption;
+duplicates: of the keywords of an utterance; named: keywords whose word is spoken; overlap: those of them whose time
+overlaps the word (prior: the most frequent word at the keywords' times; random position: the same spans anywhere in the
+utterance; evenly spaced: as many boundaries). Brackets: 95% intervals over images."""
 
 
 def keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
@@ -59,8 +63,12 @@ def keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
         scores = run.keywords
         if scores is None:
             return
-        maker = {SWEEP: _sweep, FLAWS: _flaws, PLACES: _places}.get(title)
-        made = maker(scores) if maker else _rates(scores, KEYWORDS[title])
+        if title in KEYWORDS:
+            made = _rates(scores, KEYWORDS[title])
+        elif title in SWEEPS:
+            made = _sweep(scores, SWEEPS[title])
+        else:
+            made = _flaws(scores) if title == FLAWS else _places(scores)
         for kind, row in made:
             if row:
                 yield {**named(run, kind), **row}
@@ -69,9 +77,9 @@ def keyword_rows_of(title: str) -> Callable[[Run], Iterator[Row]]:
 
 
 def named(run: Run, kind: str = "") -> Row:
-    """What names a row of a run; of a control, its kind and the head; the prior belongs to no seed."""
+    """What names a row of a run; of a control, its kind and the head."""
     head = f"{kind} ({run.head})" if kind else run.head
-    values = {"model": run.model, "head": head, "tag": run.tag, "seed": "" if kind == PRIOR else run.seed_text}
+    values = {"model": run.model, "head": head, "tag": run.tag, "seed": run.seed_text}
     return {name: value for name, value in values.items() if value}
 
 
@@ -82,7 +90,7 @@ def columns_of(title: str, rows: Iterable[Row]) -> list[str]:
         return [name for name in ("clean", *_FLAWS, "only special") if name in found]
     if title == PLACES:
         return [name for name in _PLACES if name in found]
-    if title == SWEEP:
+    if title in SWEEPS:
         return sorted(
             (name for name in found if re.fullmatch(r"(content )?K=\d+", name)),
             key=lambda name: ("content" in name, int(name.rpartition("=")[2])),
@@ -104,12 +112,12 @@ def _keywords(scores: Scores, *path: str) -> Row:
     return {name: f"{scores.number(*path, name):.1f}" for name in (*shown, "avg")}
 
 
-def _sweep(scores: Scores) -> Iterator[tuple[str, Row]]:
-    if "sweep" not in scores.content:
+def _sweep(scores: Scores, section: str) -> Iterator[tuple[str, Row]]:
+    if section not in scores.content:
         return
     cells = [
         (f"{'' if kind == 'all' else kind + ' '}K={k}", cell)
-        for kind, ks in scores.get("sweep").items() for k, cell in ks.items()
+        for kind, ks in scores.get(section).items() for k, cell in ks.items()
     ]  # fmt: skip
     yield "", {name: _cell(cell, "avg") for name, cell in cells}
     for kind, key in ((PRIOR, "frequency_prior"), (SHUFFLED, "shuffled_speech")):
@@ -138,7 +146,11 @@ def _places(scores: Scores) -> Iterator[tuple[str, Row]]:
     if "words" not in content:
         return
     sections = [kind for kind in ("words", "gold_cosine", "distinct", "overlap", "segmentation") if kind in content]
-    present = {name: (path, factor) for name, (path, factor) in _PLACES.items() if path[0] in sections}
+    present = {
+        name: (path, factor)
+        for name, (path, factor) in _PLACES.items()
+        if path[0] in sections and path[-1] in scores.get(*path[:-1])  # older versions knew no whole F1
+    }
     yield "", {name: _cell(scores.get(*path[:-1]), path[-1], factor) for name, (path, factor) in present.items()}
     for kind, beside in ((PRIOR, "frequency_prior"), (SHUFFLED, "shuffled_speech")):
         found = {name: (scores.get(*path[:-1]).get(beside, {}), path[-1], f) for name, (path, f) in present.items()}

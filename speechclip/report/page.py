@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -53,14 +54,20 @@ def write_page(run: Run, material: Material, recipe: str, out: Path, limits: Lim
         "listed": len(data["utterances"]),
         "total": len(material.utterances),
         "recordings": len(heavy["audio"]),
-        "static": sorted(path.name for path in (run.directory / "figures").glob("*.svg")),
+        "static": _figures(run.directory / "figures", out.parent),
     }
     return write_html(out, "run.html.j2", content, data=data, media=heavy)
 
 
+def _figures(folder: Path, page: Path) -> list[tuple[str, str]]:
+    """Name and address of every figure in a folder, seen from a page's own folder."""
+    away = os.path.relpath(folder.resolve(), page.resolve())
+    return [(path.name, quote(Path(away, path.name).as_posix())) for path in sorted(folder.glob("*.svg"))]
+
+
 def facts(run: Run) -> list[tuple[str, str]]:
     """What a run is and its first figures, for the head of its page."""
-    named = [("model", run.model), ("head", run.head), ("tag", run.tag), ("seed", str(run.seed))]
+    named = [("model", run.model), ("head", run.head), ("tag", run.tag), ("seed", run.seed_text)]
     found = [(name, value) for name, value in named if value]
     scores = run.retrieval
     for name, short in (("speech->image", "speech→image R@10"), ("image->speech", "image→speech R@10")):

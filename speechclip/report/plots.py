@@ -24,15 +24,18 @@ _CONTROL_LINES = {"frequency_prior": ("frequency prior", ":"), "shuffled_speech"
 def sweep_curves(scores: Mapping[str, Any]) -> Figure:
     """Hit rate of all keywords over the number of neighbours that count, with intervals, the prior and shuffled speech.
 
-    scores: the content of keywords.json with its "sweep".
+    scores: the content of keywords.json with its "sweep", in which some number of neighbours was possible.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
+    ticks = sorted({int(k) for rows in scores["sweep"].values() for k in rows})
     for (words, name), colour in zip((("all", "all subwords"), ("content", "no stop words")), (BLUE, ORANGE)):
         rows = scores["sweep"][words]
         ks = sorted(rows, key=int)
+        if not ks:
+            continue
         x = [int(k) for k in ks]
         axes.plot(x, [rows[k]["avg"] for k in ks], color=colour, marker="o", markersize=4, label=name)
         if all("ci95" in rows[k] for k in ks):
@@ -44,7 +47,7 @@ def sweep_curves(scores: Mapping[str, Any]) -> Figure:
                 axes.plot(x, values, color=colour, linestyle=line, linewidth=1, label=f"{label}, {name}")
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xticks(x, [str(k) for k in x])
+    axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set(title="Hit rate by neighbours", xlabel="nearest subwords that count", ylabel="average hit rate in percent")
     axes.set_ylim(0, 100)
     axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")

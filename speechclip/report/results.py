@@ -1,8 +1,8 @@
 """RESULTS.md of a recipe: tables of runs between markers, merged with what stands there, text around them kept.
 
 Rows are named by model, head, tag and seed. A run replaces its own rows and leaves the others; the mean over the seeds
-is computed again from the rows of the table itself. Rows of the topline, of chance and of the frequency prior belong to
-no seed; the last run of their model and tag writes them.
+is computed again from the rows of the table itself. Rows of the topline and of chance belong to no seed; the last run
+of their model and tag writes them.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md", recipe: st
     for run in runs:
         written += [_name(run, head) for head, _ in overview.readout_scores(run)]
         written += [_name(run, f"{kind} ({run.head})") for kind in keyword_tables.CONTROLS]
+        written.append((*_name(run, f"{keyword_tables.PRIOR} ({run.head})")[:3], ""))  # as older versions wrote it
     makers: dict[str, dict[str, Callable[[Run], Iterator[Row]]]] = {
         "heads": {overview.TITLE: overview.overview_rows},
         "retrieval": {title: _retrieval_rows_of(title) for title in RETRIEVAL},

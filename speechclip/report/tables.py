@@ -47,13 +47,15 @@ class PageTable:
     rows: list[Row] = field(default_factory=list)
 
 
-def cell(value: Any, interval: Any = None, digits: int = 1) -> Cell:
-    """A cell of a number, of an interval [low, high] too; absent where the number is None."""
+def cell(value: Any, interval: Any = None, digits: int = 1, signed: bool = False) -> Cell:
+    """A cell of a number, of an interval [low, high] too; absent where the number is None. signed: with its sign."""
     if not isinstance(value, int | float):
         return Cell()
+    sign = "+" if signed else ""
     small = 0 < abs(value) < 0.5 * 10**-digits
-    text = f"{value:.1g}" if small else f"{value:.{digits}f}"
-    return Cell(text, f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else "")
+    text = f"{value:{sign}.1g}" if small else f"{value:{sign}.{digits}f}"
+    ends = ", ".join(f"{end:{sign}.{digits}f}" for end in interval or ())
+    return Cell(text, f"[{ends}]" if interval else "")
 
 
 def retrieval_tables(run: Run, recipe: str) -> list[PageTable]:
@@ -110,7 +112,8 @@ def keyword_tables(run: Run, recipe: str) -> list[PageTable]:
     if run.keywords is None:
         return []
     content = run.keywords.content
-    makers = (_hit_rates(run.keywords, recipe), _sweep(content), _words(content), _flaws(content), _times(content))
+    sweeps = [table for section, title in _SWEEPS.items() for table in _sweep(content, section, title)]
+    makers = (_hit_rates(run.keywords, recipe), sweeps, _words(content), _flaws(content), _times(content))
     return [table for tables in makers for table in tables]
 
 
@@ -132,6 +135,9 @@ def _hit_rates(scores: Scores, recipe: str) -> Iterator[PageTable]:
             if control in scores.content:
                 values = scores.get(control, score)
                 table.rows.append(Row(name, [cell(values.get(column)) for column in columns], CONTROL))
+        counted = scores.content.get("n_keywords", {}).get(score)
+        if counted:
+            table.rows.append(Row("keywords counted", [cell(counted.get(name), digits=0) for name in columns], CONTROL))
         yield table
 
 
@@ -143,13 +149,16 @@ _MEANING = {
 }
 
 
-def _sweep(content: Mapping[str, Any]) -> Iterator[PageTable]:
-    sweep = content.get("sweep")
+_SWEEPS = {"sweep": "Neighbours looked at, clean", "reference_sweep": "Neighbours looked at, reference"}
+
+
+def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[PageTable]:
+    sweep = content.get(section)
     if not sweep:
         return
     columns = [f"{words}: {name}" for words in STOP_WORDS for name in ("hit rate", "prior", "shuffled")]
     note = "Percent of all keywords that hit, by the number K of subwords that count. all: stop words count, content:"
-    table = PageTable("Neighbours looked at", f"{note} they do not.", columns)
+    table = PageTable(title, f"{note} they do not.", columns)
     for k in sorted({k for rows in sweep.values() for k in rows}, key=int):
         cells: list[Cell] = []
         for words in STOP_WORDS:
@@ -162,8 +171,10 @@ def _sweep(content: Mapping[str, Any]) -> Iterator[PageTable]:
 
 def _words(content: Mapping[str, Any]) -> Iterator[PageTable]:
     blocks = (
-        ("words", "Words of the caption", "Subwords joined to words, percent. Whole words: all subwords named.",
-         {"precision": "precision", "recall": "recall", "f1": "F1", "whole_words": "whole words"}, 1),
+        ("words", "Words of the caption", "Percent of the different words named, and of those of the caption. A keyword"
+         " names the words that its subword is part of; whole: found only when all of a word's subwords are named.",
+         {"precision": "precision", "recall": "recall", "f1": "F1", "whole_precision": "whole precision",
+          "whole_recall": "whole recall", "whole_f1": "whole F1"}, 1),
         ("distinct", "Distinct keywords", "Of the nearest subwords of an utterance's keywords; duplicates in percent.",
          {"keywords": "keywords", "distinct": "distinct", "duplicates": "duplicates"}, 1),
         ("gold_cosine", "Cosine to the nearest gold subword", "Mean over utterances of the cosine of each keyword.",

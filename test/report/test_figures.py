@@ -106,6 +106,30 @@ def test_best_step_and_its_layer_weights():
     assert best_layer_weights([dev(1, 3.0), METRICS[3]]) == (3.0, [0.3, 0.7])
 
 
+def test_what_is_unknown_of_a_rare_keyword_is_not_drawn(tmp_path):
+    scores = {name: dict(rates) for name, rates in KEYWORDS.items() if name in SCORES}
+    scores["clean"]["kw3"] = 50.0  # of few utterances: the other captions of them hold nothing that counts
+    scores["frequency_prior"] = dict.fromkeys(SCORES, PRIOR)
+    scores["shuffled_speech"] = dict.fromkeys(SCORES, {"kw1": 5.0, "avg": 5.0})
+    scores["ci95"] = dict.fromkeys(SCORES, {"kw1": [10.0, 30.0], "avg": [20.0, 40.0]})
+    axes = keyword_bars(scores).axes[0]
+    assert [bar.get_height() for bar in axes.containers[0]] == [20.0, 40.0, 30.0, 50.0]
+    lines = {line.get_label(): len(line.get_segments()) for line in axes.collections}
+    assert (lines["frequency prior"], lines["shuffled speech"]) == (3, 2)
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "keywords.json").write_text(json.dumps(scores))
+    assert [path.name for path in write_figures(tmp_path)] == ["keywords.svg", "keywords.png"]
+
+
+def test_a_sweep_is_drawn_as_far_as_there_are_neighbours(tmp_path):
+    (tmp_path / "scores").mkdir()
+    path = tmp_path / "scores" / "keywords.json"
+    row = {"avg": 20.0, "ci95": {"avg": [10.0, 30.0]}, "frequency_prior": {"avg": 5.0}}
+    for sweep, drawn in (({"all": {"30": row}, "content": {}}, 4), ({"all": {}, "content": {}}, 2)):
+        path.write_text(json.dumps({**KEYWORDS, "sweep": sweep}))
+        assert len(write_figures(tmp_path)) == drawn
+
+
 def test_training_curves_show_the_values():
     figure = training_curves(METRICS)
     assert [axes.get_title() for axes in figure.axes] == [

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from scored_runs import keyword_suite
+from scored_runs import scored_data, scored_run
 
 from speechclip.errors import UserError
 from speechclip.report import media, tables
 from speechclip.report.examples import examples, top
 from speechclip.report.inline import inline_svg
 from speechclip.report.projection import project
-from speechclip.report.runs import Run, Scores
+from speechclip.report.runs import Run, Scores, load_run
 from speechclip.report.spoken import read_attention, read_keywords
 from speechclip.report.viewer import listed_rows
 
@@ -165,20 +165,50 @@ def test_keyword_tables_show_what_there_is() -> None:
     first = tables.keyword_tables(_run(old), "mini")[0]
     assert first.columns == ["avg", "kw1", "kw2", "kw10"]
     assert [row.name for row in first.rows] == ["this run", "frequency prior"]
-    new = {**dict.fromkeys(scores, {"kw1": 20.0, "avg": 30.0}), **keyword_suite(), "n_utterances": old["n_utterances"]}
-    new["frequency_prior"] = dict.fromkeys(scores, {"kw1": 1.0, "avg": 2.0})
-    found = {table.title: table for table in tables.keyword_tables(_run(new), "spokencoco")}
-    assert len(found) == 10
-    assert found["Keyword hit rate, clean"].rows[0].cells[0] == tables.Cell("30.0", "[25.0, 35.0]")
+
+
+def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
+    recipe = scored_data(tmp_path / "mini", images=6, each=2)
+    run = load_run(scored_run(recipe, "large_cascaded", noise=1.0))
+    assert run.keywords is not None
+    content = run.keywords.content
+    found = {table.title: table for table in tables.keyword_tables(run, "spokencoco")}
+    assert len(found) == 11
+    for table in found.values():
+        assert table.rows and all(len(row.cells) == len(table.columns) for row in table.rows)
+
+    def shown(value: float, interval: list[float], digits: int = 1) -> tables.Cell:
+        return tables.Cell(f"{value:.{digits}f}", "[" + ", ".join(f"{end:.{digits}f}" for end in interval) + "]")
+
+    clean = found["Keyword hit rate, clean"].rows
+    assert clean[0].cells[0] == shown(content["clean"]["avg"], content["ci95"]["clean"]["avg"])
+    assert [row.name for row in clean] == ["this run", "frequency prior", "shuffled speech", "keywords counted"]
+    assert [cell.text for cell in clean[-1].cells] == ["36", "12", "12", "12"]
     reference = found["Keyword hit rate, reference"].rows
     assert reference[0].name.startswith("Large (COCO)") and reference[0].cells[0].text == "38.2"
-    assert [row.name for row in reference[1:]] == ["this run", "frequency prior", "shuffled speech"]
-    assert [row.name for row in found["Neighbours looked at"].rows] == [f"K = {k}" for k in (1, 3, 5, 10, 20)]
-    flaws = found["Flaws of the published scoring"].rows[1]
-    assert flaws.name == "special tokens + quantised" and flaws.cells[1] == tables.Cell("-2.7", "[-4.5, -0.8]")
-    assert found["Cosine to the nearest gold subword"].rows[0].cells[0].text == "0.412"
-    assert found["Said where it is named"].rows[-1].cells[1].text == "29.0"
+    for title, section in (("clean", "sweep"), ("reference", "reference_sweep")):
+        rows = found[f"Neighbours looked at, {title}"].rows
+        assert [row.name for row in rows] == [f"K = {k}" for k in (1, 3, 5, 10, 20)]
+        for at, kind in ((0, "all"), (3, "content")):
+            score = content[section][kind]["3"]
+            assert rows[1].cells[at] == shown(score["avg"], score["ci95"]["avg"])
+            assert rows[1].cells[at + 2] == tables.cell(score["shuffled_speech"]["avg"])
+    words, score = found["Words of the caption"], content["words"]["content"]
+    assert words.columns[2:] == ["F1", "whole precision", "whole recall", "whole F1"]
+    assert words.rows[3].cells[2] == shown(score["f1"], score["ci95"]["f1"])
+    assert words.rows[4].cells[5] == tables.cell(score["frequency_prior"]["whole_f1"])
+    flaw = content["flaws"]["special_tokens+quantised"]
+    row = next(row for row in found["Flaws of the published scoring"].rows if row.name == "special tokens + quantised")
+    assert row.cells[1] == tables.cell(flaw["difference"]["avg"], flaw["difference"]["ci95"])
+    cosine = content["gold_cosine"]["all"]
+    assert found["Cosine to the nearest gold subword"].rows[0].cells[0] == shown(
+        cosine["avg"], cosine["ci95"]["avg"], 3
+    )
+    anywhere = content["overlap"]["random_position"]["overlap"]
+    assert found["Said where it is named"].rows[-1].cells[1] == tables.cell(anywhere)
+    assert found["Word boundaries"].rows[-1].cells[2] == tables.cell(content["segmentation"]["uniform"]["f1"])
     assert tables.cell(None) == tables.Cell("–") and tables.cell(0.004).text == "0.004"
+    assert tables.cell(0.25, [-1.0, 2.0], signed=True) == tables.Cell("+0.2", "[-1.0, +2.0]")
 
 
 def test_a_figure_inside_a_page_has_its_own_ids_the_pages_colours_and_a_text() -> None:

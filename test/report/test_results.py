@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import statistics
 
 import pytest
@@ -95,8 +96,33 @@ def test_a_new_file_holds_every_row(make, results):
     assert "any caption of the image" not in results.read_text(encoding="utf-8")
     assert rows_of(results, "keywords", "Keyword hit rate, content_top1") == [
         {"model": "tiny", "head": "cascaded", "seed": "0", "kw1": "32.0", "kw2": "33.0", "avg": "32.5"},
-        {"model": "tiny", "head": "*frequency prior* (cascaded)", "kw1": "9.0", "kw2": "9.0", "avg": "9.0"},
+        {
+            "model": "tiny",
+            "head": "*frequency prior* (cascaded)",
+            "seed": "0",
+            "kw1": "9.0",
+            "kw2": "9.0",
+            "avg": "9.0",
+        },
     ]
+
+
+def test_the_prior_is_each_runs_own_and_replaces_that_of_older_versions(make, results):
+    runs = [make("tiny_hybrid_plus", 40, rate=30.0), make("tiny_hybrid_plus_seed1", 42, 1, rate=30.0)]
+    scores = json.loads((runs[1].directory / "scores" / "keywords.json").read_text())
+    scores["frequency_prior"]["clean"]["kw2"] = 5.0  # other numbers of keywords than seed 0 has
+    write(runs[1].directory / "scores" / "keywords.json", scores)
+    update_results(results, [runs[0], load_run(runs[1].directory)])
+    rows = rows_of(results, "keywords", "Keyword hit rate, clean")
+    prior = {row["seed"]: row["kw2"] for row in rows if row["head"] == "*frequency prior* (hybrid_plus)"}
+    assert prior == {"0": "9.0", "1": "5.0", "mean of 2": "7.0 ± 2.8"}
+    text = results.read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if re.search(r"prior\* \(hybrid_plus\) +\| +1 +\|", line))
+    seedless = re.sub(r"\| +1 +\|", "| – |", line, count=1)
+    results.write_text(text.replace(line, f"{line}\n{seedless}", 1), encoding="utf-8")
+    assert any("seed" not in row for row in rows_of(results, "keywords", "Keyword hit rate, clean"))
+    update_results(results, runs[:1])
+    assert rows_of(results, "keywords", "Keyword hit rate, clean") == rows
 
 
 def _with_keyword_extras(run):
@@ -304,7 +330,7 @@ def test_rows_of_lost_keywords_go(make, results):
     update_results(results, [run, other])
     run.directory.joinpath("scores/keywords.json").unlink()
     update_results(results, [load_run(run.directory)])
-    assert [row.get("seed") for row in rows_of(results, "keywords", "Keyword hit rate, clean")] == ["1", None]
+    assert [row.get("seed") for row in rows_of(results, "keywords", "Keyword hit rate, clean")] == ["1", "1"]
 
 
 def test_hand_written_text_stays(make, results):
@@ -463,7 +489,7 @@ def full_keyword_scores(rate, seed):
     beside = {"frequency_prior": {"avg": 9.0}, "shuffled_speech": {"avg": 4.0}}
     flaw = {**with_ci(rate + 2), "difference": {"avg": 2.0, "ci95": [1.0, 3.0]}, "only_special": 1.5}
     flawed = {"frequency_prior": {"avg": 8.0}, "shuffled_speech": {"avg": 5.5}}
-    words = {"precision": 30.0, "recall": 20.0, "f1": 24.0}
+    words = {"precision": 30.0, "recall": 20.0, "f1": 24.0, "whole_f1": 12.0}
     times = {"precision": 20.0, "recall": 16.0, "f1": 18.0, "over_segmentation": -20.0, "r_value": 27.0}
     return keyword_scores(rate, seed) | {
         "shuffled_speech": dict.fromkeys(["clean", "reference", "content_top1"], {"kw1": 3.0, "avg": 3.0}),
@@ -471,6 +497,7 @@ def full_keyword_scores(rate, seed):
             "all": {k: {**with_ci(rate + int(k)), **beside} for k in ("1", "5", "20")},
             "content": {"10": {**with_ci(rate), **beside}},
         },
+        "reference_sweep": {"all": {"5": {**with_ci(rate + 9), **beside}}, "content": {"1": with_ci(rate - 9)}},
         "flaws": {
             "clean": {**with_ci(rate), **beside, "only_special": 0.0},
             **{name: {**flaw, **flawed} for name in (
@@ -507,6 +534,9 @@ def test_rows_of_the_keyword_suite(make_full, results):
     assert (prior["head"], prior["K=20"]) == ("*frequency prior* (cascaded)", "9.0")
     assert (shuffled["head"], shuffled["seed"], shuffled["K=1"]) == ("*shuffled speech* (cascaded)", "0", "4.0")
 
+    own, prior, _ = rows_of(results, "keywords", "Keyword hit rate by number of neighbours, reference")
+    assert (own["K=5"], own["content K=1"]) == ("69.0 [68.0, 70.0]", "51.0 [50.0, 52.0]")
+    assert prior["K=5"] == "9.0" and "content K=1" not in prior
     title = "What the published code's flaws change, in points of the clean hit rate"
     own, prior, shuffled = rows_of(results, "keywords", title)
     assert own["clean"] == "60.0 [59.0, 61.0]"
@@ -518,7 +548,7 @@ def test_rows_of_the_keyword_suite(make_full, results):
     rows = {row["head"]: row for row in rows_of(results, "keywords", "Keywords as words, and where they are said")}
     assert rows["cascaded"] == {
         "model": "tiny", "head": "cascaded", "seed": "0", "precision": "30.0", "recall": "20.0",
-        "F1": "24.0 [23.0, 25.0]", "cosine × 100": "38.1", "duplicates": "17.0", "named": "32.0",
+        "F1": "24.0 [23.0, 25.0]", "whole F1": "12.0", "cosine × 100": "38.1", "duplicates": "17.0", "named": "32.0",
         "overlap": "85.0 [83.0, 87.0]", "boundary F1": "18.0",
     }  # fmt: skip
     assert rows["*shuffled speech* (cascaded)"]["cosine × 100"] == "20.0"
@@ -537,6 +567,17 @@ def test_the_keyword_suite_of_several_seeds_has_means_and_is_merged(make_full, r
     assert [row.get("seed") for row in rows if row["head"].startswith("*shuffled")] == ["0", "1", "mean of 2"]
     update_results(results, [make_full("tiny_cascaded_seed1", 70.0, 1)])
     assert results.read_text() == before
+
+
+def test_scores_of_words_of_older_versions_have_no_whole_f1(make_full, results):
+    run = make_full("tiny_cascaded", 60.0, 0)
+    scores = json.loads((run.directory / "scores" / "keywords.json").read_text())
+    del scores["words"]["content"]["whole_f1"], scores["reference_sweep"]
+    write(run.directory / "scores" / "keywords.json", scores)
+    update_results(results, [load_run(run.directory)])
+    assert all(
+        "whole F1" not in row for row in rows_of(results, "keywords", "Keywords as words, and where they are said")
+    )
 
 
 def test_older_keyword_scores_have_the_rows_they_had(make, results):
