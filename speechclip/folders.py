@@ -18,7 +18,7 @@ _BLOCK = 1 << 20  # bytes
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's own entries, on the disk: what a rename follows must not come after it when power fails.
+    """Have a file, or a folder's own entries, on the disk: a rename that power survives must not be of nothing.
 
     Raises:
         OSError: the disk has not taken a file. A folder that its file system cannot sync is left to that.
@@ -34,8 +34,8 @@ def sync(path: Path) -> None:
 def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:
     """Write a folder so that ``target`` is always either the old or the new one, with checksums of its files.
 
-    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for. The new one is on the
-    disk before it gets its name.
+    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for. The new one is on
+    the disk before it gets its name.
 
     Args:
         write: fills the folder it is given. keep: leave the old one there in any case.

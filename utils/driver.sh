@@ -112,9 +112,10 @@ name_encoders() {
     fi
     dump=dump/$model
     [[ -z $speech_encoder ]] || dump+=_$(basename "$speech_encoder")
-    # hundreds of gigabytes that nothing would read
+    features_stamp=$dump/.done/2_features
+    # hundreds of gigabytes that nothing would read; the stamp of those that runs here are trained on stays as it is
     if [[ $feats == dump && -n $checkpoint ]] && takes_recordings; then
-        feats=online
+        feats=online features_stamp=$dump/.done/2_embeddings
         echo "--feats online: $checkpoint takes recordings, no hidden states are stored for it"
     fi
     vocabulary_file=data/clip_vocabulary.tsv

@@ -50,7 +50,7 @@ stage_prepare() {  # data/{train,dev,test}
 
 stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     local split
-    begin "$dump/.done/2_features" "$dump/log/2_features.log"
+    begin "$features_stamp" "$dump/log/2_features.log"
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
@@ -202,6 +202,7 @@ depends_on_encoders() {
 
 depends_on_weights() {
     depends after "$dump/.done/2_features"
+    [[ $features_stamp == */2_features ]] || depends after "$features_stamp"
     if [[ -n $checkpoint ]]; then
         depends path "$checkpoint"
     else

@@ -31,8 +31,8 @@ class PublishedCheckpoint:
 
     config: of the model, without paths. state: trained tensors under this project's names. hubert: fairseq's names.
     clip: OpenAI's names, without the subword table. table: [V, D] the reduced subword table, its ids unknown.
-    full: [49408, D] the table it was reduced from, None where the file has none. dropped: names of tensors that no model
-    is built from. facts: what the file says of its training.
+    full: [49408, D] the table it was reduced from, None where the file has none. dropped: names of tensors that no
+    model is built from. facts: what the file says of its training.
     """
 
     source: str

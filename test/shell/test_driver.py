@@ -291,7 +291,7 @@ def test_missing_input_names_the_stage_that_makes_it(recipe, options, missing, s
         (["--seed", "0 x"], "--seed: 'x' is not a whole number"),
         (["--stop_stage", "8"], "there are stages 0 to 7"),
         (["--models", "nowhere", "--stage", "2"], "--models: nowhere: no such folder (stage 0 makes it)"),
-        (["--push", "me/x", "--stop_stage", "7"], "--push: a repository holds the pack of one run: give one --head and"),
+        (["--push", "me/x", "--stop_stage", "7"], "--push: a repository holds the pack of one run: give one --head"),
         (["--push", "me/x", "--head", "parallel", "--seed", "0 1"], "--push: a repository holds the pack of one run"),
         (["--vocabulary", "test"], "--vocabulary: this recipe has no 'test' (it has: all train)"),
         (["--supervision", "audio"], "--supervision: this recipe has no 'audio' (it has: image text)"),
@@ -429,6 +429,17 @@ def test_a_published_checkpoint_plans_no_dump_and_needs_no_other_speech_encoder(
     without = recipe.run(*options, "--stage", "4")
     assert "has none of: ViT-L-14.pt clip-vit-large-patch14 ViT-L-14 (stage 0 downloads it)" in without.stderr
     assert len(without.stderr.splitlines()) == 1
+
+
+def test_scoring_a_published_checkpoint_leaves_the_runs_here_up_to_date(done):
+    (done.folder / "epoch_3.ckpt").write_text("1")
+    assert done.run("--checkpoint", "epoch_3.ckpt").returncode == 0
+    assert "dump_features" not in done.names()
+    for options in (["--stage", "3"], []):
+        result = done.run(*options)
+        assert result.stdout.count("up to date") == len(result.stdout.splitlines())
+    assert done.run("--checkpoint", "epoch_3.ckpt").stdout.count("up to date") == 6  # all but what is not trained
+    assert done.calls() == []
 
 
 @pytest.mark.parametrize("stage", ["5", "7"])
