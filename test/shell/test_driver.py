@@ -535,6 +535,23 @@ def test_a_stage_that_was_stopped_and_has_saved_gives_its_status_to_the_recipe(r
     assert (result.returncode, result.stderr.strip()) == (75, told)
 
 
+@pytest.mark.parametrize("nj", ["1", "2"])
+def test_stage_2_that_has_stored_its_batches_ends_the_recipe_with_that_status(recipe, nj):
+    stub = recipe.folder.parents[1] / "speechclip" / "bin" / "dump_features.py"
+    stub.write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "open('started' + sys.argv[-1], 'w').close()\ntime.sleep(60)\n"
+    )
+    process = recipe.start("--nj", nj)
+    for job in range(1, int(nj) + 1):
+        wait_for(recipe.folder / f"started{job}")
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    told = "error: run.sh: stage 2 (features) was stopped and has saved; the same command goes on from there"
+    assert (process.returncode, errors.strip()) == (75, told)
+
+
 def test_a_second_run_beside_it_is_refused_and_a_killed_ones_stage_is_waited_for(recipe):
     first = recipe.start(SLEEP="train")
     try:
