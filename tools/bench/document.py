@@ -181,7 +181,7 @@ def _startup(rows: Rows) -> str:
     slow = [f"`{row['command']}` {row['clock']:.2f} s" for row in rows[1:] if row["clock"] >= HELP_SECONDS]
     verdict = f"not met by {', '.join(slow)}" if slow else "met by all"
     target = (
-        f"Target: under {HELP_SECONDS} s of the clock; **{verdict}**. The clock also counts what a busy machine waits for; "
+        f"Target: under {HELP_SECONDS} s of the clock; **{verdict}**. The clock also counts waiting on a busy machine; "
         f"the processor worked {max(row['processor'] for row in rows[1:]):.2f} s at most."
     )
     return "\n\n".join([_table(["command", "processor, s", "clock, s", "ratio"], lines), heavy, target])
