@@ -276,9 +276,12 @@ def test_a_run_that_saved_nothing_may_start_with_other_settings(
         raise UserError(f"{what}: no such file")
 
     monkeypatch.setattr(sweep, "run_s3prl", fail)
+    (tmp_path / "log.txt").write_text("")
     for total in (20, 40):  # the second is not refused
+        (tmp_path / "train_utt_len").mkdir()  # what s3prl keeps of a corpus, by number
         with pytest.raises(UserError, match="no such file"):
             _begun(tmp_path, "ks", total).start()
+        assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
     _saved(tmp_path / "train" / "step_10", 10, 10)
     with pytest.raises(UserError, match="no such file"):
         _begun(tmp_path, "ks", 20).start()

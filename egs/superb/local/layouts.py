@@ -65,7 +65,7 @@ def voxceleb1(root: Path, scale: int, seed: int) -> None:
                 number += 1
                 uid = f"{name}/video{code}/{number:05d}.wav"
                 half = "test" if speaker in trial else "dev"
-                write(root / half / "wav" / uid, studio.take(f"{studio.sentence()} {studio.sentence()}", speaker))
+                write(root / half / "wav" / uid, studio.take(studio.sentence(), speaker))
                 split.append(f"{code} {uid}")
     test = [row.split()[1] for row in split if row.split()[1][:7] in names[len(known) :]]
     for first in test:

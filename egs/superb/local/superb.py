@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -195,11 +196,13 @@ def take_home(home: Path) -> None:
     os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
     os.environ.setdefault("TORCH_HOME", str(caches / "torch"))
     real, own = (at / S3PRL_CACHE / "download" for at in (Path.home().resolve(), home))
-    real.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # where nothing can be written, nothing was downloaded
+        real.mkdir(parents=True, exist_ok=True)
     own.parent.mkdir(parents=True, exist_ok=True)
-    if not own.is_dir():
+    if real.is_dir() and not own.is_dir():
+        own.unlink(missing_ok=True)
         own.symlink_to(real)
-    for file in real.iterdir():
+    for file in real.iterdir() if real.is_dir() else ():
         link = own / file.name
         if file.suffix != ".lock" and is_filled(file) and not link.exists():
             link.unlink(missing_ok=True)  # to a file that is gone

@@ -23,7 +23,7 @@ from tasks import Task, is_filled
 
 from speechclip.errors import UserError
 
-RESULT = "result.json"
+RESULT, LOG = "result.json", "log.txt"
 SCORED = "dscore_der"  # of SD's own scorer, in percent; beside s3prl's DER by frames
 
 
@@ -151,10 +151,14 @@ class Run:
         self._remove_cut_checkpoints()
         words = ["s3prl-main", self.task.problem, "--config", str(config)]
         try:
-            run_s3prl(words, self.folder / "log.txt", f"{self.task.name} on {self.corpus}")
+            run_s3prl(words, self.folder / LOG, f"{self.task.name} on {self.corpus}")
         except UserError:
             if not self._steps():  # nothing to go on from: whatever gets mended, other settings may start here
-                settings.unlink()
+                for path in self.folder.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != LOG:
+                        path.unlink()
             raise
         (self.folder / RESULT).write_text(json.dumps({**self._collect(), **origin}, indent=2) + "\n")
 
@@ -196,7 +200,7 @@ class Run:
             model = train / tested[0].parent.name if tested else train
             valid = {"global_step": int(model.name[5:])} if tested else {}
         if not tested:
-            raise UserError(f"{self.folder}/evaluate: no result; see {self.folder}/log.txt")
+            raise UserError(f"{self.folder}/evaluate: no result; see {self.folder}/{LOG}")
         test = yaml.safe_load(tested[0].read_text())
         scored = tested[0].with_name(self.task.scorer or "none")
         if scored.is_file():
