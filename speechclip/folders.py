@@ -18,7 +18,7 @@ _BLOCK = 1 << 20  # bytes
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's own entries, on the disk: else, when power fails, a name may be there without its content.
+    """Have a file, or a folder's own entries, on the disk: else a name may outlive a loss of power and its content not.
 
     Raises:
         OSError: the disk has not taken a file. A folder that its file system cannot sync is left to that.

@@ -10,6 +10,7 @@ retry goes on where it was. SIGTERM ends all jobs, and this with status 75 where
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -17,15 +18,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
-from run_logged import STOPPED, die_with_parent, end
+from run_logged import GRACE, STOPPED, die_with_parent
 
 
 def of_job(word: str, number: object) -> str:
     """A word of the command with the job's number in it."""
     return re.sub(r"\bJOB\b", str(number), word)
+
+
+def tell(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    """Send a signal to a job and its children, where it still runs."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
 
 
 def tail(path: Path) -> str:
@@ -81,10 +90,15 @@ class Local:
 
     def stop(self) -> bool:
         """End what runs; whether every job was done or has saved."""
+        for process in self.running.values():  # once: a second signal would kill one that has saved and is leaving
+            tell(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
         for process in self.running.values():
-            process.terminate()
-        for process in self.running.values():
-            end(process)
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                tell(process, signal.SIGKILL)
+                process.wait()
         return all(process.returncode in (0, STOPPED) for process in self.running.values())
 
 
