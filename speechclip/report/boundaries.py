@@ -23,7 +23,5 @@ def boundary_rows(run: Run) -> Iterator[dict[str, str]]:
     if not run.keywords or "segmentation" not in run.keywords.content:
         return
     for kind, path in (("", ()), (EVENLY, ("uniform",))):
-        values = {
-            title: f"{run.keywords.number('segmentation', *path, key):.1f}" for title, key in COLUMNS.items()
-        }
+        values = {title: f"{run.keywords.number('segmentation', *path, key):.1f}" for title, key in COLUMNS.items()}
         yield {**named(run, kind), **values}
