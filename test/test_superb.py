@@ -21,6 +21,7 @@ from fixtures import whole_model
 from speechclip.checkpoint import save_checkpoint
 from speechclip.compat import prepare
 from speechclip.errors import UserError
+from speechclip.folders import only_one
 from speechclip.report.markdown import read_block
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs" / "superb"
@@ -269,6 +270,11 @@ def test_diarization_is_scored_after_it_is_done_and_not_trained_again(
     assert asked == [2, 3]
 
 
+def test_two_at_once_are_not_one_run(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(UserError, match=rf"another run is at work in it \(process {os.getpid()}\)"):
+        _begun(tmp_path, "ks", 20).start()
+
+
 def test_a_run_that_saved_nothing_may_start_with_other_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +287,7 @@ def test_a_run_that_saved_nothing_may_start_with_other_settings(
         (tmp_path / "train_utt_len").mkdir()  # what s3prl keeps of a corpus, by number
         with pytest.raises(UserError, match="no such file"):
             _begun(tmp_path, "ks", total).start()
-        assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt"]
     _saved(tmp_path / "train" / "step_10", 10, 10)
     with pytest.raises(UserError, match="no such file"):
         _begun(tmp_path, "ks", 20).start()

@@ -22,6 +22,7 @@ import yaml
 from tasks import Task, is_filled
 
 from speechclip.errors import UserError
+from speechclip.folders import LOCK
 
 RESULT, LOG = "result.json", "log.txt"
 SCORED = "dscore_der"  # of SD's own scorer, in percent; beside s3prl's DER by frames
@@ -137,14 +138,23 @@ class Run:
         return {"config": config, "weights": self.upstream.fingerprint()}
 
     def start(self) -> None:
-        """Train (from the last checkpoint, if there is one) and test; UserError with the log's last line otherwise."""
+        """Train (from the last checkpoint, if there is one) and test.
+
+        Raises:
+            UserError: with the log's last line; another process is at work in the folder.
+        """
+        from speechclip.folders import only_one
+
+        with only_one(self.folder):
+            self._work()
+
+    def _work(self) -> None:
         from speechclip.checkpoint import commit
 
         origin = {"commit": commit(), "command": os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")}
         settings = self.folder / "settings.json"
         if settings.is_file() and json.loads(settings.read_text()) != self.settings():
             raise UserError(f"{self.folder}: begun with other settings; --force true starts it over, --tag keeps it")
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps(self.settings()))
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.config, sort_keys=False))
@@ -157,7 +167,7 @@ class Run:
                 for path in self.folder.iterdir():
                     if path.is_dir():
                         shutil.rmtree(path)
-                    elif path.name != LOG:
+                    elif path.name not in (LOG, LOCK):
                         path.unlink()
             raise
         (self.folder / RESULT).write_text(json.dumps({**self._collect(), **origin}, indent=2) + "\n")
