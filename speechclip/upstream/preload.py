@@ -13,5 +13,5 @@ provide()
 
 with quietly():
     import s3prl.problem  # noqa: F401 # only now that torchaudio can be imported
-    from librosa import load  # noqa: F401 # else only when it is called, for seconds in every new worker of a loader
     import transformers.models.hubert.modeling_hubert  # noqa: F401
+    from librosa import load  # noqa: F401 # else only when it is called, for seconds in every new worker of a loader
