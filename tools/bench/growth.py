@@ -92,6 +92,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "speechclip"  # equal numbers give an equal file
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     columns = 4
     lines = -(-len(rows) // columns)
@@ -108,6 +109,9 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
         axis.set_title(row["cost"], fontsize=9)
         axis.set_xlabel(row["of"], fontsize=8)
         axis.set_ylabel("seconds", fontsize=8)
+        axis.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=6)
     figure.tight_layout()
