@@ -62,13 +62,13 @@ def _two(runs: Sequence[Run], out: Path | None, args: Namespace) -> Path:
     names = run_names(runs)
     tests = paired_tests(runs, args.permutations, args.seed)
     keywords = keyword_tests(runs, args.permutations, args.seed)
-    print(f"{'score':34}{'first':>8}{'second':>8}{'diff':>8}{'95% interval':>18}{'p':>9}")
+    print(f"{'score':31}{'first':>7}{'second':>7}{'diff':>7}{'95% interval':>18}{'p':>8}")
     named = {f"{direction} {score}": row for direction, table in tests.items() for score, row in table.items()}
-    for name, row in {**named, **{f"keywords: {name}": row for name, row in keywords.items()}}.items():
+    for name, row in {**named, **keywords}.items():
         digits = 3 if "cosine" in name else 2
-        numbers = "".join(f"{row[key]:8.{digits}f}" for key in ("first", "second", "difference"))
+        numbers = "".join(f"{row[key]:7.{digits}f}" for key in ("first", "second", "difference"))
         ends = ", ".join(f"{end:.{digits}f}" for end in row["ci95"])
-        print(f"{name:34}{numbers}{f'[{ends}]':>18}{row['p']:9.4f}")
+        print(f"{name:31}{numbers}{f'[{ends}]':>18}{row['p']:8.4f}")
     materials = [_material(run, args) for run in runs]
     target = out or runs[0].directory / "report" / f"against_{names[1].replace('/', '_')}.html"
     return write_comparison(runs, materials, tests, keywords, target, permutations=args.permutations)
