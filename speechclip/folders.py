@@ -1,4 +1,4 @@
-"""Folders that are replaced as a whole, with checksums of what was written, and locked while somebody writes."""
+"""Files and folders that are replaced as a whole; folders with checksums, and locked while somebody writes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Write a file, and the folders above it, so that ``target`` is always either the old or the new one.
+
+    Raises:
+        UserError: it cannot be written; nothing half written stays.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with writing(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:

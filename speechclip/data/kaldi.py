@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechclip.errors import UserError, writing
+from speechclip.folders import replace_file
 
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
 
@@ -97,14 +98,7 @@ def write_table(path: StrPath, mapping: Mapping[str, str]) -> None:
         data = "".join(lines).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{path}: cannot be written as UTF-8 ({error.reason})") from error
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    replace_file(path, data)
 
 
 def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 import speechclip
-from speechclip.errors import writing
+from speechclip.folders import replace_file
 from speechclip.report.drawings import run_drawings, write_data_figures
 from speechclip.report.examples import Example, examples
 from speechclip.report.material import Material
@@ -109,14 +109,7 @@ def write_html(out: Path, template: str, content: Mapping[str, Any], *, data: An
         data=embedded(data),
         media=embedded(media),
     )
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with writing(out):
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, out)
-        finally:
-            part.unlink(missing_ok=True)
+    replace_file(out, text.encode())
     return out
 
 

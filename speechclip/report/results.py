@@ -7,13 +7,13 @@ of their model and tag writes them.
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from speechclip.errors import UserError, writing
+from speechclip.errors import UserError
+from speechclip.folders import replace_file
 from speechclip.report import boundaries, keyword_tables, overview, published
 from speechclip.report.keyword_tables import keyword_rows_of
 from speechclip.report.markdown import Table, code, read_block, write_block
@@ -63,14 +63,7 @@ def update_results(path: str | Path, runs: Iterable[Run], recipe: str = "") -> N
     except UnicodeDecodeError as error:
         raise UserError(f"{target}: not UTF-8 (byte {error.start})") from error
     merged = merge(text, list(runs), source=str(target), recipe=recipe)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with writing(target):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(merged, encoding="utf-8")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+    replace_file(target, merged.encode())
 
 
 def merge(text: str, runs: Sequence[Run], source: str = "RESULTS.md", recipe: str = "") -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.errors import UserError, writing
+from speechclip.errors import UserError
+from speechclip.folders import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,12 +43,5 @@ def write_figure(source: Path, stem: Path, draw: Callable[[Any], Figure], conten
             figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
             files[stem.with_suffix(suffix)] = buffer.getvalue()
     for path, data in files.items():
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with writing(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(data)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+        replace_file(path, data)
     return list(files)
