@@ -130,7 +130,7 @@ def test_a_fitted_row_says_so() -> None:
 
 def test_a_step_without_the_memory_is_left_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "free_memory", lambda: 1_000_000_000)
-    rows = steps.run("large", ("cascaded",), (4, 16), 1)
+    rows = steps.run("large", "cascaded", (4, 16), 1)
     assert [(row["batch"], row["left_out"].split("about ")[1]) for row in rows] == [
         (4, "6 GB, 1 GB were free"), (16, "14 GB, 1 GB were free"),
     ]  # fmt: skip
@@ -139,11 +139,12 @@ def test_a_step_without_the_memory_is_left_out_and_says_so(monkeypatch: pytest.M
     assert "Left out: large cascaded, batch 16; the plain step" in said
 
 
-def test_shapes_of_heads_are_kept_apart() -> None:
-    options = run.arguments(["--only", "store", "heads", "--shapes", "large"])
-    assert run.keys(options) == ["store", "heads_large"]
+def test_shapes_and_heads_are_kept_apart() -> None:
+    options = run.arguments(["--only", "store", "heads", "--shapes", "large", "--heads", "hybrid", "cascaded_plus"])
+    assert run.keys(options) == ["store", "heads_large_hybrid", "heads_large_cascaded_plus"]
     assert run.said(["--only", "store", "--out", "there", "--repeats", "2"]) == ["--only", "store", "--repeats", "2"]
-    assert run.keys(run.arguments([]))[:3] == ["heads_base", "heads_large", "epoch"]
+    every = run.keys(run.arguments([]))
+    assert every[:2] == ["heads_base_parallel", "heads_base_cascaded"] and every.index("epoch") == 10
     assert run.keys(run.arguments(["--document", "x"])) == []  # the page is written from what is there
     assert run.keys(run.arguments(["--document", "x", "--only=startup"])) == ["startup"]
 
@@ -172,7 +173,7 @@ def test_an_epoch_is_cut_as_in_training_and_may_end_in_a_smaller_batch(monkeypat
     monkeypatch.setattr(parts, "model", lambda *given: torch.nn.Linear(1, 1))
     monkeypatch.setattr(parts, "plain_clip", lambda *given: None)
     monkeypatch.setattr(parts, "pixels", lambda shape, batch: torch.zeros(batch, 3, 2, 2))
-    monkeypatch.setattr(steps, "updater", lambda model: lambda loss: 0.0)
+    monkeypatch.setattr(steps, "updater", lambda model, kind: lambda loss: 0.0)
     monkeypatch.setattr(steps, "plain_loss", loss)
     monkeypatch.setattr(steps, "_our_epoch", lambda *given: lambda: sum(range(100_000)))
     (row,) = steps.epoch("base", ("parallel",), 5, 2, 1)
@@ -324,6 +325,40 @@ def test_the_check_tries_again_and_then_fails(
     monkeypatch.setattr(check, "CHECKS", {name: (lambda: 0.1) for name in floors})
     assert check.main() == 1
     assert capsys.readouterr().out.count("FAILED") == len(floors)
+
+
+def test_what_is_written_is_kept_when_the_next_part_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(shape: str, head: str, batches: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
+        if head == "hybrid":
+            raise RuntimeError("no memory")
+        return [{"shape": shape, "head": head, "batch": batch} for batch in batches]
+
+    monkeypatch.setattr(steps, "run", measured)
+    out = tmp_path / "results.json"
+    out.write_text(json.dumps({"heads_base_hybrid": {"rows": []}}))
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(RuntimeError, match="no memory"):
+            run.main(["--only", "heads", "--shapes", "base", "--heads", "cascaded", "hybrid", "--out", str(out)])
+    finally:
+        torch.set_num_threads(threads)
+    held = json.loads(out.read_text())
+    assert held["heads_base_hybrid"] == {"rows": []}
+    assert [row["batch"] for row in held["heads_base_cascaded"]["rows"]] == [4, 8, 16]
+    command = held["heads_base_cascaded"]["command"]
+    assert command == "tools/bench/bench.sh --only heads --shapes base --heads cascaded hybrid"
+
+
+def test_an_origin_is_told_once() -> None:
+    machine = {"processor": "P", "gpu": "", "threads": 1, "cores": 2, "memory_gib": 24, "torch": "2", "python": "3"}
+    held = [{"command": c, "commit": "0", "machine": machine | {"load": load}} for c, load in (
+        ("a", [0.5, 9, 9]), ("b", []), ("a", [0.25, 9, 9]), ("c", [1.0, 9, 9]),
+    )]  # fmt: skip
+    one, two, three = document._origins(held)
+    assert one == "`a`, commit 0, P, 1 of 2 cores, 24 GiB, torch 2, Python 3, load 0.25 to 0.5 when it began."
+    assert two.startswith("`b`") and two.endswith("Python 3.") and three.endswith("load 1.0 when it began.")
 
 
 def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:

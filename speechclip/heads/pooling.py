@@ -12,21 +12,28 @@ class _WeightedSum(torch.autograd.Function):
     """sum_l w_l h_l over frozen states that stay in their own (half) precision: no float copy of all layers is kept."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, states: Tensor) -> Tensor:
-        """weights [L], states [B, L, T, D] -> [B, T, D] in the precision of the weights."""
+    def forward(ctx: Any, weights: Tensor, states: Tensor, norm: bool) -> Tensor:
+        """weights [L], states [B, L, T, D] -> [B, T, D] in the precision of the weights. norm: LayerNorm them first."""
         ctx.save_for_backward(states)
-        total = states[:, 0].to(weights.dtype) * weights[0]
+        ctx.norm = norm
+        total = _layer(states, 0, weights.dtype, norm) * weights[0]
         for layer in range(1, len(weights)):
-            total.addcmul_(states[:, layer].to(weights.dtype), weights[layer])
+            total.addcmul_(_layer(states, layer, weights.dtype, norm), weights[layer])
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the weights, [L]; the states are frozen."""
         (states,) = ctx.saved_tensors
         grad = grads[0].reshape(-1)
-        parts = [torch.dot(grad, states[:, layer].reshape(-1).to(grad.dtype)) for layer in range(states.shape[1])]
-        return torch.stack(parts), None
+        layers = (_layer(states, layer, grad.dtype, ctx.norm) for layer in range(states.shape[1]))
+        return torch.stack([torch.dot(grad, layer.reshape(-1)) for layer in layers]), None, None
+
+
+def _layer(states: Tensor, layer: int, dtype: torch.dtype, norm: bool) -> Tensor:
+    """h_l of [B, L, T, D] as [B, T, D]."""
+    state = states[:, layer].to(dtype)
+    return nn.functional.layer_norm(state, state.shape[-1:]) if norm else state
 
 
 class LayerMix(nn.Module):
@@ -44,9 +51,7 @@ class LayerMix(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[B, L, T, D] of any floating type -> [B, T, D] in the type of the weights. The states get no gradient."""
-        if self.state_norm:
-            states = nn.functional.layer_norm(states.to(self.weights.dtype), states.shape[-1:])
-        mixed: Tensor = _WeightedSum.apply(self.weights.softmax(dim=0), states)
+        mixed: Tensor = _WeightedSum.apply(self.weights.softmax(dim=0), states, self.state_norm)
         return mixed
 
 

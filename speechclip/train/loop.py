@@ -32,7 +32,7 @@ from speechclip.folders import damaged_file
 from speechclip.model import SpeechCLIP
 from speechclip.train.board import Handful
 from speechclip.train.journal import Journal
-from speechclip.train.schedule import learning_rate
+from speechclip.train.optim import learning_rate, make_optimizer
 from speechclip.train.state import (
     EmaWeights,
     Progress,
@@ -75,13 +75,11 @@ class Trainer:
             raise UserError(f"data.batch_size: {config.data.batch_size} is less than the {fabric.world_size} processes")
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.fabric, self.seed, self.origin = fabric, seed, {**origin, **model.count_parameters()}
-        optim = config.optim
-        algorithm = torch.optim.Adam if optim.algorithm == "adam" else torch.optim.AdamW
-        plain = algorithm(model.trained_parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        plain = make_optimizer(model.trained_parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
         self.step_module, self.optimizer = fabric.setup(LossStep(model, config, fabric), plain)
-        self.ema = EmaWeights(model, optim.ema_decay) if optim.ema_decay else None
+        self.ema = EmaWeights(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self._resume(plain)
         self._targets = self._training_targets()
         self._groups = torch.from_numpy(data.train.utterance_image).to(fabric.device)

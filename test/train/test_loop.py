@@ -29,7 +29,7 @@ from fixtures import (
 from torch import Tensor
 
 from speechclip.checkpoint import WEIGHTS, load_model, read_weights
-from speechclip.config import ClipConfig, OptimConfig, SpeechEncoderConfig
+from speechclip.config import ClipConfig, SpeechEncoderConfig
 from speechclip.data.dataset import Batch, Crop, StoreSource, bucketed_batches
 from speechclip.data.features import FeatureWriter
 from speechclip.embed import features_of
@@ -40,7 +40,7 @@ from speechclip.folders import SUMS
 from speechclip.model import Dimensions, build
 from speechclip.train.journal import Journal
 from speechclip.train.loop import Trainer, TrainingData
-from speechclip.train.schedule import learning_rate
+from speechclip.train.optim import learning_rate
 from speechclip.train.state import COUNTERS, TENSORS
 from speechclip.train.step import random_spans
 
@@ -201,18 +201,6 @@ def test_nan_features_stop_training_and_name_the_utterance(corpus: Path, tmp_pat
     assert sum(name in str(caught.value) for name in data.train.ids) == 1  # that one, not the batch it was in
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "last").exists()
-
-
-def test_learning_rate_by_hand() -> None:
-    config = OptimConfig(lr=8.0, final_lr=2.0, warmup_steps=4, max_steps=7)
-    assert [learning_rate(step, config) for step in range(8)] == pytest.approx([2, 4, 6, 8, 8, 6, 4, 2])
-    no_warmup = OptimConfig(lr=8.0, final_lr=0.0, warmup_steps=0, max_steps=4)
-    assert [learning_rate(step, no_warmup) for step in range(5)] == pytest.approx([8, 6, 4, 2, 0])
-    only_warmup = OptimConfig(lr=8.0, final_lr=1.0, warmup_steps=2, max_steps=2)
-    assert [learning_rate(step, only_warmup) for step in range(3)] == pytest.approx([4, 8, 1])
-    published = OptimConfig()
-    rates = [learning_rate(step, published) for step in (0, 4999, 5000, 27500, 50000)]
-    assert rates == pytest.approx([2e-8, 1e-4, 1e-4, (1e-4 + 1e-8) / 2, 1e-8], rel=1e-6)
 
 
 def test_the_optimiser_gets_the_scheduled_rate_and_clipped_gradients(

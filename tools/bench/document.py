@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import OURS, PLAIN
+from run import HEADS, SHAPES
 
 Rows = list[dict[str, Any]]
 HELP_SECONDS = 0.5  # wanted of every --help
@@ -20,7 +21,7 @@ def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
         held = [results[key] for key in KEYS.get(name, (name,)) if key in results]
         if held:
             rows = [row for one in held for row in one["rows"]]
-            parts += [f"## {title}", said, table(rows), *map(_origin, held)]
+            parts += [f"## {title}", said, table(rows), *_origins(held)]
     if "growth" in results:
         import growth
 
@@ -28,14 +29,26 @@ def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
     target.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _origin(held: dict[str, Any]) -> str:
-    machine = held["machine"]
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    return (
-        f"`{held['command']}`, commit {held['commit']}, {machine['processor']}{gpu}, {machine['threads']} of "
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB, torch {machine['torch']}, "
-        f"Python {machine['python']}" + (f", load {machine['load'][0]} when it began." if machine["load"] else ".")
-    )
+def _origins(held: Sequence[dict[str, Any]]) -> list[str]:
+    """Command, commit and machine of what a table is made of, once where they are the same."""
+    loads: dict[str, list[float]] = {}
+    for one in held:
+        machine = one["machine"]
+        gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+        said = (
+            f"`{one['command']}`, commit {one['commit']}, {machine['processor']}{gpu}, {machine['threads']} of "
+            f"{machine['cores']} cores, {machine['memory_gib']} GiB, torch {machine['torch']}, "
+            f"Python {machine['python']}"
+        )
+        loads.setdefault(said, []).extend(machine["load"][:1])
+    return [said + _load(numbers) + "." for said, numbers in loads.items()]
+
+
+def _load(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return ""
+    spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+    return f", load {spread} when it began"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -233,7 +246,7 @@ to compile) are those of the machine named below them and say nothing of another
   busy machine passes."""
 
 # what a page's section is made of, where that is not one section of the results by the same name
-KEYS = {"heads": ("heads_base", "heads_large")}
+KEYS = {"heads": tuple(f"heads_{shape}_{head}" for shape in SHAPES for head in HEADS)}
 
 PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "heads": (

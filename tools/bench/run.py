@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+SHAPES = ("base", "large")
 HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
 SECTIONS = ("heads", "epoch", "extraction", "extraction_cuda", "scoring", "store", "startup", "mini", "growth")
 
@@ -25,11 +26,9 @@ def arguments(argv: list[str]) -> Any:
     parser = ArgumentParser(prog="tools/bench/bench.sh", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="what to measure, in this order; without it, all")
     parser.add_argument(
-        "--shapes", nargs="+", choices=("base", "large"), default=["base", "large"], help="of heads and extraction_cuda"
+        "--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="of heads and extraction_cuda"
     )
-    parser.add_argument(
-        "--heads", nargs="+", choices=HEADS, default=list(HEADS), help="whose step; a shape's rows are written together"
-    )
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="of heads and epoch")
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16], help="of a training step")
     parser.add_argument(
         "--utterances", type=int, default=48, help="in the corpora of extraction and store, and, up to 16, of epoch"
@@ -53,9 +52,12 @@ def said(argv: list[str]) -> list[str]:
 
 
 def keys(options: Any) -> list[str]:
-    """What is measured and written on its own: sections, and of heads each shape, so that none replaces another."""
+    """What is measured and written on its own: sections, and of heads each shape and head, so that none replaces
+    another and a run that is stopped keeps those it finished.
+    """
     chosen = options.only or ([] if options.document else SECTIONS)
-    return [key for name in chosen for key in ([f"heads_{s}" for s in options.shapes] if name == "heads" else [name])]
+    heads = [f"heads_{shape}_{head}" for shape in options.shapes for head in options.heads]
+    return [key for name in chosen for key in (heads if name == "heads" else [name])]
 
 
 def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | None:
@@ -91,8 +93,8 @@ def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | Non
 
     if name == "epoch":
         return lambda: steps.epoch("base", tuple(options.heads), min(count, steps.EPOCH_UTTERANCES), 8, repeats)
-    batches, chosen, shape = tuple(options.batches), tuple(options.heads), name.removeprefix("heads_")
-    return lambda: steps.run(shape, chosen, batches, repeats)
+    _, shape, head = name.split("_", 2)
+    return lambda: steps.run(shape, head, tuple(options.batches), repeats)
 
 
 def _extraction(count: int, repeats: int) -> list[dict[str, Any]]:

@@ -22,12 +22,13 @@ from lightning_fabric import Fabric
 from measure import OURS, PLAIN
 from torch import Tensor, nn
 
-from speechclip.config import Config
+from speechclip.config import Config, OptimConfig
 from speechclip.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.data.dataset import Batch, StoreSource
 from speechclip.data.features import FeatureWriter
 from speechclip.model import SpeechCLIP
 from speechclip.train.loop import LossStep, Task
+from speechclip.train.optim import make_optimizer
 
 BIG = 256  # the published batch
 LONGEST = 6.4  # seconds of an utterance in training (METHOD section 1)
@@ -51,7 +52,7 @@ def make_step(
         def loss() -> Tensor:
             return plain_loss(model, clip, states, frames, images, groups)
 
-    update = updater(model)
+    update = updater(model, kind)
     return lambda: update(loss())
 
 
@@ -67,15 +68,19 @@ def plain_loss(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor, ima
     return plain.loss(model, embeddings, quantity, plain.image_tower(clip, images), groups)
 
 
-def updater(model: SpeechCLIP) -> Callable[[Tensor], float]:
-    """One optimiser for a model: from a loss to changed parameters."""
+def updater(model: SpeechCLIP, kind: str) -> Callable[[Tensor], float]:
+    """One optimiser for a model, torch's Adam as it comes or this project's: from a loss to changed parameters."""
     parameters = model.trained_parameters()
-    optimizer = torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-6)
+    config = OptimConfig()
+    optimizer = (
+        make_optimizer(parameters, config) if kind == OURS
+        else torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    )  # fmt: skip
 
     def update(value: Tensor) -> float:
         optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 4.0)
+        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
         return float(value.detach())
 
@@ -96,37 +101,33 @@ def needed_by_ours(shape: str, batch: int) -> float:
     return 4e9 + 10 * batch * size.states * size.width * parts.MEAN_SECONDS * FRAME_RATE
 
 
-def run(
-    shape: str, heads: tuple[str, ...], batches: tuple[int, ...], repeats: int, big: int = BIG
-) -> list[dict[str, Any]]:
+def run(shape: str, head: str, batches: tuple[int, ...], repeats: int, big: int = BIG) -> list[dict[str, Any]]:
     """Rows of step times and peaks; at a batch of ``big`` ours as measured beside plain by fit. See :func:`fitted`.
 
     A batch that the plain step has too little memory for is a row with the reason in "left_out".
     """
-    rows = []
-    for head in heads:
-        done = []
-        for batch in batches:
-            needed, free = needed_by_plain(shape, head, batch), measure.free_memory()
-            if needed > free:
-                reason = f"the plain step needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB were free"
-                rows.append({"shape": shape, "head": head, "batch": batch, "left_out": reason})
-                print(f"{shape} {head} batch {batch}: left out, {reason}", flush=True)
-                continue
-            works = {kind: make_step(kind, shape, head, batch) for kind in (PLAIN, OURS)}
-            times = measure.compare(measure.interleaved(works, repeats, warm_up=repeats > 1))
-            works.clear()
-            peaks = {
-                kind: measure.memory_in_child("step", {"kind": kind, "shape": shape, "head": head, "batch": batch})
-                for kind in (PLAIN, OURS)
-            }
-            done.append({"shape": shape, "head": head, "batch": batch, "time": times, "peak": peaks})
-            print(f"{shape} {head} batch {batch}: {times['ratio']:.1f} x, {peaks}", flush=True)
-        rows += done
-        if len(done) > 1:
-            rows.append(fitted(done, big, _ours_alone(shape, head, big, repeats)))
-            print(f"{shape} {head} batch {big}: {rows[-1]}", flush=True)
-    return sorted(rows, key=lambda row: (heads.index(row["head"]), row["batch"]))
+    rows, done = [], []
+    for batch in batches:
+        needed, free = needed_by_plain(shape, head, batch), measure.free_memory()
+        if needed > free:
+            reason = f"the plain step needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB were free"
+            rows.append({"shape": shape, "head": head, "batch": batch, "left_out": reason})
+            print(f"{shape} {head} batch {batch}: left out, {reason}", flush=True)
+            continue
+        works = {kind: make_step(kind, shape, head, batch) for kind in (PLAIN, OURS)}
+        times = measure.compare(measure.interleaved(works, repeats, warm_up=repeats > 1))
+        works.clear()
+        peaks = {
+            kind: measure.memory_in_child("step", {"kind": kind, "shape": shape, "head": head, "batch": batch})
+            for kind in (PLAIN, OURS)
+        }
+        done.append({"shape": shape, "head": head, "batch": batch, "time": times, "peak": peaks})
+        print(f"{shape} {head} batch {batch}: {times['ratio']:.1f} x, {peaks}", flush=True)
+    rows += done
+    if len(done) > 1:
+        rows.append(fitted(done, big, _ours_alone(shape, head, big, repeats)))
+        print(f"{shape} {head} batch {big}: {rows[-1]}", flush=True)
+    return sorted(rows, key=lambda row: row["batch"])
 
 
 def _ours_alone(shape: str, head: str, batch: int, repeats: int) -> dict[str, float] | None:
@@ -200,7 +201,7 @@ def _plain_epoch(
     shape: str, head: str, speech: list[Tensor], batches: list[list[int]], recompute: Callable[[list[Tensor]], Any]
 ) -> Callable[[], None]:
     model, clip = parts.model(shape, head).train(), parts.plain_clip(shape)
-    images, update = parts.pixels(shape, len(batches[0])), updater(model)
+    images, update = parts.pixels(shape, len(batches[0])), updater(model, PLAIN)
 
     def once() -> None:
         for rows in batches:
@@ -214,7 +215,7 @@ def _plain_epoch(
 def _our_epoch(shape: str, head: str, source: StoreSource, batches: list[list[int]]) -> Callable[[], None]:
     model, config = parts.model(shape, head).train(), parts.settings(shape, head)
     cached = nn.functional.normalize(torch.randn(len(source.ids), model.dimensions.joint), dim=-1)
-    update = updater(model)
+    update = updater(model, OURS)
 
     def once() -> None:
         for rows in batches:
