@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
+from speechclip.constants import STOPPED
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -22,6 +24,10 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+class Stopped(Exception):
+    """A stage was asked to stop, and what it has computed is stored."""
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -47,8 +53,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a script's ``main``: a :class:`UserError` is printed as ``error: <one line>`` and ends with status 1.
 
-    The same for a full disk and for any other system error that names a file. An interrupt ends with 130; a reader
-    that closed the pipe (``| head``) ends quietly with 141. Anything else is a defect and keeps its traceback.
+    The same for a full disk and for any other system error that names a file. What was asked to stop, and has, ends
+    with 75, an interrupt with 130; a reader that closed the pipe (``| head``) ends quietly with 141. Anything else is a
+    defect and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -59,6 +66,9 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             return result
         except UserError as error:
             message = str(error)
+        except Stopped as stopped:
+            print(stopped, flush=True)
+            raise SystemExit(STOPPED) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except BrokenPipeError:

@@ -44,6 +44,7 @@ from bad_inputs import (
 from fixtures import make_data, store_embeddings, store_features, wave
 
 from speechclip.checkpoint import read_checkpoint, read_weights
+from speechclip.clip_embeddings import vocabulary_texts
 from speechclip.config import load
 from speechclip.data.alignments import read_ctm
 from speechclip.data.audio import load_audio
@@ -56,7 +57,6 @@ from speechclip.data.kaldi import DataDir, read_table
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.errors import UserError
 from speechclip.eval.significance import compare_runs
-from speechclip.extract import vocabulary_texts
 from speechclip.published.torchfile import read_torch_file
 from speechclip.train.state import read_progress
 

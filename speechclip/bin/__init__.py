@@ -6,8 +6,10 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
@@ -37,6 +39,13 @@ class ArgumentParser(argparse.ArgumentParser):
             message = f"{message.replace('unrecognized arguments', 'unknown option')} (known: {' '.join(known)})"
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def asked_to_stop() -> Callable[[], bool]:
+    """From now on SIGTERM, as Slurm sends it before it takes a machine away, only makes what is returned true."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked.is_set
 
 
 def parse_scoring(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 
+from speechclip.bin import asked_to_stop
 from speechclip.config import build_parser, parse
 from speechclip.errors import UserError, exit_on_user_error
 
@@ -16,8 +15,7 @@ def main() -> None:
 
     Asked to stop by SIGTERM, it stores what it has after the batch at hand and ends with status 75.
     """
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    stop = asked_to_stop()
     parser = build_parser("speechclip.bin.dump_features", __doc__ or "")
     parser.add_argument(
         "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
@@ -34,11 +32,10 @@ def main() -> None:
     if not 0 <= options.job <= options.jobs or options.jobs < 1:
         raise UserError(f"--job: {options.job} is none of 1 to {options.jobs}, nor 0")
 
-    from speechclip.constants import STOPPED
     from speechclip.data.features import write_index
     from speechclip.data.kaldi import read_table
     from speechclip.encoders.speech import load_speech_encoder
-    from speechclip.extract import Stopped, extract_features
+    from speechclip.extract import extract_features
 
     encoder = load_speech_encoder(config.model.speech_encoder) if options.job else None
     for data in options.data_dirs:
@@ -48,14 +45,10 @@ def main() -> None:
             write_index(Path(out), ids)
             print(f"{out}: {len(ids)} utterances")
             continue
-        try:
-            count, seconds, hours = extract_features(
-                config, data, out, batch_seconds=options.batch_seconds, job=options.job, jobs=options.jobs,
-                encoder=encoder, stop=asked.is_set,
-            )  # fmt: skip
-        except Stopped as stopped:
-            print(stopped, flush=True)
-            raise SystemExit(STOPPED) from None
+        count, seconds, hours = extract_features(
+            config, data, out, batch_seconds=options.batch_seconds, job=options.job, jobs=options.jobs,
+            encoder=encoder, stop=stop,
+        )  # fmt: skip
         print(f"{out}: {count} utterances, {hours:.2f} h of speech, in {seconds:.0f} s", flush=True)
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from speechclip.bin import asked_to_stop
 from speechclip.config import build_parser, parse
 from speechclip.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
-    """Embed the images and captions of data directories, or take over a user's own embeddings."""
+    """Embed the images and captions of data directories, or take over a user's own embeddings.
+
+    What is embedded is kept on a restart. Asked to stop by SIGTERM, it stores what it has after the batch at hand and
+    ends with status 75.
+    """
+    stop = asked_to_stop()
     parser = build_parser("speechclip.bin.embed_clip", __doc__ or "")
     parser.add_argument(
         "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
@@ -35,10 +41,10 @@ def main() -> None:
     )
     config, options = parse(parser)
 
+    from speechclip.clip_embeddings import count_vocabulary, embed_images, embed_texts, vocabulary_texts
     from speechclip.data.kaldi import DataDir
     from speechclip.device import pick_device
     from speechclip.encoders.clip import load_clip
-    from speechclip.extract import count_vocabulary, embed_images, embed_texts, vocabulary_texts
 
     if not config.model.clip.path and not options.clip_embeddings:
         raise UserError("model.clip.path: not set, and no --clip_embeddings to take its place")
@@ -50,10 +56,10 @@ def main() -> None:
     captions = 0
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
-        images = embed_images(directory, out, clip, options.clip_embeddings)
+        images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop)
         # beside images that are somebody's own, captions embedded by another CLIP would mean nothing
         own = clip if not options.clip_embeddings else None
-        written = embed_texts(directory, out, own, options.text_embeddings)
+        written = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
         captions += written
         print(f"{out}: {images} images, {written} captions embedded")
     if options.text_embeddings and not captions:

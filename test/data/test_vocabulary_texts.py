@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fixtures import make_data
 
+from speechclip.clip_embeddings import count_vocabulary, vocabulary_texts
 from speechclip.compat import prepare
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.tokens import BpeTokenizer
 from speechclip.errors import UserError
-from speechclip.extract import count_vocabulary, vocabulary_texts
 
 
 class Tower:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fixtures import CONTEXT, JOINT, SUBWORD, captions, save_clip
 from PIL import Image
 
 from speechclip.config import ClipConfig
-from speechclip.encoders.clip import OpenClip, load_clip
+from speechclip.encoders.clip import OpenClip, QuickGelu, load_clip
 from speechclip.encoders.tokens import BpeTokenizer, SentencePieceTokenizer, surround
 from speechclip.errors import UserError
 
@@ -90,6 +91,31 @@ def test_keywords_pass_gradients_and_have_to_fit(clip: OpenClip) -> None:
     assert (keywords.grad.abs().amax(dim=-1) > 0).all()  # from every keyword
     with pytest.raises(UserError, match=f"model.head.keywords: {CONTEXT - 1} do not fit"):
         clip.encode_keywords(torch.randn(1, CONTEXT - 1, SUBWORD))
+
+
+def test_a_tower_with_quick_gelu_equals_open_clip_in_its_gradients_too(folder: Path, tmp_path: Path) -> None:
+    import open_clip
+
+    quick = shutil.copytree(folder, tmp_path / "clip")
+    settings = json.loads((quick / "open_clip_config.json").read_text())
+    settings["model_cfg"]["quick_gelu"] = True
+    (quick / "open_clip_config.json").write_text(json.dumps(settings))
+    plain, clip = open_clip.create_model(f"local-dir:{quick}").eval(), load_clip(ClipConfig(str(quick)))
+    kinds = {type(module) for module in clip.modules()}
+    assert QuickGelu in kinds and open_clip.transformer.QuickGELU not in kinds
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(plain.encode_image(pixels), dim=-1)
+    torch.testing.assert_close(clip.encode_pixels(pixels), expected, rtol=0, atol=1e-6)
+    keywords = torch.randn(2, 3, SUBWORD, requires_grad=True)
+    ends = plain.token_embedding.weight[[clip.tokenizer.sot, clip.tokenizer.eot]].expand(2, -1, -1)
+    rows = torch.cat([ends[:, :1], keywords, ends[:, 1:]], dim=1) + plain.positional_embedding[:5]
+    x = plain.ln_final(plain.transformer(rows, attn_mask=plain.attn_mask[:5, :5]))[:, 4] @ plain.text_projection
+    (expected,) = torch.autograd.grad(x.square().sum(), keywords)
+    (found,) = torch.autograd.grad(clip.encode_keywords(keywords).square().sum(), keywords)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    inputs = torch.linspace(-9, 9, 50, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(QuickGelu(), inputs)
 
 
 def test_sentencepiece_subwords_round_trip(clip: OpenClip, folder: Path) -> None:
