@@ -31,20 +31,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Write a file, and the folders above it, so that ``target`` is always either the old or the new one.
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write in the place of ``target``, which at the end of the block it becomes: always the old or the new.
+
+    It has the ending of ``target``; the folders above are made.
 
     Raises:
-        UserError: it cannot be written; nothing half written stays.
+        UserError: the disk is full; nothing half written stays.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     with writing(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
+            yield part
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Write a file whole: see :func:`replacing`."""
+    with replacing(target) as part:
+        part.write_bytes(data)
 
 
 def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speechclip.errors import UserError, writing
+from speechclip.errors import UserError
+from speechclip.folders import replacing
 
 _ROWS = 1 << 16  # at a time
 _MOST_PACKED = 100  # times that a file may be larger unpacked
@@ -97,17 +98,13 @@ def save_embeddings(
 
     source: what made them, kept beside them for :func:`embeddings_source`.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.stem}.part.npz")
-    with writing(target):
+    with replacing(Path(path)) as part:
         np.savez(
             part,
             ids=np.array(list(ids), dtype=np.str_),
             embeddings=embeddings.astype(np.float32),
             source=np.array(json.dumps(dict(source or {}))),
         )
-        part.replace(target)
 
 
 def embeddings_source(path: str | Path) -> dict[str, str]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.errors import UserError, writing
+from speechclip.errors import UserError
+from speechclip.folders import replace_file
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,5 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write what :meth:`load` reads, atomically."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
         rows = zip(self.ids, self.counts, self.subwords)
-        with writing(target):
-            part.write_text("".join(f"{i}\t{c}\t{s}\n" for i, c, s in rows), encoding="utf-8")
-            part.replace(target)
+        replace_file(Path(path), "".join(f"{i}\t{c}\t{s}\n" for i, c, s in rows).encode())

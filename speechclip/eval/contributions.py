@@ -16,6 +16,7 @@ from speechclip.eval.gold import Word
 from speechclip.eval.keywords import named
 from speechclip.eval.significance import paired_scores
 from speechclip.eval.words import MEASURES, word_counts, word_measures
+from speechclip.folders import replacing
 
 Floats = NDArray[np.floating[Any]]
 
@@ -47,10 +48,9 @@ def _summed(case: Case, values: NDArray[Any], counted: NDArray[np.bool_]) -> Flo
 
 def save_contributions(path: Path, ids: Sequence[str], images: Sequence[str], found: Mapping[str, Floats]) -> None:
     """Write them with the utterances' ids [U] and the name of each one's image [U]."""
-    part = path.with_name(f"{path.stem}.part.npz")
     arrays: dict[str, NDArray[Any]] = {"ids": np.array(list(ids)), "images": np.array(list(images)), **found}
-    np.savez(part, allow_pickle=False, **arrays)  # small whole numbers: packed they would look like a trap
-    part.replace(path)
+    with replacing(path) as part:
+        np.savez(part, allow_pickle=False, **arrays)  # small whole numbers: packed they would look like a trap
 
 
 def compare_keywords(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, Any]]:

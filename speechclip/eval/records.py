@@ -15,6 +15,7 @@ from speechclip.eval.gold import Word
 from speechclip.eval.keywords import NEIGHBOURS
 from speechclip.eval.neighbours import Subwords
 from speechclip.eval.overlap import overlapping
+from speechclip.folders import replacing
 
 Floats = NDArray[np.floating[Any]]
 
@@ -71,11 +72,11 @@ def save_attention(path: Path, ids: Sequence[str], attention: Sequence[Floats]) 
     shapes = np.array([weights.shape for weights in attention], dtype=np.int32).reshape(-1, 2)
     flat = [weights.astype(np.float16).ravel() for weights in attention]
     weights = np.concatenate(flat) if flat else np.empty(0, np.float16)
-    part = path.with_name(f"{path.stem}.part.npz")
-    np.savez_compressed(
-        part, allow_pickle=False, ids=np.array(list(ids)), keywords=shapes[:, 0], frames=shapes[:, 1], weights=weights
-    )
-    part.replace(path)
+    names = np.array(list(ids))
+    with replacing(path) as part:
+        np.savez_compressed(
+            part, allow_pickle=False, ids=names, keywords=shapes[:, 0], frames=shapes[:, 1], weights=weights
+        )
 
 
 def _subword(strings: Mapping[int, str], identity: int, cosine: float) -> dict[str, Any]:

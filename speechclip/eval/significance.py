@@ -14,6 +14,7 @@ from speechclip.data.embeddings import read_arrays
 from speechclip.errors import UserError
 from speechclip.eval.bootstrap import Bootstrap, interval
 from speechclip.eval.retrieval import gains_of
+from speechclip.folders import replacing
 
 RESAMPLES = 1000  # of the interval of a difference
 _BLOCK = 1 << 22  # signs drawn at a time
@@ -103,9 +104,8 @@ def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]
     arrays: dict[str, NDArray[Any]] = {"data": np.array(json.dumps(dict(data), sort_keys=True))}
     for name, (rank, image) in ranks.items():
         arrays |= {f"{name}/ranks": rank.astype(np.int32), f"{name}/images": image.astype(np.int32)}
-    part = path.with_name(f"{path.stem}.part.npz")
-    np.savez_compressed(part, allow_pickle=False, **arrays)
-    part.replace(path)
+    with replacing(path) as part:
+        np.savez_compressed(part, allow_pickle=False, **arrays)
 
 
 def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:

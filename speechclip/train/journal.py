@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechclip.folders import replace_file
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -29,12 +31,9 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        part = folder / ".metrics.part"
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        part.replace(path)
+        replace_file(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self._handful = handful

@@ -8,30 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fixtures import JOINT, save_clip, settings, stored_split, trainer, training_data
+from fixtures import JOINT, settings, stored_split, trainer, training_data
 from google.protobuf import text_format
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import AUDIO, IMAGES, TENSORS, EventAccumulator
 from tensorboard.plugins.projector import ProjectorConfig
 
 from speechclip.checkpoint import WEIGHTS, read_weights
-from speechclip.config import ClipConfig
-from speechclip.encoders.clip import OpenClip, load_clip
+from speechclip.encoders.clip import OpenClip
 from speechclip.train.board import Handful, attention_picture
 from speechclip.train.journal import Journal
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    stored_split(folder, "train", images=8, each=3, seed=0)
-    stored_split(folder, "dev", images=4, each=2, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> OpenClip:
-    return load_clip(ClipConfig(str(save_clip(tmp_path_factory.mktemp("clip") / "clip"))))
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import settings, stored_split, trainer, training_data
+from fixtures import settings, trainer, training_data
 from test_distributed import start_two
 
 import speechclip.folders
@@ -35,13 +35,10 @@ CHANGES: dict[str, Any] = {"optim__ema_decay": 0.9, "data__time_masks": 1}  # an
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random features, and an undisturbed run in ``whole``."""
-    folder = tmp_path_factory.mktemp("corpus")
-    stored_split(folder, "train", images=8, each=3, seed=0)
-    stored_split(folder, "dev", images=4, each=2, seed=1)
-    trainer(settings(**CHANGES), training_data(folder), folder / "whole").run()
-    return folder
+def corpus(corpus: Path) -> Path:
+    """With an undisturbed run in ``whole``."""
+    trainer(settings(**CHANGES), training_data(corpus), corpus / "whole").run()
+    return corpus
 
 
 def _again(corpus: Path, folder: Path) -> Trainer:

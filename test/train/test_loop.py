@@ -17,11 +17,9 @@ from fixtures import (
     WIDTH,
     captions,
     make_data,
-    save_clip,
     save_hubert,
     settings,
     store_embeddings,
-    stored_split,
     trainer,
     training_data,
     vocabulary_of,
@@ -29,11 +27,11 @@ from fixtures import (
 from torch import Tensor
 
 from speechclip.checkpoint import WEIGHTS, load_model, read_weights
-from speechclip.config import ClipConfig, SpeechEncoderConfig
+from speechclip.config import SpeechEncoderConfig
 from speechclip.data.dataset import Batch, Crop, StoreSource, bucketed_batches
 from speechclip.data.features import FeatureWriter
 from speechclip.embed import features_of
-from speechclip.encoders.clip import OpenClip, load_clip
+from speechclip.encoders.clip import OpenClip
 from speechclip.encoders.speech import load_speech_encoder
 from speechclip.errors import UserError
 from speechclip.folders import SUMS
@@ -43,20 +41,6 @@ from speechclip.train.loop import Trainer, TrainingData
 from speechclip.train.optim import learning_rate
 from speechclip.train.state import COUNTERS, TENSORS
 from speechclip.train.step import random_spans
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 utterances of 8 images to train on, 8 of 4 for dev, with random features that carry the image."""
-    folder = tmp_path_factory.mktemp("corpus")
-    stored_split(folder, "train", images=8, each=3, seed=0)
-    stored_split(folder, "dev", images=4, each=2, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> OpenClip:
-    return load_clip(ClipConfig(str(save_clip(tmp_path_factory.mktemp("clip") / "clip"))))
 
 
 class Killed(Exception):
