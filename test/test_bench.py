@@ -296,6 +296,8 @@ def test_a_log_of_the_mini_recipe() -> None:
     assert found["extraction"]["real_time"] == pytest.approx(90)
     with pytest.raises(ValueError, match="no line"):
         mini.read_log("nothing")
+    jobs = "job 1 of 2: dump/tiny/test: 309 utterances, 0.25 h of speech, in 4 s\n"
+    assert mini.read_log(jobs + "stage 1 (prepare): done in 1 s\n")["extraction"] is None
 
 
 def test_a_ratio_below_its_floor_is_told() -> None:

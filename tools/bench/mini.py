@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 _DONE = re.compile(r"stage (\d) \((\w+)\)(?:: (.+?))?: done in (\d+) s")
-_AUDIO = re.compile(r": (\d+) utterances, ([\d.]+) h of speech, in (\d+) s")
+# of several jobs the log has the last folder's share alone, which tells nothing of the whole
+_AUDIO = re.compile(r"^(?!job ).*: (\d+) utterances, ([\d.]+) h of speech, in (\d+) s", re.MULTILINE)
 
 
 def read_log(text: str) -> dict[str, Any]:
-    """Seconds of every stage that ran, in order, and of extraction.
+    """Seconds of every stage that ran, in order, and of extraction, where one job did it.
 
     Raises ValueError for a log without a finished stage.
     """
