@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from speechclip.data.vocabulary import Vocabulary
 from speechclip.encoders.clip import OpenClip
 from speechclip.encoders.tokens import surround
 from speechclip.errors import Stopped, UserError
+from speechclip.folders import lines_fingerprint
 
 BATCH = 64
 KEEP_SECONDS = 30.0  # of work that a kill may cost
@@ -32,13 +32,8 @@ Stop = Callable[[], bool]
 Encode = Callable[[int], Iterator[np.ndarray]]
 
 
-def never() -> bool:
-    """The ``stop`` of work that nothing stops."""
-    return False
-
-
 def embed_images(
-    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = never
+    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False
 ) -> int:
     """Write ``image_embeddings.npz`` of a data directory's images: by CLIP, or the rows of a user's own file ``given``.
 
@@ -64,12 +59,14 @@ def embed_images(
         for pixels in _batches_of_pixels(paths[start:], clip):
             yield clip.encode_pixels(pixels).cpu().numpy()
 
-    of = _digest(f"{item} {_size_and_time(path)}" for item, path in zip(ids, paths))
+    of = lines_fingerprint(f"{item} {_size_and_time(path)}" for item, path in zip(ids, paths))
     _embed(target, ids, clip.description | {"of": of}, encode, stop)
     return len(ids)
 
 
-def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = never) -> int:
+def embed_texts(
+    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False
+) -> int:
     """Write ``text_embeddings.npz`` of the captions: by CLIP, or those utterances that a user's file ``given`` has.
 
     The file's ids are utterance ids, or such ids without the speaker in front (as the corpus names its recordings).
@@ -98,7 +95,7 @@ def embed_texts(directory: DataDir, out: Path, clip: OpenClip | None, given: str
             for at in range(start, len(texts), BATCH):
                 yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
 
-        of = _digest(f"{item} {text}" for (item, _), text in zip(kept, texts))
+        of = lines_fingerprint(f"{item} {text}" for (item, _), text in zip(kept, texts))
         _embed(target, [item for item, _ in kept], clip.description | {"of": of}, encode, stop)
     else:
         kept = []
@@ -129,7 +126,7 @@ def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: 
             parts.append(rows)
             fresh.clear()
 
-    for rows in encode(start) if start < len(ids) else ():
+    for rows in encode(start):
         fresh.append(rows)
         start += len(rows)
         now = time.monotonic()
@@ -184,14 +181,6 @@ def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _digest(lines: Iterable[str]) -> str:
-    """Fingerprint of what is embedded: other files or captions are other embeddings."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _size_and_time(path: Path) -> str:

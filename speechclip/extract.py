@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from speechclip.data.kaldi import DataDir
 from speechclip.device import pick_device
 from speechclip.encoders.speech import LoadedEncoder, load_speech_encoder
 from speechclip.errors import Stopped, UserError
+from speechclip.folders import lines_fingerprint
 
 
 def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[list[int]]:
@@ -101,5 +101,4 @@ def extract_features(
 
 def _recordings(ids: Sequence[str], samples: np.ndarray) -> str:
     """Fingerprint of which utterances there are and how long each is: a changed corpus is another store."""
-    lines = "".join(f"{item} {count}\n" for item, count in zip(ids, samples.tolist()))
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return lines_fingerprint(f"{item} {count}" for item, count in zip(ids, samples.tolist()))

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from speechclip.errors import UserError, writing
@@ -134,6 +134,14 @@ def only_one(folder: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def lines_fingerprint(lines: Iterable[str]) -> str:
+    """Sixteen hexadecimal digits that tell one list of lines from another."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _write_sums(folder: Path) -> None:

@@ -35,7 +35,7 @@ from speechclip.encoders.clip import load_clip  # noqa: E402
 from speechclip.model import Dimensions, build  # noqa: E402
 
 
-@pytest.mark.parametrize("head", parts.HEADS)
+@pytest.mark.parametrize("head", run.HEADS)
 def test_plain_and_own_steps_have_equal_losses_and_gradients(head: str, tmp_path: Path) -> None:
     config = settings(model__head__name=head, model__head__dropout=0.0, model__head__cif__dropout=0.0)
     clip = load_clip(type(config.model.clip)(str(save_clip(tmp_path / "clip"))))

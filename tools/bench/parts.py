@@ -22,7 +22,6 @@ from speechclip.encoders.tokens import BpeTokenizer
 from speechclip.model import Dimensions, SpeechCLIP, build
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
 SUBWORDS = 8112  # of the reduced vocabulary of Flickr8k
 MEAN_SECONDS, SHORTEST, LONGEST = 4.0, 1.0, 15.0
 
