@@ -69,7 +69,7 @@ setup(
     packages=[*find_packages(include=["speechclip", "speechclip.*"]), *SETTINGS],
     package_dir=SETTINGS,
     package_data={
-        "speechclip.report": ["templates/*"], "speechclip.search": ["page/*"],
+        "speechclip.report.page": ["templates/*"], "speechclip.search": ["page/*"],
         **{name: ["*.yaml"] for name in SETTINGS},
     },
     install_requires=CORE,

@@ -18,7 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "report": Command("speechclip.bin.page", "write a run's results as a page, or set two runs side by side"),
+    "report": Command("speechclip.bin.report", "write a run's results as a page, or set two runs side by side"),
     "index": Command("speechclip.bin.index", "make images searchable by voice"),
     "search": Command("speechclip.bin.search", "find images with a recorded query"),
     "serve": Command("speechclip.bin.serve", "open a local page to search by voice"),

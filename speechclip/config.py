@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -57,7 +57,7 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
-class FireConfig:
+class CIFConfig:
     """Continuous integrate-and-fire of the heads cascaded_plus and hybrid_plus.
 
     Attributes:
@@ -95,7 +95,7 @@ class HeadConfig:
         cif: where a head finds the number of keywords by itself.
     """
 
-    name: Literal["parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus"] = "parallel"
+    name: str = "parallel"
     attention_heads: int = 8
     dropout: float = 0.1
     input_dropout: float = 0.0
@@ -103,12 +103,7 @@ class HeadConfig:
     projection_layers: Literal[1, 2] = 1
     parallel_layers: Literal[1, 2] = 1
     quantizer_temperature: float = 0.1
-    cif: FireConfig = field(default_factory=FireConfig)
-
-    @property
-    def has_keywords(self) -> bool:
-        """Whether the head needs CLIP's text transformer and a vocabulary."""
-        return self.name != "parallel"
+    cif: CIFConfig = field(default_factory=CIFConfig)
 
 
 @dataclass(frozen=True)
@@ -119,8 +114,8 @@ class LossConfig:
         temperature: tau of logits = cosine / tau, at the start if learned.
         learn_temperature: train log(1 / tau), as published for Large and for SpeechCLIP+ of either size, save COCO's
             Large Hybrid.
-        parallel_weight: of a hybrid head's loss on the parallel read-out.
-        cascaded_weight: of its loss on the read-out through keywords.
+        parallel_weight: of a hybrid head's loss on the parallel branch.
+        cascaded_weight: of its loss on the branch through keywords.
         quantity_weight: of the difference between the number of keywords and its target (cascaded_plus, hybrid_plus).
     """
 
@@ -208,7 +203,7 @@ class TrainConfig:
         log_interval: steps between lines of the log and points in TensorBoard.
         patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
         supervision: what stands on the other side of the loss; "text" is the supervised topline.
-        board_utterances: dev utterances that TensorBoard plays, with their attention and embeddings; 0 for none.
+        tensorboard_utterances: dev utterances that TensorBoard plays, with their attention and embeddings; 0 for none.
     """
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -216,7 +211,7 @@ class TrainConfig:
     log_interval: int = 50
     patience: int = 0
     supervision: Literal["image", "text"] = "image"
-    board_utterances: int = 4
+    tensorboard_utterances: int = 4
 
 
 @dataclass(frozen=True)
@@ -283,7 +278,7 @@ class Config:
         _check(0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "in [0, 1)")
         for key in ("eval_interval", "log_interval"):
             _check(getattr(self.train, key) >= 1, f"train.{key}", getattr(self.train, key), "at least 1")
-        for key in ("patience", "board_utterances"):
+        for key in ("patience", "tensorboard_utterances"):
             _check(getattr(self.train, key) >= 0, f"train.{key}", getattr(self.train, key), "not negative")
         _check(self.eval.neighbours >= 1, "eval.neighbours", self.eval.neighbours, "at least 1")
         for key in ("bootstrap", "keep_attention"):
@@ -294,7 +289,7 @@ class Config:
         _check(tolerance >= 0, "eval.boundary_tolerance", tolerance, "not negative")
 
 
-def _check_fire(cif: FireConfig) -> None:
+def _check_fire(cif: CIFConfig) -> None:
     _check(cif.frames_per_keyword > 0, "model.head.cif.frames_per_keyword", cif.frames_per_keyword, "positive")
     _check(cif.layers >= 1, "model.head.cif.layers", cif.layers, "at least 1")
     _check(cif.width >= 1 and cif.width % 2 == 1, "model.head.cif.width", cif.width, "odd")
@@ -460,3 +455,45 @@ def _explain(message: str) -> str:
     line = " ".join(message.split())
     unknown = re.match(r"unrecognized arguments: --([\w.-]+)", line)
     return _unknown(unknown.group(1)) if unknown else line.replace("Parser key ", "")
+
+
+# -- published settings ----------------------------------------------------------------------------------------------
+
+PUBLISHED_MODELS = ("base", "large")
+PUBLISHED_HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
+
+_INSTALLED = Path(__file__).resolve().parent / "conf"  # of a wheel: see setup.py
+_CHECKOUT = Path(__file__).resolve().parents[1] / "egs"
+
+
+def published_layers(model: str, head: str, corpus: str = "") -> list[Path]:
+    """The YAML layers of a published setting, later ones win, as ``run.sh --model --head`` of a recipe takes them.
+
+    Args:
+        model: base or large. head: parallel, cascaded, hybrid, cascaded_plus or hybrid_plus.
+        corpus: flickr8k or spokencoco, where a setting was published for one alone; empty for none.
+    Raises:
+        UserError: a model, head or corpus that there is not, naming those there are.
+    """
+    folders = _folders(corpus)
+    for kind, name, known in (("model", model, PUBLISHED_MODELS), ("head", head, PUBLISHED_HEADS)):
+        if name not in known:
+            raise UserError(f"no published {kind} {name!r} (there are: {', '.join(known)})")
+    files = [folder / f"{name}.yaml" for folder in folders for name in (model, head, f"{model}_{head}")]
+    return [file for file in files if file.is_file()]
+
+
+def published_config(model: str, head: str, corpus: str = "") -> Config:
+    """The published configuration of a model and a head (Shih et al. 2022; Wang et al. 2024). See :func:`published_layers`."""
+    return load(published_layers(model, head, corpus))
+
+
+def _folders(corpus: str) -> list[Path]:
+    """The folder of the shared layers, and that of the corpus."""
+    shared = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT / "conf"
+    if not corpus:
+        return [shared]
+    own = _INSTALLED / corpus if _INSTALLED.is_dir() else _CHECKOUT / corpus / "conf"
+    if not own.is_dir():
+        raise UserError(f"no published settings for the corpus {corpus!r}")
+    return [shared, own]

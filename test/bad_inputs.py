@@ -17,20 +17,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from speechclip.checkpoint import read_checkpoint
+from speechclip.checkpoint.folder import read_checkpoint
 from speechclip.config import load
+from speechclip.convert.torchfile import read_torch_file
 from speechclip.data.alignments import load_alignments
 from speechclip.data.audio import load_audio
+from speechclip.data.corpora.download import RemoteFile, download
 from speechclip.data.corpora.flickr8k import prepare_flickr8k
-from speechclip.data.download import Remote, obtain
 from speechclip.data.embeddings import load_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir, read_table
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.encoders.clip import load_clip
-from speechclip.encoders.speech import load_speech_encoder
-from speechclip.eval.files import score_files
-from speechclip.published.torchfile import read_torch_file
+from speechclip.eval.embedding_files import score_files
+from speechclip.model.encoders.clip import load_clip
+from speechclip.model.encoders.factory import load_speech_encoder
 
 Act = Callable[[Path], Any]
 
@@ -148,10 +148,10 @@ def archive(name: str, content: bytes, **changes: Any) -> Act:
 
     def act(t: Path) -> None:
         wrote(t, name, content)
-        remote = Remote(**{
+        remote = RemoteFile(**{
             "name": name, "urls": (), "bytes": 1, "leaves": ("x",), "into": "", "about": "ask", **changes,
         })  # fmt: skip
-        obtain([remote], t, say=lambda line: None)
+        download([remote], t, log=lambda line: None)
 
     return act
 

@@ -14,13 +14,14 @@ import soundfile
 import torch
 from PIL import Image
 
-from speechclip.compat import prepare
+from speechclip.common.compat import prepare
 from speechclip.config import Config, load
 from speechclip.data.dataset import Split, StoreSource, WaveSource
 from speechclip.data.embeddings import save_embeddings
 from speechclip.data.features import FeatureWriter
 from speechclip.data.kaldi import DataDir, Utterance, write_data_dir
 from speechclip.data.vocabulary import Vocabulary
+from speechclip.model.encoders.tokenizers import add_special_tokens
 
 WORDS = ("red", "blue", "round", "large", "small", "dog", "house", "tree", "boat", "a", "the", "near", "and", "two")
 WIDTH, STATES = 32, 3  # of the speech encoder
@@ -136,10 +137,9 @@ def store_features(data: DataDir, dump: Path, *, dtype: str = "float32", seed: i
 
 def vocabulary_of(texts: Sequence[str], clip: Any) -> Vocabulary:
     """The reduced vocabulary of texts, special tokens included."""
-    from speechclip.encoders.tokens import surround
 
     tokenizer = clip.tokenizer
-    rows = [surround(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
+    rows = [add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
     return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for row in rows for token in row})
 
 
@@ -167,7 +167,7 @@ def stored_split(folder: Path, name: str, *, images: int, each: int, seed: int, 
 
 def training_data(folder: Path, *, feats: str = "dump") -> Any:
     """``TrainingData`` of what :func:`stored_split` left under ``folder``."""
-    from speechclip.train.loop import TrainingData
+    from speechclip.train.trainer import TrainingData
 
     splits = [Split.load(folder / "data" / name, folder / "dump" / name) for name in ("train", "dev")]
     sources: list[Any] = [
@@ -183,13 +183,13 @@ def trainer(
     """A ``Trainer`` of a fresh model for what :func:`store_features` stores, on one CPU unless ``fabric`` is given."""
     from lightning_fabric import Fabric
 
-    from speechclip.model import Dimensions, build
-    from speechclip.train.loop import Trainer
+    from speechclip.model.network import Dimensions, build_network
+    from speechclip.train.trainer import Trainer
 
     torch.manual_seed(seed)
     words = vocabulary_of(captions(30), clip) if clip is not None else None
     dimensions = Dimensions(WIDTH, STATES, JOINT)
-    model = build(config.model, dimensions, speech_encoder=encoder, clip=clip, vocabulary=words)
+    model = build_network(config.model, dimensions, speech_encoder=encoder, clip=clip, vocabulary=words)
     if fabric is None:
         fabric = Fabric(accelerator="cpu", devices=1, precision=config.train.precision)
         fabric.launch()
@@ -206,9 +206,9 @@ def with_paths(config: Config, *, hubert: Path | str = "", clip: Path | str = ""
 
 def whole_model(recipe: Path, head: str, *, large: bool = False, **changes: Any) -> tuple[Any, Config]:
     """A fresh, shaken model with both encoders, which it makes under ``recipe``/models where there are none."""
-    from speechclip.encoders.clip import load_clip
-    from speechclip.encoders.speech import load_speech_encoder
-    from speechclip.model import Dimensions, build
+    from speechclip.model.encoders.clip import load_clip
+    from speechclip.model.encoders.factory import load_speech_encoder
+    from speechclip.model.network import Dimensions, build_network
 
     hubert, clip_folder = recipe / "models" / f"hubert{int(large)}", recipe / "models" / "clip"
     if not hubert.exists():
@@ -219,7 +219,7 @@ def whole_model(recipe: Path, head: str, *, large: bool = False, **changes: Any)
     located = with_paths(config, hubert=hubert, clip=clip_folder).model
     encoder, clip = load_speech_encoder(located.speech_encoder), load_clip(located.clip)
     torch.manual_seed(3)
-    model = build(
+    model = build_network(
         located, Dimensions(WIDTH, STATES, JOINT), speech_encoder=encoder, clip=clip,
         vocabulary=vocabulary_of(captions(30), clip) if head != "parallel" else None,
     )  # fmt: skip

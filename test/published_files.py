@@ -80,7 +80,7 @@ def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
 
 
 def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int = 3) -> dict[str, Tensor]:
-    """The trained tensors of a published head, layer mix included.
+    """The trained tensors of a published head, weighted sum included.
 
     layers: of the keyword projection. one_cls: a hybrid head's [CLS] vectors in one tensor.
     """

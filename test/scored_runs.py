@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from fixtures import WORDS, make_data, store_embeddings
 
-from speechclip.assemble import KeywordGold
 from speechclip.bin.score_keywords import write_scores
 from speechclip.config import EvalConfig
 from speechclip.data.alignments import load_alignments
 from speechclip.data.dataset import Split
 from speechclip.data.embeddings import save_embeddings
-from speechclip.embed import KeywordTable
 from speechclip.eval.gold import Word, count_utterances
 from speechclip.eval.neighbours import Subwords
 from speechclip.eval.retrieval import retrieval_report
+from speechclip.eval.setup import KeywordGold
 from speechclip.eval.significance import save_ranks
 from speechclip.eval.stopwords import stop_word_ids
+from speechclip.model.inference import KeywordTable
 
 KEYWORDS = 3
 SPECIAL = 3  # the first subwords

@@ -43,9 +43,10 @@ from bad_inputs import (
 )  # fmt: skip
 from fixtures import make_data, store_embeddings, store_features, wave
 
-from speechclip.checkpoint import read_checkpoint, read_weights
-from speechclip.clip_embeddings import vocabulary_texts
+from speechclip.checkpoint.folder import read_checkpoint, read_weights
+from speechclip.common.errors import UserError
 from speechclip.config import load
+from speechclip.convert.torchfile import read_torch_file
 from speechclip.data.alignments import read_ctm
 from speechclip.data.audio import load_audio
 from speechclip.data.corpora.flickr8k import prepare_flickr8k
@@ -55,9 +56,8 @@ from speechclip.data.features import FeatureStore, write_index
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir, read_table
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.errors import UserError
 from speechclip.eval.significance import compare_runs
-from speechclip.published.torchfile import read_torch_file
+from speechclip.features.clip import vocabulary_texts
 from speechclip.train.state import read_progress
 
 
@@ -209,9 +209,8 @@ ROWS: list[tuple[str, Act, str]] = [
      "\"optim.lr\": Expected a <class 'float'>. Got value: fast"),
     ("config_range", layer("optim:\n  lr: 0\n"),
      "optim.lr: 0.0 is not positive"),
-    ("config_choice", layer("model:\n  head:\n    name: choir\n"),
-     "\"model.head.name\": Expected a typing.Literal['parallel', 'cascaded', 'hybrid', 'cascaded_plus', "
-     "'hybrid_plus']. Got value: choir"),
+    ("config_choice", layer("data:\n  feats: none\n"),
+     "\"data.feats\": Expected a typing.Literal['dump', 'online']. Got value: none"),
     ("config_code", layer("optim: !!python/object/apply:os.system [touch x]\n"),
      "{t}/c.yaml: not a YAML file: could not determine a constructor for the tag "
      "'tag:yaml.org,2002:python/object/apply:os.system'   in \"<unicode string>\", line 1, column 8:     "
@@ -237,7 +236,7 @@ ROWS: list[tuple[str, Act, str]] = [
     ("option_stray", option("stray"),
      "unrecognized arguments: stray"),
     ("checkpoint_missing", lambda t: read_checkpoint(t / "c"),
-     "{t}/c/model.safetensors: no such checkpoint; stage 3 makes it"),
+     "{t}/c/model.safetensors: is missing"),
     ("checkpoint_file", lambda t: read_checkpoint(wrote(t, "c.ckpt", "")),
      "{t}/c.ckpt: a file; a published checkpoint is converted first (tools/convert_checkpoint.sh)"),
     ("checkpoint_no_provenance", checkpoint(config="optim:\n  lr: 1\n"),
@@ -301,7 +300,7 @@ ROWS: list[tuple[str, Act, str]] = [
     ("clip_empty", encoder(lambda t: t, "clip"),
      "{t}/open_clip_config.json: no such file; a CLIP folder is in open_clip's layout"),
     ("encoder_empty", encoder(lambda t: t),
-     "{t}/config.json: no such file; a speech encoder is a transformers folder or a hub id"),
+     "{t}/config.json: is missing. A speech encoder is a transformers folder or a hub id."),
     ("encoder_text", encoder(lambda t: wrote(t, "h.pt", "x")),
      "{t}/h.pt: a damaged pickle (ValueError: at position 0, opcode b'x' unknown)"),
     ("zip_climbs", archive("a.zip", zipped(("../evil", b"x"))),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechclip.common.errors import UserError
 from speechclip.config import Config, build_parser, known_keys, load, parse, save, to_dict
-from speechclip.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 # egs/superb holds settings of s3prl, whose own test reads them
@@ -97,7 +97,7 @@ def test_a_missing_or_unreadable_layer_names_the_file(tmp_path: Path) -> None:
         (["--optim.lr", "fast"], "optim.lr"),
         (["--optim.lr", "null"], "optim.lr"),
         (["--optim.max_steps", "1.5"], "optim.max_steps"),
-        (["--model.head.name", "choir"], "model.head.name"),
+        (["--data.feats", "none"], "data.feats"),
         (["--model.speech_encoder.layers", "all"], "model.speech_encoder.layers"),
         (["--optim.betas", "[0.9]"], "optim.betas"),
         (["--model.speech_encoder.state_norm", "perhaps"], "model.speech_encoder.state_norm"),

@@ -12,13 +12,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from speechclip.common.errors import UserError
 from speechclip.config import Config, known_keys, load, save, to_dict
 from speechclip.data.alignments import AlignedWord, read_ctm
 from speechclip.data.corpora import flickr8k
 from speechclip.data.features import INDEX, FeatureStore
 from speechclip.data.kaldi import DataDir, read_table, write_table
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.errors import UserError
 
 FUZZ = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SLOW = settings(FUZZ, max_examples=25)

@@ -11,28 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# A module imports from levels before its own, or from its own package or file.
+# The import order. A module imports from levels before its own, or from its own part. CONTRIBUTING.md shows the same
+# table: `python test/test_imports.py` writes it there.
 LEVELS = (
-    ("constants",),
-    ("errors", "compat", "matmul"),
-    ("config", "folders", "device"),
-    ("published", "settings"),
-    ("data", "encoders", "heads", "losses"),
-    ("model", "eval"),
-    ("report",),
-    ("checkpoint", "embed", "extract", "clip_embeddings"),
-    ("pretrained", "pack"),
-    ("train", "upstream", "search"),
-    ("assemble",),
+    ("common",),
+    ("config",),
+    ("convert", "data"),
+    ("model",),
+    ("checkpoint", "features"),
+    ("api", "eval"),
+    ("train", "upstream", "search", "report"),
     ("bin",),
     ("cli",),
 )
-UPWARDS = {
-    ("model", "pretrained"),  # SpeechCLIP.from_pretrained reads a checkpoint, which builds a model
-    ("upstream", "bin"),  # its command line has this project's argument parser
-}
-UPSTREAM_SEES = {"errors", "constants", "compat", "config", "model", "checkpoint", "pretrained", "bin"}
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+BEGIN, END = "<!-- imports: begin -->", "<!-- imports: end -->"
 SCRIPTS = sorted(path.stem for path in (ROOT / "speechclip" / "bin").glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "transformers", "open_clip", "librosa", "matplotlib", "lightning_fabric")
 
@@ -70,22 +63,72 @@ def test_every_module_has_its_place() -> None:
 def test_imports_go_one_way(path: Path) -> None:
     part = _part(path)
     if part == "__init__":
-        assert _imports(path) <= {"model", "checkpoint"}  # the public names
+        assert _imports(path) <= {"api"}  # the public names
         return
-    for other in {name for name in _imports(path) - {part} if (part, name) not in UPWARDS}:
+    for other in _imports(path) - {part, "__version__"}:
         assert LEVEL[other] < LEVEL[part], f"{part} imports {other}"
 
 
-def test_the_upstream_sees_the_model_and_its_checkpoints_alone() -> None:
-    seen = [_imports(path) - {"upstream"} for path in MODULES if _part(path) == "upstream"]
-    assert {"model", "checkpoint"} <= set().union(*seen) <= UPSTREAM_SEES
-
-
-def test_the_order_is_seen_to_be_broken(tmp_path: Path) -> None:
+def test_wrong_imports_are_found(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text("def f():\n    from speechclip.bin.train import main\n    import speechclip.data.kaldi\n")
     assert _imports(wrong) == {"bin", "data"}
-    assert LEVEL["bin"] > LEVEL["train"] > LEVEL["model"] > LEVEL["data"] > LEVEL["config"] > LEVEL["errors"]
+    assert LEVEL["bin"] > LEVEL["train"] > LEVEL["model"] > LEVEL["data"] > LEVEL["config"] > LEVEL["common"]
+
+
+def _modules_imported(path: Path, known: set[str]) -> set[str]:
+    """Modules of a set that a file imports at its top level, outside ``if TYPE_CHECKING``."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & known
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= names or {node.module} & known
+    return found
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The names along a cycle of a graph; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*trail, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in graph if (found := visit(name, []))), [])
+
+
+def test_modules_have_no_import_cycle() -> None:
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
+    graph = {name: _modules_imported(path, set(names)) - {name} for name, path in names.items()}
+    assert _cycle(graph) == []
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("folder", ["tools", "tools/bench", "utils", "egs/mini/local", "egs/superb/local"])
+def test_scripts_have_no_import_cycle(folder: str) -> None:
+    names = {path.stem: path for path in (ROOT / folder).glob("*.py")}
+    assert names
+    assert _cycle({name: _modules_imported(path, set(names)) - {name} for name, path in names.items()}) == []
+
+
+def diagram() -> str:
+    """The import order as CONTRIBUTING.md shows it."""
+    width = max(len(", ".join(names)) for names in LEVELS)
+    lines = [f"    {', '.join(names):{width}}  {'^' if number else ' '}".rstrip() for number, names in enumerate(LEVELS)]
+    return "\n".join([BEGIN, "", *reversed(lines), "", END])
+
+
+def test_contributing_shows_the_import_order() -> None:
+    assert diagram() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "run python test/test_imports.py"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -113,7 +156,7 @@ def test_an_unknown_option_is_one_line(script: str, tmp_path: Path) -> None:
 
 def test_the_public_names_are_there() -> None:
     import speechclip
-    from speechclip.model import SpeechCLIP
+    from speechclip.api import SpeechCLIP
 
     assert speechclip.SpeechCLIP is SpeechCLIP
     for name in speechclip.__all__:
@@ -127,3 +170,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+if __name__ == "__main__":
+    page = ROOT / "CONTRIBUTING.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text[: text.index(BEGIN)] + diagram() + text[text.index(END) + len(END) :], encoding="utf-8")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the trained and total parameters of the published settings beside the paper's; nothing is downloaded.
 
-trained: the head, the layer mix and a learned temperature. total: those and both encoders, as this project loads them.
+trained: the head, the weighted sum and a learned temperature. total: those and both encoders, as this project loads them.
 With what the published code of SpeechCLIP holds besides, HuBERT's pretraining parts and the reduced subword table next
 to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large), the totals are the paper's, cut to whole
 millions. Where the models of two corpora differ, each has a line.
@@ -15,10 +15,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from speechclip.bin import ArgumentParser
-from speechclip.config import ModelConfig
-from speechclip.errors import exit_on_user_error
-from speechclip.settings import HEADS, MODELS, published
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.config import PUBLISHED_HEADS, PUBLISHED_MODELS, ModelConfig, published_config
 
 #: What Shih et al. 2022 (the poster) give for the two sizes, in millions: trained, total; of Large cascaded that is the
 #: model with a two-layer projection.
@@ -43,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def frozen_parameters(hubert: dict[str, Any], clip: str) -> tuple[int, int, int, int]:
     """Parameters of both frozen encoders, number and width of the hidden states, joint width, on no device."""
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     import open_clip
@@ -59,18 +57,19 @@ def frozen_parameters(hubert: dict[str, Any], clip: str) -> tuple[int, int, int,
 
 
 def trained_parameters(settings: ModelConfig, states: int, width: int, joint: int) -> int:
-    """Trained parameters of a head with its layer mix and temperature. CLIP's subword and joint widths are equal."""
+    """Trained parameters of a head with its weighted sum and temperature. CLIP's subword and joint widths are equal."""
     import torch
 
-    from speechclip.heads.pooling import LayerMix
-    from speechclip.heads.registry import make_head
-    from speechclip.losses import ContrastiveLoss
+    from speechclip.model.heads.base import HeadInputs
+    from speechclip.model.heads.factory import make_head
+    from speechclip.model.heads.weighted_sum import WeightedSum
+    from speechclip.model.losses import ContrastiveLoss
 
     # the subword table is frozen: a few rows do; a mask has to have values, so it is no meta tensor
     subwords = torch.zeros(3, joint), torch.ones(3, dtype=torch.bool)
     with torch.device("meta"):
         parts: list[torch.nn.Module] = [
-            LayerMix(states), make_head(settings.head, width, joint, subwords),
+            WeightedSum(states), make_head(settings.head, HeadInputs(width, joint, *subwords)),
             ContrastiveLoss(settings.loss.temperature, learn=settings.loss.learn_temperature),
         ]  # fmt: skip
     return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
@@ -78,8 +77,8 @@ def trained_parameters(settings: ModelConfig, states: int, width: int, joint: in
 
 def trained_rows(model: str, states: int, width: int, joint: int) -> Iterator[tuple[str, int]]:
     """Name and trained parameters of every published setting of a size, and of the poster's Large cascaded model."""
-    for head in HEADS:
-        settings = {corpus: published(model, head, corpus).model for corpus in CORPORA[model]}
+    for head in PUBLISHED_HEADS:
+        settings = {corpus: published_config(model, head, corpus).model for corpus in CORPORA[model]}
         counts = {corpus: trained_parameters(its, states, width, joint) for corpus, its in settings.items()}
         if len(set(counts.values())) == 1:
             yield head, min(counts.values())
@@ -102,9 +101,9 @@ def main() -> None:
     """One line for each published setting; two-layer projections are the poster's 6.1 M."""
     ArgumentParser(prog="count_parameters", description=__doc__).parse_args()
     print(f"{'model':7}{'head':32}{'trained':>12}{'total':>13}{'as published':>14}   paper, in millions")
-    for model in MODELS:
+    for model in PUBLISHED_MODELS:
         shape = SHAPES[model]
-        clip = published(model, "parallel").model.clip.path.partition(":")[0]
+        clip = published_config(model, "parallel").model.clip.path.partition(":")[0]
         frozen, states, width, joint = frozen_parameters(shape["hubert"], clip)
         besides = published_besides(shape, width, joint)
         for name, trained in trained_rows(model, states, width, joint):

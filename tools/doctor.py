@@ -103,8 +103,8 @@ def check_packages() -> None:
 
 
 def torch_and_torchvision() -> str:
-    """Both in one process: a CPU torch beside a CUDA torchvision needs speechclip.compat."""
-    from speechclip.compat import prepare
+    """Both in one process: a CPU torch beside a CUDA torchvision needs speechclip.common.compat."""
+    from speechclip.common.compat import prepare
 
     prepare()
     import torch

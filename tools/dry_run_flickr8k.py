@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechclip.bin import ArgumentParser
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.errors import UserError
 from speechclip.data.embeddings import save_embeddings
 from speechclip.data.kaldi import read_table
-from speechclip.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test")
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     args = parser.parse_args()
 
-    from speechclip.checkpoint import commit
+    from speechclip.common.provenance import commit
 
     out = Path(args.out).resolve()
     if out.exists():
@@ -129,14 +129,14 @@ def main() -> None:
     run = ["./run.sh", "--corpus", str(corpus), "--models", str(corpus / "models"), "--nj", str(args.nj)]
     run += ["--min_seconds", str(min(0.3, 0.75 * args.seconds)), "--seed", str(args.seed)]
     run += ["--max_bad", str(max(0.01, 2 / args.images))]
-    table.run("0, 1 obtain and prepare", [*run, "--stop_stage", "1"], recipe)
+    table.run("0, 1 download and prepare", [*run, "--stop_stage", "1"], recipe)
     if args.embeddings == "random":
         run += random_embeddings(recipe, out, args.seed)
     dump = recipe / "dump" / "base_hubert-base-ls960"
     table.run("2 features: CLIP", [*run, "--stage", "2", "--stop_stage", "2", "--feats", "online"], recipe / "dump")
     encoder = ["--config", "../conf/base.yaml", "--model.speech_encoder.path", str(corpus / "models/hubert-base-ls960")]
     for split in SPLITS:  # as the stage does with --feats dump, after CLIP
-        command = [sys.executable, "-m", "speechclip.bin.dump_features", *encoder, "--data_dirs", f"[data/{split}]"]
+        command = [sys.executable, "-m", "speechclip.bin.extract_features", *encoder, "--data_dirs", f"[data/{split}]"]
         table.run(f"2 features: HuBERT, {split}", [*command, "--dump_root", str(dump)], dump)
     for feats in ("dump", "online"):
         train(table, recipe, run, feats, args.steps, args.batch_size)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.errors import UserError
 
 SPLITS = {"train": 6000, "dev": 1000, "test": 1000}
 GHOST = "2258277193_586949ec62.jpg.1"  # the caption file's entry without a photograph
@@ -70,15 +70,15 @@ def write_audio(folder: Path, items: list[tuple[str, int]], seconds: float, rng:
 
 def write_encoders(folder: Path, seed: int) -> None:
     """HuBERT Base and CLIP ViT-B/32 with random weights, as --models wants them."""
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     import open_clip
     import torch
     import transformers
 
-    from speechclip.pretrained import save_speech_encoder
-    from speechclip.published.clip import save_clip_folder
+    from speechclip.checkpoint.pretrained import save_speech_encoder
+    from speechclip.convert.clip import save_clip_folder
 
     torch.manual_seed(seed)
     folder.mkdir(parents=True)

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = range(8)

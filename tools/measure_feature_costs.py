@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechclip.bin import ArgumentParser
-from speechclip.constants import HOP, SAMPLE_RATE
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.constants import HOP, SAMPLE_RATE
+from speechclip.common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +51,9 @@ def in_batches(encoder: object, waves: Sequence[Tensor], order: Sequence[int], s
 
 def load_or_make(name: str, normalize: bool | None) -> object:
     """The encoder to measure; "random:base" and "random:large" make one of HuBERT's shape."""
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
     from speechclip.config import SpeechEncoderConfig
-    from speechclip.encoders.speech import load_speech_encoder
+    from speechclip.model.encoders.factory import load_speech_encoder
 
     if not name.startswith("random:"):
         return load_speech_encoder(SpeechEncoderConfig(path=name, normalize=normalize))
@@ -76,7 +76,7 @@ def upstream_states(checkpoint: str) -> Callable[[Sequence[Tensor]], tuple[Tenso
     """What the s3prl upstream of a checkpoint computes, in the form of a speech encoder."""
     import torch
 
-    from speechclip.model import SpeechCLIP
+    from speechclip.api import SpeechCLIP
 
     model = SpeechCLIP.from_pretrained(checkpoint)
 
@@ -105,7 +105,7 @@ def main() -> None:
 
     import torch
 
-    from speechclip.checkpoint import commit
+    from speechclip.common.provenance import commit
     from speechclip.data.audio import load_audio
     from speechclip.data.kaldi import DataDir
 

@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.errors import UserError
 
 CHECKED = 50  # queries
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the embeddings and the queries checked")
     args = parser.parse_args()
 
-    from speechclip.checkpoint import commit
+    from speechclip.common.provenance import commit
     from speechclip.eval.ranking import first_hit_ranks
 
     if min(args.queries, args.gallery, args.dim) < 1 or args.only < 0:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechclip.bin import ArgumentParser
-from speechclip.constants import FRAME_RATE, SAMPLE_RATE
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
+from speechclip.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folde
 
 
 def _clip_rates(name: str, seconds: float) -> tuple[float, float, int]:
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     import open_clip
@@ -213,9 +213,9 @@ def _training_step(layers: int, width: int, joint: int, batch: int) -> Callable[
     from torch import nn
 
     from speechclip.config import load
-    from speechclip.model import Dimensions, build
+    from speechclip.model.network import Dimensions, build_network
 
-    model = build(load([]).model, Dimensions(width, layers, joint))
+    model = build_network(load([]).model, Dimensions(width, layers, joint))
     optimizer = torch.optim.Adam(model.trained_parameters(), lr=1e-4)
     states = torch.randn(batch, layers, int(4.4 * FRAME_RATE), width, dtype=torch.float16)
     frames, groups = torch.full((batch,), states.shape[2]), torch.arange(batch)
@@ -276,7 +276,7 @@ def main() -> None:
 
     import torch
 
-    from speechclip.checkpoint import commit
+    from speechclip.common.provenance import commit
 
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:

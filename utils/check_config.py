@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from speechclip.common.arguments import exit_on_user_error
 from speechclip.config import build_parser, parse
-from speechclip.errors import exit_on_user_error
 
 
 @exit_on_user_error

@@ -9,8 +9,9 @@ import importlib
 import sys
 from pathlib import Path
 
+from speechclip.common.arguments import exit_on_user_error
+from speechclip.common.errors import UserError
 from speechclip.data.corpora.sources import SOURCES
-from speechclip.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
@@ -18,7 +19,7 @@ def main() -> None:
     """A part that is not there is told with what the parts are and who has them."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     try:
-        importlib.import_module(f"speechclip.data.corpora.{name}").find_parts(folder)
+        importlib.import_module(f"speechclip.data.corpora.preparation.{name}").find_parts(folder)
     except UserError as error:
         parts = "; ".join(remote.about for remote in SOURCES[name])
         raise UserError(f"{error} ({parts}; without --corpus they are downloaded)") from error

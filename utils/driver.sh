@@ -10,7 +10,7 @@ usage_text="Usage: ./run.sh [options] [-- configuration overrides]
 
 ${title}
 
-Stages: 0 obtain the corpus and models; 1 prepare data/; 2 CLIP embeddings and speech features, into dump/; 3 train, into exp/; \
+Stages: 0 download the corpus and models; 1 prepare data/; 2 CLIP embeddings and speech features, into dump/; 3 train, into exp/; \
 4 score retrieval; 5 score keywords; 6 report, into RESULTS.md; 7 pack, on request. --stage N runs from N to the end, \
 --stop_stage M ends with M. \
 Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
@@ -19,7 +19,7 @@ stages 4 and 5 and trains nothing anew: ./run.sh --stage 5 -- --eval.sweep '[1,2
 # shellcheck source=utils/recipe_command.sh
 . "$utils/recipe_command.sh" "$@"
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
-obtain_options=("${obtain_options[@]}")
+download_options=("${download_options[@]}")
 prepare_options=("${prepare_options[@]}")
 # shellcheck source=utils/parse_options.sh
 . "$utils/parse_options.sh" "$@"
@@ -222,7 +222,7 @@ stopped_and_saved() {
     fail "stage $number ($name) was stopped and has saved; the same command goes on from there" "$saved"
 }
 
-say() { echo "stage $number ($name)${label:+: $label}: $1"; }
+log() { echo "stage $number ($name)${label:+: $label}: $1"; }
 
 # begin STAMP LOG: starts the description of a stage.
 begin() {
@@ -245,13 +245,13 @@ up_to_date() {
     local reason
     if reason=$(printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" check "$stamp"); then
         if [[ $force == false ]]; then
-            say "up to date (--force true runs it again)"
+            log "up to date (--force true runs it again)"
             return 0
         fi
         reason="--force true"
     fi
     [[ -n $reason ]] || fail "$utils/stamp.py failed"
-    say "$reason"
+    log "$reason"
     # what a cut run leaves is not what the stamp stands for
     had_stamp=false
     [[ ! -f $stamp ]] || had_stamp=true
@@ -287,7 +287,7 @@ finish() {
     [[ $dry_run == false ]] || return 0
     printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" write "$stamp" ||
         fail "stage $number ($name) is not done; its log: $log"
-    say "done in $((SECONDS - started)) s"
+    log "done in $((SECONDS - started)) s"
 }
 
 # step NUMBER NAME: one stage, where it is among those asked for.
@@ -300,7 +300,7 @@ step() {
 run_stages() {
     local run_number word
     label=
-    step 0 obtain
+    step 0 download
     step 1 prepare
     label=$(basename "$dump")
     step 2 features

@@ -6,11 +6,11 @@
 
 splits=(train dev test)
 
-stage_obtain() {  # corpus and models
-    begin data/.done/0_obtain data/log/0_obtain.log
+stage_download() {  # corpus and models
+    begin data/.done/0_download data/log/0_download.log
     local option again=false
     local -a options=(--corpus "$corpus" --nj "$nj")
-    for option in "${obtain_options[@]}"; do
+    for option in "${download_options[@]}"; do
         options+=("--$option" "${!option}")
         case ${!option} in
             true) again=true ;;  # such an option asks for work; its result counts, not the asking
@@ -21,9 +21,9 @@ stage_obtain() {  # corpus and models
     depends script local
     [[ -z $corpus ]] || depends path "$corpus"
     # shellcheck disable=SC2086 # a list
-    [[ -n $corpus ]] || makes $obtained
+    [[ -n $corpus ]] || makes $downloaded
     [[ $again == true ]] || { up_to_date && return; }
-    run bash local/obtain.sh "${options[@]}"
+    run bash local/download.sh "${options[@]}"
     finish
 }
 
@@ -32,7 +32,7 @@ stage_prepare() {  # data/{train,dev,test}
     local -a options=(--corpus "$corpus" --nj "$nj")
     begin data/.done/1_prepare data/log/1_prepare.log
     depends script local
-    depends after data/.done/0_obtain
+    depends after data/.done/0_download
     [[ -z $corpus ]] || depends path "$corpus"
     for option in "${prepare_options[@]}"; do
         options+=("--$option" "${!option}")
@@ -42,7 +42,7 @@ stage_prepare() {  # data/{train,dev,test}
         makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
     done
     up_to_date && return
-    [[ -n $corpus ]] || for file in $obtained; do needs "$file" 0; done
+    [[ -n $corpus ]] || for file in $downloaded; do needs "$file" 0; done
     run bash local/prepare.sh "${options[@]}"
     run "$python" -m speechclip.bin.validate_data_dir "${splits[@]/#/data/}"
     finish
@@ -65,21 +65,21 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     [[ $has_clip == false ]] || shares "$vocabulary_file"
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
-    run "$python" -m speechclip.bin.embed_clip "${model_layers[@]}" "${encoder_overrides[@]}" \
+    run "$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}" \
         --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary "$vocabulary_file" \
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
     if [[ $feats == dump ]]; then
-        local -a dump_features=("$python" -m speechclip.bin.dump_features "${model_layers[@]}" "${encoder_overrides[@]}"
+        local -a extract_features=("$python" -m speechclip.bin.extract_features "${model_layers[@]}" "${encoder_overrides[@]}"
             --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --jobs "$nj")
-        run_jobs "$dump/log/2_features.JOB.log" "${dump_features[@]}" --job JOB
-        ((nj == 1)) || run "${dump_features[@]}" --job 0
+        run_jobs "$dump/log/2_features.JOB.log" "${extract_features[@]}" --job JOB
+        ((nj == 1)) || run "${extract_features[@]}" --job 0
     fi
     finish
 }
 
 stage_train() {  # one head with one seed
     if [[ -n $checkpoint ]]; then
-        say "nothing to train, --checkpoint $checkpoint is given"
+        log "nothing to train, --checkpoint $checkpoint is given"
         return
     fi
     local -a launch=("$python")
@@ -164,7 +164,7 @@ stage_report() {  # RESULTS.md, figures and pages of the runs above
     up_to_date && return
     for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     needs "$dump/test/image_embeddings.npz" 2
-    run "$python" -m speechclip.bin.report --out RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
+    run "$python" -m speechclip.bin.results --out RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
     finish
 }
 

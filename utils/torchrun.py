@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STOPPED = 75  # as speechclip.constants has it; nothing of the package is imported before the processes start
+STOPPED = 75  # as speechclip.common.constants has it; nothing of the package is imported before the processes start
 PORT = 29400
 SHUTDOWN = 25  # seconds to save in, less than utils/run_logged.py gives
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SpeechCLIP on the mini corpus: rendered scenes, spoken captions, tiny encoders. Minutes on two CPU cores.
 #
-#   stage 0  obtain     corpus/: scenes, captions, speech (and, with --pretrain true, models/)
+#   stage 0  download   corpus/: scenes, captions, speech (and, with --pretrain true, models/)
 #   stage 1  prepare    data/{train,dev,test}/
 #   stage 2  features   dump/: CLIP embeddings and the speech encoder's hidden states
 #   stage 3  train      exp/<model>_<head>/best/
@@ -21,8 +21,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 title="Trains and scores SpeechCLIP heads on a generated corpus of scenes and spoken captions."
 models="tiny"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
-obtained="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
-obtain_options=(scenes pretrain)
+downloaded="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
+download_options=(scenes pretrain)
 
 model=tiny
 head="parallel cascaded"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SpeechCLIP on SpokenCOCO: 123,000 photographs with five spoken captions each, Karpathy split.
 #
-#   stage 0  obtain     downloads the corpus, or finds it under --corpus DIR
+#   stage 0  download   downloads the corpus, or finds it under --corpus DIR
 #   stage 1  prepare    data/{train,dev,test}/
 #   stage 2  features   dump/: CLIP embeddings and the speech encoder's hidden states
 #   stage 3  train      exp/<model>_<head>/best/
@@ -21,8 +21,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 title="Trains and scores SpeechCLIP heads on SpokenCOCO."
 models="base large"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
-obtained="corpus/SpokenCOCO/ksplit corpus/annotations/captions_val2014.json"
-obtain_options=(models model mirror)
+downloaded="corpus/SpokenCOCO/ksplit corpus/annotations/captions_val2014.json"
+download_options=(models model mirror)
 prepare_options=(min_seconds max_seconds max_bad)
 
 model=large

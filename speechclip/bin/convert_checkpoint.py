@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Read a Lightning .ckpt without running anything in it and write a checkpoint folder with its HuBERT."""
     parser = ArgumentParser(prog="convert_checkpoint", description=__doc__)
@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import dataclasses
 
-    from speechclip.checkpoint import provenance, save_checkpoint
+    from speechclip.checkpoint.folder import save_checkpoint
+    from speechclip.checkpoint.pretrained import SPEECH_ENCODER, converted_config, load_published, save_speech_encoder
+    from speechclip.common.provenance import provenance
     from speechclip.config import Config, DataConfig
-    from speechclip.pretrained import SPEECH_ENCODER, converted_config, load_published, save_speech_encoder
 
     model, published = load_published(args.checkpoint, clip=args.clip)
     assert model.speech_encoder is not None

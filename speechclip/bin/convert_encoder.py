@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import UserError
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """HuBERT becomes a transformers folder, CLIP an open_clip folder; nothing in the file is run."""
     parser = ArgumentParser(prog="convert_encoder", description=__doc__)
@@ -20,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     args = parser.parse_args(argv)
 
-    from speechclip.encoders.speech import weights_fingerprint
-    from speechclip.folders import replace_folder
-    from speechclip.pretrained import save_speech_encoder
-    from speechclip.published.clip import read_clip, save_clip_folder
-    from speechclip.published.hubert import read_hubert
+    from speechclip.checkpoint.pretrained import save_speech_encoder
+    from speechclip.common.files import replace_folder
+    from speechclip.convert.clip import read_clip, save_clip_folder
+    from speechclip.convert.hubert import read_hubert
+    from speechclip.model.encoders.base import weights_fingerprint
 
     if not Path(args.file).exists():
         raise UserError(f"{args.file}: no such file")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Get what is missing in a folder; a second call goes on where the first was cut."""
     parser = ArgumentParser(prog="download", description=__doc__)
@@ -23,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dataclasses import replace
 
+    from speechclip.data.corpora.download import download
     from speechclip.data.corpora.sources import SOURCES
-    from speechclip.data.download import obtain
 
     remotes = SOURCES[args.what]
     if args.mirror:
         remotes = tuple(replace(r, urls=(f"{args.mirror.rstrip('/')}/{r.name}", *r.urls)) for r in remotes)
-    obtain(remotes, Path(args.to))
+    download(remotes, Path(args.to))
 
 
 if __name__ == "__main__":

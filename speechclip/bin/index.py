@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import UserError
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Index images for search by voice, with ids and thumbnails. A folder that is no index is never overwritten."""
     parser = ArgumentParser(prog="speechclip index", description=main.__doc__)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_for_search(args.model, args.device)
     if args.embeddings:
         info = index_embeddings(model, args.model, args.embeddings, args.out, images, structure)
-    elif images and model.clip is None:
+    elif images and model.network.clip is None:
         raise UserError(f"{args.model}: trained on precomputed embeddings, without CLIP: give --embeddings too")
     else:
         info = index_images(model, args.model, images or {}, args.out, structure)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Write weights, settings, vocabulary, scores and model card into one folder that from_pretrained loads."""
     parser = ArgumentParser(prog="pack", description=__doc__)
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--push", default="", metavar="OWNER/NAME", help="also push it to the hub, private at first")
     args = parser.parse_args(argv)
 
-    from speechclip.pack import pack, push
+    from speechclip.checkpoint.hub import pack, push
 
     pack(args.checkpoint, Path(args.scores), Path(args.out), args.corpus)
     size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())

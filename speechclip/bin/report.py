@@ -1,45 +1,94 @@
-"""Write what runs have scored: their rows into a results file, their figures, and a page of each."""
+"""Write the page of a scored run, or of two runs side by side with the significance of their differences."""
 
 from __future__ import annotations
 
+import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import UserError
+
+if TYPE_CHECKING:
+    from speechclip.report.page.eval_split import EvalSplit
+    from speechclip.report.runs import Run
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Merge the rows of all runs, draw the figures and the page of each; print one line for every file written."""
-    parser = ArgumentParser(prog="report", description=__doc__)
-    parser.add_argument("--exp", nargs="+", required=True, metavar="DIR", help="folders of scored runs")
-    parser.add_argument("--out", default="RESULTS.md", metavar="FILE", help="the results file, created when missing")
-    parser.add_argument(
-        "--recipe", default=Path.cwd().name, help="whose published tables to set beside the rows, where there are any"
-    )
-    parser.add_argument("--data_dir", metavar="DIR", help="the split that was scored; without it no page is written")
-    parser.add_argument("--dump_dir", metavar="DIR", help="what stage 2 stored for it")
+    """Of one run write report/index.html into its folder. Of two print and write the comparison, paired by images."""
+    parser = ArgumentParser(prog="speechclip report", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="one or two experiment folders with scores/")
+    parser.add_argument("--out", metavar="FILE", help="the page; by default in report/ of the (first) run")
+    parser.add_argument("--data_dir", metavar="DIR", help="the split scored on; by default the one stage 4 was given")
+    parser.add_argument("--dump_dir", metavar="DIR", help="what stage 2 stored for it; by default as stage 4 was given")
+    parser.add_argument("--recipe", help="whose published numbers stand beside; by default the folder that holds exp/")
+    parser.add_argument("--utterances", type=int, default=1000, help="the most that are listed")
+    parser.add_argument("--recordings", type=int, default=200, help="the most that can be played")
+    parser.add_argument("--permutations", type=int, default=10000, help="random exchanges of images between the runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the exchanges")
     args = parser.parse_args(argv)
-    if bool(args.data_dir) != bool(args.dump_dir):
-        parser.error("--data_dir and --dump_dir: give both or none")
+    for name in ("utterances", "recordings", "permutations"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: {getattr(args, name)} is not at least 1")
+    if len(args.runs) > 2:
+        parser.error(f"RUN: one or two are needed, not {len(args.runs)}")
 
-    from speechclip.report.figures import write_figures
-    from speechclip.report.results import update_results
     from speechclip.report.runs import load_run
 
-    runs = [load_run(directory) for directory in args.exp]
-    update_results(args.out, runs, args.recipe)
-    print(f"wrote {args.out}: rows of {len(runs)} run{'s' if len(runs) > 1 else ''}")
-    for run in runs:
-        for path in write_figures(run.directory):
-            print(f"wrote {path}")
-        if args.data_dir:
-            from speechclip.report.material import load_material
-            from speechclip.report.page import write_page
+    runs = [load_run(Path(folder).absolute()) for folder in args.runs]
+    out = Path(args.out).absolute() if args.out else None
+    for folder in ("data_dir", "dump_dir"):
+        if getattr(args, folder):
+            setattr(args, folder, str(Path(getattr(args, folder)).absolute()))
+    written = _one(runs[0], out, args) if len(runs) == 1 else _two(runs, out, args)
+    print(f"wrote {written}")
 
-            material = load_material(run, args.data_dir, args.dump_dir)
-            print(f"wrote {write_page(run, material, args.recipe, run.directory / 'report' / 'index.html')}")
+
+def _one(run: Run, out: Path | None, args: Namespace) -> Path:
+    from speechclip.report.page.page import Limits, write_page
+
+    recipe = args.recipe or run.directory.resolve().parent.parent.name
+    eval_split = _eval_split(run, args)
+    limits = Limits(args.utterances, args.recordings)
+    return write_page(run, eval_split, recipe, out or run.directory / "report" / "index.html", limits)
+
+
+def _two(runs: Sequence[Run], out: Path | None, args: Namespace) -> Path:
+    from speechclip.report.page.comparison import keyword_tests, paired_tests, run_names, write_comparison
+
+    names = run_names(runs)
+    tests = paired_tests(runs, args.permutations, args.seed)
+    keywords = keyword_tests(runs, args.permutations, args.seed)
+    print(f"{'score':31}{'first':>7}{'second':>7}{'diff':>7}{'95% interval':>18}{'p':>8}")
+    named = {f"{direction} {score}": row for direction, table in tests.items() for score, row in table.items()}
+    for name, row in {**named, **keywords}.items():
+        digits = 3 if "cosine" in name else 2
+        numbers = "".join(f"{row[key]:7.{digits}f}" for key in ("first", "second", "difference"))
+        ends = ", ".join(f"{end:.{digits}f}" for end in row["ci95"])
+        print(f"{name:31}{numbers}{f'[{ends}]':>18}{row['p']:8.4f}")
+    eval_splits = [_eval_split(run, args) for run in runs]
+    target = out or runs[0].directory / "report" / f"against_{names[1].replace('/', '_')}.html"
+    return write_comparison(runs, eval_splits, tests, keywords, target, permutations=args.permutations)
+
+
+def _eval_split(run: Run, args: Namespace) -> EvalSplit:
+    """The split a run was scored on; its tables name files relative to the recipe, so that is where it is read."""
+    from speechclip.report.page.eval_split import load_eval_split, scored_on
+
+    data, dump = args.data_dir, args.dump_dir
+    if not (data and dump):
+        named = scored_on(run)
+        data, dump = data or named[0], dump or named[1]
+    recipe = run.directory.resolve().parent.parent
+    if not Path(data).is_dir() and (recipe / data).is_dir():
+        os.chdir(recipe)
+    if not Path(data).is_dir():
+        raise UserError(f"{data}: no such folder, neither here nor in {recipe}: give --data_dir and --dump_dir")
+    return load_eval_split(run, data, dump)
 
 
 if __name__ == "__main__":

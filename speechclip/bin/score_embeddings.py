@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Two .npz files (ids, embeddings); an item answers a query when their groups are equal."""
     parser = ArgumentParser(prog="score_embeddings", description=__doc__)
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import json
 
-    from speechclip.errors import writing
-    from speechclip.eval.files import score_files
+    from speechclip.common.errors import writing
+    from speechclip.eval.embedding_files import score_files
 
     report = score_files(
         (Path(args.queries), args.query_groups), (Path(args.gallery), args.gallery_groups), args.bootstrap, args.seed

@@ -6,21 +6,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.bin import ArgumentParser, parse_scoring
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser, parse_with_overrides
+from speechclip.config import EvalConfig, known_keys
 
 if TYPE_CHECKING:
-    from speechclip.assemble import KeywordGold
     from speechclip.config import EvalConfig
     from speechclip.data.alignments import AlignedWord
     from speechclip.data.dataset import Split
-    from speechclip.embed import KeywordTable
-    from speechclip.eval.case import Case
+    from speechclip.eval.case import KeywordEvalData
+    from speechclip.eval.setup import KeywordGold
+    from speechclip.model.inference import KeywordTable
 
 SEED = 0  # of the resamples and of the shuffled captions: the same for every run, so that runs compare
 
 
-@exit_on_user_error
+@stage_script
 def main() -> None:
     """Score a checkpoint's keywords on a data directory; writes keywords.{json,jsonl,npz} and attention.npz."""
     parser = ArgumentParser(prog="speechclip.bin.score_keywords", description=main.__doc__)
@@ -29,15 +30,15 @@ def main() -> None:
     parser.add_argument("--train_data", required=True, help="training data directory, for the frequency prior")
     parser.add_argument("--dump_dir", required=True, help="what stage 2 stored for the data")
     parser.add_argument("--out", required=True, help="folder of the scores")
-    options, overrides = parse_scoring(parser)
+    options, overrides = parse_with_overrides(parser, "eval", known_keys(EvalConfig, "eval."))
 
-    from speechclip.assemble import keyword_gold, result_provenance, scoring
     from speechclip.data.alignments import find_alignments, load_alignments
     from speechclip.data.kaldi import DataDir
-    from speechclip.embed import find_keywords
+    from speechclip.eval.setup import keyword_gold, load_for_scoring, result_provenance
+    from speechclip.model.inference import find_keywords
 
-    model, config, split, source = scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
-    if not config.model.head.has_keywords:
+    model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
+    if not model.head.has_keywords:
         print(f"{options.checkpoint}: a {config.model.head.name} head has no keywords: nothing to score")
         return
     aligned = find_alignments(options.data_dir)
@@ -77,7 +78,7 @@ def write_scores(
 
 
 def _time_scores(
-    report: dict[str, Any], case: Case, found: KeywordTable, split: Split, spoken: dict[str, list[AlignedWord]],
+    report: dict[str, Any], case: KeywordEvalData, found: KeywordTable, split: Split, spoken: dict[str, list[AlignedWord]],
     gold: KeywordGold, settings: EvalConfig,
 ) -> list[bool | None]:  # fmt: skip
     """Adds "segmentation" and "overlap" to the report. Returns for each keyword whether it overlaps its word."""
@@ -92,12 +93,12 @@ def _time_scores(
     spans = found.spans(settings.span_mass)
     rows = [row for row, identity in enumerate(split.ids) if identity in spoken]
     images = split.utterance_image[rows]
-    partner = other_images(images, SEED)
+    shuffled_index = other_images(images, SEED)
     report["segmentation"] = {"of": kind, **segmentation_report(
         [spans[row].tolist() for row in rows],
         [[(word.start, word.end) for word in spoken[split.ids[row]]] for row in rows],
         settings.boundary_tolerance,
-        None if partner is None else partner.tolist(),
+        None if shuffled_index is None else shuffled_index.tolist(),
         Bootstrap(images, settings.bootstrap, SEED) if settings.bootstrap else None,
     )}  # fmt: skip
     texts = {word.text for words in spoken.values() for word in words}
@@ -111,14 +112,14 @@ def _time_scores(
 
 
 def _write(
-    out: Path, report: dict[str, Any], case: Case, found: KeywordTable, split: Split,
+    out: Path, report: dict[str, Any], case: KeywordEvalData, found: KeywordTable, split: Split,
     spoken: dict[str, list[AlignedWord]] | None, overlap: list[bool | None] | None, gold: KeywordGold,
     settings: EvalConfig,
 ) -> None:  # fmt: skip
     """keywords.jsonl, keywords.npz, attention.npz and, last, keywords.json."""
     import numpy as np
 
-    from speechclip.errors import writing
+    from speechclip.common.errors import writing
     from speechclip.eval.contributions import contributions, save_contributions
     from speechclip.eval.records import keyword_records, save_attention
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Find the images a recording speaks of: rank, cosine and id of each, and the keywords heard with their times."""
     parser = ArgumentParser(prog="speechclip search", description=main.__doc__)
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="", help="where the index's model is now, if it was moved")
     parser.add_argument("--top_k", type=int, default=10, help="number of images")
     parser.add_argument("--neighbours", type=int, default=3, help="subwords named for each keyword")
-    parser.add_argument("--readout", choices=("parallel", "cascaded"), default=None, help="of a hybrid head")
+    parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="of a hybrid head")
     parser.add_argument("--max_seconds", type=float, default=60.0, help="longest query taken")
     parser.add_argument("--exact", action="store_true", help="compare with every image, whatever the kind of index")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each query")
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     index, model = open_with_model(args.index, args.model, args.device)
     for query in args.queries:
         answer = ask(
-            model, index, query, top_k=args.top_k, readout=args.readout, neighbours=args.neighbours,
+            model, index, query, top_k=args.top_k, branch=args.branch, neighbours=args.neighbours,
             max_seconds=args.max_seconds, exact=args.exact,
         )  # fmt: skip
         if args.json:

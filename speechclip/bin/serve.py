@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve a page on which one speaks, or uploads a recording, and sees the images and the keywords heard.
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8017, help="0 for any that is free")
     parser.add_argument("--top_k", type=int, default=12, help="number of images shown")
     parser.add_argument("--neighbours", type=int, default=3, help="subwords named for each keyword")
-    parser.add_argument("--readout", choices=("parallel", "cascaded"), default=None, help="of a hybrid head")
+    parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="of a hybrid head")
     parser.add_argument("--max_seconds", type=float, default=30.0, help="longest query taken")
     parser.add_argument("--max_megabytes", type=float, default=20.0, help="largest upload taken")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where speech is encoded")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with listen_on(args.host, args.port) as socket:
         index, model = open_with_model(args.index, args.model, args.device)
         limits = Limits(args.max_seconds, int(args.max_megabytes * 1e6), args.top_k, args.neighbours)
-        app = make_app(model, index, limits, host=args.host, readout=args.readout)
+        app = make_app(model, index, limits, host=args.host, branch=args.branch)
         run(app, socket)
 
 

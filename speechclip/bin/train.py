@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from speechclip.bin import stage_script
 from speechclip.config import build_parser, parse
-from speechclip.errors import exit_on_user_error
 
 
-@exit_on_user_error
+@stage_script
 def main() -> None:
     """Train the configured head on data/train, choosing the best weights on data/dev.
 
@@ -29,11 +29,11 @@ def main() -> None:
 
     import torch
 
-    from speechclip.assemble import frozen_parts, launch, training_data, training_model
-    from speechclip.checkpoint import provenance
-    from speechclip.constants import STOPPED
-    from speechclip.folders import only_one
-    from speechclip.train.loop import Trainer
+    from speechclip.common.constants import EXIT_RESUMABLE
+    from speechclip.common.files import only_one
+    from speechclip.common.provenance import provenance
+    from speechclip.train.setup import frozen_parts, launch, training_data, training_model
+    from speechclip.train.trainer import Trainer
 
     fabric = launch(config.train.precision)
     with only_one(Path(options.out)) if fabric.global_rank == 0 else nullcontext():
@@ -49,7 +49,7 @@ def main() -> None:
     if trainer.stopped:
         if mark := os.environ.get("SPEECHCLIP_STOPPED"):  # torchrun has a status of its own
             Path(mark).touch()
-        raise SystemExit(STOPPED)
+        raise SystemExit(EXIT_RESUMABLE)
 
 
 if __name__ == "__main__":

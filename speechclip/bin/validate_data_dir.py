@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import UserError
 
 
-@exit_on_user_error
+@stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a line a directory; a bad one ends the script with its first problem (``--list``: with all of them)."""
     parser = ArgumentParser(prog="validate_data_dir", description=__doc__)

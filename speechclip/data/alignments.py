@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 PAUSES = frozenset({"", "sil", "sp", "spn", "<eps>", "<sil>", "<p:>"})  # labels of aligners where no word is spoken
 

@@ -17,9 +17,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from speechclip.errors import UserError
-
-SAMPLE_RATE = 16000  # Hz
+from speechclip.common.constants import SAMPLE_RATE
+from speechclip.common.errors import UserError
 
 _OPEN_ENDED = 0x7FFFF000  # bytes; a RIFF size from here on is a pipe's "unknown", as sox and ffmpeg write it
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile's count for a flac written to a pipe is above this

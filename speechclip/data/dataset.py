@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.constants import FRAME_RATE, HOP, SAMPLE_RATE
+from speechclip.common.constants import FRAME_RATE, HOP, SAMPLE_RATE
+from speechclip.common.errors import UserError
 from speechclip.data.audio import load_audio, num_samples
 from speechclip.data.embeddings import load_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir
-from speechclip.errors import UserError
 
 
 class Batch(NamedTuple):

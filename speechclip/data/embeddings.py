@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speechclip.errors import UserError
-from speechclip.folders import replacing
+from speechclip.common.errors import UserError
+from speechclip.common.files import replacing
 
 _ROWS = 1 << 16  # at a time
 _MOST_PACKED = 100  # times that a file may be larger unpacked

@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from speechclip.common.errors import UserError, writing
+from speechclip.common.files import sync
 from speechclip.data.kaldi import read_table, write_table
 from speechclip.data.shards import DTYPES, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
-from speechclip.errors import UserError, writing
-from speechclip.folders import sync
 
 INDEX = "feats.scp"
 

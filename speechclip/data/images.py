@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 _CHECK_SIZE = (8, 8)  # pixels; asks a JPEG decoder for its smallest scale, which still has to read the whole file
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.errors import UserError, writing
-from speechclip.folders import replace_file
+from speechclip.common.errors import UserError, writing
+from speechclip.common.files import replace_file
 
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
 

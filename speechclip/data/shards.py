@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 FORMAT = "speechclip features 1"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.errors import UserError
-from speechclip.folders import replace_file
+from speechclip.common.errors import UserError
+from speechclip.common.files import replace_file
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from speechclip.eval.gold import IdSets
 from speechclip.eval.neighbours import Near, Subwords
-from speechclip.eval.rates import Places, Rates
+from speechclip.eval.rates import HitRates, KeywordIndex
 
 ALL, CONTENT = "all", "content"  # with stop words, and without them on either side
 
@@ -21,26 +21,26 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Case:
+class KeywordEvalData:
     """N keywords of U utterances and what is known of them. Keys of mappings are `ALL` and `CONTENT`.
 
     places, rates: of the keywords. subwords: the table. counts: training utterances a subword occurs in.
     gold: subwords of the captions. gold_rows: the same as rows of the table, padded with -1 [U, G].
-    with_special: the same of the padded token sequences. partner: [U], an utterance of another image, or None.
+    with_special: the same of the padded token sequences. shuffled_index: [U], an utterance of another image, or None.
     frequent: ids, most frequent in training first. near: the nearest rows without special ones (and stop words).
     near_any: the 5 nearest of all rows. Around the row that a keyword is quantised to: quantised, the 5 nearest without
     special ones, [N, 5]; quantised_any: the nearest with special ones (and without stop words), [N, k].
     best: nearest gold row and its cosine, [N] each, also "shuffled all" and so on.
     """
 
-    places: Places
-    rates: Rates
+    places: KeywordIndex
+    rates: HitRates
     subwords: Subwords
     counts: Mapping[int, int]
     gold: Mapping[str, IdSets]
     gold_rows: Mapping[str, Ints]
     with_special: Mapping[str, IdSets]
-    partner: Ints | None
+    shuffled_index: Ints | None
     frequent: Mapping[str, list[int]]
     near: Mapping[str, Near]
     near_any: Near
@@ -65,11 +65,11 @@ class Case:
         """
         caption = np.arange(self.places.shape[0]) if caption_of is None else caption_of
         asked = caption[self.places.owner]
-        row = self.rates.scored(gold.meet(asked, ids) if hit is None else hit, gold.size[asked] > 0)
-        frequent = gold.meet(np.arange(len(caption)), prior)  # [U]
+        row = self.rates.scored(gold.intersects(asked, ids) if hit is None else hit, gold.size[asked] > 0)
+        frequent = gold.intersects(np.arange(len(caption)), prior)  # [U]
         row["frequency_prior"] = self.rates.row(frequent[asked], gold.size[asked] > 0)
-        if self.partner is not None:
-            other = caption[self.partner][self.places.owner]
-            found = gold.meet(other, ids) if shuffled is None else shuffled
+        if self.shuffled_index is not None:
+            other = caption[self.shuffled_index][self.places.owner]
+            found = gold.intersects(other, ids) if shuffled is None else shuffled
             row["shuffled_speech"] = self.rates.row(found, gold.size[other] > 0)
         return row

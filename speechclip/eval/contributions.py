@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechclip.common.errors import UserError
+from speechclip.common.files import replacing
 from speechclip.data.embeddings import read_arrays
-from speechclip.errors import UserError
-from speechclip.eval.case import ALL, CONTENT, Case
+from speechclip.eval.case import ALL, CONTENT, KeywordEvalData
 from speechclip.eval.gold import Word
 from speechclip.eval.keywords import named
 from speechclip.eval.significance import paired_scores
 from speechclip.eval.words import MEASURES, word_counts, word_measures
-from speechclip.folders import replacing
 
 Floats = NDArray[np.floating[Any]]
 
 COSINE, WORDS = "gold_cosine", "words"
 
 
-def contributions(case: Case, captions: Sequence[Sequence[Word]]) -> dict[str, Floats]:
+def contributions(case: KeywordEvalData, captions: Sequence[Sequence[Word]]) -> dict[str, Floats]:
     """By the name of a score: what each utterance adds to it.
 
     "clean", "reference", "content_top1", "gold_cosine all" and "gold_cosine content": [U, 2], hits or cosines of its
@@ -32,7 +32,7 @@ def contributions(case: Case, captions: Sequence[Sequence[Word]]) -> dict[str, F
     found: dict[str, Floats] = {}
     owner = case.places.owner
     for name, (ids, gold, _) in named(case).items():
-        found[name] = _summed(case, gold.meet(owner, ids), gold.size[owner] > 0)
+        found[name] = _summed(case, gold.intersects(owner, ids), gold.size[owner] > 0)
     for kind in (ALL, CONTENT):
         cosine = case.best[kind][1]
         found[f"{COSINE} {kind}"] = _summed(case, np.nan_to_num(cosine), ~np.isnan(cosine))
@@ -40,7 +40,7 @@ def contributions(case: Case, captions: Sequence[Sequence[Word]]) -> dict[str, F
     return found
 
 
-def _summed(case: Case, values: NDArray[Any], counted: NDArray[np.bool_]) -> Floats:
+def _summed(case: KeywordEvalData, values: NDArray[Any], counted: NDArray[np.bool_]) -> Floats:
     """[U, 2]: sums of the counted values [N], and how many they are."""
     columns = [np.where(counted, values, 0.0), counted]
     return np.stack([np.bincount(case.places.owner, column, case.places.shape[0]) for column in columns], axis=1)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.eval.case import ALL, Case
+from speechclip.eval.case import ALL, KeywordEvalData
 
 NEIGHBOURS = 5
 DUMP_BATCH = 8  # dev_batch_size of the published configurations
@@ -35,7 +35,7 @@ def flaw_name(flaws: tuple[str, ...]) -> str:
     return "+".join(flaws) or "clean"
 
 
-def flaw_report(case: Case) -> dict[str, Any]:
+def flaw_report(case: KeywordEvalData) -> dict[str, Any]:
     """Hit rates (5 neighbours, stop words count) with each combination of flaws, their key joined by "+".
 
     Each has "ci95", "frequency_prior", "shuffled_speech" and "only_special", the percentage of counted keywords that
@@ -48,8 +48,8 @@ def flaw_report(case: Case) -> dict[str, Any]:
         ids, gold = _neighbours(case, flaws), case.with_special[ALL] if SPECIAL in flaws else case.gold[ALL]
         caption = first if MISALIGNED in flaws else np.arange(len(first))
         asked = caption[case.places.owner]
-        hit, counted = gold.meet(asked, ids), gold.size[asked] > 0
-        added = hit & counted & ~case.gold[ALL].meet(asked, ids)
+        hit, counted = gold.intersects(asked, ids), gold.size[asked] > 0
+        added = hit & counted & ~case.gold[ALL].intersects(asked, ids)
         row = case.hit_row(ids, gold, case.frequent[ALL][:NEIGHBOURS], hit, caption_of=caption)
         row["only_special"] = 100.0 * float(added.sum() / counted.sum())
         if clean is None:
@@ -60,7 +60,7 @@ def flaw_report(case: Case) -> dict[str, Any]:
     return report
 
 
-def _neighbours(case: Case, flaws: tuple[str, ...]) -> Ints:
+def _neighbours(case: KeywordEvalData, flaws: tuple[str, ...]) -> Ints:
     """Ids [N, 5]."""
     if QUANTISED in flaws:
         rows = case.quantised_any[ALL][:, :NEIGHBOURS] if SPECIAL in flaws else case.quantised

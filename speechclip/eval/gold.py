@@ -56,7 +56,7 @@ class IdSets:
         found: Bools = (at < len(mine)) & (np.append(mine, -1)[at] == asked)
         return found
 
-    def meet(self, owner: Ints, ids: ArrayLike) -> Bools:
+    def intersects(self, owner: Ints, ids: ArrayLike) -> Bools:
         """Whether any of ids [N, k], or of the same ids [k] for all, is in the set of its owner: [N]."""
         found: Bools = np.logical_or.reduce(self.contain(owner[:, None], ids), axis=1)
         return found
@@ -142,9 +142,9 @@ def other_images(images: ArrayLike, seed: int = 0) -> Ints | None:
     shuffled = generator.permutation(total)
     places = generator.permutation(int(clusters.max()) + 1)[clusters[shuffled]]
     order = shuffled[np.argsort(places, kind="stable")]
-    partner = np.empty(total, dtype=np.int64)
-    partner[order] = np.roll(order, int(generator.integers(longest, total - longest + 1)))
-    return partner
+    shuffled_index = np.empty(total, dtype=np.int64)
+    shuffled_index[order] = np.roll(order, int(generator.integers(longest, total - longest + 1)))
+    return shuffled_index
 
 
 def draws_expected(counts: Mapping[int, int], known: Collection[int], number: NDArray[Any]) -> NDArray[np.float64]:

@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speechclip.eval.bootstrap import Bootstrap
-from speechclip.eval.case import ALL, CONTENT, Case
+from speechclip.eval.case import ALL, CONTENT, KeywordEvalData
 from speechclip.eval.flaws import flaw_report
 from speechclip.eval.gold import IdSets, Word, by_frequency, most_frequent, other_images
 from speechclip.eval.neighbours import Subwords, best_of, finite, search, unit_rows
-from speechclip.eval.rates import Places, Rates
+from speechclip.eval.rates import HitRates, KeywordIndex
 from speechclip.eval.words import distinct_report, repetition, word_report
 
 NEIGHBOURS = 5
@@ -53,7 +53,9 @@ class Settings:
     seed: int = 0
 
 
-def score(case: Case, words: Sequence[Sequence[Word]] | None = None, settings: Settings = Settings()) -> dict[str, Any]:
+def score(
+    case: KeywordEvalData, words: Sequence[Sequence[Word]] | None = None, settings: Settings = Settings()
+) -> dict[str, Any]:
     """The scores of the module, and the sections "gold_cosine", "distinct", "words" and "flaws".
 
     Args:
@@ -94,7 +96,7 @@ def find(
     train_counts: Mapping[int, int],
     images: ArrayLike | None = None,
     settings: Settings = Settings(),
-) -> Case:
+) -> KeywordEvalData:
     """Look up, in one pass over the table, all that scores and records are made of.
 
     Args:
@@ -106,13 +108,13 @@ def find(
         ValueError: arrays that do not fit or are not finite, no keyword, fewer subwords than the scores need.
     """
     vectors, present = _fitting(z, mask, len(gold), len(gold_reference))
-    places = Places.of(present)
+    places = KeywordIndex.of(present)
     of_image = np.arange(len(gold)) if images is None else np.asarray(images)
-    partner = other_images(of_image, settings.seed)
+    shuffled_index = other_images(of_image, settings.seed)
     plain = IdSets.of(gold).without(subwords.special_ids)
     sets = {ALL: plain, CONTENT: plain.without(subwords.stop_ids)}
     rows = {kind: sets[kind].rows(subwords) for kind in sets}
-    asked = {"": places.owner} | ({} if partner is None else {"shuffled ": partner[places.owner]})
+    asked = {"": places.owner} | ({} if shuffled_index is None else {"shuffled ": shuffled_index[places.owner]})
     no_content = subwords.special_ids | subwords.stop_ids
     for least, exclude in ((NEIGHBOURS, subwords.special_ids), (1, no_content)):
         most_frequent(train_counts, subwords, least, exclude)  # too few for the named scores is an error
@@ -137,9 +139,9 @@ def find(
         ALL: by_frequency(train_counts, subwords, subwords.special_ids),
         CONTENT: by_frequency(train_counts, subwords, no_content),
     }
-    return Case(
-        places=places, rates=Rates(places, bootstrap), subwords=subwords, counts=train_counts, gold=sets,
-        gold_rows=rows, with_special={ALL: padded, CONTENT: padded.without(subwords.stop_ids)}, partner=partner,
+    return KeywordEvalData(
+        places=places, rates=HitRates(places, bootstrap), subwords=subwords, counts=train_counts, gold=sets,
+        gold_rows=rows, with_special={ALL: padded, CONTENT: padded.without(subwords.stop_ids)}, shuffled_index=shuffled_index,
         frequent=frequent, near={ALL: found.near[1], CONTENT: found.near[2]}, near_any=found.near[0], best=found.best,
         quantised_any=dict(zip((ALL, CONTENT), around, strict=True)), quantised=quantised,
     )  # fmt: skip
@@ -160,13 +162,13 @@ def _depth(wanted: Sequence[int], excluded: Bools) -> int:
     return max([k for k in wanted if k <= int((~excluded).sum())], default=wanted[-1])
 
 
-def _counted(places: Places, gold: IdSets) -> dict[str, int]:
+def _counted(places: KeywordIndex, gold: IdSets) -> dict[str, int]:
     """How many keywords a row of scores is over, by its names: those of utterances whose set is not empty."""
     numbers = np.bincount(places.number[gold.size[places.owner] > 0], minlength=places.shape[1])
     return {f"kw{at + 1}": int(n) for at, n in enumerate(numbers) if n} | {"avg": int(numbers.sum())}
 
 
-def named(case: Case) -> dict[str, tuple[Ints, IdSets, list[int]]]:
+def named(case: KeywordEvalData) -> dict[str, tuple[Ints, IdSets, list[int]]]:
     """By the name of a score: ids of the neighbours that count, [N, k], the gold sets, and the prior's k ids."""
     ids, frequent = case.subwords.ids, case.frequent
     around = case.quantised_any[ALL][:, :NEIGHBOURS]
@@ -177,7 +179,7 @@ def named(case: Case) -> dict[str, tuple[Ints, IdSets, list[int]]]:
     }
 
 
-def _named_scores(case: Case) -> dict[str, Any]:
+def _named_scores(case: KeywordEvalData) -> dict[str, Any]:
     """The scores of the module, and each again in "frequency_prior", "shuffled_speech" and "ci95"."""
     report: dict[str, Any] = {}
     beside: dict[str, dict[str, Any]] = {"frequency_prior": {}, "shuffled_speech": {}, "ci95": {}}
@@ -190,10 +192,12 @@ def _named_scores(case: Case) -> dict[str, Any]:
     return report | {key: scores for key, scores in beside.items() if scores}
 
 
-def _sweep(case: Case, kind: str, near: Ints, sets: Mapping[str, IdSets], sweep: Iterable[int]) -> dict[str, Any]:
+def _sweep(
+    case: KeywordEvalData, kind: str, near: Ints, sets: Mapping[str, IdSets], sweep: Iterable[int]
+) -> dict[str, Any]:
     """The row of each K, its key as a decimal string. near: [N, k] ids of neighbours, best first."""
     gold, prior, owner = sets[kind], case.frequent[kind], case.places.owner
-    other = None if case.partner is None else case.partner[owner]
+    other = None if case.shuffled_index is None else case.shuffled_index[owner]
     hits, shuffled = (
         None if asked is None else np.logical_or.accumulate(gold.contain(asked[:, None], near), axis=1)
         for asked in (owner, other)
@@ -207,7 +211,7 @@ def _sweep(case: Case, kind: str, near: Ints, sets: Mapping[str, IdSets], sweep:
     }  # fmt: skip
 
 
-def _gold_cosine(case: Case, kind: str) -> dict[str, Any]:
+def _gold_cosine(case: KeywordEvalData, kind: str) -> dict[str, Any]:
     """Mean cosine to the nearest subword of the caption. The prior's keyword is the most frequent subword itself."""
     own = case.best[kind][1]
     row = case.rates.scored(np.nan_to_num(own), ~np.isnan(own), scale=1.0)
@@ -215,7 +219,7 @@ def _gold_cosine(case: Case, kind: str) -> dict[str, Any]:
     unit = unit_rows(case.subwords.embeddings)
     prior = best_of((unit @ unit[frequent])[None], case.gold_rows[kind])[1][case.places.owner]
     row["frequency_prior"] = case.rates.row(np.nan_to_num(prior), ~np.isnan(prior), scale=1.0)
-    if case.partner is not None:
+    if case.shuffled_index is not None:
         other = case.best[f"shuffled {kind}"][1]
         row["shuffled_speech"] = case.rates.row(np.nan_to_num(other), ~np.isnan(other), scale=1.0)
     return row

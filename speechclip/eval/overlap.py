@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from speechclip.data.alignments import AlignedWord
 from speechclip.eval.bootstrap import interval
-from speechclip.eval.case import CONTENT, Case
+from speechclip.eval.case import CONTENT, KeywordEvalData
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -100,7 +100,9 @@ def overlaps(
     return Overlaps(spoken.aligned[other], count > 0, hit, chance)
 
 
-def overlap_report(case: Case, spans: ArrayLike, spoken: SpokenWords, seconds: Floats, kind: str) -> dict[str, Any]:
+def overlap_report(
+    case: KeywordEvalData, spans: ArrayLike, spoken: SpokenWords, seconds: Floats, kind: str
+) -> dict[str, Any]:
     """The share of spans that overlap the word their keyword names, in percent.
 
     Args:
@@ -131,8 +133,8 @@ def overlap_report(case: Case, spans: ArrayLike, spoken: SpokenWords, seconds: F
             _columns(case, overlaps(spans, owner, np.full(len(owner), frequent), spoken, seconds)).sum(axis=0)
         ),
     }  # fmt: skip
-    if case.partner is not None:
-        other = overlaps(spans, owner, named, spoken, seconds, case.partner)
+    if case.shuffled_index is not None:
+        other = overlaps(spans, owner, named, spoken, seconds, case.shuffled_index)
         report["shuffled_speech"] = _shares(_columns(case, other).sum(axis=0))
     if case.rates.bootstrap is not None:
         drawn = case.rates.bootstrap.sums(columns)
@@ -142,7 +144,7 @@ def overlap_report(case: Case, spans: ArrayLike, spoken: SpokenWords, seconds: F
     return report
 
 
-def _columns(case: Case, found: Overlaps) -> Floats:
+def _columns(case: KeywordEvalData, found: Overlaps) -> Floats:
     """[U, 4]: counted keywords, those that name a word, those that overlap it, and how many would by chance."""
     owner, utterances = case.places.owner, case.places.shape[0]
     named = found.counted & found.named

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from speechclip.matmul import linear
+from speechclip.model.encoders.kernels.linear import linear
 
 BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MiB in single precision
 BLOCK_ITEMS = 64  # gallery items compared at a time where scores lie by item

@@ -16,7 +16,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Places:
+class KeywordIndex:
     """The N keywords of U utterances, at most K of one: utterance by utterance, in each by number.
 
     owner: [N] their utterances. number: [N], from 0. shape: (U, K).
@@ -27,7 +27,7 @@ class Places:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, mask: ArrayLike) -> Places:
+    def of(cls, mask: ArrayLike) -> KeywordIndex:
         """From a mask [U, K]. Raises ValueError where no utterance has a keyword."""
         present = np.asarray(mask, dtype=bool)
         owner, number = np.nonzero(present)
@@ -41,7 +41,7 @@ class Places:
         return np.bincount(self.owner, minlength=self.shape[0])
 
 
-class Rates:
+class HitRates:
     """Makes rows ``{"kw1": ..., "kw2": ..., "avg": ...}`` of values of keywords.
 
     "avg" is the mean over all counted keywords, so that a kw7 of few utterances weighs as little as it is rare. Where
@@ -51,7 +51,7 @@ class Rates:
         places: of the keywords. bootstrap: over the U utterances, None for no intervals.
     """
 
-    def __init__(self, places: Places, bootstrap: Bootstrap | None = None) -> None:
+    def __init__(self, places: KeywordIndex, bootstrap: Bootstrap | None = None) -> None:
         self.places, self.bootstrap = places, bootstrap
 
     def row(self, values: ArrayLike, counted: ArrayLike, scale: float = 100.0) -> dict[str, float]:
@@ -102,7 +102,7 @@ class Rates:
 
 
 def _means(sums: Floats) -> Floats:
-    """Sums [n, 2K] as `Rates._columns` lays them out to means [n, K + 1], that of all last; NaN of nothing."""
+    """Sums [n, 2K] as `HitRates._columns` lays them out to means [n, K + 1], that of all last; NaN of nothing."""
     keywords = sums.shape[1] // 2
     value, count = (np.c_[part, part.sum(axis=1)] for part in (sums[:, :keywords], sums[:, keywords:]))
     return np.where(count > 0, value / np.maximum(count, 1), np.nan)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.common.files import replacing
 from speechclip.data.alignments import AlignedWord
-from speechclip.eval.case import ALL, CONTENT, Case
+from speechclip.eval.case import ALL, CONTENT, KeywordEvalData
 from speechclip.eval.gold import Word
 from speechclip.eval.keywords import NEIGHBOURS
 from speechclip.eval.neighbours import Subwords
 from speechclip.eval.overlap import overlapping
-from speechclip.folders import replacing
 
 Floats = NDArray[np.floating[Any]]
 
@@ -23,7 +23,7 @@ Floats = NDArray[np.floating[Any]]
 def keyword_records(
     utterances: Sequence[str],
     captions: Sequence[str],
-    case: Case,
+    case: KeywordEvalData,
     spans: ArrayLike,
     strings: Mapping[int, str],
     words: Sequence[Sequence[Word]],
@@ -45,7 +45,7 @@ def keyword_records(
     near, table = case.near[ALL], case.subwords
     ids, cosines = table.ids[near.rows[:, :k]].tolist(), near.cosines[:, :k].tolist()
     named = table.ids[case.near[CONTENT].rows[:, 0]].tolist()
-    hit = case.gold[ALL].meet(case.places.owner, table.ids[near.rows[:, :NEIGHBOURS]]).tolist()
+    hit = case.gold[ALL].intersects(case.places.owner, table.ids[near.rows[:, :NEIGHBOURS]]).tolist()
     best = case.best[ALL]
     word_of = [{identity: word.text for word in reversed(list(caption)) for identity in word.ids} for caption in words]
     times = np.round(np.asarray(spans, dtype=np.float64), 4).tolist()

@@ -85,18 +85,18 @@ def segmentation_report(
     spans: Sequence[Pairs],
     words: Sequence[Pairs],
     tolerance: float,
-    partner: Sequence[int] | None = None,
+    shuffled_index: Sequence[int] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, Any]:
     """Scores of the keywords' times against the words'.
 
     Args:
         spans: of each utterance, (start, end) of its keywords in seconds. words: the same of its words, at least one.
-        tolerance: seconds. partner: an utterance of another image for each. bootstrap: over these utterances.
+        tolerance: seconds. shuffled_index: an utterance of another image for each. bootstrap: over these utterances.
     Returns:
         what :func:`boundary_measures` gives, with "tolerance", "n_found", "n_true", "n_utterances"; "tolerances": the
         same measures for each of `TOLERANCES`; "uniform": for as many boundaries, evenly spaced; "shuffled_speech": for
-        the keywords of the partner, stretched to the same length; "ci95".
+        the keywords of the shuffled_index, stretched to the same length; "ci95".
     """
     counts = _counts(spans, words, tolerance)
     total = counts.sum(axis=0).tolist()
@@ -110,8 +110,8 @@ def segmentation_report(
             [_evenly(*pair, tolerance) for pair in zip(spans, words, strict=True)], words, tolerance
         ),
     }  # fmt: skip
-    if partner is not None:
-        moved = [_stretched(spans[other], words[other], words[own]) for own, other in enumerate(partner)]
+    if shuffled_index is not None:
+        moved = [_stretched(spans[other], words[other], words[own]) for own, other in enumerate(shuffled_index)]
         found = [keyword_boundaries(*pair, tolerance) for pair in zip(moved, words, strict=True)]
         report["shuffled_speech"] = _measures_of(found, words, tolerance)
     if bootstrap is not None:

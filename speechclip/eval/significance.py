@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.common.errors import UserError
+from speechclip.common.files import replacing
 from speechclip.data.embeddings import read_arrays
-from speechclip.errors import UserError
 from speechclip.eval.bootstrap import Bootstrap, interval
 from speechclip.eval.retrieval import gains_of
-from speechclip.folders import replacing
 
 RESAMPLES = 1000  # of the interval of a difference
 _BLOCK = 1 << 22  # signs drawn at a time

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.eval.bootstrap import interval
-from speechclip.eval.case import CONTENT, Case
+from speechclip.eval.case import CONTENT, KeywordEvalData
 from speechclip.eval.gold import CaptionWords, Word, draws_expected
-from speechclip.eval.rates import Places
+from speechclip.eval.rates import KeywordIndex
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -35,7 +35,7 @@ REPETITION = ("keywords", "distinct", "duplicates")
 MEASURES = ("precision", "recall", "f1", "whole_precision", "whole_recall", "whole_f1")
 
 
-def repetition(rows: Ints, places: Places) -> dict[str, float]:
+def repetition(rows: Ints, places: KeywordIndex) -> dict[str, float]:
     """``{"keywords", "distinct", "duplicates"}``: mean number of keywords of an utterance, mean number of different
     rows among them, and the percentage of keywords whose row another of the utterance has already.
 
@@ -44,7 +44,7 @@ def repetition(rows: Ints, places: Places) -> dict[str, float]:
     return dict(zip(REPETITION, _repetition(_repetition_columns(rows, places).sum(axis=0)).tolist(), strict=True))
 
 
-def distinct_report(case: Case, kind: str, seed: int) -> dict[str, Any]:
+def distinct_report(case: KeywordEvalData, kind: str, seed: int) -> dict[str, Any]:
     """:func:`repetition` of the nearest subwords, with "ci95" and what two things without the utterance would show.
 
     "frequency_prior": as many independent draws by frequency in the training captions, their expectation.
@@ -58,12 +58,12 @@ def distinct_report(case: Case, kind: str, seed: int) -> dict[str, Any]:
     drawn = columns.copy()
     drawn[:, 1] = draws_expected(case.counts, case.frequent[kind], places.counts)
     report["frequency_prior"] = dict(zip(REPETITION, _repetition(drawn.sum(axis=0)).tolist(), strict=True))
-    if case.partner is not None:
+    if case.shuffled_index is not None:
         report["shuffled_speech"] = repetition(_exchanged(rows, places, seed), places)
     return report
 
 
-def word_report(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> dict[str, Any]:
+def word_report(case: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> dict[str, Any]:
     """`MEASURES` of the words that an utterance's keywords name, against those of its caption, in percent.
 
     "frequency_prior": an utterance with n keywords has the n most frequent subwords in their place;
@@ -82,19 +82,19 @@ def word_report(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> di
     known = places.number < len(frequent)
     prior = _word_columns(words, places.owner[known], frequent[places.number[known]], everyone)
     report["frequency_prior"] = _named(prior)
-    if case.partner is not None:
-        report["shuffled_speech"] = _named(_word_columns(words, places.owner, nearest, case.partner))
+    if case.shuffled_index is not None:
+        report["shuffled_speech"] = _named(_word_columns(words, places.owner, nearest, case.shuffled_index))
     return report
 
 
-def word_counts(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> Floats:
+def word_counts(case: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> Floats:
     """What every utterance adds to the counts behind `word_report`, [U, 4]; :func:`word_measures` takes their sums."""
     nearest = case.subwords.ids[case.near[kind].rows[:, 0]]
     words, everyone = _caption_words(case, kind, captions), np.arange(case.places.shape[0])
     return _word_columns(words, case.places.owner, nearest, everyone)
 
 
-def _caption_words(case: Case, kind: str, captions: Sequence[Sequence[Word]]) -> CaptionWords:
+def _caption_words(case: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> CaptionWords:
     """The words to find. Raises ValueError where there is none."""
     special, stop = case.subwords.special_ids, case.subwords.stop_ids
     content = kind == CONTENT
@@ -109,7 +109,7 @@ def _named(columns: Floats) -> dict[str, float]:
     return dict(zip(MEASURES, word_measures(columns.sum(axis=0)).tolist(), strict=True))
 
 
-def _repetition_columns(rows: Ints, places: Places) -> Floats:
+def _repetition_columns(rows: Ints, places: KeywordIndex) -> Floats:
     """[U, 3]: keywords, different rows among them, and whether there are any."""
     counts = places.counts
     pairs = np.unique(np.stack([places.owner, rows]), axis=1)
@@ -123,7 +123,7 @@ def _repetition(sums: Floats) -> Floats:
     return np.stack([keywords / some, distinct / some, 100 * (keywords - distinct) / np.maximum(keywords, 1)], axis=-1)
 
 
-def _exchanged(rows: Ints, places: Places, seed: int) -> Ints:
+def _exchanged(rows: Ints, places: KeywordIndex, seed: int) -> Ints:
     """The rows [N], each moved to another utterance's keyword of the same number."""
     generator, exchanged = np.random.default_rng(seed), rows.copy()
     for number in range(places.shape[1]):

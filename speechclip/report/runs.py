@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 _NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
 UNKNOWN_SEED = "unknown"

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.checkpoint import provenance, replace_folder
+from speechclip.common.errors import UserError
+from speechclip.common.files import replace_folder
+from speechclip.common.provenance import provenance
 from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import read_table
-from speechclip.errors import UserError
 from speechclip.search.index import (
     EXACT,
     INFO,
@@ -28,7 +29,7 @@ from speechclip.search.index import (
     model_reference,
     read_info,
     thumbnail_path,
-)  # fmt: skip
+)
 from speechclip.search.neighbours import (
     BLOCK,
     EXACT_UP_TO,
@@ -36,12 +37,12 @@ from speechclip.search.neighbours import (
     default_lists,
     default_probes,
     write_inverted_file,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from speechclip.model import SpeechCLIP
+    from speechclip.api import SpeechCLIP
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 320, 85  # pixels of the longer side, JPEG quality
@@ -86,7 +87,7 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> dict[str, 
 
 def index_images(
     model: SpeechCLIP, model_path: str | Path, images: Mapping[str, Path], out: str | Path,
-    structure: Structure = Structure(), say: Callable[[str], None] = print,
+    structure: Structure = Structure(), log: Callable[[str], None] = print,
 ) -> IndexInfo:  # fmt: skip
     """Embed images (id -> file) with the model's CLIP and write an index of them, thumbnails included.
 
@@ -99,7 +100,7 @@ def index_images(
         ids: list[str] = []
         files: list[str] = []
         parts = []
-        for batch in _batches(images, say):
+        for batch in _batches(images, log):
             for row, (_, image) in enumerate(batch, start=len(ids)):
                 save_thumbnail(image, thumbnail_path(folder, row))
             parts.append(model.encode_image([image for _, image in batch]).cpu().numpy())
@@ -117,7 +118,7 @@ def index_images(
 
 def index_embeddings(
     model: SpeechCLIP, model_path: str | Path, embeddings: str | Path, out: str | Path,
-    images: Mapping[str, Path] | None = None, structure: Structure = Structure(), say: Callable[[str], None] = print,
+    images: Mapping[str, Path] | None = None, structure: Structure = Structure(), log: Callable[[str], None] = print,
 ) -> IndexInfo:  # fmt: skip
     """Write an index of precomputed embeddings (``.npz`` with ``ids`` and ``embeddings``).
 
@@ -127,10 +128,10 @@ def index_embeddings(
     """
     target = check_target(out)
     ids, table = load_embeddings(embeddings)
-    if table.shape[1] != model.dimensions.joint:
-        raise UserError(f"{embeddings}: {table.shape[1]} dimensions, {model_path} has {model.dimensions.joint}")
+    if table.shape[1] != model.network.dimensions.joint:
+        raise UserError(f"{embeddings}: {table.shape[1]} dimensions, {model_path} has {model.network.dimensions.joint}")
     made_by, space = embeddings_source(embeddings).get("weights"), joint_space(model)
-    if made_by and model.clip is not None and space != f"clip:{made_by}":
+    if made_by and model.network.clip is not None and space != f"clip:{made_by}":
         raise UserError(f"{embeddings}: made by another CLIP than that of {model_path}")
     by_id = _by_id(images or {})
     files = [str(by_id[item].resolve()) if item in by_id else "" for item in ids]
@@ -142,7 +143,7 @@ def index_embeddings(
         info = write_index(folder, ids, table, structure, space=space, model=reference, files=files if images else [])
         made = 0
         for row, file in enumerate(files):
-            image = _try_image(Path(file), say) if file else None
+            image = _try_image(Path(file), log) if file else None
             if image is not None:
                 save_thumbnail(image, thumbnail_path(folder, row))
                 made += 1
@@ -190,11 +191,11 @@ def save_thumbnail(image: Image, path: Path) -> None:
     small.save(path, quality=THUMBNAIL_QUALITY)
 
 
-def _batches(images: Mapping[str, Path], say: Callable[[str], None]) -> Iterator[list[tuple[str, Image]]]:
+def _batches(images: Mapping[str, Path], log: Callable[[str], None]) -> Iterator[list[tuple[str, Image]]]:
     """The images that can be read, with their ids, a batch at a time."""
     batch: list[tuple[str, Image]] = []
     for item, path in images.items():
-        image = _try_image(path, say)
+        image = _try_image(path, log)
         if image is not None:
             batch.append((item, image))
         if len(batch) == BATCH:
@@ -204,12 +205,12 @@ def _batches(images: Mapping[str, Path], say: Callable[[str], None]) -> Iterator
         yield batch
 
 
-def _try_image(path: Path, say: Callable[[str], None]) -> Image | None:
+def _try_image(path: Path, log: Callable[[str], None]) -> Image | None:
     """An image, or None with a word on why not: one bad picture among thousands is no reason to have no index."""
     try:
         return load_image(path)
     except UserError as error:
-        say(f"left out: {error}")
+        log(f"left out: {error}")
         return None
 
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
+from speechclip.common.files import is_hub_id
 from speechclip.search.neighbours import InvertedFile, exact_search, read_inverted_file
 
 if TYPE_CHECKING:
-    from speechclip.model import SpeechCLIP
+    from speechclip.api import SpeechCLIP
     from speechclip.search.neighbours import Floats, Rows
 
 INFO, ITEMS, VECTORS, LISTS, THUMBNAILS = "index.json", "items.json", "vectors.npy", "lists.faiss", "thumbnails"
@@ -61,11 +61,11 @@ def joint_space(model: SpeechCLIP) -> str:
     """
     from torch import nn
 
-    from speechclip.encoders.speech import weights_fingerprint
+    from speechclip.model.encoders.base import weights_fingerprint
 
-    if model.clip is not None:
-        return f"clip:{model.clip.description['weights']}"
-    return f"head:{weights_fingerprint(nn.ModuleDict(model.trained_modules()))}"
+    if model.network.clip is not None:
+        return f"clip:{model.network.clip.description['weights']}"
+    return f"head:{weights_fingerprint(nn.ModuleDict(model.network.trained_modules()))}"
 
 
 class ImageIndex:
@@ -140,7 +140,7 @@ class ImageIndex:
         moved = self.folder.resolve() / self.info.model
         if moved.exists():
             return os.path.relpath(moved)
-        if _is_hub_id(self.info.model):
+        if is_hub_id(self.info.model):
             return self.info.model
         raise UserError(f"{self.folder}: its model is not at {os.path.normpath(moved)} any more: name it with --model")
 
@@ -153,10 +153,6 @@ def thumbnail_path(folder: Path, row: int) -> Path:
 def model_reference(path: str | Path, index: Path) -> str:
     """How an index names its model: relative to its folder, so that both may move together, or as on the hub."""
     return os.path.relpath(Path(path).resolve(), index.resolve()) if Path(path).exists() else str(path)
-
-
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"(hf-hub:)?[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 from speechclip.eval.neighbours import largest
 
 if TYPE_CHECKING:

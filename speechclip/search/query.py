@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.constants import SAMPLE_RATE
+from speechclip.common.constants import SAMPLE_RATE
+from speechclip.common.devices import pick_device
+from speechclip.common.errors import UserError
 from speechclip.data.audio import load_audio, num_samples
-from speechclip.device import pick_device
-from speechclip.encoders.tokens import WORD_END, WORD_START
-from speechclip.errors import UserError
+from speechclip.model.encoders.tokenizers import WORD_END, WORD_START
 from speechclip.search.index import ImageIndex
 
 if TYPE_CHECKING:
-    from speechclip.model import Keyword, SpeechCLIP
+    from speechclip.api import Keyword, SpeechCLIP
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Answer:
 
 
 def ask(
-    model: SpeechCLIP, index: ImageIndex, recording: str | Path, *, top_k: int = 10, readout: str | None = None,
+    model: SpeechCLIP, index: ImageIndex, recording: str | Path, *, top_k: int = 10, branch: str | None = None,
     neighbours: int = 3, max_seconds: float = 60.0, exact: bool = False,
 ) -> Answer:  # fmt: skip
     """Search with a recorded query.
 
     Args:
-        readout: see :meth:`SpeechCLIP.encode_speech`. neighbours: subwords named for each keyword.
+        branch: see :meth:`SpeechCLIP.encode_speech`. neighbours: subwords named for each keyword.
         max_seconds: a longer recording is refused before it is decoded.
         exact: compare with all vectors.
     Raises:
@@ -86,7 +86,7 @@ def ask(
     if not wave.any():
         raise UserError(f"{recording}: silence, every sample is zero")
     started = time.perf_counter()
-    embedding, keywords = model.listen(wave, readout, neighbours)
+    embedding, keywords = model.encode_with_keywords(wave, branch, neighbours)
     query = embedding.float().cpu().numpy()[None]
     encoded = time.perf_counter()
     rows, cosines = index.search(query, top_k, exact)
@@ -124,7 +124,7 @@ def format_answer(query: str, answer: Answer) -> str:
 
 def load_for_search(path: str, device: str = "auto") -> SpeechCLIP:
     """A model by checkpoint folder, published file or id on the hub. device: see :func:`pick_device`."""
-    from speechclip.model import SpeechCLIP
+    from speechclip.api import SpeechCLIP
 
     return SpeechCLIP.from_pretrained(path, device=pick_device(device))
 

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from speechclip.common.errors import UserError
 from speechclip.data.audio import load_audio
-from speechclip.errors import UserError
 from speechclip.search.index import ImageIndex
 from speechclip.search.query import ask
 
@@ -41,7 +41,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from speechclip.model import SpeechCLIP
+    from speechclip.api import SpeechCLIP
 
 PAGE = {"/": "index.html", "/page.js": "page.js", "/recorder.js": "recorder.js", "/page.css": "page.css"}
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
@@ -71,16 +71,16 @@ class Limits:
 class Service:
     """Answers queries about one index with one model, one at a time."""
 
-    def __init__(self, model: SpeechCLIP, index: ImageIndex, limits: Limits, readout: str | None = None) -> None:
-        self.model, self.index, self.limits, self.readout = model, index, limits, readout
+    def __init__(self, model: SpeechCLIP, index: ImageIndex, limits: Limits, branch: str | None = None) -> None:
+        self.model, self.index, self.limits, self.branch = model, index, limits, branch
         self._one, self._waiting = threading.Lock(), threading.Semaphore(WAITING + 1)
 
     def describe(self) -> dict[str, Any]:
         """What the page says about the index, and the limits it keeps to before anything is sent."""
         return {
             "images": len(self.index),
-            "head": self.model.config.head.name,
-            "keywords": self.model.config.head.has_keywords,
+            "head": self.model.network.config.head.name,
+            "keywords": self.model.has_keywords,
             "max_seconds": self.limits.seconds,
             "max_bytes": self.limits.size,
         }
@@ -103,7 +103,7 @@ class Service:
     def _answer(self, path: Path) -> dict[str, Any]:
         check_shape(path)
         found = ask(
-            self.model, self.index, path, top_k=self.limits.top_k, readout=self.readout,
+            self.model, self.index, path, top_k=self.limits.top_k, branch=self.branch,
             neighbours=self.limits.neighbours, max_seconds=self.limits.seconds,
         )  # fmt: skip
         report = found.as_dict()
@@ -136,10 +136,10 @@ def peaks(wave: np.ndarray) -> list[float]:
 
 
 def make_app(
-    model: SpeechCLIP, index: ImageIndex, limits: Limits, *, host: str = "127.0.0.1", readout: str | None = None
+    model: SpeechCLIP, index: ImageIndex, limits: Limits, *, host: str = "127.0.0.1", branch: str | None = None
 ) -> Starlette:
     """The web application. host: what it will listen on; requests under other names are refused (DNS rebinding)."""
-    service = Service(model, index, limits, readout)
+    service = Service(model, index, limits, branch)
 
     async def page(request: Request) -> Response:
         name = PAGE[request.url.path]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechclip.checkpoint import read_weights
+from speechclip.checkpoint.folder import read_weights
+from speechclip.common.errors import UserError
 from speechclip.config import Config, known_keys, to_dict
-from speechclip.errors import UserError
-from speechclip.model import SpeechCLIP
+from speechclip.model.network import SpeechNetwork
 
 TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
 
@@ -55,7 +55,7 @@ class EmaWeights:
             (1 + step) / (10 + step) where that is less, so that the start is soon forgotten.
     """
 
-    def __init__(self, model: SpeechCLIP, decay: float) -> None:
+    def __init__(self, model: SpeechNetwork, decay: float) -> None:
         self.decay = decay
         self.parameters = model.trained_parameters()
         self.average = [p.detach().clone() for p in self.parameters]
@@ -132,7 +132,7 @@ def weights_of(origin: dict[str, Any]) -> dict[str, Any]:
 
 
 # what changes how a run is told, scored or fed, but not what it learns
-_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval", "train.board_utterances")
+_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval", "train.tensorboard_utterances")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:

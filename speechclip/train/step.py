@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from speechclip.config import Config
 from speechclip.data.dataset import Batch
-from speechclip.embed import features_of
-from speechclip.heads.base import CASCADED, PARALLEL
-from speechclip.model import SpeechCLIP
+from speechclip.model.heads.base import CASCADED, PARALLEL, SpeechOutput
+from speechclip.model.network import SpeechNetwork
 
 
-class Task:
+class TrainBatch:
     """What a training step works on. A plain class: Fabric rounds tensors and named tuples of them to the training
     precision on their way into a module, and waveforms, stored states and targets have to arrive as they are.
 
@@ -34,37 +33,30 @@ class LossStep(nn.Module):
     global batch, negatives included, also where they share it unevenly.
     """
 
-    def __init__(self, model: SpeechCLIP, config: Config, fabric: Fabric) -> None:
+    def __init__(self, model: SpeechNetwork, config: Config, fabric: Fabric) -> None:
         super().__init__()
         self.model = model
         self._config = config
         self._fabric = fabric
 
-    def forward(self, task: Task) -> Tensor:
+    def forward(self, train_batch: TrainBatch) -> Tensor:
         """The loss of a batch, a scalar."""
-        batch, targets, groups = task.batch, task.targets, task.groups
-        # transformers draws for layer drop even where none is done: stored and online features see one random state
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
-            states, frames = features_of(self.model, batch, self._config.data.encode_batch_size)
-        data = self._config.data
-        masks = (
-            random_spans(frames, states.shape[2], data.time_masks, data.time_mask_frames) if data.time_masks else None
-        )
-        output = self.model.apply_head(states, frames, masks)
+        batch, targets, groups = train_batch.batch, train_batch.targets, train_batch.groups
+        output: SpeechOutput = self.model(batch)
         world = self._fabric.world_size
         # gradients are averaged over processes, whatever each one's share
-        share = len(groups) * world / data.batch_size if world > 1 else 1.0
+        share = len(groups) * world / self._config.data.batch_size if world > 1 else 1.0
         if world > 1:
             targets, groups = self._gather(targets), self._gather(groups)
         weights = self._config.model.loss
-        total = 0.0 if output.quantity is None else weights.quantity_weight * share * output.quantity
-        for name, embedding in output.readouts.items():
+        total = 0.0 if output.quantity_loss is None else weights.quantity_weight * share * output.quantity_loss
+        for name, embedding in output.branches.items():
             speech = nn.functional.normalize(embedding.float(), dim=-1)
             if world > 1:
                 speech = self._gather(speech, sync_grads=True)
-            # one read-out is weighed against nothing but its quantity loss
+            # one branch is weighed against nothing but its quantity loss
             weight = {PARALLEL: weights.parallel_weight, CASCADED: weights.cascaded_weight}[name]
-            weight = weight if len(output.readouts) > 1 else 1.0
+            weight = weight if len(output.branches) > 1 else 1.0
             total = total + weight * self.model.loss(speech, targets, groups)
         return cast(Tensor, total)
 
@@ -78,12 +70,3 @@ class LossStep(nn.Module):
             return every
         sizes = [len(range(rank, batch, world)) for rank in range(world)]
         return torch.cat([every[rank * longest :][:size] for rank, size in enumerate(sizes)])
-
-
-def random_spans(frames: Tensor, width: int, count: int, longest: int) -> Tensor:
-    """``count`` random spans of 0 to ``longest`` frames in each utterance: [B, width] bool. frames: [B]."""
-    sizes = torch.randint(0, longest + 1, (len(frames), count))
-    starts = (torch.rand(len(frames), count) * frames.cpu()[:, None]).long()
-    at = torch.arange(width)[None, None, :]
-    inside = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
-    return inside.any(dim=1).to(frames.device)

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 __all__ = ["quietly", "register"]
 
@@ -39,7 +39,7 @@ def register() -> list[str]:
     Raises:
         UserError: s3prl is not installed, or has another upstream of one of the names.
     """
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     try:

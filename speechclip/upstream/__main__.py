@@ -14,8 +14,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 
 COMMANDS = {"s3prl-main": "s3prl.main", "run_downstream": "s3prl.run_downstream"}
 

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechclip.constants import HOP, SAMPLE_RATE
-from speechclip.errors import UserError
-from speechclip.model import SpeechCLIP
+from speechclip.checkpoint.folder import SETTINGS, load_model, read_checkpoint
+from speechclip.checkpoint.pretrained import load_published_states
+from speechclip.common.constants import HOP, SAMPLE_RATE
+from speechclip.common.errors import UserError
+from speechclip.config import load
+from speechclip.data.waveforms import as_wave
+from speechclip.model.network import SpeechNetwork
 
 LOUDEST = 256.0  # full scale is 1; floats beyond this are integers that nobody scaled
 
@@ -76,18 +80,14 @@ class UpstreamExpert(nn.Module):
             )
         for wave in wavs:
             _check_scale(wave)
-        states, _ = self.model.hidden_states(wavs)
+        states, _ = self.model.hidden_states([as_wave(wave).to(self.model.device) for wave in wavs])
         if not self.head_layer:
             states = states[:-1]
         numbered = {f"hidden_state_{index}": state for index, state in enumerate(states)}
         return {"hidden_states": states, "last_hidden_state": states[-1], **numbered}
 
 
-def _load(ckpt: str | Path, model_config: str | None) -> SpeechCLIP:
-    from speechclip.checkpoint import SETTINGS, load_model, read_checkpoint
-    from speechclip.config import load
-    from speechclip.pretrained import load_published_states
-
+def _load(ckpt: str | Path, model_config: str | None) -> SpeechNetwork:
     if Path(ckpt).is_file():  # a published one
         if model_config is not None:
             raise UserError(f"{model_config}: a configuration goes with a checkpoint folder; {ckpt} is a file")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 from speechclip.upstream.expert import UpstreamExpert
 
 Entry = Callable[..., UpstreamExpert]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 Effects = Sequence[Sequence[str]]
 WINDOW_SECONDS = 0.02  # over which the effect `silence` takes the root mean square, as sox does
@@ -67,9 +67,7 @@ def info(path: str | Path) -> AudioMetaData:
     """What the header of a file says."""
     with _sound(path) as sound:
         bits = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64, "PCM_S8": 8, "PCM_U8": 8}
-        return AudioMetaData(
-            sound.samplerate, sound.frames, sound.channels, bits.get(sound.subtype, 0), sound.subtype
-        )
+        return AudioMetaData(sound.samplerate, sound.frames, sound.channels, bits.get(sound.subtype, 0), sound.subtype)
 
 
 def load(

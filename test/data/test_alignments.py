@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from speechclip.common.errors import UserError
 from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments, read_textgrid
-from speechclip.errors import UserError
 
 
 def test_words_by_utterance_in_order(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import soundfile
 import soxr
 from PIL import Image
 
+from speechclip.common.errors import UserError
 from speechclip.data.audio import SAMPLE_RATE, check_audio, load_audio, num_samples
 from speechclip.data.images import check_image, load_image
-from speechclip.errors import UserError
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),

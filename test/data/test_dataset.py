@@ -12,6 +12,7 @@ import soundfile
 import torch
 from fixtures import JOINT, STATES, WIDTH, make_data, store_embeddings, store_features, stored_split
 
+from speechclip.common.errors import UserError
 from speechclip.data.dataset import (
     Crop,
     Split,
@@ -24,7 +25,6 @@ from speechclip.data.dataset import (
 from speechclip.data.embeddings import load_embeddings, save_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.errors import UserError
 
 LENGTHS = np.random.default_rng(0).permutation(103) / 10  # seconds, all different
 

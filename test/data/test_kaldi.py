@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechclip.bin.validate_data_dir import main as validate
+from speechclip.common.errors import UserError
 from speechclip.data.kaldi import DataDir, Utterance, find_problems, read_table, write_data_dir, write_table
-from speechclip.errors import UserError
 
 LINE_BREAKS = "\n\r"
 ids = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1).filter(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fixtures import make_data
 
-from speechclip.clip_embeddings import count_vocabulary, vocabulary_texts
-from speechclip.compat import prepare
+from speechclip.common.compat import prepare
+from speechclip.common.errors import UserError
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.encoders.tokens import BpeTokenizer
-from speechclip.errors import UserError
+from speechclip.features.clip import count_vocabulary, vocabulary_texts
+from speechclip.model.encoders.tokenizers import BpeTokenizer
 
 
 class Tower:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from circle import circle_table, on_circle, padded
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 from speechclip.eval.contributions import compare_keywords, contributions, save_contributions
 from speechclip.eval.gold import Word
 from speechclip.eval.keywords import Settings, find, score

@@ -44,7 +44,7 @@ def test_sets_of_ids():
         [True, False, True],
     ]
     assert sets.contain([0, 2], [10**6, 7]).tolist() == [False, True]  # an id beyond all of theirs
-    assert sets.meet(np.array([0, 2, 1]), [[9, 4], [4, 4], [2, 2]]).tolist() == [True, False, False]
+    assert sets.intersects(np.array([0, 2, 1]), [[9, 4], [4, 4], [2, 2]]).tolist() == [True, False, False]
     less = sets.without({2})
     assert (less.owner.tolist(), less.ids.tolist(), less.size.tolist()) == ([0, 2], [4, 7], [1, 0, 1])
     assert not IdSets.of([set(), set()]).contain([0, 1], [3, 3]).any()
@@ -76,12 +76,12 @@ def test_words_of_captions():
 def test_shuffled_utterances_are_of_other_images(sizes):
     images = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)) + 100, sizes))
     partners = [other_images(images, seed) for seed in range(5)]
-    for partner in partners:
-        assert sorted(partner.tolist()) == list(range(len(images)))
-        assert (images[partner] != images).all()
+    for shuffled_index in partners:
+        assert sorted(shuffled_index.tolist()) == list(range(len(images)))
+        assert (images[shuffled_index] != images).all()
     assert np.array_equal(partners[0], other_images(images, 0))
     if len(images) > 10:
-        assert any(not np.array_equal(partners[0], partner) for partner in partners[1:])
+        assert any(not np.array_equal(partners[0], shuffled_index) for shuffled_index in partners[1:])
 
 
 def test_there_is_no_shuffling_within_one_image():

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from speechclip.eval.bootstrap import Bootstrap
-from speechclip.eval.rates import Places, Rates
+from speechclip.eval.rates import HitRates, KeywordIndex
 
 MASK = [[True, True], [True, False], [False, False], [True, True]]  # five keywords of three utterances
 
 
 def test_places_of_a_mask() -> None:
-    places = Places.of(MASK)
+    places = KeywordIndex.of(MASK)
     assert (places.owner.tolist(), places.number.tolist(), places.shape) == ([0, 0, 1, 3, 3], [0, 1, 0, 0, 1], (4, 2))
     assert places.counts.tolist() == [2, 1, 0, 2]
     with pytest.raises(ValueError, match="no utterance has a keyword"):
-        Places.of([[False]])
+        KeywordIndex.of([[False]])
 
 
 def test_a_row_by_hand() -> None:
-    rates = Rates(Places.of(MASK))
+    rates = HitRates(KeywordIndex.of(MASK))
     # kw1: 1, 0, 1; kw2: 0 and one that is not counted
     row = rates.scored([1, 0, 0, 1, 1], [True, True, True, True, False])
     assert row == pytest.approx({"kw1": 200 / 3, "kw2": 0.0, "avg": 50.0})  # two of four
@@ -36,11 +36,11 @@ def test_a_row_by_hand() -> None:
 
 
 def test_a_rare_keyword_weighs_little_and_equally_many_weigh_the_same() -> None:
-    places = Places.of([[True, False]] * 99 + [[True, True]])  # a second keyword in one utterance of a hundred
-    row = Rates(places).row(places.number == 1, [True] * 101)
+    places = KeywordIndex.of([[True, False]] * 99 + [[True, True]])  # a second keyword in one utterance of a hundred
+    row = HitRates(places).row(places.number == 1, [True] * 101)
     assert row == pytest.approx({"kw1": 0.0, "kw2": 100.0, "avg": 100 / 101})
-    places = Places.of(np.ones((7, 3)))
-    row = Rates(places).row(np.random.default_rng(1).random(21), [True] * 21)
+    places = KeywordIndex.of(np.ones((7, 3)))
+    row = HitRates(places).row(np.random.default_rng(1).random(21), [True] * 21)
     assert row["avg"] == pytest.approx(np.mean([row[f"kw{number}"] for number in (1, 2, 3)]))
 
 
@@ -52,11 +52,11 @@ def draws_of(bootstrap: Bootstrap, utterances: int) -> np.ndarray:
 def test_intervals_and_differences_against_loops() -> None:
     generator = np.random.default_rng(4)
     mask = generator.random((12, 3)) < 0.7
-    places = Places.of(mask)
+    places = KeywordIndex.of(mask)
     total = len(places.owner)
     hit, other, counted = (generator.random(total) < share for share in (0.4, 0.7, 0.9))
     bootstrap = Bootstrap(np.arange(12) // 2, 60, 5)
-    rates = Rates(places, bootstrap)
+    rates = HitRates(places, bootstrap)
 
     def drawn(values: np.ndarray) -> list[list[float]]:
         rows = []

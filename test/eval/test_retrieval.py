@@ -11,14 +11,7 @@ import pytest
 
 from speechclip.eval import ranking
 from speechclip.eval.ranking import ranks_from_scores
-from speechclip.eval.retrieval import (
-    bootstrap_ci,
-    chance,
-    evaluate,
-    first_hit_ranks,
-    recall_table,
-    retrieval_report,
-)
+from speechclip.eval.retrieval import bootstrap_ci, chance, evaluate, first_hit_ranks, recall_table, retrieval_report
 
 
 def scored(scores):

@@ -128,7 +128,7 @@ def test_what_is_inside_depends_on_the_tolerance() -> None:
 def test_a_partner_s_keywords_are_counted_inside_the_utterance_they_are_moved_to() -> None:
     words = [[(1.0, 2.0), (2.0, 3.0)], [(0.0, 0.5), (0.5, 1.0)]]
     spans = [[(0.0, 2.0), (2.0, 4.0)], [(0.25, 0.5), (0.5, 0.75)]]
-    report = segmentation_report(spans, words, 0.02, partner=[1, 0])
+    report = segmentation_report(spans, words, 0.02, shuffled_index=[1, 0])
     assert (report["n_found"], report["precision"]) == (4, 50.0)  # 2.0 | 0.25 0.5 0.75
     # the second's, over the first: 1.5 2.0 2.5; the first's, over the second: -0.5 0.5 1.5, of which one is inside
     assert report["shuffled_speech"] == pytest.approx(
@@ -139,7 +139,7 @@ def test_a_partner_s_keywords_are_counted_inside_the_utterance_they_are_moved_to
 def test_controls_and_intervals_by_hand() -> None:
     words = [[(0.0, 1.0), (1.0, 2.0)], [(0.0, 0.25), (0.25, 1.0)]]
     spans = [[(0.0, 1.0), (1.0, 2.0)], [(0.0, 0.5), (0.5, 1.0)]]  # the first is right, the second is not
-    report = segmentation_report(spans, words, 0.04, partner=[1, 0], bootstrap=Bootstrap([0, 1], 100, 0))
+    report = segmentation_report(spans, words, 0.04, shuffled_index=[1, 0], bootstrap=Bootstrap([0, 1], 100, 0))
     assert report["f1"] == pytest.approx(50)
     # the second's boundary at a half, stretched over the first, is at 1.0; the first's, over the second, at 0.5
     assert report["shuffled_speech"]["f1"] == pytest.approx(50)

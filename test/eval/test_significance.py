@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from speechclip.bin.score_embeddings import main as score
+from speechclip.common.errors import UserError
 from speechclip.data.embeddings import save_embeddings
-from speechclip.errors import UserError
 from speechclip.eval.significance import compare_runs, paired_scores, paired_test, save_ranks
 
 

@@ -8,7 +8,7 @@ from circle import circle_table, on_circle, padded
 
 from speechclip.eval.gold import Word
 from speechclip.eval.keywords import Settings, find
-from speechclip.eval.rates import Places
+from speechclip.eval.rates import KeywordIndex
 from speechclip.eval.words import MEASURES, distinct_report, repetition, word_counts, word_report
 
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4}
@@ -25,7 +25,7 @@ def case_of(degrees: list[list[float]], golds: list[set[int]], **settings: objec
 
 
 def test_repetition_by_hand() -> None:
-    places = Places.of([[True, True, True], [True, True, False], [False, False, False]])
+    places = KeywordIndex.of([[True, True, True], [True, True, False], [False, False, False]])
     # 5 keywords of two utterances; 4 4 7 repeats one, 4 5 none
     assert repetition(np.array([4, 4, 7, 4, 5]), places) == pytest.approx(
         {"keywords": 2.5, "distinct": 2.0, "duplicates": 20.0}
@@ -126,7 +126,7 @@ def test_words_against_loops() -> None:
         for owner, row in zip(case.places.owner, case.near[kind].rows[:, 0], strict=True):
             subwords_of[owner].add(int(case.subwords.ids[row]))
         report = word_report(case, kind, captions)
-        for key, caption_of in (("own", np.arange(50)), ("shuffled_speech", case.partner)):
+        for key, caption_of in (("own", np.arange(50)), ("shuffled_speech", case.shuffled_index)):
             rows = []
             for u in range(50):
                 kept = [set(word.ids) - left_out for word in captions[caption_of[u]]]

@@ -15,7 +15,8 @@ from typing import Any
 
 from fixtures import whole_model
 
-from speechclip.checkpoint import save_checkpoint
+from speechclip.api import SpeechCLIP
+from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.search.build import find_images, index_images
 from speechclip.search.index import ImageIndex
 
@@ -41,14 +42,15 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
         generate.generate(folder / "corpus", 0, {"train": 1, "dev": 1, "test": 6}, 1, 1)
     finally:
         sys.path.remove(str(MINI))
-    model, config = whole_model(folder, head)
+    network, config = whole_model(folder, head)
     before = Path.cwd()
     os.chdir(folder)  # where a checkpoint says its encoders are
     try:
-        save_checkpoint(Path("best"), model, model.trained_state(), config, {"seed": 0, "trained": 1})
+        save_checkpoint(Path("best"), network, network.trained_state(), config, {"seed": 0, "trained": 1})
     finally:
         os.chdir(before)
     images = {name: path for name, path in find_images(folder / "corpus" / "images").items() if "test" in name}
+    model = SpeechCLIP(network)
     index_images(model, folder / "best", images, folder / "idx")
     spoken = sorted((folder / "corpus" / "audio").rglob("*test*.flac"))[0]
     shutil.copy(spoken, folder / "query.flac")

@@ -12,11 +12,11 @@ import pytest
 from fixtures import JOINT, make_data, save_clip, whole_model
 from PIL import Image
 
+from speechclip.api import SpeechCLIP
 from speechclip.bin.index import main
-from speechclip.checkpoint import save_checkpoint
+from speechclip.checkpoint.folder import save_checkpoint
+from speechclip.common.errors import UserError
 from speechclip.data.embeddings import save_embeddings
-from speechclip.errors import UserError
-from speechclip.model import SpeechCLIP
 from speechclip.search import build
 from speechclip.search.index import ImageIndex, joint_space
 from speechclip.search.query import open_with_model
@@ -36,7 +36,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpeechCLIP:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (50, 700, 3), dtype=np.uint8)).save(path)
     (tmp_path / "pictures" / "notes.txt").write_text("no image")
-    return made
+    return SpeechCLIP(made)
 
 
 def run(*words: str) -> None:
@@ -154,7 +154,7 @@ def test_heads_of_one_clip_share_an_index_and_another_clip_is_refused(
     run("--model", "best", "--images", "pictures", "--out", "idx")
     same, config = whole_model(tmp_path, "cascaded")
     save_checkpoint(Path("cascaded"), same, same.trained_state(), config, ORIGIN)
-    assert open_with_model("idx", "cascaded", "cpu")[1].config.head.name == "cascaded"
+    assert open_with_model("idx", "cascaded", "cpu")[1].network.config.head.name == "cascaded"
     save_clip(tmp_path / "other" / "models" / "clip", seed=8)  # of the same shape
     monkeypatch.chdir(tmp_path / "other")
     other, config = whole_model(tmp_path / "other", "parallel")
@@ -165,10 +165,10 @@ def test_heads_of_one_clip_share_an_index_and_another_clip_is_refused(
 
 def test_a_model_without_clip_has_a_space_of_its_own(model: SpeechCLIP) -> None:
     first = joint_space(model)
-    model.clip = None
+    model.network.clip = None
     alone = joint_space(model)
     assert first.startswith("clip:") and alone.startswith("head:")
-    model.layer_mix.weights.data += 0.1
+    model.network.weighted_sum.weights.data += 0.1
     assert joint_space(model) != alone
 
 
@@ -186,7 +186,7 @@ def test_a_model_without_clip_has_a_space_of_its_own(model: SpeechCLIP) -> None:
         ([], "--images or --embeddings is needed"),
         (["--images", "pictures", "--probes", "-1"], "--lists and --probes are not negative"),
         (["--images", "pictures", "--out", "pictures"], "pictures: exists and is no index; name another folder"),
-        (["--images", "pictures", "--model", "nothing"], "nothing/model.safetensors: no such checkpoint"),
+        (["--images", "pictures", "--model", "nothing"], "nothing/model.safetensors: is missing"),
     ],
 )
 def test_mistakes_end_in_one_line(

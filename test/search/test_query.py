@@ -1,4 +1,4 @@
-"""Spoken queries: the same as the model's own methods say, from Python and from the command line."""
+"""Spoken queries: the same as the model's own methods log, from Python and from the command line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import soundfile
 from asking import World
 from fixtures import wave, whole_model
 
+from speechclip.api import SpeechCLIP
 from speechclip.bin.search import main
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 from speechclip.search.query import ask, plain_subword
 
 
@@ -33,15 +34,15 @@ def test_an_answer_is_what_the_model_says(world: World) -> None:
     assert answer.seconds == pytest.approx(soundfile.info(str(world.query)).duration)
 
 
-def test_a_head_without_keywords_hears_none_and_a_readout_has_to_exist(tmp_path: Path, world: World) -> None:
-    parallel, _ = whole_model(world.folder, "parallel")
+def test_a_head_without_keywords_hears_none_and_a_branch_has_to_exist(tmp_path: Path, world: World) -> None:
+    parallel = SpeechCLIP(whole_model(world.folder, "parallel")[0])
     assert ask(parallel, world.index, world.query).keywords is None
-    hybrid, _ = whole_model(world.folder, "hybrid")
-    answers = [ask(hybrid, world.index, world.query, readout=name) for name in (None, "parallel", "cascaded")]
+    hybrid = SpeechCLIP(whole_model(world.folder, "hybrid")[0])
+    answers = [ask(hybrid, world.index, world.query, branch=name) for name in (None, "parallel", "cascaded")]
     cosines = [[hit.cosine for hit in answer.hits] for answer in answers]
     assert cosines[0] == cosines[1] != cosines[2]
-    with pytest.raises(UserError, match="readout: a parallel head has parallel, not cascaded"):
-        ask(parallel, world.index, world.query, readout="cascaded")
+    with pytest.raises(UserError, match="branch: a parallel head has the branch parallel, not cascaded"):
+        ask(parallel, world.index, world.query, branch="cascaded")
 
 
 def test_the_command_prints_ranks_ids_cosines_and_keywords(world: World, capsys: pytest.CaptureFixture[str]) -> None:

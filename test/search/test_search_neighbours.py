@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 from speechclip.search import neighbours
 from speechclip.search.neighbours import (
     InvertedFile,

@@ -20,7 +20,7 @@ pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 
 from speechclip.bin.serve import main  # noqa: E402
-from speechclip.errors import UserError  # noqa: E402
+from speechclip.common.errors import UserError  # noqa: E402
 from speechclip.search import serve  # noqa: E402
 from speechclip.search.query import ask  # noqa: E402
 from speechclip.search.serve import Limits, Service, listen_on, make_app, peaks  # noqa: E402

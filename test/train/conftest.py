@@ -8,7 +8,7 @@ import pytest
 from fixtures import save_clip, stored_split
 
 from speechclip.config import ClipConfig
-from speechclip.encoders.clip import OpenClip, load_clip
+from speechclip.model.encoders.clip import OpenClip, load_clip
 
 
 @pytest.fixture(scope="module")

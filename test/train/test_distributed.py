@@ -14,11 +14,11 @@ import torch
 from fixtures import save_clip, settings, stored_split, trainer, training_data
 from torch import Tensor
 
-from speechclip.checkpoint import WEIGHTS, read_weights
+from speechclip.checkpoint.folder import WEIGHTS, read_weights
 from speechclip.config import ClipConfig, Config
-from speechclip.encoders.clip import load_clip
-from speechclip.train.loop import Trainer
+from speechclip.model.encoders.clip import load_clip
 from speechclip.train.state import TENSORS
+from speechclip.train.trainer import Trainer
 
 # BatchNorm takes a shift before it away, so the gradients of these are rounding alone, which Adam blows up to its
 # step size whatever the number of processes; the running mean follows them.
@@ -74,7 +74,7 @@ def _cut(run: Trainer) -> None:
 
 
 def _worker(folder: Path, out: Path) -> None:
-    from speechclip.assemble import launch
+    from speechclip.train.setup import launch
 
     torch.set_num_threads(1)
     fabric = launch("32-true")

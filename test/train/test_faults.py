@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,16 +19,16 @@ import torch
 from fixtures import settings, trainer, training_data
 from test_distributed import start_two
 
-import speechclip.folders
-from speechclip.checkpoint import SETTINGS, WEIGHTS, load_model, read_checkpoint, read_weights
+import speechclip.common.files
+from speechclip.checkpoint.folder import SETTINGS, WEIGHTS, load_model, read_checkpoint, read_weights
+from speechclip.common.constants import EXIT_RESUMABLE as STOPPED
+from speechclip.common.errors import UserError
+from speechclip.common.files import LOCK, SUMS, damaged_file, only_one
+from speechclip.common.shutdown import GracefulShutdown
 from speechclip.config import save
-from speechclip.constants import STOPPED
-from speechclip.errors import UserError
-from speechclip.folders import LOCK, SUMS, damaged_file, only_one
-from speechclip.train.journal import Journal
-from speechclip.train.loop import Trainer
+from speechclip.train.logger import TrainLogger
 from speechclip.train.state import COUNTERS, TENSORS
-from speechclip.train.stop import StopRequest
+from speechclip.train.trainer import Trainer
 
 CHANGES: dict[str, Any] = {"optim__ema_decay": 0.9, "data__time_masks": 1}  # and 12 steps, an evaluation every 4
 
@@ -51,14 +50,14 @@ def _ends_as_undisturbed(corpus: Path, folder: Path) -> None:
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
-    plain = Journal.step
+    plain = TrainLogger.step
 
-    def disturbed(self: Journal, number: int) -> None:
+    def disturbed(self: TrainLogger, number: int) -> None:
         plain(self, number)
         if number == step:
             act()
 
-    monkeypatch.setattr(Journal, "step", disturbed)
+    monkeypatch.setattr(TrainLogger, "step", disturbed)
 
 
 def _flip(path: Path, at: int = -3) -> None:
@@ -91,8 +90,8 @@ def test_outside_the_main_thread_sigterm_is_left_alone() -> None:
     found = []
 
     def look() -> None:
-        with StopRequest(SimpleNamespace(world_size=1)) as stop:  # type: ignore[arg-type]
-            found.append(stop.came())
+        with GracefulShutdown() as requested:
+            found.append(requested())
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -171,17 +170,15 @@ def cut(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", [WEIGHTS, TENSORS, COUNTERS, SETTINGS, SUMS])
 def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(
-    corpus: Path, cut: Path, name: str, capsys: pytest.CaptureFixture[str]
+    corpus: Path, cut: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _flip(cut / "last" / name, 64 if name == SUMS else -3)  # the gap behind the first digest
     assert damaged_file(cut / "last", all_files=True) == name
     rest = _again(corpus, cut)
     assert rest.progress.step == 4
-    captured = capsys.readouterr()
-    assert captured.err == (
-        f"warning: {cut}/last/{name}: damaged or truncated: its checksum differs; {cut}/last.old, the one before it, "
-        "is used\n"
-    )
+    assert caplog.messages == [
+        f"{cut}/last/{name}: damaged or truncated: its checksum differs. {cut}/last.old, the checkpoint before it, is used."
+    ]
     assert not damaged_file(cut / "last", all_files=True)  # the good one has its place
     rest.run()
     _ends_as_undisturbed(corpus, cut)
@@ -195,7 +192,7 @@ def test_with_both_damaged_it_is_told(corpus: Path, cut: Path) -> None:
 
 
 def test_a_damaged_best_is_no_model_to_score_nor_to_train_on_beside(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(corpus / "whole", tmp_path / "run")
     best = tmp_path / "run" / "best"
@@ -206,7 +203,7 @@ def test_a_damaged_best_is_no_model_to_score_nor_to_train_on_beside(
     loaded = load_model(best, with_speech_encoder=False).trained_state()
     whole = read_weights(corpus / "whole" / "best" / WEIGHTS)
     assert all(torch.equal(loaded[name], value) for name, value in whole.items())
-    assert f"{best}.old, the one before it, is used" in capsys.readouterr().err
+    assert f"{best}.old, the checkpoint before it, is used." in caplog.text
     with pytest.raises(UserError, match="run/best: missing or damaged, and training is past its step"):
         _again(corpus, tmp_path / "run")
 
@@ -216,7 +213,7 @@ def test_a_full_disk_at_a_save_is_one_line_and_costs_no_more_than_that_save(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
 ) -> None:
     """The first three saves: best and last of step 4, one of them of step 8."""
-    plain, calls = speechclip.folders._write_sums, []
+    plain, calls = speechclip.common.files._write_sums, []
 
     def full(folder: Path) -> None:
         calls.append(folder)
@@ -226,8 +223,8 @@ def test_a_full_disk_at_a_save_is_one_line_and_costs_no_more_than_that_save(
         plain(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(speechclip.folders, "_write_sums", full)
-        with pytest.raises(UserError, match=f"^disk full while writing {tmp_path}/(best|last)$"):
+        patch.setattr(speechclip.common.files, "_write_sums", full)
+        with pytest.raises(UserError, match=f"^{tmp_path}/(best|last): disk full while writing"):
             _again(corpus, tmp_path).run()
     assert not list(tmp_path.glob("*.part"))
     rest = _again(corpus, tmp_path)

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fixtures import whole_model  # noqa: E402
+from fixtures import whole_model
+
+from speechclip.api import SpeechCLIP  # noqa: E402
 
 FILE = Path(__file__).with_name("golden.json")
 HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
@@ -42,9 +44,10 @@ def fill(module: torch.nn.Module) -> None:
 def model_of(folder: Path, head: str, large: bool) -> Any:
     """A tiny SpeechCLIP with the weights of :func:`fill`."""
     model, _ = whole_model(folder, head, large=large)
-    for part in (model.speech_encoder, model.layer_mix, model.head):
+    for part in (model.speech_encoder, model.weighted_sum, model.head):
         fill(part)
-    return model
+    return SpeechCLIP(model)
+    return SpeechCLIP(model)
 
 
 def sample(states: list[torch.Tensor]) -> list[list[float]]:

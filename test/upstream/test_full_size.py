@@ -6,9 +6,9 @@ import pytest
 import torch
 from fixtures import settings
 
-from speechclip.compat import prepare
-from speechclip.encoders.speech import WaveformEncoder
-from speechclip.model import Dimensions, build
+from speechclip.common.compat import prepare
+from speechclip.model.encoders.transformers import WaveformEncoder
+from speechclip.model.network import Dimensions, build_network
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_states_of_base_and_large(large: bool, states: int, width: int, joint: i
     hubert = transformers.HubertModel(transformers.HubertConfig(**(shape if large else {})))
     encoder = WaveformEncoder(hubert, normalize=large, description={"path": "random", "weights": "random"})
     config = settings(model__head__attention_heads=8).model
-    model = build(config, Dimensions(width, states - 1, joint), speech_encoder=encoder).eval()
+    model = build_network(config, Dimensions(width, states - 1, joint), speech_encoder=encoder).eval()
     found, frames = model.hidden_states([torch.randn(16000) * 0.1, torch.randn(800) * 0.1])
     assert len(found) == states and {state.shape for state in found} == {(2, 49, width)}
     assert frames.tolist() == [49, 2] and all(torch.isfinite(state).all() for state in found)

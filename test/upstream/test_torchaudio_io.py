@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 from speechclip.upstream.torchaudio_io import apply_effects_file, apply_effects_tensor, info, load, save
 
 
@@ -76,7 +76,7 @@ def test_only_what_is_missing_is_added() -> None:
     if importlib.util.find_spec("torchaudio") is None:
         pytest.skip("extra 's3prl' is not installed")
     code = (
-        "from speechclip.compat import prepare; prepare(); import torchaudio\n"
+        "from speechclip.common.compat import prepare; prepare(); import torchaudio\n"
         "had = {n: getattr(torchaudio, n) for n in ('info', 'sox_effects') if hasattr(torchaudio, n)}\n"
         "from speechclip.upstream.torchaudio_io import provide; provide(); first = torchaudio.info, torchaudio.load\n"
         "provide(); assert first == (torchaudio.info, torchaudio.load)\n"

@@ -22,9 +22,9 @@ from published_files import (
     state_dict,
 )
 
-from speechclip.checkpoint import save_checkpoint
-from speechclip.errors import UserError
-from speechclip.model import SpeechCLIP
+from speechclip.api import SpeechCLIP
+from speechclip.checkpoint.folder import save_checkpoint
+from speechclip.common.errors import UserError
 from speechclip.upstream.expert import UpstreamExpert
 
 TOLERANCE = 2e-4
@@ -57,7 +57,7 @@ def test_hidden_states_are_the_golden_ones(tmp_path: Path, head: str, large: boo
     assert (found - expected).abs().max() < TOLERANCE
     # the tolerance sees one weight in a hundred thousand move by a twentieth, in the head's layer alone
     with torch.no_grad():
-        model.head.attention.attention.in_proj_weight[-1, 0] += 0.05
+        model.network.head.attention.attention.in_proj_weight[-1, 0] += 0.05
     moved = (torch.tensor(sample(model.hidden_states(waves())[0])) - expected).abs().amax(dim=1)
     assert (moved[:-1] < TOLERANCE).all() and moved[-1] > TOLERANCE
 
@@ -70,9 +70,9 @@ def test_the_expert_gives_the_encoders_states_and_the_heads(checkpoints: dict[st
     result = expert(batch)
     states = result["hidden_states"]
     with torch.no_grad():
-        encoder, frames = model.encode_waves(batch)
-        mixed, padding = model.layer_mix(encoder), torch.arange(encoder.shape[2])[None] >= frames[:, None]
-        head_states = model.head.frame_states(mixed, padding)
+        encoder, frames = model.network.encode_waves(batch)
+        mixed, padding = model.network.weighted_sum(encoder), torch.arange(encoder.shape[2])[None] >= frames[:, None]
+        head_states = model.network.head.frame_states(mixed, padding)
     assert len(states) == STATES + 1
     assert all(torch.equal(states[i], encoder[:, i]) for i in range(STATES))
     assert torch.equal(states[-1], head_states)
@@ -87,8 +87,8 @@ def test_what_the_head_adds_does_not_depend_on_the_batch(checkpoints: dict[str, 
     """With an encoder that does not look at padding: the same utterance alone and beside a longer one."""
     model = SpeechCLIP.from_pretrained(checkpoints["parallel"])
     states = torch.randn(2, STATES, 30, WIDTH, generator=torch.Generator().manual_seed(0))
-    together = model.head.frame_states(*model._mix(states, torch.tensor([30, 12])))
-    alone = model.head.frame_states(*model._mix(states[1:, :, :12], torch.tensor([12])))
+    together = model.network.head.frame_states(*model.network._mix(states, torch.tensor([30, 12])))
+    alone = model.network.head.frame_states(*model.network._mix(states[1:, :, :12], torch.tensor([12])))
     assert (together[1, :12] - alone[0]).abs().max() < 1e-5
 
 
@@ -199,7 +199,7 @@ def test_a_configuration_layer_moves_the_encoder(checkpoints: dict[str, str], tm
 def test_registration_is_explicit_and_idempotent(checkpoints: dict[str, str]) -> None:
     code = (
         "import speechclip, speechclip.upstream as u\n"
-        "from speechclip.compat import prepare; prepare()\n"
+        "from speechclip.common.compat import prepare; prepare()\n"
         "with u.quietly():\n"
         "    from s3prl import hub\n"
         "assert not [n for n in dir(hub) if n.startswith('speechclip')]\n"
@@ -211,7 +211,7 @@ def test_registration_is_explicit_and_idempotent(checkpoints: dict[str, str]) ->
         "assert 'speechclip_parallel_large' in registered and 'speechclip_local' not in registered\n"
         "delattr(hub, 'speechclip_local'); hub.speechclip_local = print\n"
         "try: u.register()\n"
-        "except speechclip.errors.UserError as error: assert 'speechclip_local' in str(error)\n"
+        "except speechclip.common.errors.UserError as error: assert 'speechclip_local' in str(error)\n"
         "else: raise AssertionError"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

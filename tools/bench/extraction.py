@@ -19,12 +19,13 @@ from measure import OURS, PLAIN
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from speechclip.constants import HOP, SAMPLE_RATE
-from speechclip.encoders.convolutions import convolve
-from speechclip.encoders.speech import SpeechFeatures, waveform_encoder
-from speechclip.extract import batches_by_seconds
-from speechclip.matmul import linear
-from speechclip.published.hubert import transformers_name
+from speechclip.common.constants import HOP, SAMPLE_RATE
+from speechclip.convert.hubert import transformers_name
+from speechclip.features.speech import batches_by_seconds
+from speechclip.model.encoders.base import SpeechFeatures
+from speechclip.model.encoders.kernels.convolutions import convolve
+from speechclip.model.encoders.kernels.linear import linear
+from speechclip.model.encoders.transformers import waveform_encoder
 
 CORPUS_BATCH = 16  # utterances of a padded batch in corpus order
 BATCH_SECONDS = 60.0  # the default of stage 2
@@ -35,7 +36,7 @@ def plain_encoder(shape: str, folder: Path, device: str = "cpu") -> Callable[[li
 
     Raises ModuleNotFoundError without the extra s3prl.
     """
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     from s3prl.upstream.hubert.expert import UpstreamExpert

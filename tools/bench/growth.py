@@ -19,7 +19,7 @@ import steps
 import store
 from measure import OURS, PLAIN
 
-from speechclip.constants import SAMPLE_RATE
+from speechclip.common.constants import SAMPLE_RATE
 
 
 def run(shape: str, repeats: int) -> list[dict[str, Any]]:

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.compat import prepare
+from speechclip.api import SpeechCLIP
+from speechclip.common.compat import prepare
+from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.config import Config, SpeechEncoderConfig, load
-from speechclip.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.encoders.clip import ImagePreprocess, OpenClip
-from speechclip.encoders.speech import SpeechFeatures, load_speech_encoder
-from speechclip.encoders.tokens import BpeTokenizer
-from speechclip.model import Dimensions, SpeechCLIP, build
+from speechclip.model.encoders.base import SpeechFeatures
+from speechclip.model.encoders.clip import ImagePreprocess, OpenClip
+from speechclip.model.encoders.factory import load_speech_encoder
+from speechclip.model.encoders.tokenizers import BpeTokenizer
+from speechclip.model.network import Dimensions, build_network
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBWORDS = 8112  # of the reduced vocabulary of Flickr8k
@@ -108,7 +110,7 @@ def model(shape: str, head: str, subwords: int = SUBWORDS, seed: int = 0) -> Spe
     words = Vocabulary(ids, (1,) * len(ids), tuple(str(token) for token in ids))
     torch.manual_seed(seed)
     size = SHAPES[shape]
-    return build(
+    return build_network(
         settings(shape, head).model, Dimensions(size.width, size.states, tower.joint_dim), clip=tower, vocabulary=words
     )
 

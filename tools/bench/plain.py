@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechclip.model import SpeechCLIP
+from speechclip.api import SpeechCLIP
 
 
 def mix(model: SpeechCLIP, states: Tensor) -> Tensor:
     """Layer mix of [B, L, T, D]: every state in single precision, weighted, summed."""
     states = states.float()
-    if model.layer_mix.state_norm:
+    if model.weighted_sum.state_norm:
         states = nn.functional.layer_norm(states, states.shape[-1:])
-    weights = model.layer_mix.weights.softmax(dim=0)
+    weights = model.weighted_sum.weights.softmax(dim=0)
     return (states * weights[None, :, None, None]).sum(dim=1)
 
 
@@ -32,7 +32,7 @@ def read_out(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor) -> tu
     """
     head: Any = model.head
     mixed = mix(model, states)
-    name, embeddings, quantity = model.config.head.name, [], None
+    name, embeddings, quantity_loss = model.config.head.name, [], None
     cls = head.cls[None].expand(len(mixed), -1, -1) if head.cls is not None else mixed[:, :0]
     tokens = torch.cat([cls, head.input_dropout(mixed)], dim=1)
     padding = torch.arange(mixed.shape[1])[None] >= frames[:, None]
@@ -50,7 +50,7 @@ def read_out(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor) -> tu
         embeddings.append(head.parallel_projection(hidden[:, 0]))
         first = 1
     if name.endswith("plus"):
-        segments, quantity = fire(head.cif, hidden[:, first:], padding)
+        segments, quantity_loss = fire(head.cif, hidden[:, first:], padding)
         vectors = nn.utils.rnn.pad_sequence([head.projection(row) for row in segments], batch_first=True)
         counts = torch.tensor([len(row) for row in segments])
         exists = torch.arange(vectors.shape[1])[None] < counts[:, None]
@@ -60,18 +60,18 @@ def read_out(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor) -> tu
         vectors = head.batch_norm(head.projection(hidden[:, first : cls.shape[1]]))
         counts = torch.full((len(vectors),), vectors.shape[1])
     embeddings.append(read_keywords(model, clip, quantize(head.quantizer, vectors), counts))
-    return embeddings, quantity
+    return embeddings, quantity_loss
 
 
 def quantize(quantizer: Any, vectors: Tensor) -> Tensor:
     """[B, K, D] to rows of the table, straight-through, one keyword after the other over a broadcast vocabulary."""
     cosines = []
     for keyword in vectors.unbind(dim=1):
-        cosines.append(nn.functional.cosine_similarity(keyword[:, None, :], quantizer.table[None], dim=-1))  # [B, V, D]
-    scores = torch.stack(cosines, dim=1).masked_fill(~quantizer.allowed, float("-inf"))
+        cosines.append(nn.functional.cosine_similarity(keyword[:, None, :], quantizer.subword_embeddings[None], dim=-1))  # [B, V, D]
+    scores = torch.stack(cosines, dim=1).masked_fill(~quantizer.valid_mask, float("-inf"))
     soft = (scores / quantizer.temperature).softmax(dim=-1)
     hard = nn.functional.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
-    return (hard + soft - soft.detach()) @ quantizer.table
+    return (hard + soft - soft.detach()) @ quantizer.subword_embeddings
 
 
 def read_keywords(model: SpeechCLIP, clip: Any, keywords: Tensor, counts: Tensor) -> Tensor:
@@ -91,11 +91,11 @@ def read_keywords(model: SpeechCLIP, clip: Any, keywords: Tensor, counts: Tensor
 
 
 def fire(cif: Any, frames: Tensor, padding: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Integrate-and-fire in training with alpha scaled to its target, frame by frame: segments [k_n, d], quantity."""
+    """Integrate-and-fire in training with alpha scaled to its target, frame by frame: segments [k_n, d], quantity_loss."""
     alpha = cif.alpha(frames, padding)
     lengths = (~padding).sum(dim=1)
     targets = (lengths / cif.frames_per_keyword).round().clamp(min=1)
-    quantity = (alpha.sum(dim=1) - targets).abs().mean().float()
+    quantity_loss = (alpha.sum(dim=1) - targets).abs().mean().float()
     scaled = alpha * (targets / alpha.sum(dim=1))[:, None]
     segments = []
     for row, weights, length, target in zip(frames, scaled, lengths.tolist(), targets.long().tolist()):
@@ -108,15 +108,15 @@ def fire(cif: Any, frames: Tensor, padding: Tensor) -> tuple[list[Tensor], Tenso
                 state, filled, rest = torch.zeros_like(row[0]), weights.new_zeros(()), rest - part
             state, filled = state + rest.to(row.dtype) * row[at], filled + rest
         segments.append(torch.stack([*fired, state]))  # the last one ends with the utterance
-    return segments, quantity
+    return segments, quantity_loss
 
 
 def loss(
-    model: SpeechCLIP, embeddings: list[Tensor], quantity: Tensor | None, images: Tensor, groups: Tensor
+    model: SpeechCLIP, embeddings: list[Tensor], quantity_loss: Tensor | None, images: Tensor, groups: Tensor
 ) -> Tensor:
-    """The contrastive loss of every read-out, written out, and the quantity loss."""
+    """The contrastive loss of every branch, written out, and the quantity loss."""
     weights = model.config.loss
-    total = torch.zeros(()) if quantity is None else weights.quantity_weight * quantity
+    total = torch.zeros(()) if quantity_loss is None else weights.quantity_weight * quantity_loss
     images = nn.functional.normalize(images.float(), dim=-1)
     same = (groups[:, None] == groups[None]) & ~torch.eye(len(groups), dtype=torch.bool)
     for embedding in embeddings:

@@ -21,7 +21,7 @@ SECTIONS = ("heads", "epoch", "extraction", "extraction_cuda", "scoring", "store
 
 def arguments(argv: list[str]) -> Any:
     """The command line."""
-    from speechclip.bin import ArgumentParser
+    from speechclip.common.arguments import ArgumentParser
 
     parser = ArgumentParser(prog="tools/bench/bench.sh", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="what to measure, in this order; without it, all")
@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
         return check.main()
     import measure
 
-    from speechclip.checkpoint import commit
+    from speechclip.common.provenance import commit
 
     out = Path(options.out)
     # before the results, a file of the repository, are written for the first time: that alone makes no other code

@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +152,7 @@ def main() -> None:
     os.sched_setaffinity(0, cores)  # before numpy and faiss are imported: they count the cores they may use
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(len(cores))
 
-    from speechclip.checkpoint import commit
+    from speechclip.common.provenance import commit
 
     with tempfile.TemporaryDirectory(dir=args.out or None) as scratch:
         figures, asked, truth = build(args, Path(scratch))

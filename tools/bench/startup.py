@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 1e-3  # seconds: a shorter one is not told apart
-HEAVY = "import speechclip.compat; speechclip.compat.prepare(); import torch, transformers, open_clip, lightning_fabric"
+HEAVY = "import speechclip.common.compat; speechclip.common.compat.prepare(); import torch, transformers, open_clip, lightning_fabric"
 
 
 def commands() -> dict[str, list[str]]:

@@ -22,13 +22,13 @@ from lightning_fabric import Fabric
 from measure import OURS, PLAIN
 from torch import Tensor, nn
 
+from speechclip.api import SpeechCLIP
+from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.config import Config, OptimConfig
-from speechclip.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.data.dataset import Batch, StoreSource
 from speechclip.data.features import FeatureWriter
-from speechclip.model import SpeechCLIP
-from speechclip.train.loop import LossStep, Task
 from speechclip.train.optim import make_optimizer
+from speechclip.train.step import LossStep, TrainBatch
 
 BIG = 256  # the published batch
 LONGEST = 6.4  # seconds of an utterance in training (METHOD section 1)
@@ -59,7 +59,7 @@ def make_step(
 def our_loss(model: SpeechCLIP, config: Config, batch: Batch, targets: Tensor) -> Callable[[], Tensor]:
     """This project's step, to its loss."""
     step = LossStep(model, config, Fabric(accelerator="cpu", devices=1))
-    return lambda: step(Task(batch, targets, batch.indices))
+    return lambda: step(TrainBatch(batch, targets, batch.indices))
 
 
 def plain_loss(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor) -> Tensor:

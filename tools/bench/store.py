@@ -16,7 +16,7 @@ import parts
 import torch
 from measure import OURS, PLAIN
 
-from speechclip.constants import FRAME_RATE
+from speechclip.common.constants import FRAME_RATE
 from speechclip.data.features import FeatureStore, FeatureWriter
 
 CROP = round(6.4 * FRAME_RATE)  # frames

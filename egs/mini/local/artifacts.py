@@ -18,13 +18,16 @@ from typing import Any
 def provenance(seed: int, packages: Sequence[str], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Command, seed, commit, versions and the figures measured, for provenance.json."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True,
-                                cwd=Path(__file__).parent).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "seed": seed, "commit": commit, "python": platform.python_version(),
+        "seed": seed,
+        "commit": commit,
+        "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "measured": dict(measured),
     }
@@ -34,8 +37,10 @@ def save_half(state: Mapping[str, Any], path: Path) -> None:
     """A state dict as fp16 safetensors (integer tensors keep their type)."""
     from safetensors.torch import save_file
 
-    tensors = {key: (value.half() if value.is_floating_point() else value).contiguous().cpu().clone()
-               for key, value in state.items()}
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu().clone()
+        for key, value in state.items()
+    }
     save_file(tensors, str(path), metadata={"format": "pt"})
 
 

@@ -11,44 +11,98 @@ SHORTEST, LONGEST = 5, 13  # words in a caption
 
 PLURALS = {
     **{shape: shape + "s" for shape in SHAPES},
-    "cross": "crosses", "fish": "fish", "leaf": "leaves",
+    "cross": "crosses",
+    "fish": "fish",
+    "leaf": "leaves",
 }
 _NUMBERS = {2: ("two", "two", "a pair of"), 3: ("three",), 4: ("four",)}
 _SIZE_WORDS = {"big": ("big", "large", "huge"), "small": ("small", "little", "tiny")}
 _TEXTURE_WORDS = {
-    "striped": ("striped",), "spotted": ("spotted", "dotted"), "checkered": ("checkered",),
-    "hollow": ("hollow", "empty"), "shaded": ("shaded",),
+    "striped": ("striped",),
+    "spotted": ("spotted", "dotted"),
+    "checkered": ("checkered",),
+    "hollow": ("hollow", "empty"),
+    "shaded": ("shaded",),
 }
 _BACKGROUND_PHRASES = {
-    "sky": ("in the sky", "up in the air"), "grass": ("on the grass", "on a lawn"),
-    "sand": ("on the sand", "at the beach"), "sea": ("in the sea", "on the water"),
-    "night": ("at night", "in the dark"), "snow": ("in the snow", "on the ice"),
-    "bricks": ("on the bricks", "on a brick wall"), "wood": ("on a wooden table", "on the wooden floor"),
-    "fog": ("in the fog", "in the mist"), "sunset": ("at sunset", "in the evening"),
-    "paper": ("on paper", "on a page"), "forest": ("in the forest", "in the jungle"),
-    "curtain": ("on a curtain", "on the theater stage"), "carpet": ("on the carpet", "on a rug"),
-    "tiles": ("on the tiles", "in a tiled bathroom"), "rocks": ("on the rocks", "on stone"),
+    "sky": ("in the sky", "up in the air"),
+    "grass": ("on the grass", "on a lawn"),
+    "sand": ("on the sand", "at the beach"),
+    "sea": ("in the sea", "on the water"),
+    "night": ("at night", "in the dark"),
+    "snow": ("in the snow", "on the ice"),
+    "bricks": ("on the bricks", "on a brick wall"),
+    "wood": ("on a wooden table", "on the wooden floor"),
+    "fog": ("in the fog", "in the mist"),
+    "sunset": ("at sunset", "in the evening"),
+    "paper": ("on paper", "on a page"),
+    "forest": ("in the forest", "in the jungle"),
+    "curtain": ("on a curtain", "on the theater stage"),
+    "carpet": ("on the carpet", "on a rug"),
+    "tiles": ("on the tiles", "in a tiled bathroom"),
+    "rocks": ("on the rocks", "on stone"),
 }
 _OPENINGS = (
-    "there is", "i can see", "here we have", "look at", "this is", "in this picture there is", "someone drew",
-    "you may notice", "it shows", "we see", "the image has", "it looks like", "i think this is", "what about",
-    "please find", "my friend painted",
+    "there is",
+    "i can see",
+    "here we have",
+    "look at",
+    "this is",
+    "in this picture there is",
+    "someone drew",
+    "you may notice",
+    "it shows",
+    "we see",
+    "the image has",
+    "it looks like",
+    "i think this is",
+    "what about",
+    "please find",
+    "my friend painted",
 )
 _ADVERBS = (
-    "quietly", "today", "maybe", "again", "together", "of course", "as usual", "i guess", "you know", "once more",
-    "indeed", "perhaps", "for some reason", "just now",
+    "quietly",
+    "today",
+    "maybe",
+    "again",
+    "together",
+    "of course",
+    "as usual",
+    "i guess",
+    "you know",
+    "once more",
+    "indeed",
+    "perhaps",
+    "for some reason",
+    "just now",
 )
 _JOINS = ("and", "and", "with", "and also", "plus")
 
-_PLACE_WORDS = ("left", "right", "top", "bottom", "middle", "center", "corner", "above", "below", "over", "under",
-                "beside", "near", "next")
+_PLACE_WORDS = (
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "middle",
+    "center",
+    "corner",
+    "above",
+    "below",
+    "over",
+    "under",
+    "beside",
+    "near",
+    "next",
+)
 
 
 def _content_words() -> frozenset[str]:
     spoken = {word for phrases in _BACKGROUND_PHRASES.values() for phrase in phrases for word in phrase.split()}
     described = {word for table in (_SIZE_WORDS, _TEXTURE_WORDS) for words in table.values() for word in words}
-    return frozenset({*SHAPES, *PLURALS.values(), *COLOURS, *described, *spoken, *_PLACE_WORDS, "two", "three", "four",
-                      "pair"} - {"in", "on", "at", "the", "a", "up"})
+    return frozenset(
+        {*SHAPES, *PLURALS.values(), *COLOURS, *described, *spoken, *_PLACE_WORDS, "two", "three", "four", "pair"}
+        - {"in", "on", "at", "the", "a", "up"}
+    )
 
 
 #: Words that say something about the picture; all others in a caption do not.
@@ -84,8 +138,9 @@ def _place(rng: np.random.Generator, thing: Thing) -> str:
     side = ("left", "", "right")[thing.column]
     height = ("top", "", "bottom")[thing.row]
     if side and height:
-        return _pick(rng, (f"in the {height} {side} corner", f"on the {height} {side}", f"at the {height}",
-                           f"on the {side}"))
+        return _pick(
+            rng, (f"in the {height} {side} corner", f"on the {height} {side}", f"at the {height}", f"on the {side}")
+        )
     if side or height:
         return _pick(rng, (f"on the {side}", f"on the {side} side") if side else (f"at the {height}",))
     return _pick(rng, ("in the middle", "in the center"))

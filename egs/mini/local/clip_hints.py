@@ -17,8 +17,7 @@ from scenes import BACKGROUNDS, CENTRES, COLOURS, SHAPES, SIZE, SIZES, TEXTURES,
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample
 
-_KINDS: tuple[tuple[str, ...], ...] = (
-    SHAPES, tuple(COLOURS), ("", *TEXTURES), ("", *SIZES), ("1", "2", "3", "4"))
+_KINDS: tuple[tuple[str, ...], ...] = (SHAPES, tuple(COLOURS), ("", *TEXTURES), ("", *SIZES), ("1", "2", "3", "4"))
 _WORDS = {word: index for index, word in enumerate(sorted(CONTENT_WORDS))}
 _MOST_THINGS = 3
 
@@ -42,8 +41,9 @@ def word_labels(captions: Sequence[str]) -> np.ndarray:
 class Hints(nn.Module):
     """The readers of a ModifiedResNet image tower, and their losses for the batch it saw last."""
 
-    def __init__(self, visual: Any, width: int, dim: int, scenes: Sequence[Scene],
-                 captions: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, visual: Any, width: int, dim: int, scenes: Sequence[Scene], captions: Sequence[Sequence[str]]
+    ) -> None:
         super().__init__()
         self.things = torch.from_numpy(np.stack([scene_labels(scene) for scene in scenes]))
         self.grounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
@@ -71,7 +71,7 @@ class Hints(nn.Module):
         index = torch.from_numpy(chosen)
         rows, number = torch.nonzero(self.things[index][:, :, 0] >= 0, as_tuple=True)
         labels = self.things[index][rows, number]
-        centres = torch.tensor(CENTRES, dtype=torch.float32)[labels[:, len(_KINDS):]]
+        centres = torch.tensor(CENTRES, dtype=torch.float32)[labels[:, len(_KINDS) :]]
         loss, right = torch.zeros(()), 0.0
         for name, reader, offsets in (("fine", self.fine, (-8.0, 0.0, 8.0)), ("coarse", self.coarse, (-6.0, 6.0))):
             guesses = reader(self._read(name, rows, centres, offsets)).split([len(kind) for kind in _KINDS], dim=1)

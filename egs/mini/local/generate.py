@@ -150,8 +150,10 @@ def summary(out: Path, records: list[Record]) -> str:
     for split in dict.fromkeys(record.split for record in records):
         mine = [record for record in records if record.split == split]
         hours = sum(ends[record.utterance] for record in mine) / 3600
-        lines.append(f"{split}: {len({r.image for r in mine})} images, {len(mine)} utterances, {hours:.2f} hours, "
-                     f"{len({r.speaker for r in mine})} speakers")
+        lines.append(
+            f"{split}: {len({r.image for r in mine})} images, {len(mine)} utterances, {hours:.2f} hours, "
+            f"{len({r.speaker for r in mine})} speakers"
+        )
     return "\n".join(lines)
 
 

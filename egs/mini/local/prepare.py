@@ -13,8 +13,8 @@ from pathlib import Path
 
 from generate import COLUMNS, Record
 
+from speechclip.common.errors import UserError
 from speechclip.data.kaldi import Utterance, write_data_dir
-from speechclip.errors import UserError
 
 
 def read_captions(corpus: Path) -> list[Record]:
@@ -51,8 +51,10 @@ def prepare(corpus: Path, data: Path) -> dict[str, int]:
     """Write all data directories; returns the number of utterances of each split."""
     records, alignments = read_captions(corpus), read_ctm(corpus)
     for record in records:
-        for path in (corpus / "images" / f"{record.image}.png",
-                     corpus / "audio" / record.split / f"{record.utterance}.flac"):
+        for path in (
+            corpus / "images" / f"{record.image}.png",
+            corpus / "audio" / record.split / f"{record.utterance}.flac",
+        ):
             if not path.is_file():
                 raise UserError(f"{path}: no such file; stage 0 makes it")
         if record.utterance not in alignments:
@@ -61,8 +63,15 @@ def prepare(corpus: Path, data: Path) -> dict[str, int]:
     for split in dict.fromkeys(record.split for record in records):
         mine = sorted((record for record in records if record.split == split), key=lambda record: record.utterance)
         utterances = [
-            Utterance(id=r.utterance, wav=corpus / "audio" / split / f"{r.utterance}.flac", text=r.caption,
-                      speaker=r.speaker, image_id=r.image) for r in mine]
+            Utterance(
+                id=r.utterance,
+                wav=corpus / "audio" / split / f"{r.utterance}.flac",
+                text=r.caption,
+                speaker=r.speaker,
+                image_id=r.image,
+            )
+            for r in mine
+        ]
         write_data_dir(data / split, utterances, {r.image: corpus / "images" / f"{r.image}.png" for r in mine})
         ctm = "".join(line + "\n" for record in mine for line in alignments[record.utterance])
         temporary = data / split / ".ctm"

@@ -73,7 +73,7 @@ def augment(images: Any, rng: np.random.Generator) -> Any:
     across, down = (int(v) for v in rng.integers(0, 5, size=2))
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
     light = torch.from_numpy(rng.uniform(0.92, 1.08, size=(len(images), 1, 1, 1)).astype(np.float32))
-    return padded[:, :, down:down + 64, across:across + 64] * light
+    return padded[:, :, down : down + 64, across : across + 64] * light
 
 
 def contrastive_loss(model: Any, seen: Any, tokens: Any) -> Any:
@@ -87,16 +87,28 @@ def contrastive_loss(model: Any, seen: Any, tokens: Any) -> Any:
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
-def train(model: Any, hints: Any, pictures: np.ndarray, captions: list[list[str]], pieces: Any,
-          args: argparse.Namespace, check: tuple[np.ndarray, list[str], np.ndarray]) -> None:
+def train(
+    model: Any,
+    hints: Any,
+    pictures: np.ndarray,
+    captions: list[list[str]],
+    pieces: Any,
+    args: argparse.Namespace,
+    check: tuple[np.ndarray, list[str], np.ndarray],
+) -> None:
     """AdamW with warm-up and linear decay; every two minutes the recalls on the check scenes.."""
     import torch
 
     rng = np.random.default_rng([args.seed, 7])
     parameters = [*model.parameters(), *hints.parameters()]
-    optimizer = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-                                   {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}],
-                                  lr=args.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
     progress, order, shown = Progress("clip", args.steps), np.zeros(0, int), 0.0
     model.train()
     for step in range(args.steps):
@@ -105,7 +117,7 @@ def train(model: Any, hints: Any, pictures: np.ndarray, captions: list[list[str]
             group["lr"] = args.lr * min(1.0, (step + 1) / 60, max(0.01, 1.3 * (1 - done)))
         if len(order) < args.batch:
             order = rng.permutation(len(pictures))
-        chosen, order = order[: args.batch], order[args.batch:]
+        chosen, order = order[: args.batch], order[args.batch :]
         tokens = torch.from_numpy(encode(pieces, [training_text(rng, captions[i]) for i in chosen]))
         seen = model.encode_image(augment(torch.from_numpy(to_input(pictures[chosen])), rng))
         contrast = contrastive_loss(model, seen, tokens)
@@ -116,8 +128,11 @@ def train(model: Any, hints: Any, pictures: np.ndarray, captions: list[list[str]
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
-        progress.step(step + 1, f"loss {contrast.item():.3f} hints {hint.item():.2f} shapes named {100 * right:.0f} % "
-                                f"scale {model.logit_scale.exp().item():.1f}")
+        progress.step(
+            step + 1,
+            f"loss {contrast.item():.3f} hints {hint.item():.2f} shapes named {100 * right:.0f} % "
+            f"scale {model.logit_scale.exp().item():.1f}",
+        )
         if time.monotonic() - shown > 120:
             shown = time.monotonic()
             print(f"clip check scenes, text->image {evaluate(model, pieces, *check)['text->image']}", flush=True)
@@ -130,10 +145,18 @@ def evaluate(model: Any, pieces: Any, pictures: np.ndarray, texts: list[str], ow
 
     model.eval()
     with torch.inference_mode():
-        seen = torch.cat([model.encode_image(torch.from_numpy(to_input(part)), normalize=True)
-                          for part in np.array_split(pictures, max(1, len(pictures) // 100))])
-        read = torch.cat([model.encode_text(torch.from_numpy(encode(pieces, texts[i:i + 200])), normalize=True)
-                          for i in range(0, len(texts), 200)])
+        seen = torch.cat(
+            [
+                model.encode_image(torch.from_numpy(to_input(part)), normalize=True)
+                for part in np.array_split(pictures, max(1, len(pictures) // 100))
+            ]
+        )
+        read = torch.cat(
+            [
+                model.encode_text(torch.from_numpy(encode(pieces, texts[i : i + 200])), normalize=True)
+                for i in range(0, len(texts), 200)
+            ]
+        )
     return retrieval(seen.numpy(), read.numpy(), owner)
 
 
@@ -165,7 +188,7 @@ def main() -> None:
     import sentencepiece
     import torch
 
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     from clip_hints import Hints
@@ -193,9 +216,13 @@ def main() -> None:
     temporary.chmod(0o755)
     save_half(model.state_dict(), temporary / "open_clip_model.safetensors")
     (temporary / "spm.model").write_bytes(vocabulary)
-    write_json(temporary / "open_clip_config.json",
-               {"model_cfg": config,
-                "preprocess_cfg": {"size": [64, 64], "mean": MEAN, "std": STD, "interpolation": "bicubic"}})
+    write_json(
+        temporary / "open_clip_config.json",
+        {
+            "model_cfg": config,
+            "preprocess_cfg": {"size": [64, 64], "mean": MEAN, "std": STD, "interpolation": "bicubic"},
+        },
+    )
     write_json(temporary / "provenance.json", provenance(args.seed, PACKAGES, measured))
     publish(temporary, args.out)
 

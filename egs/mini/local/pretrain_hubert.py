@@ -50,8 +50,12 @@ def speak_one(index: int, seed: int, avoid: frozenset[str]) -> np.ndarray:
     caption = captions_of(seed, SPLIT, index, random_scene(seed, SPLIT, index), 1, avoid)[0]
     voice = VOICES["train"][sorted(VOICES["train"])[int(rng.integers(len(VOICES["train"])))]]
     voice = replace(
-        voice, pitch=int(rng.integers(25, 80)), pitch_range=int(rng.integers(30, 70)),
-        rate=voice.rate + int(rng.integers(-15, 26)), formants=int(rng.integers(90, 112)))
+        voice,
+        pitch=int(rng.integers(25, 80)),
+        pitch_range=int(rng.integers(30, 70)),
+        rate=voice.rate + int(rng.integers(-15, 26)),
+        formants=int(rng.integers(90, 112)),
+    )
     return np.round(say(caption, voice)[0] * 32767).astype(np.int16)
 
 
@@ -72,8 +76,9 @@ def cached_speech(args: argparse.Namespace) -> list[np.ndarray]:
     if args.cache is None or not args.cache.exists():
         waves = speech(args.seed, args.utterances, args.nj)
         if args.cache is not None:
-            np.savez(args.cache, ends=np.cumsum([len(wave) for wave in waves]), samples=np.concatenate(waves),
-                     seed=args.seed)
+            np.savez(
+                args.cache, ends=np.cumsum([len(wave) for wave in waves]), samples=np.concatenate(waves), seed=args.seed
+            )
         return waves
     with np.load(args.cache) as stored:
         if int(stored["seed"]) != args.seed or len(stored["ends"]) != args.utterances:
@@ -90,7 +95,7 @@ def to_float(wave: np.ndarray) -> np.ndarray:
 def batches(rng: np.random.Generator, lengths: np.ndarray, size: int) -> list[np.ndarray]:
     """One epoch of batches of utterances: such of like length together, in random order."""
     noisy = np.argsort(lengths * rng.uniform(0.97, 1.03, len(lengths)))
-    chunks = [noisy[i:i + size] for i in range(0, len(noisy) - size + 1, size)]
+    chunks = [noisy[i : i + size] for i in range(0, len(noisy) - size + 1, size)]
     return [chunks[int(i)] for i in rng.permutation(len(chunks))]
 
 
@@ -125,8 +130,8 @@ def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -
         chosen = queue.pop()
         firsts, frames = crops(rng, list(lengths[chosen]))
         size = (frames - 1) * HOP + FIELD
-        samples = [to_float(waves[i])[f * HOP:f * HOP + size] for i, f in zip(chosen, firsts, strict=True)]
-        wanted = [(targets[i][f:f + frames] - mean) / spread for i, f in zip(chosen, firsts, strict=True)]
+        samples = [to_float(waves[i])[f * HOP : f * HOP + size] for i, f in zip(chosen, firsts, strict=True)]
+        wanted = [(targets[i][f : f + frames] - mean) / spread for i, f in zip(chosen, firsts, strict=True)]
         given = head(front(torch.from_numpy(np.stack(samples))).transpose(1, 2))
         loss = (given - torch.from_numpy(np.stack(wanted))).square().mean()
         optimizer.zero_grad()
@@ -184,15 +189,20 @@ def masked_loss(model: Any, head: Any, front: Any, targets: Any, mask: Any, seen
     return losses[mask].mean() + seen * losses[~mask].mean(), accuracy
 
 
-def train_round(model: Any, features: list[np.ndarray], labels: list[np.ndarray], number: int,
-                args: argparse.Namespace) -> dict[str, Any]:
+def train_round(
+    model: Any, features: list[np.ndarray], labels: list[np.ndarray], number: int, args: argparse.Namespace
+) -> dict[str, Any]:
     """One round of masked prediction of `labels` [T, Q] each; `number` tells the rounds' random numbers apart."""
     import torch
 
     rng = np.random.default_rng([args.seed, 2, number])
     head = torch.nn.Linear(model.config.hidden_size, len(CONTEXTS) * args.clusters)
-    parameters = [*model.feature_projection.parameters(), *model.encoder.parameters(), model.masked_spec_embed,
-                  *head.parameters()]
+    parameters = [
+        *model.feature_projection.parameters(),
+        *model.encoder.parameters(),
+        model.masked_spec_embed,
+        *head.parameters(),
+    ]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
     lengths = np.array([len(label) for label in labels])
     progress, queue, recent = Progress(f"round {number}", args.steps), list[np.ndarray](), list[float]()
@@ -201,11 +211,10 @@ def train_round(model: Any, features: list[np.ndarray], labels: list[np.ndarray]
         queue = queue or batches(rng, lengths, args.batch)
         chosen = queue.pop()
         firsts, frames = crops(rng, list(lengths[chosen]))
-        front = np.stack([features[i][f:f + frames] for i, f in zip(chosen, firsts, strict=True)])
-        targets = np.stack([labels[i][f:f + frames] for i, f in zip(chosen, firsts, strict=True)])
+        front = np.stack([features[i][f : f + frames] for i, f in zip(chosen, firsts, strict=True)])
+        targets = np.stack([labels[i][f : f + frames] for i, f in zip(chosen, firsts, strict=True)])
         mask = torch.from_numpy(span_mask(rng, len(targets), frames, args.masked))
-        loss, accuracy = masked_loss(
-            model, head, torch.from_numpy(front), torch.from_numpy(targets), mask, args.seen)
+        loss, accuracy = masked_loss(model, head, torch.from_numpy(front), torch.from_numpy(targets), mask, args.seen)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -226,9 +235,18 @@ def save(model: Any, out: Path, record: dict[str, Any]) -> None:
     config = model.config.to_dict() | {"architectures": ["HubertModel"], "dtype": "float32"}
     kept = sorted(config.keys() - {"torch_dtype", "_name_or_path"})
     write_json(temporary / "config.json", {key: config[key] for key in kept})
-    write_json(temporary / "preprocessor_config.json", {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": SAMPLE_RATE,
-        "padding_value": 0.0, "padding_side": "right", "do_normalize": True, "return_attention_mask": True})
+    write_json(
+        temporary / "preprocessor_config.json",
+        {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "sampling_rate": SAMPLE_RATE,
+            "padding_value": 0.0,
+            "padding_side": "right",
+            "do_normalize": True,
+            "return_attention_mask": True,
+        },
+    )
     write_json(temporary / "provenance.json", record)
     publish(temporary, out)
 
@@ -275,7 +293,7 @@ def main() -> None:
     parser.add_argument("--nj", type=int, default=1, help="processes that speak")
     parser.add_argument("--threads", type=int, default=1, help="threads that train; their number changes the last bits")
     args = parser.parse_args()
-    from speechclip.compat import prepare
+    from speechclip.common.compat import prepare
 
     prepare()
     print(pretrain(cached_speech(args), args))

@@ -61,27 +61,63 @@ def _voices(prefix: str, rows: Sequence[tuple[str, str, int, int, int]]) -> dict
 # No variant is used in two splits. Speaker ids sort by split, as utterance ids that start with them do. The accents of
 # dev and test are among those of train; what is held out is the voice.
 VOICES: dict[str, dict[str, Voice]] = {
-    "train": _voices("tr", [
-        ("en-us", "m1", 45, 50, 165), ("en-us", "f1", 55, 50, 170), ("en", "m3", 35, 45, 175),
-        ("en", "f2", 60, 55, 165), ("en-us", "m7", 50, 60, 175), ("en-us", "f4", 50, 45, 170),
-        ("en-gb-scotland", "m2", 45, 50, 170), ("en", "Alex", 40, 55, 165), ("en-us", "Annie", 60, 50, 170),
-        ("en-us", "Andy", 55, 40, 175), ("en", "linda", 50, 50, 165), ("en-us", "ed", 40, 45, 170),
-        ("en-gb-x-rp", "steph", 45, 60, 170), ("en-us", "Mike", 50, 55, 175), ("en-us", "steph2", 55, 55, 170),
-        ("en", "john", 45, 40, 170), ("en-us", "adam", 40, 50, 170), ("en-us", "anika", 60, 50, 165),
-        ("en", "antonio", 45, 55, 170), ("en-us", "aunty", 50, 45, 165), ("en", "benjamin", 40, 50, 175),
-        ("en-us", "david", 45, 50, 170), ("en", "edward", 35, 50, 165), ("en-us", "grandma", 55, 50, 165),
-        ("en-us", "grandpa", 40, 45, 165), ("en", "marcelo", 50, 50, 170), ("en-us", "max", 45, 55, 175),
-        ("en-us", "michel", 50, 50, 165), ("en", "norbert", 40, 45, 170), ("en-us", "pablo", 50, 55, 175),
-        ("en", "paul", 45, 50, 165), ("en-us", "quincy", 45, 45, 170), ("en-us", "rob", 40, 50, 175),
-        ("en", "robert", 45, 50, 170), ("en-us", "Alicia", 60, 50, 165), ("en-us", "Andrea", 55, 55, 170),
-        ("en", "Denis", 45, 50, 170), ("en-us", "Gene", 40, 50, 175), ("en-us", "Jacky", 55, 45, 170),
-        ("en", "Michael", 45, 50, 165), ("en-us", "travis", 45, 55, 170), ("en-us", "shelby", 55, 45, 165),
-    ]),
+    "train": _voices(
+        "tr",
+        [
+            ("en-us", "m1", 45, 50, 165),
+            ("en-us", "f1", 55, 50, 170),
+            ("en", "m3", 35, 45, 175),
+            ("en", "f2", 60, 55, 165),
+            ("en-us", "m7", 50, 60, 175),
+            ("en-us", "f4", 50, 45, 170),
+            ("en-gb-scotland", "m2", 45, 50, 170),
+            ("en", "Alex", 40, 55, 165),
+            ("en-us", "Annie", 60, 50, 170),
+            ("en-us", "Andy", 55, 40, 175),
+            ("en", "linda", 50, 50, 165),
+            ("en-us", "ed", 40, 45, 170),
+            ("en-gb-x-rp", "steph", 45, 60, 170),
+            ("en-us", "Mike", 50, 55, 175),
+            ("en-us", "steph2", 55, 55, 170),
+            ("en", "john", 45, 40, 170),
+            ("en-us", "adam", 40, 50, 170),
+            ("en-us", "anika", 60, 50, 165),
+            ("en", "antonio", 45, 55, 170),
+            ("en-us", "aunty", 50, 45, 165),
+            ("en", "benjamin", 40, 50, 175),
+            ("en-us", "david", 45, 50, 170),
+            ("en", "edward", 35, 50, 165),
+            ("en-us", "grandma", 55, 50, 165),
+            ("en-us", "grandpa", 40, 45, 165),
+            ("en", "marcelo", 50, 50, 170),
+            ("en-us", "max", 45, 55, 175),
+            ("en-us", "michel", 50, 50, 165),
+            ("en", "norbert", 40, 45, 170),
+            ("en-us", "pablo", 50, 55, 175),
+            ("en", "paul", 45, 50, 165),
+            ("en-us", "quincy", 45, 45, 170),
+            ("en-us", "rob", 40, 50, 175),
+            ("en", "robert", 45, 50, 170),
+            ("en-us", "Alicia", 60, 50, 165),
+            ("en-us", "Andrea", 55, 55, 170),
+            ("en", "Denis", 45, 50, 170),
+            ("en-us", "Gene", 40, 50, 175),
+            ("en-us", "Jacky", 55, 45, 170),
+            ("en", "Michael", 45, 50, 165),
+            ("en-us", "travis", 45, 55, 170),
+            ("en-us", "shelby", 55, 45, 165),
+        ],
+    ),
     "dev": _voices("dv", [("en-us", "m4", 50, 50, 170), ("en", "belinda", 55, 50, 170), ("en-us", "m6", 45, 50, 170)]),
-    "test": _voices("te", [
-        ("en-us", "f3", 50, 50, 170), ("en", "m5", 45, 50, 170),
-        ("en-us", "m8", 55, 50, 170), ("en-us", "f5", 55, 45, 165),
-    ]),
+    "test": _voices(
+        "te",
+        [
+            ("en-us", "f3", 50, 50, 170),
+            ("en", "m5", 45, 50, 170),
+            ("en-us", "m8", 55, 50, 170),
+            ("en-us", "f5", 55, 45, 165),
+        ],
+    ),
 }
 
 
@@ -91,9 +127,14 @@ class _EventId(ctypes.Union):
 
 class _Event(ctypes.Structure):
     _fields_ = [
-        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p), ("id", _EventId),
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
     ]
 
 
@@ -150,8 +191,14 @@ class _Engine:
             raise RuntimeError(f"{self.path}: espeak-ng did not start")
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_Synth.argtypes = [
-            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint,
-            ctypes.c_void_p, ctypes.c_void_p,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
         ]
 
     def _select(self, voice: Voice) -> None:
@@ -162,8 +209,12 @@ class _Engine:
         (self.variants / "speaker").write_text(_variant_file(source, voice.formants), encoding="utf-8")
         if self.library.espeak_SetVoiceByName(f"{voice.language}+speaker".encode()) != 0:
             raise ValueError(f"{voice.language}: espeak-ng has no such language")
-        for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range),
-                                 (_VOLUME, 80)):
+        for parameter, value in (
+            (_RATE, voice.rate),
+            (_PITCH, voice.pitch),
+            (_RANGE, voice.pitch_range),
+            (_VOLUME, 80),
+        ):
             self.library.espeak_SetParameter(parameter, value, 0)
 
     def _receive(self, wave: Any, count: int, events: Any) -> int:
@@ -226,10 +277,11 @@ def say(text: str, voice: Voice) -> tuple[np.ndarray, list[Word]]:
     if not len(loud):
         raise ValueError(f"{text!r}: no sound")
     first = max(0, int(loud[0]) - round(EDGE_SILENCE * SAMPLE_RATE))
-    samples = samples[first:int(loud[-1]) + 1 + round(EDGE_SILENCE * SAMPLE_RATE)]
+    samples = samples[first : int(loud[-1]) + 1 + round(EDGE_SILENCE * SAMPLE_RATE)]
     samples = np.clip(samples * (0.7 / max(0.7, float(np.abs(samples).max()))), -1, 1)
     end = loud[-1] / SAMPLE_RATE
     starts = [*_word_starts(words, events, end), end]
     limits = np.maximum.accumulate(np.clip(np.array(starts) - first / SAMPLE_RATE, 0, len(samples) / SAMPLE_RATE))
     return samples.astype(np.float32), [
-        Word(word, float(limits[i]), float(limits[i + 1])) for i, word in enumerate(words)]
+        Word(word, float(limits[i]), float(limits[i + 1])) for i, word in enumerate(words)
+    ]

@@ -41,10 +41,22 @@ def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
         file.write("".join(f"{piece}\t{count}\n" for piece, count in sorted(seeds.items())))
         file.flush()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type="unigram", pad_id=PAD,
-            unk_id=1, bos_id=-1, eos_id=-1, add_dummy_prefix=True, character_coverage=1.0, hard_vocab_limit=False,
-            num_threads=1, minloglevel=2, seed_sentencepieces_file=file.name,
-            normalization_rule_name="identity")
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=size,
+            model_type="unigram",
+            pad_id=PAD,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            add_dummy_prefix=True,
+            character_coverage=1.0,
+            hard_vocab_limit=False,
+            num_threads=1,
+            minloglevel=2,
+            seed_sentencepieces_file=file.name,
+            normalization_rule_name="identity",
+        )
     return model.getvalue()
 
 

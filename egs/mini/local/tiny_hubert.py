@@ -19,11 +19,28 @@ def hubert_config() -> Any:
     from transformers import HubertConfig
 
     return HubertConfig(
-        vocab_size=32, hidden_size=144, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512,
-        conv_dim=(16, 32, 48, 64, 64, 96, 128), conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
-        conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=32,
-        num_conv_pos_embedding_groups=8, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
-        feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0, mask_time_prob=0.05, mask_feature_prob=0.0)
+        vocab_size=32,
+        hidden_size=144,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        conv_dim=(16, 32, 48, 64, 64, 96, 128),
+        conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+        conv_stride=(5, 2, 2, 2, 2, 2, 2),
+        conv_bias=True,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=8,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        layerdrop=0.0,
+        mask_time_prob=0.05,
+        mask_feature_prob=0.0,
+    )
 
 
 def num_frames(samples: int) -> int:
@@ -36,7 +53,8 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
     import librosa
 
     power = librosa.feature.melspectrogram(
-        y=samples, sr=SAMPLE_RATE, n_fft=FIELD, hop_length=HOP, n_mels=40, center=False)
+        y=samples, sr=SAMPLE_RATE, n_fft=FIELD, hop_length=HOP, n_mels=40, center=False
+    )
     return np.ascontiguousarray(np.log10(power + 1e-3).T, dtype=np.float32)
 
 
@@ -47,8 +65,9 @@ def mfcc(mel: np.ndarray) -> np.ndarray:
 
     basic = dct(mel, type=2, norm="ortho", axis=1)[:, :13].T
     width = min(9, basic.shape[1] - (basic.shape[1] + 1) % 2)
-    stacked = np.concatenate([basic, librosa.feature.delta(basic, width=width),
-                              librosa.feature.delta(basic, width=width, order=2)])
+    stacked = np.concatenate(
+        [basic, librosa.feature.delta(basic, width=width), librosa.feature.delta(basic, width=width, order=2)]
+    )
     return standardised(stacked.T.astype(np.float32))
 
 

@@ -11,5 +11,5 @@ max_seconds=60.0  #: so are longer ones
 max_bad=0.01      #: share of the utterances that may be left out
 . ../../utils/parse_options.sh "$@"
 
-"$SPEECHCLIP_PYTHON" -m speechclip.bin.prepare_spokencoco --corpus "${corpus:-corpus}" --out data --nj "$nj" \
+"$SPEECHCLIP_PYTHON" -m speechclip.bin.prepare_corpus --name spokencoco --corpus "${corpus:-corpus}" --out data --nj "$nj" \
     --min_seconds "$min_seconds" --max_seconds "$max_seconds" --max_bad "$max_bad"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from sweep import Upstream, run_s3prl
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 DETECTIONS = "benchmark.stdlist.xml"
 

@@ -10,8 +10,8 @@ from typing import Any
 from sweep import SCORED, score
 from tasks import TASKS
 
-from speechclip.errors import UserError
-from speechclip.report.markdown import Table, code, read_block, write_block
+from speechclip.common.errors import UserError
+from speechclip.report.results.markdown import Table, code, read_block, write_block
 
 COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "lr (of)", "step", "seed", "commit", "command")
 COMPARISON = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "baseline", "baseline's test", "seed")

@@ -14,8 +14,8 @@ from report import write_report
 from sweep import Run, Upstream, merge, parse_overrides, read_yaml, sweep
 from tasks import S3PRL_CACHE, SPLIT, TASKS, TRIALS, Task, check_corpus, is_filled
 
-from speechclip.bin import ArgumentParser
-from speechclip.errors import UserError, exit_on_user_error
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.errors import UserError
 
 ENCODER = "speechclip_encoder_local"
 RECIPE = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def _check_name(name: str, option: str) -> None:
     from speechclip.upstream.hubconf import ENTRIES
 
     if name not in ENTRIES:
-        from speechclip.encoders.s3prl_upstream import check_upstream
+        from speechclip.model.encoders.s3prl import check_upstream
         from speechclip.upstream import register
 
         register()
@@ -95,8 +95,8 @@ def _check_name(name: str, option: str) -> None:
 
 def check_checkpoints(upstreams: list[Upstream]) -> None:
     """Raise UserError for a local checkpoint of a SpeechCLIP that cannot be read, before anything is made for it."""
-    from speechclip.checkpoint import WEIGHTS, read_checkpoint, read_weights
-    from speechclip.published.reader import read_published
+    from speechclip.checkpoint.folder import WEIGHTS, read_checkpoint, read_weights
+    from speechclip.convert.reader import read_published
 
     own = {Path(item.checkpoint) for item in upstreams if item.name.startswith("speechclip_") and item.checkpoint}
     for path in sorted(own):

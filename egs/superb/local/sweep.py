@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 from tasks import Task, is_filled
 
-from speechclip.errors import UserError
-from speechclip.folders import LOCK
+from speechclip.common.errors import UserError
+from speechclip.common.files import LOCK
 
 RESULT, LOG = "result.json", "log.txt"
 SCORED = "dscore_der"  # of SD's own scorer, in percent; beside s3prl's DER by frames
@@ -143,13 +143,13 @@ class Run:
         Raises:
             UserError: with the log's last line; another process is at work in the folder.
         """
-        from speechclip.folders import only_one
+        from speechclip.common.files import only_one
 
         with only_one(self.folder):
             self._work()
 
     def _work(self) -> None:
-        from speechclip.checkpoint import commit
+        from speechclip.common.provenance import commit
 
         origin = {"commit": commit(), "command": os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")}
         settings = self.folder / "settings.json"

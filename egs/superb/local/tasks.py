@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechclip.errors import UserError
+from speechclip.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.data.corpora import NO_SPLIT, SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
+from speechclip.common.errors import UserError
+from speechclip.data.corpora.preparation import NO_SPLIT, SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
 from speechclip.data.kaldi import StrPath, Utterance
-from speechclip.errors import UserError
 
 LIMITS = Limits()
 _IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")

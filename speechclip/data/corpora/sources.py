@@ -7,7 +7,7 @@ second host of these or of flickr_audio.tar.gz (s3prl's HuBERT files are convert
 
 from __future__ import annotations
 
-from speechclip.data.download import Remote
+from speechclip.data.corpora.download import RemoteFile
 
 _FLICKR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 _ILLINOIS = "http://nlp.cs.illinois.edu/HockenmaierGroup/Framing_Image_Description"
@@ -19,19 +19,19 @@ _B32 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 _L14 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
 
 FLICKR8K = (
-    Remote(
+    RemoteFile(
         "Flickr8k_Dataset.zip", (f"{_FLICKR}/Flickr8k_Dataset.zip", f"{_ILLINOIS}/Flickr8k_Dataset.zip"),
         1_120_000_000, ("Flicker8k_Dataset",), unpacked=1_130_000_000, into="",
         checksum="md5:f18a1e2920de5bd84dae7cf08ec78978",
         about="the 8,091 photographs of Flickr8k, Hodosh et al. 2013, also on Kaggle as adityajn105/flickr8k",
     ),
-    Remote(
+    RemoteFile(
         "Flickr8k_text.zip", (f"{_FLICKR}/Flickr8k_text.zip", f"{_ILLINOIS}/Flickr8k_text.zip"),
         2_400_000, ("Flickr8k_text/Flickr8k.token.txt", "Flickr8k_text/Flickr_8k.trainImages.txt"),
         unpacked=12_000_000, into="Flickr8k_text", checksum="md5:bf6c1abcb8e4a833b7f922104de18627",
         about="the captions and splits of Flickr8k, Hodosh et al. 2013",
     ),
-    Remote(
+    RemoteFile(
         "flickr_audio.tar.gz",
         ("https://groups.csail.mit.edu/sls/downloads/flickraudio/downloads/flickr_audio.tar.gz",),
         4_500_000_000, ("flickr_audio/wavs", "flickr_audio/wav2capt.txt", "flickr_audio/wav2spk.txt"),
@@ -40,27 +40,27 @@ FLICKR8K = (
     ),
 )  # fmt: skip
 SPOKENCOCO = (
-    Remote(
+    RemoteFile(
         "train2014.zip", (*(f"{host}/zips/train2014.zip" for host in _COCO), f"{_DARKNET}/train2014.zip"),
         13_510_573_713, ("train2014",), unpacked=13_600_000_000, into="",
         checksum="md5:0da8c0bd3d6becc4dcb32757491aca88", about="COCO's training images of 2014, cocodataset.org",
     ),
-    Remote(
+    RemoteFile(
         "val2014.zip", (*(f"{host}/zips/val2014.zip" for host in _COCO), f"{_DARKNET}/val2014.zip"),
         6_645_013_297, ("val2014",), unpacked=6_700_000_000, into="",
         checksum="md5:a3d79f5ed8d289b7a7554ce06a5782b3", about="COCO's validation images of 2014, cocodataset.org",
     ),
-    Remote(
+    RemoteFile(
         "annotations_trainval2014.zip", tuple(f"{host}/annotations/annotations_trainval2014.zip" for host in _COCO),
         252_872_794, ("annotations/captions_train2014.json", "annotations/captions_val2014.json"),
         unpacked=830_000_000, into="", checksum="md5:0a379cfc70b0e71301e0f377548639bd",
         about="COCO's captions of 2014, cocodataset.org",
     ),
-    Remote(
+    RemoteFile(
         "SpokenCOCO.tar.gz", ("https://data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz",), 69_000_000_000,
         ("SpokenCOCO/wavs",), unpacked=75_000_000_000, into="", about="SpokenCOCO's recordings, Hsu et al. 2021",
     ),
-    Remote(
+    RemoteFile(
         "ksplit.tar.gz", ("https://huggingface.co/speechclip/models/resolve/main/ksplit.tar.gz",), 60_000_000,
         ("SpokenCOCO/ksplit",), unpacked=400_000_000, into="SpokenCOCO",
         about="SpokenCOCO's Karpathy split, SpokenCOCO_ksplit_{train,val,test}.json; the same split with word "
@@ -70,13 +70,13 @@ SPOKENCOCO = (
 )  # fmt: skip
 
 
-def _hubert(name: str, size: int, about: str) -> Remote:
-    return Remote(name, (f"{_FAIRSEQ}/{name}",), size, (name,), about=about)
+def _hubert(name: str, size: int, about: str) -> RemoteFile:
+    return RemoteFile(name, (f"{_FAIRSEQ}/{name}",), size, (name,), about=about)
 
 
-def _clip(name: str, digest: str, size: int, hub: str) -> Remote:
+def _clip(name: str, digest: str, size: int, hub: str) -> RemoteFile:
     about = f"OpenAI's CLIP; also as transformers' {hub}"
-    return Remote(name, (f"{_OPENAI}/{digest}/{name}",), size, (name,), checksum=f"sha256:{digest}", about=about)
+    return RemoteFile(name, (f"{_OPENAI}/{digest}/{name}",), size, (name,), checksum=f"sha256:{digest}", about=about)
 
 
 ENCODERS = {

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from speechclip.data.corpora import NO_SPLIT, SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
+from speechclip.common.errors import UserError
+from speechclip.data.corpora.preparation import NO_SPLIT, SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
 from speechclip.data.kaldi import StrPath, Utterance
-from speechclip.errors import UserError
 
 LIMITS = Limits(check_samples=False)  # of 605,000 recordings only the headers are read
 _PUBLISHED = {"train": "train", "dev": "val", "test": "test"}

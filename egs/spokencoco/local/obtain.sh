@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# Stage 0: finds the corpus in --corpus DIR or downloads it into corpus/; downloads the encoders' files that --models lacks.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. ./path.sh
-
-bash ../../utils/obtain_corpus.sh spokencoco "$@"

@@ -1,0 +1,74 @@
+"""Stage 2: store the CLIP embeddings of images and captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from speechclip.bin import stage_script
+from speechclip.common.errors import UserError
+from speechclip.common.shutdown import GracefulShutdown
+from speechclip.config import build_parser, parse
+
+
+@stage_script
+def main() -> None:
+    """Embed the images and captions of data directories, or take over a user's own embeddings.
+
+    What is embedded is kept on a restart. Asked to stop by SIGTERM, it stores what it has after the batch at hand and
+    ends with status 75.
+    """
+    stop = GracefulShutdown().__enter__()
+    parser = build_parser("speechclip.bin.extract_clip_embeddings", __doc__ or "")
+    parser.add_argument(
+        "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
+    )
+    parser.add_argument(
+        "--dump_root", type=str, required=True, help="folder that gets a folder for each data directory"
+    )
+    parser.add_argument(
+        "--clip_embeddings", type=str, default="", help=".npz (ids, embeddings) in the image tower's place"
+    )
+    parser.add_argument("--text_embeddings", type=str, default="", help=".npz in the text tower's place, for scoring")
+    parser.add_argument(
+        "--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary to write"
+    )
+    parser.add_argument(
+        "--captions", type=str, default="data/captions.tsv",
+        help="all captions of the corpus, as stage 1 keeps them; the data directories' own where there is no such file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vocabulary_from", type=Literal["all", "train"], default="all", help="captions counted for the vocabulary"
+    )
+    config, options = parse(parser)
+
+    from speechclip.common.devices import pick_device
+    from speechclip.data.kaldi import DataDir
+    from speechclip.features.clip import count_vocabulary, embed_images, embed_texts, vocabulary_texts
+    from speechclip.model.encoders.clip import load_clip
+
+    if not config.model.clip.path and not options.clip_embeddings:
+        raise UserError("model.clip.path: not set, and no --clip_embeddings to take its place")
+    directories = [DataDir.load(path) for path in options.data_dirs]
+    clip = load_clip(config.model.clip).to(pick_device()) if config.model.clip.path else None
+    if clip is not None:
+        texts = vocabulary_texts(directories, Path(options.captions), only_train=options.vocabulary_from == "train")
+        vocabulary = count_vocabulary(texts, clip)
+    captions = 0
+    for directory in directories:
+        out = Path(options.dump_root) / directory.path.name
+        images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop)
+        # beside images that are somebody's own, captions embedded by another CLIP would mean nothing
+        own = clip if not options.clip_embeddings else None
+        written = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
+        captions += written
+        print(f"{out}: {images} images, {written} captions embedded")
+    if options.text_embeddings and not captions:
+        raise UserError(f"{options.text_embeddings}: its ids name none of the utterances")
+    if clip is not None:  # last: a bad image leaves none behind
+        vocabulary.save(options.vocabulary)
+        print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")
+
+
+if __name__ == "__main__":
+    main()

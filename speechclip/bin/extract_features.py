@@ -1,0 +1,57 @@
+"""Stage 2: store the hidden states of the frozen speech encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from speechclip.bin import stage_script
+from speechclip.common.errors import UserError
+from speechclip.common.shutdown import GracefulShutdown
+from speechclip.config import build_parser, parse
+
+
+@stage_script
+def main() -> None:
+    """Encode every utterance of data directories into feature stores; finished shards are kept on a restart.
+
+    Asked to stop by SIGTERM, it stores what it has after the batch at hand and ends with status 75.
+    """
+    stop = GracefulShutdown().__enter__()
+    parser = build_parser("speechclip.bin.extract_features", __doc__ or "")
+    parser.add_argument(
+        "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
+    )
+    parser.add_argument(
+        "--dump_root", type=str, required=True, help="folder that gets the store of each data directory, by its name"
+    )
+    parser.add_argument("--batch_seconds", type=float, default=60.0, help="speech in a batch, padding included")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
+    parser.add_argument(
+        "--job", type=int, default=1, help="which of them this is, from 1; 0 writes the indices when all are done"
+    )
+    config, options = parse(parser)
+    if not 0 <= options.job <= options.jobs or options.jobs < 1:
+        raise UserError(f"--job: {options.job} is none of 1 to {options.jobs}, nor 0")
+
+    from speechclip.data.features import write_index
+    from speechclip.data.kaldi import read_table
+    from speechclip.features.speech import extract_features
+    from speechclip.model.encoders.factory import load_speech_encoder
+
+    encoder = load_speech_encoder(config.model.speech_encoder) if options.job else None
+    for data in options.data_dirs:
+        out = str(Path(options.dump_root) / Path(data).name)
+        if not options.job:
+            ids = list(read_table(Path(data) / "wav.scp"))
+            write_index(Path(out), ids)
+            print(f"{out}: {len(ids)} utterances")
+            continue
+        count, seconds, hours = extract_features(
+            config, data, out, batch_seconds=options.batch_seconds, job=options.job, jobs=options.jobs,
+            encoder=encoder, stop=stop,
+        )  # fmt: skip
+        print(f"{out}: {count} utterances, {hours:.2f} h of speech, in {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Constants that several parts of the project share."""
+
+SAMPLE_RATE = 16000  # Hz, of all speech
+HOP = 320  # samples per frame: the product of HuBERT's convolution strides, 5 * 2**6
+FRAME_RATE = SAMPLE_RATE // HOP  # frames per second
+FRAME_SECONDS = HOP / SAMPLE_RATE
+
+# Exit status of a run that saved its work after SIGTERM and resumes when it is started again: EX_TEMPFAIL of sysexits.h.
+EXIT_RESUMABLE = 75

@@ -1,0 +1,195 @@
+"""Files and folders that are replaced as a whole; folders with checksums, and locked while somebody writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from speechclip.common.errors import MissingFileError, UserError, writing
+
+SUMS = "SHA256SUMS"  # as sha256sum writes it: sha256sum -c reads it, too
+LOCK = ".lock"
+_BLOCK = 1 << 20  # bytes
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's own entries, on the disk: else a name may outlive a loss of power and its content not.
+
+    Raises:
+        OSError: the disk has not taken a file. A folder that its file system cannot sync is left to that.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write in the place of ``target``, which at the end of the block it becomes: always the old or the new.
+
+    It has the ending of ``target``; the folders above are made.
+
+    Raises:
+        UserError: the disk is full; nothing half written stays.
+    """
+    part = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    with writing(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Write a file whole: see :func:`replacing`."""
+    with replacing(target) as part:
+        part.write_bytes(data)
+
+
+def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:
+    """Write a folder so that ``target`` is always either the old or the new one, with checksums of its files.
+
+    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for. The new one is on
+    the disk before it gets its name.
+
+    Args:
+        write: fills the folder it is given. keep: leave the old one there in any case.
+    """
+    part, old = target.with_name(target.name + ".part"), previous(target)
+    shutil.rmtree(part, ignore_errors=True)
+    with writing(target):
+        part.mkdir(parents=True)
+    try:
+        with writing(target):
+            write(part)
+            _write_sums(part)
+            for path in sorted(part.rglob("*"), reverse=True):  # a folder after what is in it
+                sync(path)
+            sync(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    part.rename(target)
+    sync(target.parent)
+    if not keep:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def previous(target: Path) -> Path:
+    """Where the folder that ``target`` took the place of is."""
+    return target.with_name(target.name + ".old")
+
+
+def damaged_file(folder: Path, *, all_files: bool) -> str:
+    """Name of the first file that is not what its folder's checksums say; empty where all are.
+
+    A folder without checksums is taken as it is. all_files: also what a user may edit, settings and descriptions.
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError):
+        return SUMS
+    for line in lines:
+        digest, gap, name = line.partition("  ")
+        if not gap or len(digest) != 64 or name != os.path.basename(name):
+            return SUMS
+        if all_files or name.endswith((".safetensors", ".tsv")):
+            path = folder / name
+            if not path.is_file() or _digest(path) != digest:
+                return name
+    return ""
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; the kernel lets go of it when the process ends, however it does.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(f"{folder}: another run is at work in it (process {file.read().strip()})") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def lines_fingerprint(lines: Iterable[str]) -> str:
+    """Sixteen hexadecimal digits that tell one list of lines from another."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_sums(folder: Path) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    text = "".join(f"{_digest(path)}  {path.name}\n" for path in files)
+    (folder / SUMS).write_text(text, encoding="ascii")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(path) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON object is needed, this is a {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that ``path`` is always either the old or the new file."""
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a model on the Hugging Face hub: ``owner/name``, also after ``hf-hub:``."""
+    return re.fullmatch(r"(hf-hub:)?[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+
+
+def looks_local(path: str) -> bool:
+    """Return whether a name can only be a file or folder of this machine, and not an id of the hub."""
+    return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1

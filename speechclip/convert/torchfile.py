@@ -1,0 +1,288 @@
+"""Files that ``torch.save`` and ``torch.jit.save`` write, read without running anything in them.
+
+Three containers: the zip archive (torch >= 1.6), the stream of pickles before it, and TorchScript, a zip archive with
+code, of which the code is left alone. Tensors of an archive are mapped from the file, not read, until they are used.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from speechclip.common.errors import UserError
+from speechclip.convert.unpickle import Name, Record, Unpickler
+
+#: Classes that trainers leave in their checkpoints, or TorchScript in its: read as dictionaries of their attributes.
+RECORDS = (
+    "__torch__.", "argparse.Namespace", "avssl.", "easydict.", "fairseq.", "hydra.", "numpy.", "omegaconf.", "pathlib.",
+    "pytorch_lightning.", "lightning.", "lightning_fabric.", "torch.nn.modules.", "torch.optim.", "typing.", "enum.",
+)  # fmt: skip
+_DTYPES = {
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
+    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+_MOST_PACKED = 100  # times that an archive may be larger unpacked; torch itself packs nothing
+_MOST_MODULES = 1_000_000
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Storage:
+    """A flat run of values, filled in when its bytes are found."""
+
+    def __init__(self, dtype: torch.dtype, count: int) -> None:
+        self.dtype, self.count = dtype, count
+        self.values: Tensor | None = None
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """The value in a ``.pt``, ``.pth``, ``.ckpt`` or TorchScript file: tensors, numbers, strings, containers.
+
+    Objects of the classes in :data:`RECORDS` come out as dictionaries of their attributes.
+
+    Raises:
+        UserError: missing, in no such format, damaged, or wants something else than these, naming it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if zipfile.is_zipfile(path):
+        return _Archive(path).read()
+    with path.open("rb") as stream:
+        if stream.read(4) == b"PK\x03\x04":
+            raise UserError(f"{path}: damaged or truncated: a zip archive without its end")
+        stream.seek(0)
+        return _read_stream(path, stream)
+
+
+def script_state(value: Any, source: str) -> dict[str, Tensor]:
+    """The state dict of a TorchScript module that :func:`read_torch_file` read: attribute path to tensor.
+
+    Raises UserError where there is no module.
+    """
+    if not isinstance(value, Record) or not value.kind.startswith("__torch__."):
+        raise UserError(f"{source}: no TorchScript module")
+    found: dict[str, Tensor] = {}
+    visited = 0
+
+    def walk(record: Record, prefix: str) -> None:
+        nonlocal visited
+        visited += 1
+        if visited > _MOST_MODULES:  # each within the next, twice
+            raise UserError(f"{source}: more than {_MOST_MODULES} modules")
+        for name, item in record.items():
+            if isinstance(item, Tensor):
+                found[prefix + name] = item
+            elif isinstance(item, Record):
+                walk(item, f"{prefix}{name}.")
+
+    try:
+        walk(value, "")
+    except RecursionError:
+        raise UserError(f"{source}: modules nested too deeply") from None
+    return found
+
+
+class _Archive:
+    """The zip container."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: damaged or truncated ({error})") from error
+        unpacked, packed = sum(info.file_size for info in self.file.infolist()), path.stat().st_size
+        if unpacked > _MOST_PACKED * packed:
+            raise UserError(f"{path}: would unpack to {unpacked} bytes from {packed}: refused")
+        pickles = [name for name in self.file.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
+        if not pickles:
+            raise UserError(f"{path}: a zip archive without data.pkl: not written by torch")
+        self.pickle = min(pickles, key=len)
+        self.prefix = self.pickle.removesuffix("data.pkl")
+        self._storages: dict[str, _Storage] = {}
+
+    def read(self) -> Any:
+        """The value."""
+        with self.path.open("rb") as stream:
+            self.memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        order = f"{self.prefix}byteorder"
+        if order in self.file.namelist() and self._bytes(order) != b"little":
+            raise UserError(f"{self.path}: written by a big-endian machine")
+        unpickler = Unpickler(str(self.path), functions=_FUNCTIONS, records=RECORDS, storage=self._storage)
+        return unpickler.load(io.BytesIO(self._bytes(self.pickle)))
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return self.file.read(name)
+        except (KeyError, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{self.path}: {name} is missing or damaged") from error
+
+    def _storage(self, persistent: Any) -> _Storage:
+        dtype, key, count = _described(persistent, str(self.path))
+        if key not in self._storages:
+            storage = self._storages[key] = _Storage(dtype, count)
+            storage.values = self._map(f"{self.prefix}data/{key}", dtype, count)
+        return self._storages[key]
+
+    def _map(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+        """Values of a record, mapped where the archive stores it as it is."""
+        size = count * dtype.itemsize
+        try:
+            info = self.file.getinfo(name)
+        except KeyError:
+            raise UserError(f"{self.path}: {name} is missing: damaged or truncated") from None
+        if info.file_size != size:
+            raise UserError(f"{self.path}: {name} has {info.file_size} bytes, its tensor {size}: damaged")
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return torch.frombuffer(bytearray(self._bytes(name)), dtype=dtype)
+        lengths = self.memory[info.header_offset + 26 : info.header_offset + 30]
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+        if start + size > len(self.memory):
+            raise UserError(f"{self.path}: {name} ends behind the file: truncated")
+        if start % dtype.itemsize:
+            return torch.frombuffer(bytearray(self.memory[start : start + size]), dtype=dtype)
+        return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
+
+
+def _read_stream(path: Path, stream: BinaryIO) -> Any:
+    """The older container: magic number, version, system, value, storage keys, then every storage's bytes."""
+    storages: dict[str, _Storage] = {}
+
+    def storage(persistent: Any) -> _Storage:
+        dtype, key, count = _described(persistent, str(path))
+        if len(persistent) > 5 and persistent[5] is not None:
+            raise UserError(f"{path}: storages that are views of others: save the file again with a newer torch")
+        return storages.setdefault(key, _Storage(dtype, count))
+
+    unpickler = Unpickler(str(path), functions=_FUNCTIONS, records=RECORDS, storage=storage)
+    magic = unpickler.load(stream)
+    if magic != _LEGACY_MAGIC:
+        raise UserError(f"{path}: a pickle, but none that torch wrote")
+    unpickler.load(stream)  # protocol version
+    system = unpickler.load(stream)
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        raise UserError(f"{path}: written by a big-endian machine")
+    value = unpickler.load(stream)
+    for key in unpickler.load(stream):
+        if key not in storages:
+            raise UserError(f"{path}: a storage {key!r} that no tensor uses: damaged")
+        target = storages.pop(key)
+        head = stream.read(8)
+        data = stream.read(target.count * target.dtype.itemsize)
+        if head != struct.pack("<q", target.count) or len(data) != target.count * target.dtype.itemsize:
+            raise UserError(f"{path}: damaged or truncated in storage {key!r}")
+        target.values = torch.frombuffer(bytearray(data or bytes(8)), dtype=target.dtype)
+    if storages:
+        raise UserError(f"{path}: the values of {len(storages)} storages are missing: damaged or truncated")
+    try:
+        return _materialise(value)
+    except RecursionError:
+        raise UserError(f"{path}: containers nested too deeply") from None
+
+
+def _described(persistent: Any, source: str) -> tuple[torch.dtype, str, int]:
+    """dtype, key and number of values of a persistent id ``("storage", type, key, device, count)``."""
+    fits = isinstance(persistent, tuple) and len(persistent) >= 5 and persistent[0] == "storage"
+    if not fits or not isinstance(persistent[4], int) or persistent[4] < 0:
+        raise UserError(f"{source}: a reference that is no storage")
+    kind = str(persistent[1]).rsplit(".", 1)[-1]
+    if not isinstance(persistent[1], Name) or kind not in _DTYPES:
+        raise UserError(f"{source}: a storage of type {persistent[1]}, not one of {', '.join(_DTYPES)}")
+    return _DTYPES[kind], str(persistent[2]), persistent[4]
+
+
+class _Pending:
+    """A tensor of the older container, whose bytes follow later."""
+
+    def __init__(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.storage, self.view = storage, (offset, size, stride)
+
+
+def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+    """A tensor as a view of a storage, within its bounds."""
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor of no storage")
+    size, stride = tuple(size), tuple(stride)
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or any(not isinstance(n, int) or n < 0 for n in numbers):
+        raise ValueError("a tensor of impossible shape")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if 0 not in size and last >= storage.count:
+        raise ValueError("a tensor beyond its storage")
+    pending = _Pending(storage, offset, size, stride)
+    return pending if storage.values is None else _tensor(pending)
+
+
+def _tensor(pending: _Pending) -> Tensor:
+    offset, size, stride = pending.view
+    if 0 in size or pending.storage.values is None:
+        return torch.empty(size, dtype=pending.storage.dtype)
+    return torch.as_strided(pending.storage.values, size, stride, offset)
+
+
+def _materialise(value: Any) -> Any:
+    """Replace pending tensors, in place where a container can hold them."""
+    seen: set[int] = set()
+    tuples: dict[int, tuple[Any, Any]] = {}  # by the id of one that is kept, so that no other gets it
+
+    def walk(item: Any) -> Any:
+        if isinstance(item, _Pending):
+            return _tensor(item)
+        if isinstance(item, (dict, list)) and id(item) not in seen:
+            seen.add(id(item))
+            pairs = list(item.items()) if isinstance(item, dict) else list(enumerate(item))
+            for key, part in pairs:
+                item[key] = walk(part)
+        if isinstance(item, tuple):
+            if id(item) not in tuples:
+                tuples[id(item)] = item, tuple(walk(part) for part in item)
+            return tuples[id(item)][1]
+        return item
+
+    return walk(value)
+
+
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor subclass, as the tensor it is made of."""
+    if function not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"):
+        raise ValueError(f"{function} is refused")
+    return _FUNCTIONS[function](*arguments)
+
+
+def _latin(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"an encoding {encoding}")
+    return text.encode("latin1")
+
+
+_FUNCTIONS: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _rebuild,
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.jit._pickle.build_intlist": list,
+    "torch.jit._pickle.build_doublelist": list,
+    "torch.jit._pickle.build_boollist": list,
+    "torch.jit._pickle.build_tensorlist": list,
+    "torch.jit._pickle.restore_type_tag": lambda value, kind: value,
+    "torch.Size": tuple,
+    "torch.device": lambda *names: ":".join(str(name) for name in names),
+    "collections.OrderedDict": dict,
+    "collections.defaultdict": lambda *_: {},
+    "collections.Counter": dict,
+    "_codecs.encode": lambda text, encoding="latin1": _latin(text, encoding),  # bytes, before they had an operation
+} | {
+    f"{module}.{kind.__name__}": kind
+    for module in ("builtins", "__builtin__")
+    for kind in (set, frozenset, dict, list, tuple)
+}

@@ -1,0 +1,127 @@
+"""Load what a scoring script needs: the trained network, the split, its speech, and the gold sets of keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechclip.checkpoint.folder import SETTINGS, load_model, read_checkpoint
+from speechclip.common.devices import pick_device
+from speechclip.common.errors import UserError
+from speechclip.common.provenance import provenance
+from speechclip.config import Config, load
+from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
+from speechclip.data.embeddings import embeddings_source
+from speechclip.eval.gold import Word, count_utterances
+from speechclip.eval.neighbours import Subwords
+from speechclip.eval.stopwords import stop_word_ids
+from speechclip.model.encoders.tokenizers import add_special_tokens, join_subwords
+from speechclip.model.network import SpeechNetwork, reduced_subword_embeddings
+
+
+def load_for_scoring(
+    checkpoint: str, data: str, dump: str, overrides: Sequence[str] = ()
+) -> tuple[SpeechNetwork, Config, Split, SpeechSource]:
+    """A trained model, on a GPU where there is one, its configuration and the split to score it on.
+
+    Stored features are used where there are any and the checkpoint was trained on stored ones; else the speech encoder
+    is loaded and runs now. CLIP is loaded only where the head needs its text transformer.
+
+    Args:
+        overrides: ``--eval.KEY VALUE`` words, which change the configuration that is returned.
+    Raises:
+        UserError: among others, stored features of another encoder than the checkpoint's.
+    """
+    # a score of the checkpoint before would not be this one's
+    folder, config, origin = read_checkpoint(checkpoint, strict=True)
+    if overrides:
+        config = load([folder / SETTINGS], overrides)
+    stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
+    model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
+    split = Split.load(data, dump)
+    if split.images.shape[1] != model.dimensions.joint:
+        raise UserError(
+            f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
+            f"{model.dimensions.joint}: a checkpoint for other dimensions"
+        )
+    embedded_by = embeddings_source(Path(dump) / "image_embeddings.npz").get("weights")
+    if embedded_by and embedded_by != origin.get("encoders", {}).get("clip", {}).get("weights", embedded_by):
+        raise UserError(f"{dump}/image_embeddings.npz: made by another CLIP than {checkpoint} was trained with")
+    if not stored:
+        return model, config, split, WaveSource(split.data)
+    source = StoreSource(dump, split.ids, config.model.speech_encoder.layers)
+    if (source.dim, source.num_states) != (model.dimensions.speech, model.dimensions.states):
+        raise UserError(
+            f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} wants "
+            f"{model.dimensions.states} of {model.dimensions.speech}: a checkpoint for other dimensions"
+        )
+    trained_on = origin.get("encoders", {}).get("speech_encoder", {})
+    for key in ("weights", "normalize", "window_seconds"):
+        if trained_on.get(key) != source.store.encoder.get(key) and trained_on:
+            raise UserError(
+                f"{dump}/feats.scp: made by another speech encoder than {checkpoint} was trained with ({key} differs)"
+            )
+    return model, config, split, source
+
+
+def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
+    """Where a score comes from: this command, and the training run's command, seed, commit and cost."""
+    _, config, trained = read_checkpoint(checkpoint)
+    now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
+    keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
+    training = {key: trained[key] for key in keys if key in trained}
+    named: dict[str, str] = {"head": config.model.head.name}
+    if "converted_from" in trained:  # a published checkpoint, whose folder's name tells nothing of this kind
+        width = trained["dimensions"]["speech"]
+        size = {768: "base", 1024: "large"}.get(width, f"d{width}")
+        named |= {"model": size, "tag": "published"}
+    return {**now, **named, "checkpoint": checkpoint, "training": training}
+
+
+@dataclass(frozen=True)
+class KeywordGold:
+    """What keywords are scored against.
+
+    subwords: the table. content: each utterance's gold ids; with_special: those of its padded token sequence, encoded
+    again as the published code does. words: of each caption. train_counts: training utterances a subword occurs in.
+    strings: id -> subword. encode: a text's ids.
+    """
+
+    subwords: Subwords
+    content: list[set[int]]
+    with_special: list[set[int]]
+    words: list[list[Word]]
+    train_counts: dict[int, int]
+    strings: dict[int, str]
+    encode: Callable[[str], list[int]]
+
+
+def keyword_gold(model: SpeechNetwork, captions: list[str], train_captions: list[str]) -> KeywordGold:
+    """Gold sets of captions for a model with keywords, and the counts behind the frequency prior."""
+    clip, vocabulary = model.clip, model.vocabulary
+    assert clip is not None and vocabulary is not None
+    tokenizer = clip.tokenizer
+    rows = [tokenizer.encode(caption)[: clip.context_length - 2] for caption in captions]
+    strings = dict(zip(vocabulary.ids, vocabulary.subwords))
+    special = frozenset({tokenizer.pad, tokenizer.sot, tokenizer.eot})
+    table, _ = reduced_subword_embeddings(clip, vocabulary)
+    subwords = Subwords(table.cpu().numpy(), np.array(vocabulary.ids), special, frozenset(stop_word_ids(strings)))
+    train = [set(tokenizer.encode(caption)[: clip.context_length - 2]) for caption in train_captions]
+    spelt = {identity: tokenizer.subword(identity) for identity in {identity for row in rows for identity in row}}
+    words = [
+        [Word(text, tuple(row[at] for at in places)) for text, places in join_subwords([spelt[i] for i in row])]
+        for row in rows
+    ]
+    return KeywordGold(
+        subwords,
+        [set(row) for row in rows],
+        [set(tokenizer.retokenize(add_special_tokens(tokenizer, row, clip.context_length))) for row in rows],
+        words,
+        dict(count_utterances(train)),
+        spelt | strings,
+        tokenizer.encode,
+    )

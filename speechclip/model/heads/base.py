@@ -1,0 +1,162 @@
+"""The interface of a head, its outputs, and the registry of heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from speechclip.config import HeadConfig
+
+PARALLEL, CASCADED = "parallel", "cascaded"  # the branches
+
+
+class Keywords(NamedTuple):
+    """Keywords of a batch, at most K per utterance. Entries where ``mask`` is False have no meaning.
+
+    Attributes:
+        vectors: [B, K, D], the keywords before quantisation (z_k).
+        quantized: [B, K, D], in the forward pass rows of the subword embeddings.
+        rows: [B, K] int64, the indices of these rows.
+        attention: [B, K, T], weights over the frames; None in training.
+        mask: [B, K] bool, True for the first n_i keywords of utterance i.
+        segments: [B, K, 2], start and end in frames, if the head cuts the utterance into segments; else None, and the
+            time of a keyword follows from its attention.
+    """
+
+    vectors: Tensor
+    quantized: Tensor
+    rows: Tensor
+    attention: Tensor | None
+    mask: Tensor
+    segments: Tensor | None = None
+
+
+class HeadOutput(NamedTuple):
+    """The output of a head.
+
+    Attributes:
+        embedding: [B, joint width], the parallel branch, not normalised; or None.
+        keywords: the input of CLIP's text transformer (cascaded branch); or None.
+        quantity_loss: scalar, the difference between the number of keywords and its target; None if the number is fixed.
+        attention: [B, 1, T], weights of the [CLS] over the frames for a head without keywords; None in training.
+    """
+
+    embedding: Tensor | None
+    keywords: Keywords | None
+    quantity_loss: Tensor | None = None
+    attention: Tensor | None = None
+
+
+class SpeechOutput(NamedTuple):
+    """The output of the network for a batch.
+
+    Attributes:
+        branches: embeddings [B, J] by branch, not normalised. "parallel" comes before "cascaded"; a hybrid head has both.
+        keywords, quantity_loss, attention: see :class:`HeadOutput`.
+        frames: [B] int64, valid frames of each utterance.
+    """
+
+    branches: dict[str, Tensor]
+    keywords: Keywords | None
+    quantity_loss: Tensor | None
+    attention: Tensor | None
+    frames: Tensor
+
+    @property
+    def embedding(self) -> Tensor:
+        """The embedding of the first branch, which retrieval uses."""
+        return next(iter(self.branches.values()))
+
+
+class Head(nn.Module, ABC):
+    """A trained head over the weighted sum of hidden states.
+
+    Attributes:
+        branches: the branches that the head feeds, PARALLEL before CASCADED.
+    """
+
+    branches: ClassVar[tuple[str, ...]]
+
+    @property
+    def has_keywords(self) -> bool:
+        """Whether the head needs CLIP's text transformer and a vocabulary."""
+        return CASCADED in self.branches
+
+    @abstractmethod
+    def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
+        """Apply the head.
+
+        Args:
+            frames: [B, T, d].
+            padding: [B, T] bool, True at frames that are padding.
+        """
+
+    @abstractmethod
+    def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
+        """Return the output of the head's own layer at the frames, without the [CLS] positions: [B, T, d]."""
+
+    def set_step(self, step: int) -> None:
+        """Announce the training step that comes next, counted from 0. Most heads do not depend on it."""
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """Widths and tensors that a head is built with.
+
+    Attributes:
+        dim: d, width of the speech features.
+        joint_dim: J, width of the CLIP embedding.
+        subword_embeddings: [V, D], of the reduced vocabulary; None for a head without keywords.
+        valid_mask: [V] bool, False for special tokens; None for a head without keywords.
+        max_keywords: number of keywords that fit into the text transformer.
+    """
+
+    dim: int
+    joint_dim: int
+    subword_embeddings: Tensor | None = None
+    valid_mask: Tensor | None = None
+    max_keywords: int = 75
+
+    @property
+    def subwords(self) -> tuple[Tensor, Tensor]:
+        """The subword embeddings and the mask of the valid ones, for a head with keywords."""
+        assert self.subword_embeddings is not None and self.valid_mask is not None
+        return self.subword_embeddings, self.valid_mask
+
+
+Builder = Callable[[HeadConfig, HeadInputs], Head]
+BuilderFunction = TypeVar("BuilderFunction", bound=Builder)
+
+
+class RegisteredHead(NamedTuple):
+    """A head in the registry: the function that builds it, and its branches."""
+
+    build: Builder
+    branches: tuple[str, ...]
+
+
+_HEADS: dict[str, RegisteredHead] = {}
+
+
+def register_head(name: str, *, branches: tuple[str, ...]) -> Callable[[BuilderFunction], BuilderFunction]:
+    """Register a function that builds a head from its settings.
+
+    Args:
+        name: the value of ``model.head.name``.
+        branches: see :class:`Head`.
+    """
+
+    def register(build: BuilderFunction) -> BuilderFunction:
+        _HEADS[name] = RegisteredHead(build, branches)
+        return build
+
+    return register
+
+
+def registered_heads() -> dict[str, RegisteredHead]:
+    """Return the registered heads by name. :mod:`speechclip.model.heads.factory` imports all of them."""
+    return dict(_HEADS)

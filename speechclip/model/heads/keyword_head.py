@@ -1,0 +1,138 @@
+"""What all heads with keywords share: the attention block, and the way from its states to subwords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from speechclip.config import HeadConfig
+from speechclip.model.heads.attention import ClsAttention
+from speechclip.model.heads.base import Head, Keywords
+from speechclip.model.heads.quantizer import SubwordQuantizer
+
+
+class KeywordBatchNorm(nn.BatchNorm1d):
+    """BatchNorm of keyword vectors, started at the statistics of the subword embeddings.
+
+    Brings keyword vectors into the region of the subword embeddings, so that the quantiser's cosines mean something from the first
+    step. With K keywords, every keyword and dimension has a scale and shift of its own, laid out keyword-major,
+    (k, d) -> k * D + d (the published code flattens dimension-major but initialises keyword-major). With one, all
+    positions share theirs. In a process group the batch statistics are global; torch's SyncBatchNorm does not take CPU
+    tensors.
+
+    Args:
+        keywords: K, or 1 to share. subword_embeddings: [V, D] the subword embeddings whose mean and standard deviation it starts at.
+    """
+
+    def __init__(self, keywords: int, subword_embeddings: Tensor) -> None:
+        super().__init__(keywords * subword_embeddings.shape[1])
+        with torch.no_grad():
+            self.weight.copy_(subword_embeddings.float().std(dim=0).repeat(keywords))
+            self.bias.copy_(subword_embeddings.float().mean(dim=0).repeat(keywords))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[B, K, D], or [N, D] where positions share, to the same shape."""
+        flat = vectors.reshape(-1, self.num_features)
+        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return self._forward_global(flat).view_as(vectors)
+        return super().forward(flat).view_as(vectors)
+
+    def _forward_global(self, flat: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce
+
+        flat = flat.float()  # sums over the batch, also where training is in half precision
+        size = torch.full_like(flat[0, :1], len(flat))
+        sums = all_reduce(torch.cat([flat.sum(dim=0), size]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        variance = all_reduce((flat - mean).square().sum(dim=0)) / count
+        with torch.no_grad():
+            momentum = 0.1 if self.momentum is None else self.momentum
+            assert (
+                self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            )
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
+        return (flat - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+def projection(dim: int, width: int, layers: int, dropout: float) -> nn.Module:
+    """d -> width by one linear layer, or by two with ReLU and dropout between."""
+    if layers == 1:
+        return nn.Linear(dim, width)
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, width))
+
+
+class KeywordHead(Head):
+    """The attention block (attention, residual, LayerNorm; no feed-forward), and projection, BatchNorm and quantiser.
+
+    Heads differ in what they put before the frames and in which of the block's outputs become keywords.
+
+    Args:
+        dim: d, width of the speech features.
+        subword_embeddings: [V, D] embeddings of the reduced vocabulary, frozen. valid_mask: [V] bool, False for special tokens.
+        cls: [CLS] vectors before the frames. norms: K, keywords with a BatchNorm of their own; 1 for a shared one.
+        heads: attention heads. dropout: of the attention and a two-layer projection. projection_layers: 1 or 2.
+        temperature: of the quantiser. input_dropout: of the frames.
+    """
+
+    def __init__(
+        self, dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, cls: int, norms: int, heads: int, dropout: float,
+        projection_layers: int = 1, temperature: float = 0.1, input_dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.cls = nn.Parameter(torch.empty(cls, dim)) if cls else None
+        if self.cls is not None:
+            nn.init.xavier_uniform_(self.cls)
+        self.attention = ClsAttention(dim, heads, dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.projection = projection(dim, subword_embeddings.shape[1], projection_layers, dropout)
+        self.batch_norm = KeywordBatchNorm(norms, subword_embeddings[valid_mask])
+        self.quantizer = SubwordQuantizer(subword_embeddings, valid_mask, temperature=temperature)
+        self.input_dropout = nn.Dropout(input_dropout)
+
+    def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
+        """The attention block's output at the frames, after its LayerNorm: [B, T, d]."""
+        return self._block(frames, padding)[:, 0 if self.cls is None else len(self.cls) :]
+
+    def _block_at_cls(self, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The block's output at the [CLS] positions [B, Q, d], and, in evaluation, their weights [B, Q, T]."""
+        assert self.cls is not None
+        attended, weights = self.attention(self.cls, self.input_dropout(frames), padding)
+        return self.norm(self.cls + attended), weights
+
+    def _block(self, frames: Tensor, padding: Tensor) -> Tensor:
+        """The block's output everywhere: [B, Q + T, d]."""
+        frames = self.input_dropout(frames)
+        cls = frames[0, :0] if self.cls is None else self.cls
+        tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
+        states: Tensor = self.norm(tokens + self.attention.everywhere(cls, frames, padding))
+        return states
+
+    def _keywords(
+        self, states: Tensor, attention: Tensor | None, mask: Tensor | None = None, segments: Tensor | None = None
+    ) -> Keywords:
+        """Keywords of states [B, K, d], those alone that exist: the others count in no statistic and stay zero."""
+        if mask is None:
+            vectors = self.batch_norm(self.projection(states))
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        else:
+            existing = self.batch_norm(self.projection(states[mask]))  # [N, D]
+            vectors = existing.new_zeros(*mask.shape, existing.shape[-1]).masked_scatter(mask[:, :, None], existing)
+        quantized, rows = self.quantizer(vectors)
+        return Keywords(vectors, quantized, rows, attention, mask, segments)
+
+
+def keyword_settings(settings: HeadConfig) -> dict[str, Any]:
+    """Return the arguments of :class:`KeywordHead` that all heads with keywords take from the configuration."""
+    return {
+        "heads": settings.attention_heads,
+        "dropout": settings.dropout,
+        "input_dropout": settings.input_dropout,
+        "projection_layers": settings.projection_layers,
+        "temperature": settings.quantizer_temperature,
+    }

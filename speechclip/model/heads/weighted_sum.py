@@ -1,0 +1,55 @@
+"""The weighted sum of hidden states, with learned weights (Shih et al. 2022, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _FrozenWeightedSum(torch.autograd.Function):
+    """sum_l w_l h_l over frozen states that stay in their own (half) precision: no float copy of all layers is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, states: Tensor, norm: bool) -> Tensor:
+        """weights [L], states [B, L, T, D] -> [B, T, D] in the precision of the weights. norm: LayerNorm them first."""
+        ctx.save_for_backward(states)
+        ctx.norm = norm
+        total = _layer(states, 0, weights.dtype, norm) * weights[0]
+        for layer in range(1, len(weights)):
+            total.addcmul_(_layer(states, layer, weights.dtype, norm), weights[layer])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the weights, [L]; the states are frozen."""
+        (states,) = ctx.saved_tensors
+        grad = grads[0].reshape(-1)
+        layers = (_layer(states, layer, grad.dtype, ctx.norm) for layer in range(states.shape[1]))
+        return torch.stack([torch.dot(grad, layer.reshape(-1)) for layer in layers]), None, None
+
+
+def _layer(states: Tensor, layer: int, dtype: torch.dtype, norm: bool) -> Tensor:
+    """h_l of [B, L, T, D] as [B, T, D]."""
+    state = states[:, layer].to(dtype)
+    return nn.functional.layer_norm(state, state.shape[-1:]) if norm else state
+
+
+class WeightedSum(nn.Module):
+    """z = sum_l softmax(w)_l h_l with a learned w, zero at the start.
+
+    Args:
+        num_states: L, hidden states of the speech encoder that are mixed.
+        state_norm: LayerNorm without affine parameters over every h_l first (published Large models).
+    """
+
+    def __init__(self, num_states: int, *, state_norm: bool = False) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(num_states))
+        self.state_norm = state_norm
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B, L, T, D] of any floating type -> [B, T, D] in the type of the weights. The states get no gradient."""
+        mixed: Tensor = _FrozenWeightedSum.apply(self.weights.softmax(dim=0), states, self.state_norm)
+        return mixed

@@ -1,0 +1,335 @@
+"""The network of SpeechCLIP: frozen speech encoder, weighted sum, head, frozen CLIP (Shih et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from speechclip.common.errors import UserError
+from speechclip.config import ModelConfig
+from speechclip.data.dataset import Batch
+from speechclip.data.vocabulary import Vocabulary
+from speechclip.model.encoders.base import SpeechEncoder, SpeechFeatures
+from speechclip.model.encoders.clip import OpenClip
+from speechclip.model.heads.base import CASCADED, PARALLEL, Head, HeadInputs, HeadOutput, SpeechOutput
+from speechclip.model.heads.factory import has_keywords, make_head
+from speechclip.model.heads.weighted_sum import WeightedSum
+from speechclip.model.losses import ContrastiveLoss
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Widths that depend on the frozen encoders.
+
+    Attributes:
+        speech: d, width of the hidden states.
+        states: L, number of hidden states in the weighted sum.
+        joint: J, width of CLIP's joint space.
+    """
+
+    speech: int
+    states: int
+    joint: int
+
+
+class TimeMask(nn.Module):
+    """Set random spans of frames to zero. Active in train mode only.
+
+    Args:
+        count: spans per utterance; 0 switches the mask off.
+        longest: the longest span, in frames.
+    """
+
+    def __init__(self, count: int = 0, longest: int = 1) -> None:
+        super().__init__()
+        self.count, self.longest = count, longest
+
+    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+        """Mask speech features [B, T, d] of utterances with ``frames`` [B] valid frames."""
+        if not self.training or not self.count:
+            return states
+        spans = random_spans(frames, states.shape[1], self.count, self.longest)
+        return states.masked_fill(spans[:, :, None], 0.0)
+
+
+def random_spans(frames: Tensor, width: int, count: int, longest: int) -> Tensor:
+    """Return ``count`` random spans of 0 to ``longest`` frames per utterance.
+
+    Args:
+        frames: [B], valid frames of each utterance.
+        width: T, frames of the padded batch.
+        count: spans per utterance.
+        longest: the longest span, in frames.
+
+    Returns:
+        [B, T] bool, True inside a span.
+    """
+    sizes = torch.randint(0, longest + 1, (len(frames), count))
+    starts = (torch.rand(len(frames), count) * frames.cpu()[:, None]).long()
+    at = torch.arange(width)[None, None, :]
+    inside = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
+    return inside.any(dim=1).to(frames.device)
+
+
+class SpeechNetwork(nn.Module):
+    """Everything that is computed between a batch of speech and its embeddings.
+
+    The parts are passed in; :func:`build_network` constructs them. Without ``speech_encoder`` the network works on
+    stored hidden states only. Without ``clip`` it works without keywords only. Training changes ``weighted_sum``,
+    ``head`` and ``loss``; a checkpoint holds these three.
+
+    Args:
+        config: what the network was built from.
+        dimensions: the widths.
+        weighted_sum: mixes the hidden states.
+        head: the trained head.
+        loss: the contrastive loss with its temperature.
+        speech_encoder: frozen; may be None.
+        clip: frozen; may be None.
+        vocabulary: the reduced vocabulary of a head with keywords.
+        encode_batch_size: utterances that the speech encoder takes at a time; 0 for a whole batch.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dimensions: Dimensions,
+        *,
+        weighted_sum: WeightedSum,
+        head: Head,
+        loss: ContrastiveLoss,
+        speech_encoder: SpeechEncoder | None = None,
+        clip: OpenClip | None = None,
+        vocabulary: Vocabulary | None = None,
+        encode_batch_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dimensions = dimensions
+        self.weighted_sum = weighted_sum
+        self.head = head
+        self.loss = loss
+        self.speech_encoder = speech_encoder
+        self.clip = clip
+        self.vocabulary = vocabulary
+        self.encode_batch_size = encode_batch_size
+        self.time_mask = TimeMask()
+
+    def forward(self, batch: Batch) -> SpeechOutput:
+        """Compute the embeddings of a batch, and the keywords if the head has them.
+
+        Raises:
+            UserError: the batch holds waveforms and no speech encoder is loaded, or the head needs CLIP and none is.
+        """
+        return self.apply_head(*self.features(batch))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the trained parameters."""
+        return self.weighted_sum.weights.device
+
+    # -- parts of the forward pass -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> SpeechFeatures:
+        """Return the hidden states of a batch on the network's device: the stored ones, or those of its waveforms."""
+        if batch.states is not None and batch.frames is not None:
+            return SpeechFeatures(batch.states.to(self.device), batch.frames.to(self.device))
+        assert batch.waves is not None
+        waves = [wave.to(self.device) for wave in batch.waves]
+        size = self.encode_batch_size or len(waves)
+        order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))  # utterances of similar length together
+        parts = [order[at : at + size] for at in range(0, len(order), size)]
+        if len(parts) == 1:
+            return self.encode_waves(waves)
+        first = self.encode_waves([waves[i] for i in parts[0]])  # the longest utterances
+        states, frames = first.states.new_zeros(len(waves), *first.states.shape[1:]), first.frames.new_zeros(len(waves))
+        states[parts[0]], frames[parts[0]] = first
+        for part in parts[1:]:
+            encoded = self.encode_waves([waves[i] for i in part])
+            states[part, :, : encoded.states.shape[2]] = encoded.states
+            frames[part] = encoded.frames
+        return SpeechFeatures(states, frames)
+
+    def encode_waves(self, waves: Sequence[Tensor]) -> SpeechFeatures:
+        """Return the configured hidden states of 16 kHz waveforms, each [n_i].
+
+        Raises:
+            UserError: no speech encoder is loaded.
+        """
+        # Some encoders draw random numbers for layer drop even in eval mode. Without them, stored and online features
+        # train with the same random state.
+        with torch.random.fork_rng(devices=()):
+            features: SpeechFeatures = self.require_speech_encoder()(waves)
+        if self.config.speech_encoder.layers is None:
+            return features
+        return SpeechFeatures(features.states[:, self.config.speech_encoder.layers], features.frames)
+
+    def apply_head(self, states: Tensor, frames: Tensor) -> SpeechOutput:
+        """Apply the weighted sum, the head and, for keywords, CLIP's text transformer.
+
+        Args:
+            states: [B, L, T, D], hidden states.
+            frames: [B], valid frames.
+
+        Raises:
+            UserError: the head has keywords and no CLIP is loaded.
+        """
+        output = self._head_output(states, frames)
+        branches = {} if output.embedding is None else {PARALLEL: output.embedding}
+        if output.keywords is not None:
+            counts = output.keywords.mask.sum(dim=1)
+            branches[CASCADED] = self.require_clip().encode_keywords(output.keywords.quantized, counts)
+        return SpeechOutput(branches, output.keywords, output.quantity_loss, output.attention, frames)
+
+    def find_keywords(self, features: SpeechFeatures) -> HeadOutput:
+        """Apply the weighted sum and the head alone, without CLIP's text transformer."""
+        return self._head_output(*features)
+
+    def hidden_states(self, waves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return what the s3prl upstream returns, for one padded batch of 16 kHz waveforms.
+
+        Returns:
+            The encoder's raw states and then the output of the head's own layer at the frames, each [B, T, d]; and the
+            number of valid frames [B].
+
+        Raises:
+            UserError: no speech encoder is loaded.
+        """
+        states, frames = self.require_speech_encoder()(waves)
+        layers = self.config.speech_encoder.layers
+        mixed, padding = self._mix(states if layers is None else states[:, layers], frames)
+        return [*states.unbind(dim=1), self.head.frame_states(mixed, padding)], frames
+
+    def _head_output(self, states: Tensor, frames: Tensor) -> HeadOutput:
+        mixed, padding = self._mix(states, frames)
+        output: HeadOutput = self.head(self.time_mask(mixed, frames), padding)
+        return output
+
+    def _mix(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum [B, T, d] and the padding mask [B, T]."""
+        padding = torch.arange(states.shape[2], device=frames.device)[None, :] >= frames[:, None]
+        return self.weighted_sum(states), padding
+
+    # -- trained and frozen parts --------------------------------------------------------------------------------------
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """Return the parts that training changes and that checkpoints hold."""
+        return {"weighted_sum": self.weighted_sum, "head": self.head, "loss": self.loss}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the trained parts: parameters and statistics."""
+        parts = self.trained_modules()
+        return {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that get gradients."""
+        return [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the number of parameters as {"trained", "total"}; the total includes the frozen encoders that are loaded."""
+        trained = sum(p.numel() for p in self.trained_parameters())
+        return {"trained": trained, "total": sum(p.numel() for p in self.parameters())}
+
+    def require_speech_encoder(self) -> SpeechEncoder:
+        """Return the speech encoder.
+
+        Raises:
+            UserError: none is loaded.
+        """
+        if self.speech_encoder is None:
+            raise UserError("model.speech_encoder.path: this needs the speech encoder, which is not loaded")
+        return self.speech_encoder
+
+    def require_clip(self) -> OpenClip:
+        """Return CLIP.
+
+        Raises:
+            UserError: none is loaded.
+        """
+        if self.clip is None:
+            raise UserError("model.clip.path: this needs CLIP itself. Precomputed embeddings are not enough.")
+        return self.clip
+
+
+def build_network(
+    config: ModelConfig,
+    dimensions: Dimensions,
+    *,
+    speech_encoder: SpeechEncoder | None = None,
+    clip: OpenClip | None = None,
+    vocabulary: Vocabulary | None = None,
+    subwords: tuple[Tensor, Tensor] | None = None,
+) -> SpeechNetwork:
+    """Build a freshly initialised network with the configured head.
+
+    Args:
+        config: of the model.
+        dimensions: the widths.
+        speech_encoder, clip, vocabulary: see :class:`SpeechNetwork`.
+        subwords: the result of :func:`reduced_subword_embeddings`, for a head with keywords that is used without CLIP.
+
+    Raises:
+        UserError: a head with keywords without CLIP or vocabulary, a vocabulary of another CLIP, attention heads that
+            do not divide the width, or layers that the encoder does not have.
+    """
+    settings = config.head
+    _check_layers(config, dimensions, speech_encoder)
+    room = settings.cif.max_keywords
+    if has_keywords(settings.name) and subwords is None:
+        if clip is None:
+            raise UserError(
+                f"model.clip.path: a {settings.name} head needs CLIP's text transformer. "
+                "Precomputed embeddings are not enough."
+            )
+        if vocabulary is None:
+            raise UserError(f"model.head.name: a {settings.name} head needs the reduced vocabulary")
+        subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.context_length - 2
+    embeddings, valid_mask = subwords or (None, None)
+    inputs = HeadInputs(dimensions.speech, dimensions.joint, embeddings, valid_mask, room)
+    head = make_head(settings, inputs)
+    return SpeechNetwork(
+        config,
+        dimensions,
+        weighted_sum=WeightedSum(dimensions.states, state_norm=config.speech_encoder.state_norm),
+        head=head,
+        loss=ContrastiveLoss(config.loss.temperature, learn=config.loss.learn_temperature),
+        speech_encoder=speech_encoder,
+        clip=clip,
+        vocabulary=vocabulary,
+    )
+
+
+def _check_layers(config: ModelConfig, dimensions: Dimensions, speech_encoder: SpeechEncoder | None) -> None:
+    layers = config.speech_encoder.layers
+    if speech_encoder is None:
+        return
+    if layers is not None and max(layers) >= speech_encoder.num_states:
+        raise UserError(
+            f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}"
+        )
+    available = len(layers) if layers is not None else speech_encoder.num_states
+    if available != dimensions.states:
+        raise UserError(
+            f"model.speech_encoder.layers: {available} hidden states, the checkpoint mixes {dimensions.states}: "
+            "a checkpoint for other dimensions"
+        )
+
+
+def reduced_subword_embeddings(clip: OpenClip, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Return the subword embeddings of a vocabulary, [V, D], and the mask of rows that are not special tokens, [V].
+
+    Raises:
+        UserError: an id outside the text tower's vocabulary.
+    """
+    embeddings = clip.subword_embeddings
+    ids = torch.tensor(vocabulary.ids, device=embeddings.device)
+    if int(ids.max()) >= len(embeddings):
+        raise UserError(
+            f"the vocabulary has id {int(ids.max())}, but CLIP has {len(embeddings)} subwords: it belongs to another CLIP"
+        )
+    special = torch.tensor([clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot], device=ids.device)
+    return embeddings[ids], ~torch.isin(ids, special)

@@ -1,0 +1,47 @@
+"""The look of all figures, and how one is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechclip.common.errors import UserError
+from speechclip.common.files import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers tell apart
+BLUE, ORANGE, GREEN, RED, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#777777"
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "font.size": 10,
+    "legend.frameon": False,
+    "svg.hashsalt": "speechclip",  # equal data give equal files
+}
+
+
+def write_figure(source: Path, stem: Path, draw: Callable[[Any], Figure], content: Any) -> list[Path]:
+    """Draw and write both formats, each whole or not at all. UserError names the source where it lacks something."""
+    import matplotlib
+
+    files = {}
+    with matplotlib.rc_context(STYLE):
+        try:
+            figure = draw(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: cannot be drawn, {type(error).__name__}: {error}") from error
+        for suffix in (".svg", ".png"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
+            files[stem.with_suffix(suffix)] = buffer.getvalue()
+    for path, data in files.items():
+        replace_file(path, data)
+    return list(files)

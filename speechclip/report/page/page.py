@@ -1,0 +1,196 @@
+"""The page of one run: ``report/index.html`` in its folder, complete in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+import speechclip
+from speechclip.common.files import replace_file
+from speechclip.report.page.drawings import run_drawings, write_data_figures
+from speechclip.report.page.eval_split import EvalSplit
+from speechclip.report.page.examples import Example, examples
+from speechclip.report.page.projection import Plane, project
+from speechclip.report.page.spoken import read_attention, read_keywords
+from speechclip.report.page.tables import keyword_tables, retrieval_tables
+from speechclip.report.page.viewer import Gallery, listed_rows, map_data, utterance_data
+from speechclip.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a page holds: utterances listed, recordings, examples of every kind and direction, items an example."""
+
+    utterances: int = 1000
+    recordings: int = 200
+    examples: int = 3
+    found: int = 5
+
+
+def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: Limits | None = None) -> Path:
+    """Write the page of a run, whole or not at all. Raises UserError for files that are not what they should be."""
+    settings = limits or Limits()
+    plane = project(eval_split.speech, eval_split.images)
+    write_data_figures(run, eval_split, plane)
+    shown, data, heavy = _examples_and_utterances(run, eval_split, plane, settings)
+    content = {
+        "title": run.directory.resolve().name,
+        "facts": facts(run),
+        "commands": commands(run),
+        "retrieval_tables": retrieval_tables(run, recipe),
+        "keyword_tables": keyword_tables(run, recipe),
+        "drawings": run_drawings(run),
+        "examples": shown,
+        "plane": plane,
+        "has_keywords": run.keywords is not None,
+        "listed": len(data["utterances"]),
+        "total": len(eval_split.utterances),
+        "recordings": len(heavy["audio"]),
+        "static": _figures(run.directory / "figures", out.parent),
+    }
+    return write_html(out, "run.html.j2", content, data=data, media=heavy)
+
+
+def _figures(folder: Path, page: Path) -> list[tuple[str, str]]:
+    """Name and address of every figure in a folder, seen from a page's own folder."""
+    away = os.path.relpath(folder.resolve(), page.resolve())
+    return [(path.name, quote(Path(away, path.name).as_posix())) for path in sorted(folder.glob("*.svg"))]
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What a run is and its first figures, for the head of its page."""
+    named = [("model", run.model), ("head", run.head), ("tag", run.tag), ("seed", run.seed_text)]
+    found = [(name, value) for name, value in named if value]
+    scores = run.retrieval
+    for name, short in (("speech->image", "speech→image R@10"), ("image->speech", "image→speech R@10")):
+        found.append((short, f"{scores.number(name, 'R@10'):.1f} %"))
+    if run.keywords:
+        found.append(("keywords found, content_top1", f"{run.keywords.number('content_top1', 'avg'):.1f} %"))
+    training: Mapping[str, Any] = run.training.content if run.training else {}
+    if isinstance(training.get("trained"), int):
+        found.append(("trained parameters", f"{training['trained']:,}"))
+    if isinstance(training.get("train_seconds"), int | float):
+        found.append(("training", f"{training['train_seconds']:,.0f} s"))
+    return found
+
+
+def commands(run: Run) -> list[tuple[str, str, str]]:
+    """Step, commit and command of what made a run."""
+    steps = [("training", run.training, ()), ("retrieval", run.retrieval, ("provenance",))]
+    steps.append(("keywords", run.keywords, ("provenance",)))
+    return [
+        (name, str(scores.get(*path, "commit") or "unknown"), str(scores.get(*path, "command")))
+        for name, scores, path in steps
+        if scores
+    ]
+
+
+def write_html(out: Path, template: str, content: Mapping[str, Any], *, data: Any, media: Any) -> Path:
+    """Render a template of this package with its style and script inside, and write it atomically."""
+    import jinja2
+
+    folder = files("speechclip.report.page") / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("speechclip.report.page", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    text = environment.get_template(template).render(
+        content,
+        version=speechclip.__version__,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        data=embedded(data),
+        media=embedded(media),
+    )
+    replace_file(out, text.encode())
+    return out
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand inside a ``<script>`` element."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _examples_and_utterances(
+    run: Run, eval_split: EvalSplit, plane: Plane, limits: Limits
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The gallery of examples, and what the script draws from."""
+    images = np.arange(len(eval_split.images))
+    owner, asked = eval_split.utterance_image, np.unique(eval_split.utterance_image)
+    there = examples(eval_split.speech, eval_split.images, owner, images, limits.examples, limits.found)
+    back = examples(eval_split.images[asked], eval_split.speech, asked, owner, limits.examples, limits.found)
+    shown_there = [example for kind in there.values() for example in kind]
+    shown_back = [example for kind in back.values() for example in kind]
+    needed = {example.query for example in shown_there}
+    needed |= {row for example in shown_back for row in (*example.found, example.truth)}
+    rows = listed_rows(len(eval_split.utterances), needed, limits.utterances)
+    others = [row for row in rows if row not in needed]
+    room = max(0, limits.recordings - len(needed))
+    audible = needed | {others[int(at)] for at in np.linspace(0, len(others) - 1, min(room, len(others)))}
+    ids = [eval_split.utterances[row].id for row in rows]
+    scores = run.directory / "scores"
+    keywords = read_keywords(scores / "keywords.jsonl", ids) if run.keywords else {}
+    attention = read_attention(scores / "attention.npz") if run.keywords else {}
+    gallery = Gallery(eval_split)
+    listed, heavy = utterance_data(gallery, rows, audible, keywords, attention, plane)
+    place_of = {row: place for place, row in enumerate(rows)}
+    gallery_there = {
+        kind: [_spoken_query(example, gallery, place_of, listed) for example in found] for kind, found in there.items()
+    }
+    gallery_back = {
+        kind: [_pictured_query(example, gallery, place_of, listed, asked) for example in found]
+        for kind, found in back.items()
+    }
+    pictures = gallery.pictures()
+    heavy["images"] = [picture.pop("uri") for picture in pictures]
+    data = {"utterances": listed, "images": pictures, "map": map_data(gallery, plane)}
+    for kinds in (gallery_there, gallery_back):
+        for found in kinds.values():
+            for example in found:
+                example["pictures"] = {number: pictures[number]["alt"] for number in example.pop("numbers")}
+    return {"there": gallery_there, "back": gallery_back}, data, heavy
+
+
+def _spoken_query(
+    example: Example, gallery: Gallery, place_of: Mapping[int, int], listed: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """An utterance and the images it found, as places in the page's lists."""
+    place = place_of[example.query]
+    found = [
+        {"image": gallery.image(row), "cosine": cosine, "rank": at, "right": row == example.truth}
+        for at, (row, cosine) in enumerate(zip(example.found, example.cosines, strict=True), start=1)
+    ]
+    if example.truth not in example.found:
+        truth = {"image": gallery.image(example.truth), "cosine": example.truth_cosine}
+        found.append({**truth, "rank": example.rank, "right": True})
+    return {
+        "utterance": place, "caption": listed[place]["caption"], "id": listed[place]["id"], "rank": example.rank,
+        "found": found, "numbers": [item["image"] for item in found],
+    }  # fmt: skip
+
+
+def _pictured_query(
+    example: Example, gallery: Gallery, place_of: Mapping[int, int], listed: list[dict[str, Any]], asked: Any
+) -> dict[str, Any]:
+    """An image and the utterances it found."""
+    owner, row = gallery.eval_split.utterance_image, int(asked[example.query])
+    rows = list(zip(example.found, example.cosines, range(1, len(example.found) + 1), strict=True))
+    if example.truth not in example.found:
+        rows.append((example.truth, example.truth_cosine, example.rank))
+    found = [
+        {"utterance": place_of[item], "cosine": cosine, "rank": rank, "right": bool(owner[item] == row),
+         "caption": listed[place_of[item]]["caption"]}
+        for item, cosine, rank in rows
+    ]  # fmt: skip
+    number = gallery.image(row)
+    return {
+        "image": number, "id": gallery.eval_split.image_ids[row], "rank": example.rank, "found": found,
+        "numbers": [number],
+    }  # fmt: skip

@@ -1,0 +1,128 @@
+"""What a page's script draws from: utterances with their keywords, pictures and recordings, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechclip.common.constants import FRAME_SECONDS, SAMPLE_RATE
+from speechclip.data.audio import load_audio
+from speechclip.eval.ranking import first_hit_ranks
+from speechclip.report.page import media
+from speechclip.report.page.eval_split import EvalSplit
+from speechclip.report.page.examples import top
+from speechclip.report.page.projection import Plane
+from speechclip.report.page.spoken import Record
+
+ENVELOPE_POINTS = 240
+FOUND = 4  # images shown with an utterance
+
+
+@dataclass
+class Gallery:
+    """Collects the pictures that a page needs, each once: row of the eval_split -> place in the page's list."""
+
+    eval_split: EvalSplit
+    images: dict[int, int] = field(default_factory=dict)
+
+    def image(self, row: int) -> int:
+        """The page's number of an image."""
+        return self.images.setdefault(row, len(self.images))
+
+    def wave(self, row: int) -> NDArray[np.float32]:
+        """The recording of an utterance, 16 kHz."""
+        return load_audio(self.eval_split.utterances[row].wav)
+
+    def pictures(self) -> list[dict[str, str]]:
+        """Name, alternative text (a caption) and thumbnail of every image asked for."""
+        caption: dict[int, str] = {}
+        for row, utterance in zip(self.eval_split.utterance_image.tolist(), self.eval_split.utterances, strict=True):
+            caption.setdefault(row, utterance.text)
+        ids, files = self.eval_split.image_ids, self.eval_split.image_files
+        return [
+            {"id": ids[row], "alt": caption.get(row, ids[row]), "uri": media.thumbnail_uri(files[row])}
+            for row in self.images
+        ]
+
+
+def listed_rows(count: int, first: Iterable[int], limit: int) -> list[int]:
+    """Rows of utterances to list: those that have to be there, then evenly spaced others, at most ``limit`` or all
+    that have to; sorted."""
+    rows = set(first)
+    rest = [row for row in range(count) if row not in rows]
+    room = min(len(rest), max(0, limit - len(rows)))
+    if room:
+        rows |= {rest[int(place)] for place in np.linspace(0, len(rest) - 1, room)}
+    return sorted(rows)
+
+
+def utterance_data(
+    gallery: Gallery,
+    rows: Sequence[int],
+    audible: set[int],
+    keywords: Mapping[str, list[Record]],
+    attention: Mapping[str, NDArray[np.float32]],
+    plane: Plane,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The utterances listed, and beside them what takes room: spectrograms and recordings by their place in the list.
+
+    audible: rows whose recording goes into the page. keywords, attention: by utterance id, see `spoken`.
+    """
+    eval_split = gallery.eval_split
+    ranks = first_hit_ranks(
+        eval_split.speech[rows], eval_split.images, eval_split.utterance_image[rows], np.arange(len(eval_split.images))
+    )
+    found, cosines = top(eval_split.speech[rows], eval_split.images, FOUND)
+    listed: list[dict[str, Any]] = []
+    heavy: dict[str, Any] = {"spectrograms": [], "audio": {}}
+    for place, row in enumerate(rows):
+        utterance = eval_split.utterances[row]
+        wave = gallery.wave(row)
+        entry = {
+            "id": utterance.id, "caption": utterance.text, "speaker": utterance.speaker,
+            "seconds": round(len(wave) / SAMPLE_RATE, 3), "rank": int(ranks[place]),
+            "image": gallery.image(int(eval_split.utterance_image[row])),
+            "found": [gallery.image(at) for at in found[place].tolist()],
+            "cosines": [round(value, 3) for value in cosines[place].tolist()],
+            "envelope": media.packed(media.envelope(wave, ENVELOPE_POINTS)),
+            "at": [round(value, 4) for value in plane.speech[row].tolist()],
+        }  # fmt: skip
+        if utterance.id in eval_split.words:
+            entry["words"] = [[w.text, round(w.start, 3), round(w.end, 3)] for w in eval_split.words[utterance.id]]
+        if utterance.id in keywords:
+            entry["keywords"] = _keywords(keywords[utterance.id], attention.get(utterance.id))
+        listed.append(entry)
+        heavy["spectrograms"].append(media.spectrogram_uri(wave))
+        if row in audible:
+            heavy["audio"][place] = media.audio_uri(wave)
+    return listed, heavy
+
+
+def map_data(gallery: Gallery, plane: Plane) -> list[list[float]]:
+    """Coordinates of the images asked for, in the order of the page's list; ask for all images before."""
+    return [[round(value, 4) for value in plane.images[row].tolist()] for row in gallery.images]
+
+
+def _keywords(records: Sequence[Record], weights: NDArray[np.float32] | None) -> list[dict[str, Any]]:
+    """Keywords with the attention of each, 1 where it is highest; without where none was kept."""
+    shown = []
+    for at, record in enumerate(records):
+        near = record["neighbours"]
+        keyword: dict[str, Any] = {
+            "number": record["keyword"], "span": record["span"],
+            "subwords": [neighbour["subword"] for neighbour in near],
+            "cosines": [round(neighbour["cosine"], 3) for neighbour in near],
+        }  # fmt: skip
+        keyword |= {key: record[key] for key in ("hit", "word", "overlap", "spoken") if record.get(key) is not None}
+        if record.get("gold"):
+            keyword["gold"] = [record["gold"]["subword"], round(record["gold"]["cosine"], 3)]
+        if weights is not None and at < len(weights):
+            row = weights[at]
+            keyword["attention"] = media.packed(row / max(float(row.max()), 1e-9))
+            keyword["seconds"] = round(len(row) * FRAME_SECONDS, 3)
+        shown.append(keyword)
+    return shown

@@ -1,0 +1,91 @@
+"""Puts together what stage scripts work on: models and speech sources from a configuration and stage 2's files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from speechclip.common.errors import MissingFileError, UserError
+from speechclip.config import Config
+from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
+from speechclip.data.embeddings import embeddings_source, load_embeddings
+from speechclip.data.features import FeatureStore
+from speechclip.data.kaldi import DataDir
+from speechclip.data.vocabulary import Vocabulary
+from speechclip.model.encoders.clip import load_clip
+from speechclip.model.encoders.factory import load_speech_encoder
+from speechclip.model.heads.factory import has_keywords
+from speechclip.model.network import Dimensions, SpeechNetwork, build_network
+from speechclip.train.trainer import TrainingData
+
+
+def launch(precision: str) -> Fabric:
+    """Fabric on the GPU if there is one, else the CPU; one process, or those that torchrun started."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator="auto",
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork:
+    """A fresh model for training: only those frozen parts are loaded that the training step runs.
+
+    Args:
+        dump: stage 2's folder of the training split. vocabulary: reduced, a file, for a head with keywords.
+    """
+    settings = config.model
+    speech_encoder, clip, words = None, None, None
+    layers = settings.speech_encoder.layers
+    if config.data.feats == "online":
+        speech_encoder = load_speech_encoder(settings.speech_encoder)
+        width, states = speech_encoder.dim, len(layers) if layers is not None else speech_encoder.num_states
+    else:
+        store = FeatureStore(dump)
+        width, states = store.dim, len(layers) if layers is not None else len(store.layers)
+    if has_keywords(settings.head.name):
+        clip = load_clip(settings.clip)
+        words = Vocabulary.load(vocabulary)
+    joint = int(load_embeddings(_embeddings(dump))[1].shape[1])
+    if clip is not None and clip.joint_dim != joint:
+        raise UserError(f"{dump}/image_embeddings.npz: {joint} dimensions, {settings.clip.path} has {clip.joint_dim}")
+    dimensions = Dimensions(speech=width, states=states, joint=joint)
+    return build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=words)
+
+
+def _embeddings(dump: Path) -> Path:
+    path = dump / "image_embeddings.npz"
+    if not path.is_file():
+        raise MissingFileError(path)
+    return path
+
+
+def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
+    """The train and dev splits with their embeddings and speech."""
+    train, dev = (Split.load(data / name, dump / name) for name in ("train", "dev"))
+    return TrainingData(
+        train, dev, speech_source(config, train.data, dump / "train"), speech_source(config, dev.data, dump / "dev")
+    )
+
+
+def frozen_parts(data: TrainingData, dump: Path) -> dict[str, dict[str, str]]:
+    """Descriptions of the frozen encoders whose stored outputs are trained on."""
+    parts = {"clip": embeddings_source(dump / "image_embeddings.npz")}
+    if isinstance(data.train_speech, StoreSource):
+        parts["speech_encoder"] = data.train_speech.store.encoder
+    return parts
+
+
+def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
+    """Speech of a data directory: from the feature store in ``dump``, or the waveforms, as ``data.feats`` says."""
+    if config.data.feats == "online":
+        return WaveSource(data)
+    return StoreSource(dump, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)

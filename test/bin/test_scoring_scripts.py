@@ -1,0 +1,83 @@
+"""The scripts of stages 4 and 5 on a model of random weights."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures import make_data, store_embeddings, whole_model
+
+from speechclip.bin import score_keywords, score_retrieval
+from speechclip.checkpoint.folder import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe folder with a cascaded checkpoint, ``best``, and what stages 1 and 2 leave of train and test."""
+    folder = tmp_path_factory.mktemp("scoring")
+    model, config = whole_model(folder, "cascaded", eval__bootstrap=20, data__feats="online")
+    for name, seed in (("train", 0), ("test", 1)):
+        data = make_data(folder / "data" / name, images=6, each=2, seed=seed)
+        store_embeddings(data, folder / "dump" / name, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where a checkpoint says its encoders are
+        save_checkpoint(Path("best"), model, model.trained_state(), config, {"seed": 0, "trained": 1, "commit": "abc"})
+    return folder
+
+
+@pytest.fixture
+def call(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls a script in the recipe folder, as a stage does; returns the scores of that name."""
+    monkeypatch.chdir(recipe)
+
+    def run(name: str, *words: str) -> dict[str, Any]:
+        options = ["--checkpoint", "best", "--data_dir", "data/test", "--dump_dir", "dump/test", "--out", "scores"]
+        script = {"retrieval": score_retrieval, "keywords": score_keywords}[name]
+        options += ["--train_data", "data/train"] if name == "keywords" else []
+        monkeypatch.setattr(sys, "argv", [f"score_{name}", *options, *words])
+        script.main()
+        scores: dict[str, Any] = json.loads(Path(f"scores/{name}.json").read_text())
+        return scores
+
+    return run
+
+
+def test_settings_of_scoring_are_the_checkpoints_unless_given(call: Any) -> None:
+    own = call("keywords")
+    assert list(own["sweep"]["all"]) == ["1", "3", "5", "10"]  # there are no 20 subwords
+    assert "ci95" in own["sweep"]["all"]["1"]
+    given = call("keywords", "--eval.sweep", "[1,2,7]", "--eval.bootstrap=0")
+    assert list(given["sweep"]["all"]) == ["1", "2", "7"] and "ci95" not in given["sweep"]["all"]["1"]
+    assert given["clean"] == own["clean"]
+    assert given["settings"] == {**own["settings"], "sweep": [1, 2, 7], "bootstrap": 0}
+    assert shlex.split(given["provenance"]["command"])[-3:] == ["--eval.sweep", "[1,2,7]", "--eval.bootstrap=0"]
+    assert "ci95" in call("retrieval")["speech->image"]
+    assert "ci95" not in call("retrieval", "--eval.bootstrap", "0")["speech->image"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--optim.lr", "1"], "unknown option: --optim.lr (known: "),
+        (["--evaluate"], "unknown option: --evaluate"),
+        (["--eval.swep", "[1]"], "unknown configuration key 'eval.swep'; did you mean 'eval.sweep'?"),
+        (["--eval.sweep", "[0]"], "eval.sweep: [0] is not a list of numbers from 1 on"),
+        (["--eval.bootstrap"], "eval.bootstrap"),
+    ],
+)
+@pytest.mark.parametrize("name", ["retrieval", "keywords"])
+def test_a_mistake_is_one_line(call: Any, name: str, words: list[str], reason: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
+        call(name, *words)
+    said = capsys.readouterr().err
+    assert end.value.code in (1, 2) and said.startswith("error: ") and reason in said and said.count("\n") == 1
+
+
+def test_help_names_the_settings_of_scoring(call: Any, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        call("keywords", "--help")
+    assert "--eval.sweep" in capsys.readouterr().out

@@ -1,0 +1,246 @@
+"""The mini corpus: scenes, captions, speech, alignments, the shipped models and the data directories."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MINI = Path(__file__).resolve().parents[2] / "egs" / "mini"
+sys.path.insert(0, str(MINI / "local"))
+
+import captions  # noqa: E402
+import generate  # noqa: E402
+import prepare  # noqa: E402
+import render  # noqa: E402
+import scenes  # noqa: E402
+import speak  # noqa: E402
+
+COUNTS = {"train": 4000, "dev": 200, "test": 200}
+
+
+@pytest.fixture(scope="module")
+def plan() -> list[generate.Record]:
+    return generate.plan_corpus(0, COUNTS, 3)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mini") / "corpus"
+    generate.generate(out, 0, {"train": 2, "dev": 2, "test": 2}, 3, 1)
+    return out
+
+
+def test_scenes_depend_on_seed_split_and_index_alone() -> None:
+    first = scenes.random_scene(0, "train", 5)
+    assert first == scenes.random_scene(0, "train", 5)
+    others = [scenes.random_scene(*key) for key in ((1, "train", 5), (0, "dev", 5), (0, "train", 6))]
+    assert first not in others
+    pictures = [np.asarray(render.render(first, scenes.generator(0, "train", 5, 2))) for _ in range(2)]
+    assert pictures[0].shape == (64, 64, 3)
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_every_shape_texture_and_background_can_be_drawn() -> None:
+    for number, shape in enumerate(scenes.SHAPES):
+        texture = ("", *scenes.TEXTURES)[number % 6]
+        thing = scenes.Thing(shape, "red", texture, "big", 1, 1, 1)
+        other = scenes.Thing(shape, "red", texture, "big", 1, 0, 0)
+        ground = scenes.BACKGROUNDS[number % len(scenes.BACKGROUNDS)]
+        drawn = [
+            np.asarray(render.render(scenes.Scene((t,), ground), np.random.default_rng(0)), int) for t in (thing, other)
+        ]
+        assert np.abs(drawn[0] - drawn[1]).max() > 60, shape
+
+
+def test_captions_of_dev_and_test_are_no_train_captions(plan: list[generate.Record]) -> None:
+    assert len({record.utterance for record in plan}) == len(plan)
+    assert len(plan) == 13200
+    assert generate.caption_overlap(plan) == set()
+    texts = {split: {r.caption for r in plan if r.split == split} for split in COUNTS}
+    assert not texts["train"] & (texts["dev"] | texts["test"])
+    assert plan == generate.plan_corpus(0, COUNTS, 3)
+
+
+def test_content_words_are_many_and_evenly_spread(plan: list[generate.Record]) -> None:
+    counts = Counter(word for record in plan for word in set(record.caption.split()) & captions.CONTENT_WORDS)
+    assert 100 <= len(captions.CONTENT_WORDS) <= 140
+    assert set(counts) == captions.CONTENT_WORDS
+    assert max(counts.values()) < 0.12 * len(plan)
+    lengths = [len(record.caption.split()) for record in plan]
+    assert min(lengths) >= 5
+    assert max(lengths) <= 14
+
+
+def test_captions_say_what_the_scene_holds() -> None:
+    for index in range(200):
+        scene = scenes.random_scene(3, "train", index)
+        names = {name for thing in scene.things for name in (thing.shape, captions.PLURALS[thing.shape])}
+        for caption in captions.captions_of(3, "train", index, scene, 3):
+            words = caption.split()
+            assert caption == " ".join(words)
+            assert caption.isascii()
+            assert caption.replace(" ", "").isalpha()
+            assert len(names & set(words)) >= 2
+            shapes = {*scenes.SHAPES, *captions.PLURALS.values()} & set(words)
+            assert shapes <= names
+            assert {*scenes.COLOURS} & set(words) <= {thing.colour for thing in scene.things}
+
+
+def test_keywords_are_content_words_of_the_caption() -> None:
+    rng = np.random.default_rng(0)
+    words = captions.keywords(rng, "there is a red star above two green boats on the grass", 4).split()
+    assert 2 <= len(words) <= 4
+    assert set(words) <= {"red", "star", "above", "two", "green", "boats", "grass"}
+
+
+def test_speakers_are_disjoint() -> None:
+    ids = [speaker for voices in speak.VOICES.values() for speaker in voices]
+    variants = [voice.variant for voices in speak.VOICES.values() for voice in voices.values()]
+    assert len(set(ids)) == len(ids)
+    assert len(set(variants)) == len(variants)
+    assert len(speak.VOICES["train"]) >= 12
+    assert len(speak.VOICES["dev"]) >= 2
+    assert len(speak.VOICES["test"]) == 4
+
+
+def test_speech_does_not_depend_on_what_was_said_before() -> None:
+    text = "there is a small red star of gold on the grass"
+    voices = [voice for split in speak.VOICES.values() for voice in split.values()]
+    first = [speak.say(text, voice) for voice in voices]
+    for voice, (samples, words) in reversed(list(zip(voices, first, strict=True))):
+        again, words_again = speak.say(text, voice)
+        np.testing.assert_array_equal(samples, again)
+        assert words == words_again
+    assert len({samples.tobytes() for samples, _ in first}) == len(voices)
+
+
+def test_alignments_lie_in_the_audio_in_order() -> None:
+    for index, voice in enumerate(speak.VOICES["test"].values()):
+        scene = scenes.random_scene(0, "test", index)
+        text = captions.captions_of(0, "test", index, scene, 1)[0]
+        samples, words = speak.say(text, voice)
+        assert samples.dtype == np.float32
+        assert 0.1 < np.abs(samples).max() <= 1
+        assert [word.word for word in words] == text.split()
+        edges = [edge for word in words for edge in (word.start, word.end)]
+        assert edges == sorted(edges)
+        assert edges[0] >= 0
+        assert edges[-1] <= len(samples) / speak.SAMPLE_RATE
+        assert all(word.end - word.start > 0.015 for word in words)
+        assert 1 < len(samples) / speak.SAMPLE_RATE < 6
+
+
+def test_an_unknown_voice_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nobody"):
+        speak.say("a star", speak.Voice("en-us", "nobody", 50, 50, 190))
+
+
+def test_a_corpus_is_kept_and_another_one_made_anew(corpus: Path, tmp_path: Path) -> None:
+    times = {path: path.stat().st_mtime_ns for path in corpus.rglob("*.flac")}
+    assert len(times) == 18
+    assert len(list(corpus.glob("images/*.png"))) == 6
+    lost = sorted(times)[0]
+    before = lost.read_bytes()
+    lost.unlink()
+    generate.generate(corpus, 0, {"train": 2, "dev": 2, "test": 2}, 3, 1)
+    assert lost.read_bytes() == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != lost)
+    other = tmp_path / "corpus"
+    shutil.copytree(corpus, other)
+    generate.generate(other, 1, {"train": 1, "dev": 1, "test": 1}, 3, 1)
+    assert len(list(other.rglob("*.flac"))) == 9
+    assert len(list(other.glob("images/*.png"))) == 3
+    scene = "images/train00000.png"
+    assert (other / scene).read_bytes() != (corpus / scene).read_bytes()
+
+
+def test_prepared_data_directories_validate(corpus: Path, tmp_path: Path) -> None:
+    from speechclip.data.audio import load_audio
+    from speechclip.data.kaldi import DataDir
+
+    assert prepare.prepare(corpus, tmp_path) == {"train": 6, "dev": 6, "test": 6}
+    for split in ("train", "dev", "test"):
+        data = DataDir.load(tmp_path / split)
+        assert len(data.utterances) == 6
+        assert len(data.images) == 2
+        ctm = [line.split() for line in (tmp_path / split / "ctm").read_text().splitlines()]
+        for utterance in data.utterances:
+            mine = [fields for fields in ctm if fields[0] == utterance.id]
+            assert [fields[4] for fields in mine] == utterance.text.split()
+            seconds = len(load_audio(utterance.wav)) / 16000
+            assert float(mine[-1][2]) + float(mine[-1][3]) <= seconds + 1e-3
+            assert utterance.id.startswith(utterance.speaker)
+
+
+def test_preparing_names_the_missing_file(corpus: Path, tmp_path: Path) -> None:
+    from speechclip.common.errors import UserError
+
+    with pytest.raises(UserError, match="captions.tsv: no such file"):
+        prepare.prepare(tmp_path, tmp_path / "data")
+
+
+def test_shipped_models_are_small() -> None:
+    sizes = {path: path.stat().st_size for path in (MINI / "models").rglob("*") if path.is_file()}
+    assert {path.name for path in sizes} >= {"open_clip_model.safetensors", "model.safetensors", "spm.model"}
+    assert sum(sizes.values()) <= 6_000_000
+
+
+def test_shipped_hubert_loads_and_is_finite() -> None:
+    from speechclip.common.compat import prepare as prepare_packages
+
+    prepare_packages()
+    import torch
+    from transformers import AutoFeatureExtractor, HubertModel
+
+    folder = MINI / "models" / "hubert"
+    model, extractor = HubertModel.from_pretrained(folder).float().eval(), AutoFeatureExtractor.from_pretrained(folder)
+    assert model.config.feat_extract_norm == "layer"
+    assert model.config.do_stable_layer_norm
+    assert extractor.do_normalize
+    samples, _ = speak.say("a red star above two boats", speak.VOICES["dev"]["dv01"])
+    inputs = extractor(samples, sampling_rate=16000, return_tensors="pt").input_values
+    with torch.inference_mode():
+        states = model(inputs, output_hidden_states=True).hidden_states
+    assert states[0].shape[1] == (len(samples) - 400) // 320 + 1
+    assert all(bool(torch.isfinite(state).all()) for state in states)
+
+
+def test_shipped_clip_loads_and_tells_scenes_apart() -> None:
+    from speechclip.common.compat import prepare as prepare_packages
+
+    prepare_packages()
+    import open_clip
+    import sentencepiece
+    import tiny_clip
+    import torch
+
+    folder = MINI / "models" / "clip"
+    model = open_clip.create_model(f"local-dir:{folder}").float().eval()
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    drawn = [scenes.random_scene(11, "dev", index) for index in range(20)]
+    pictures = np.stack([np.asarray(render.render(s, scenes.generator(11, "dev", i, 2))) for i, s in enumerate(drawn)])
+    texts = [captions.captions_of(11, "dev", i, scene, 1)[0] for i, scene in enumerate(drawn)]
+    tokens = torch.from_numpy(tiny_clip.encode(pieces, texts))
+    assert int(tokens.max()) == model.vocab_size - 1 == pieces.get_piece_size() + 1
+    with torch.inference_mode():
+        seen = model.encode_image(torch.from_numpy(tiny_clip.to_input(pictures)), normalize=True)
+        read = model.encode_text(tokens, normalize=True)
+    assert bool(torch.isfinite(seen).all())
+    assert bool(torch.isfinite(read).all())
+    figures = tiny_clip.retrieval(seen.numpy(), read.numpy(), np.arange(20))
+    assert figures["text->image"]["R@1"] >= 60
+    assert figures["image->text"]["R@1"] >= 60
+
+
+def test_recalls_solved_by_hand() -> None:
+    import tiny_clip
+
+    images, texts = np.eye(3), np.array([[1.0, 0, 0], [0, 0.2, 0.9], [0, 0.9, 0.1]])
+    figures = tiny_clip.retrieval(images, texts, np.array([0, 1, 1]))
+    assert figures["text->image"]["R@1"] == pytest.approx(66.67)
+    assert figures["image->text"] == {"R@1": 66.67, "R@5": 66.67, "R@10": 66.67}

@@ -1,0 +1,678 @@
+"""egs/superb: settings, sweeps, the report, what is told of mistakes, and whole tasks (slow)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fixtures import whole_model
+
+from speechclip.checkpoint.folder import save_checkpoint
+from speechclip.common.compat import prepare
+from speechclip.common.errors import UserError
+from speechclip.common.files import only_one
+from speechclip.report.results.markdown import read_block
+
+RECIPE = Path(__file__).resolve().parents[2] / "egs" / "superb"
+sys.path.insert(0, str(RECIPE / "local"))
+import superb  # noqa: E402
+import sweep  # noqa: E402
+from report import write_report  # noqa: E402
+from tasks import TASKS  # noqa: E402
+
+needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3prl' is not installed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random SpeechCLIP."""
+    folder, before = tmp_path_factory.mktemp("recipe"), Path.cwd()
+    model, config = whole_model(folder, "parallel")
+    os.chdir(folder)
+    try:
+        save_checkpoint(Path("exp") / "tiny" / "best", model, model.trained_state(), config, {"seed": 0})
+    finally:
+        os.chdir(before)
+    return str(folder / "exp" / "tiny" / "best")
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_has_its_settings(name: str) -> None:
+    task = TASKS[name]
+    options = SimpleNamespace(task=name, pseudo="true", config="", overrides=[])
+    settings = superb.configuration(options, task)
+    if task.problem:
+        assert settings["train"]["total_steps"] <= 50
+        options.pseudo = "false"
+        assert superb.configuration(options, task)["train"]["total_steps"] >= 30000  # SUPERB's own
+
+
+@needs_s3prl
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.problem])
+def test_the_shipped_settings_are_s3prls_own(name: str) -> None:
+    prepare()
+    from omegaconf import OmegaConf
+    from s3prl import problem
+
+    own = OmegaConf.to_container(OmegaConf.create(getattr(problem, TASKS[name].problem)().default_config()))
+    shipped = superb.configuration(SimpleNamespace(task=name, pseudo="false", config="", overrides=[]), TASKS[name])
+    for key in ("build_dataset", "build_batch_sampler", "build_optimizer", "build_featurizer", "build_task"):
+        assert shipped.get(key) == own.get(key), key
+    assert shipped.get("build_downstream") == own.get("build_downstream")
+    for key in ("total_steps", "gradient_accumulate", "gradient_clipping", "valid_metric"):
+        assert shipped["train"][key] == own["train"][key], key
+
+
+def test_layers_merge_and_an_unknown_key_is_named() -> None:
+    base = {"train": {"total_steps": 5, "seed": 0}, "prepare_data": {}}
+    assert sweep.merge(base, {"train": {"seed": 3}}, "x.yaml") == {
+        "train": {"total_steps": 5, "seed": 3}, "prepare_data": {},
+    }  # fmt: skip
+    assert sweep.merge(base, {"prepare_data": {"new": 1}}, "x")["prepare_data"] == {"new": 1}
+    with pytest.raises(UserError, match=r"x\.yaml: train\.steps: no such setting \(known here: total_steps, seed\)"):
+        sweep.merge(base, {"train": {"steps": 3}}, "x.yaml")
+    assert sweep.parse_overrides(["--a.b", "1e-1", "--a.c=[x, y]"]) == {"a": {"b": 0.1, "c": ["x", "y"]}}
+    for words in (["a.b", "1"], ["--a.b"]):
+        with pytest.raises(UserError, match="--name.of.setting"):
+            sweep.parse_overrides(words)
+
+
+@needs_s3prl
+def test_the_baseline_is_the_same_encoder_without_the_head(checkpoint: str) -> None:
+    def chosen(**given: str) -> list[tuple[str, str, bool]]:
+        options = {"task": "ks", "upstream": "speechclip_local", "checkpoint": "", "baseline_checkpoint": ""}
+        found = superb.upstreams_of(SimpleNamespace(**{**options, "baseline": superb.ENCODER, **given}))
+        return [(item.name, item.checkpoint, item.encoder_only) for item in found]
+
+    local, encoder = ("speechclip_local", checkpoint, False), ("speechclip_encoder_local", checkpoint, False)
+    assert chosen(checkpoint=checkpoint) == [local, encoder]
+    assert chosen(checkpoint=checkpoint, baseline="") == [local]
+    assert chosen(checkpoint=checkpoint, baseline="hubert") == [local, ("hubert", "", False)]
+    assert chosen(checkpoint=checkpoint, task="qbe") == [local]
+    named = "speechclip_parallel_large"
+    assert chosen(upstream=named) == [(named, "", False), (named, "", True)]
+    assert chosen(upstream="hubert") == [("hubert", "", False)]
+    assert sweep.Upstream(named, "", True).settings() == {"name": named, "extra_conf": {"head_layer": False}}
+    assert sweep.Upstream("speechclip_local", checkpoint).label == "speechclip_local_tiny"
+    for given, message in (
+        ({}, "^--checkpoint: speechclip_local wants one"),
+        ({"checkpoint": checkpoint, "baseline": "apc_local"}, "^--baseline_checkpoint: apc_local wants one"),
+        ({"checkpoint": checkpoint, "baseline": "hubrt"}, "^--baseline: s3prl has no upstream 'hubrt', did you mean"),
+    ):
+        with pytest.raises(UserError, match=message):
+            chosen(**given)
+
+
+def test_learning_rates() -> None:
+    assert superb.learning_rates("1e-3 0.1", 5.0) == [0.001, 0.1] and superb.learning_rates("", 5.0) == [5.0]
+    for words in ("fast", "0", "-1e-3"):
+        with pytest.raises(UserError, match="--lr"):
+            superb.learning_rates(words, 1.0)
+
+
+def _finished(folder: Path, task: str, lr: float, valid: float, test: float, loss: float = 0.0) -> sweep.Run:
+    config = {"build_optimizer": {"conf": {"lr": lr}}, "train": {"total_steps": 5}}
+    run = sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder / f"lr_{lr:g}", config)
+    run.folder.mkdir(parents=True)
+    metric = TASKS[task].valid_metric
+    found = {metric: valid, "loss": loss}
+    result = {"settings": run.settings(), "valid": found, "test": {TASKS[task].metric: test}, "lr": lr}
+    (run.folder / "result.json").write_text(json.dumps(result))
+    return run
+
+
+def test_validation_decides_a_sweep_and_what_is_done_is_not_repeated(tmp_path: Path) -> None:
+    runs = [_finished(tmp_path / "ks", "ks", lr, valid, test) for lr, valid, test in
+            ((0.1, 0.5, 0.9), (0.01, 0.7, 0.6), (0.001, 0.6, 0.8))]  # fmt: skip
+    assert sweep.sweep(runs, 2, force=False)["lr"] == 0.01
+    runs = [_finished(tmp_path / "asr", "asr", lr, valid, 0.5) for lr, valid in ((0.1, 0.5), (0.01, 0.7))]
+    assert sweep.sweep(runs, 1, force=False)["lr"] == 0.1  # of error rates, the lower
+
+
+def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
+    run = _finished(tmp_path, "ks", 0.1, 0.5, 0.5)
+    run.config["train"]["total_steps"] = 6
+    assert run.result() is None
+    (run.folder / "settings.json").write_text(json.dumps({"config": {}, "weights": ""}))
+    with pytest.raises(UserError, match="begun with other settings; --force true"):
+        run.start()
+
+
+@needs_s3prl
+@pytest.mark.slow
+def test_a_failed_command_is_told_by_its_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(UserError, match=r"^KS on /x: /no/such\.yaml: No such file.* \(status 1; .*log has all\)$"):
+        sweep.run_s3prl(["s3prl-main", "SuperbKS", "--config", "/no/such.yaml"], log, "KS on /x")
+    assert log.read_text().startswith("error: /no/such.yaml: No such file")
+
+
+def test_equal_rates_are_told_apart_by_loss_and_the_edge_of_a_sweep_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def best(name: str, rows: list[tuple[float, float, float]], task: str = "ks") -> float:
+        runs = [_finished(tmp_path / name, task, lr, valid, 0.5, loss=loss) for lr, valid, loss in rows]
+        return float(sweep.sweep(runs, 1, force=False)["lr"])
+
+    assert best("loss", [(0.1, 0.5, 0.3), (0.01, 0.5, 0.2), (0.001, 0.5, 0.4)]) == 0.01
+    assert "rate of --lr" not in capsys.readouterr().out  # it is inside
+    assert best("rate", [(0.1, 0.5, 0.3), (0.001, 0.5, 0.3), (0.01, 0.5, 0.3)]) == 0.001
+    assert "0.001 is the lowest rate of --lr; one beyond it may be better" in capsys.readouterr().out
+    assert best("nan", [(0.01, float("nan"), 0.1), (0.1, 0.5, float("nan")), (0.001, 0.5, 9.0)]) == 0.001
+    assert best("first", [(0.1, 0.7, 3.0), (0.01, 0.5, 0.2)]) == 0.1  # loss decides among equals alone
+    assert "0.1 is the highest rate" in capsys.readouterr().out
+    assert best("wer", [(0.1, 0.7, 0.1), (0.01, 0.5, 0.2), (0.001, 0.5, 0.1)], "asr") == 0.001
+    assert "0.001 is the lowest rate" in capsys.readouterr().out
+    assert best("one", [(0.1, 0.7, 0.1)]) == 0.1 and "rate of --lr" not in capsys.readouterr().out
+
+
+def _saved(folder: Path, at: float, step: int, weights: list[float] = [0.0, 0.0]) -> Path:  # noqa: B006
+    """A checkpoint as s3prl leaves one, ``config.yaml`` last; at: seconds of the epoch when that was."""
+    for name in ("model", "task"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    torch.save({"featurizer.weights": torch.tensor(weights)}, folder / "model" / "state_dict.pt")
+    for name in ("task/state.pt", "optimizer.pt", "config.yaml"):
+        (folder / name).write_text("null\n")
+    stats = {"global_step": step, "epoch": 0, "valid_best_metrics": {"accuracy": 0.5, "der": 0.3}}
+    (folder / "training_stats.yaml").write_text(yaml.safe_dump(stats))
+    os.utime(folder / "model" / "state_dict.pt", (at - 1, at - 1))
+    os.utime(folder / "config.yaml", (at, at))
+    return folder
+
+
+def _begun(folder: Path, task: str, total: int = 20, **config: Any) -> sweep.Run:
+    steps = {"total_steps": total, "eval_step": 10}
+    settings = {"build_optimizer": {"conf": {"lr": 0.1}}, "train": steps, **config}
+    return sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder, settings)
+
+
+def test_what_a_kill_cut_is_not_gone_on_from(tmp_path: Path) -> None:
+    run, train = _begun(tmp_path, "ks"), tmp_path / "train"
+    best = _saved(train / "valid_best", 100, 10)
+    for step in (5, 10, 15):
+        _saved(train / f"step_{step}", 100 + step, step)
+    _saved(train / "step_20", 200, 20)
+    (train / "step_20" / "config.yaml").write_text("")  # opened, and cut before it was written
+    (train / "step_15" / "optimizer.pt").unlink()  # being removed: s3prl keeps the last two
+    run._remove_cut_checkpoints()
+    assert sorted(path.name for path in train.iterdir()) == ["step_10", "step_5", "valid_best"]
+    assert yaml.safe_load((train / "step_10" / "training_stats.yaml").read_text())["valid_best_metrics"]
+    # cut while it was written over: new weights, old config.yaml; s3prl would test a mixture
+    os.utime(best / "model" / "state_dict.pt", (150, 150))
+    _saved(train / "step_20", 200, 20)
+    run._remove_cut_checkpoints()
+    assert sorted(path.name for path in train.iterdir()) == ["step_10", "step_5"]  # after 20 no validation is to come
+    stats = yaml.safe_load((train / "step_10" / "training_stats.yaml").read_text())
+    assert stats == {"global_step": 10, "epoch": 0, "valid_best_metrics": {}}  # so that the next is the best
+    run._remove_cut_checkpoints()  # what is left is whole
+    assert len(list(train.iterdir())) == 2
+
+
+def test_verification_has_no_best_on_validation_to_lose(tmp_path: Path) -> None:
+    run = _begun(tmp_path, "asv")
+    _saved(tmp_path / "train" / "step_20", 200, 20)
+    run._remove_cut_checkpoints()
+    assert (tmp_path / "train" / "step_20").is_dir()
+
+
+def test_of_verification_the_step_of_the_lowest_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tested(words: list[str], log: Path, what: str) -> None:
+        for step, error, weights in ((10, 0.3, [0.0, 0.0]), (20, 0.1, [0.0, 1.0986123]), (30, 0.2, [0.0, 0.0])):
+            _saved(tmp_path / "train" / f"step_{step}", step, step, weights)
+            file = tmp_path / "evaluate" / "test_trial" / f"step_{step}" / "result.yaml"
+            file.parent.mkdir(parents=True)
+            file.write_text(yaml.safe_dump({"EER": error, "minDCF": 1.0}))
+        (tmp_path / "evaluate" / "test_trial" / "best_result.yaml").write_text("EER: 0.1\n")
+
+    monkeypatch.setattr(sweep, "run_s3prl", tested)
+    run = _begun(tmp_path, "asv", 30)
+    run.start()
+    result = run.result()
+    assert result is not None
+    assert (result["step"], result["test"]["EER"], result["layer_weights"]) == (20, 0.1, [0.25, 0.75])
+    assert result["model"].endswith("train/step_20")
+
+
+def test_diarization_is_scored_after_it_is_done_and_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def tested(words: list[str], log: Path, what: str) -> None:
+        stop = yaml.safe_load((tmp_path / "config.yaml").read_text())["stop"]
+        asked.append(stop)
+        _saved(tmp_path / "train" / "valid_best", 10, 10)
+        folder = tmp_path / "evaluate" / "valid_best" / "test"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.yaml").write_text("{der: 0.3, loss: 1.0}\n")
+        if stop > 2:
+            (folder / "dscore.yaml").write_text("{der: 12.5, threshold: 0.4, median_filter: 11}\n")
+
+    monkeypatch.setattr(sweep, "run_s3prl", tested)
+    for stop, wanted in (
+        (2, {"der": 0.3, "loss": 1.0}),
+        (3, {"der": 0.3, "loss": 1.0, "dscore_der": 12.5, "dscore_threshold": 0.4, "dscore_median_filter": 11}),
+    ):
+        best = sweep.sweep([_begun(tmp_path, "sd", stop=stop)], 1, force=False)
+        assert best["test"] == wanted and best["step"] == 10
+    sweep.sweep([_begun(tmp_path, "sd", stop=2)], 1, force=False)  # is there, and more
+    assert asked == [2, 3]
+
+
+def test_two_at_once_are_not_one_run(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(UserError, match=rf"another run is at work in it \(process {os.getpid()}\)"):
+        _begun(tmp_path, "ks", 20).start()
+
+
+def test_a_run_that_saved_nothing_may_start_with_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str], log: Path, what: str) -> None:
+        raise UserError(f"{what}: no such file")
+
+    monkeypatch.setattr(sweep, "run_s3prl", fail)
+    (tmp_path / "log.txt").write_text("")
+    for total in (20, 40):  # the second is not refused
+        (tmp_path / "train_utt_len").mkdir()  # what s3prl keeps of a corpus, by number
+        with pytest.raises(UserError, match="no such file"):
+            _begun(tmp_path, "ks", total).start()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt"]
+    _saved(tmp_path / "train" / "step_10", 10, 10)
+    with pytest.raises(UserError, match="no such file"):
+        _begun(tmp_path, "ks", 20).start()
+    with pytest.raises(UserError, match="begun with other settings"):
+        _begun(tmp_path, "ks", 40).start()
+
+
+def test_an_assertion_is_told_with_its_place() -> None:
+    frame = '  File "/x/site-packages/s3prl/{}", line {}, in f\n    {}\n    ^^^^\n'
+    pool = frame.format("dataio/a.py", 92, "assert len(found) == 1") + "AssertionError\n"
+    told = f'{pool}\n"""\n{frame.format("dataio/a.py", 51, "wavs = Parallel(")}AssertionError\n'
+    assert sweep.reason(told) == "AssertionError in s3prl/dataio/a.py:92: assert len(found) == 1"
+    told = f"train:  5%|#\rtrain: 9%|##\n{frame.format('task/b.py', 7, 'x = d[key]')}KeyError: 'Ses01'\n"
+    assert sweep.reason(told) == "KeyError: 'Ses01' in s3prl/task/b.py:7: x = d[key]"
+    assert sweep.reason(f"{pool}error: a.wav: no such audio file\n") == "a.wav: no such audio file"
+    assert sweep.reason("") == "no output"
+
+
+def test_steps_that_would_leave_nothing_to_test_are_refused() -> None:
+    def options(task: str, *words: str) -> SimpleNamespace:
+        return SimpleNamespace(task=task, pseudo="false", config="", overrides=list(words))
+
+    superb.configuration(options("ks", "--train.total_steps", "5000"), TASKS["ks"])
+    for task, words, message in (
+        ("ks", ["--train.total_steps", "4999"], "train.total_steps: 4999, but train.eval_step is 5000: KS would have"),
+        ("asv", ["--train.total_steps", "1000"], "train.save_step is 10000: ASV would have no checkpoint"),
+        ("ks", ["--train.eval_step", "0"], "train.eval_step: 0; a number of steps"),
+        ("ks", ["--train.total_steps", "many"], "train.total_steps: many"),
+    ):
+        with pytest.raises(UserError, match=message):
+            superb.configuration(options(task, *words), TASKS[task])
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty HOME, and the working directory beside it."""
+    (tmp_path / "me").mkdir()
+    for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "me"
+
+
+def test_another_home_has_what_was_downloaded_into_the_real_one(home: Path, tmp_path: Path) -> None:
+    downloads = home / ".cache" / "s3prl" / "download"
+    downloads.mkdir(parents=True)
+    for name in ("hubert.pt", "lexicon.txt", "cut.pt", "x.lock"):
+        (downloads / name).write_text("" if name == "cut.pt" else "real")
+    own = tmp_path / "made" / ".cache" / "s3prl" / "download"
+    own.mkdir(parents=True)
+    (own / "lexicon.txt").write_text("own")
+    (own / "hubert.pt").symlink_to("/no/such/file")  # of a cache that has moved
+    superb.take_home(tmp_path / "made")
+    assert os.environ["HOME"] == str(tmp_path / "made") and os.environ["HF_HOME"] == str(home / ".cache/huggingface")
+    assert (own / "hubert.pt").read_text() == "real" and (own / "lexicon.txt").read_text() == "own"
+    assert sorted(path.name for path in own.iterdir()) == ["hubert.pt", "lexicon.txt"]
+    os.environ["HOME"] = str(home)
+    superb.take_home(tmp_path / "bare")  # nothing of its own: what it downloads is there for all
+    (tmp_path / "bare" / ".cache" / "s3prl" / "download" / "new.pt").write_text("new")
+    assert (downloads / "new.pt").read_text() == "new"
+
+
+def test_the_corpus_own_list_of_speakers_is_where_s3prl_reads_it(home: Path, tmp_path: Path) -> None:
+    corpus, mine = tmp_path / "vox", home / ".cache" / "s3prl" / "iden_split.txt"
+    corpus.mkdir()
+    mine.parent.mkdir(parents=True)
+    mine.write_text("")  # what a failed `wget -O` leaves
+    assert superb.place_speaker_list(corpus) == mine and not mine.exists()
+    mine.write_text("3 all\n")
+    (corpus / "iden_split.txt").write_text("")
+    assert superb.place_speaker_list(corpus) == mine and mine.read_text() == "3 all\n"
+    (corpus / "iden_split.txt").write_text("1 own\n")
+    found = superb.place_speaker_list(corpus)
+    assert found == Path(os.environ["HOME"]) / ".cache" / "s3prl" / "iden_split.txt" and found != mine
+    assert found.read_text() == "1 own\n" and mine.read_text() == "3 all\n"  # the user's stays
+
+
+def test_a_list_of_speakers_that_is_nowhere_is_one_line(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def downloads_nothing(runs: list[sweep.Run], jobs: int, force: bool) -> Any:
+        (home / ".cache" / "s3prl" / "iden_split.txt").write_text("")
+        raise UserError("SID on vox: IndexError: list index out of range")
+
+    monkeypatch.setattr(superb, "sweep", downloads_nothing)
+    corpus = tmp_path / "vox"
+    corpus.mkdir()
+    options = SimpleNamespace(task="sid", pseudo="false", config="", overrides=[], lr="", seed=0, tag="", device="cpu",
+                              workers=0, nj=1, force="false")  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        superb.train(options, TASKS["sid"], corpus, [sweep.Upstream("hubert", "")])
+    told = str(caught.value)
+    assert told.startswith(f"{corpus}/iden_split.txt: no such file") and f"{home}/.cache/s3prl/iden_split.txt;" in told
+    assert not (home / ".cache" / "s3prl" / "iden_split.txt").exists()  # or the next run would take it for the list
+
+
+def test_the_address_of_a_checkpoint_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "https://example.org/a.ckpt"
+    assert superb._relative(url) == url and superb._relative(str(tmp_path / "a" / "best")) == "a/best"
+
+
+def test_a_picture_of_weights_makes_no_commit_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from speechclip.common import provenance as module
+
+    root = tmp_path / "clone"
+    for name in ("speechclip/common/provenance.py", "egs/superb/layer_weights.png", "egs/superb/run.sh"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("one")
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(module, "__file__", str(root / "speechclip" / "common" / "provenance.py"))
+    (root / "egs/superb/layer_weights.png").write_text("two")
+    assert not module.commit().endswith("-dirty")
+    (root / "egs/superb/run.sh").write_text("two")
+    assert module.commit().endswith("-dirty")
+
+
+def test_layer_weights_are_the_softmax(tmp_path: Path) -> None:
+    torch.save({"featurizer.weights": torch.tensor([0.0, 1.0986123])}, tmp_path / "s.pt")  # ln 3
+    assert sweep.layer_weights(tmp_path / "s.pt") == [0.25, 0.75]
+
+
+def _best(folder: Path, upstream: str, accuracy: float, weights: list[float], **changes: Any) -> None:
+    folder.mkdir(parents=True)
+    facts = {
+        "task": "sid", "tag": "", "upstream": upstream, "baseline": "encoder" in upstream, "checkpoint": "a/best",
+        "head": "encoder" not in upstream, "against": "",
+        "corpus": "vox", "rates": [0.1, 0.01], "lr": 0.01, "step": 7, "test": {"accuracy": accuracy, "loss": 1},
+        "valid": {}, "layer_weights": weights, "seed": 0, "command": "./run.sh", "commit": "abc", "weights": "f",
+        **changes,
+    }  # fmt: skip
+    (folder / "best.json").write_text(json.dumps(facts))
+
+
+def test_the_report_merges_rows_and_draws_the_weights(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# SUPERB\n\nBy hand.\n")
+    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
+    write_report(tmp_path / "exp", results)
+    _best(tmp_path / "exp2" / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
+    write_report(tmp_path / "exp2", results)
+    text = results.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| SID")]
+    assert "By hand." in text and text.count("<!-- results: begin superb -->") == 1
+    assert [row[5] for row in rows[:2]] == ["50.00", "87.50"]  # both are kept, sorted by upstream
+    assert rows[0][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
+    assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no head's state
+    assert (tmp_path / "layer_weights.png").stat().st_size > 1000
+    assert "### SUPERB" not in text  # nothing was compared
+    with pytest.raises(UserError, match="no finished task"):
+        write_report(tmp_path / "nothing", results)
+
+
+def test_the_report_compares_with_the_baseline(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    _best(tmp_path / "exp" / "sid_long" / "encoder", "speechclip_encoder_local", 0.5, [0.4, 0.6], tag="long")
+    long = {"tag": "long", "against": "encoder"}
+    _best(tmp_path / "exp" / "sid_long" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7], **long)
+    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.25, [0.1, 0.2, 0.7])
+    write_report(tmp_path / "exp", results)
+    tables = read_block(results.read_text(), "superb", "")
+    [row] = tables["SUPERB"].rows
+    assert (row["task"], row["metric"], row["upstream"]) == ("SID (long)", "accuracy", "speechclip_local")
+    assert (row["test"], row["baseline"], row["baseline's test"]) == ("87.50", "speechclip_encoder_local", "50.00")
+    assert len(tables["Scores"].rows) == 3  # a tag keeps rows apart
+
+
+def test_the_picture_shows_the_merged_table_and_tells_its_rows_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(Axes, "set_yticks", lambda self, ticks, labels: drawn.append(labels))
+    results, weights = tmp_path / "RESULTS.md", [0.1, 0.2, 0.7]
+    changes: list[dict[str, Any]] = [{}, {"tag": "long"}, {"seed": 1}, {"corpus": "other"}, {"checkpoint": "b/best"}]
+    for number, change in enumerate(changes):  # each from an exp/ of its own, as on other days
+        _best(tmp_path / f"exp{number}" / "sid" / "a", "speechclip_local", 0.5, weights, **change)
+        write_report(tmp_path / f"exp{number}", results)
+    _best(tmp_path / "exp9" / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
+    write_report(tmp_path / "exp9", results)
+    assert drawn[0] == ["SID, speechclip_local, seed 0\na, vox"]
+    assert len(drawn[-1]) == len(set(drawn[-1])) == len(changes)  # an encoder alone has no head's weight to show
+    assert {"SID (long), speechclip_local, seed 0\na, vox", "SID, speechclip_local, seed 1\na, vox"} <= set(drawn[-1])
+
+
+def test_a_der_of_the_tasks_own_scorer_takes_the_place_of_that_by_frames(tmp_path: Path) -> None:
+    results, weights = tmp_path / "RESULTS.md", [0.1, 0.2, 0.7]
+    for test, metric, value in (
+        ({"der": 0.25}, "DER by frames", "25.00"),
+        ({"der": 0.25, "dscore_der": 12.5, "dscore_threshold": 0.4}, "DER", "12.50"),
+    ):
+        shutil.rmtree(tmp_path / "exp", ignore_errors=True)
+        _best(tmp_path / "exp" / "sd" / "a", "speechclip_local", 0.0, weights, task="sd", test=test)
+        write_report(tmp_path / "exp", results)
+        [row] = read_block(results.read_text(), "superb", "")["Scores"].rows
+        assert (row["metric"], row["test"]) == (metric, value)
+
+
+@needs_s3prl
+def test_an_upstream_that_s3prl_has_not_got_is_named() -> None:
+    ended = _run("--task", "ks", "--upstream", "speechclip_paralel_large", "--pseudo", "true")
+    assert ended.returncode == 1
+    told = "error: --upstream: s3prl has no upstream 'speechclip_paralel_large', did you mean 'speechclip_"
+    assert ended.stderr == f"{told}parallel_large'?\n"
+
+
+def _run(*words: str, cwd: Path = RECIPE) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SPEECHCLIP_PYTHON": sys.executable}
+    return subprocess.run(
+        [str(cwd / "run.sh"), *words], capture_output=True, text=True, timeout=1200, check=False, env=environment
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--task", "tts"], 2, "invalid choice: 'tts'"),
+        (["--task", "ks", "--checkpoint", "/no/such"], 1, "/no/such: no such checkpoint"),
+        (["--task", "ks"], 1, "--checkpoint: speechclip_local wants one"),
+        (["--task", "ks", "--checkpoint", "CKPT"], 1, "--corpus: give the folder of KS's corpus, or --pseudo true"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/no/such"], 1, "/no/such: no such folder"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/tmp", "--", "--train.steps", "3"], 1, "train.steps"),
+        (["--task", "ks", "--nj", "0", "--checkpoint", "CKPT"], 1, "--nj: 0"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--device", "gpu"], 1, "--device: gpu: this torch sees none"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--scale", "0"], 1, "--scale: 0; at least 1"),
+        (["--task", "ks", "--stop_stage", "0"], 1, "--corpus: give the folder"),  # the corpus alone wants no checkpoint
+        (
+            ["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/tmp", "--", "--train.total_steps", "1000"],
+            1,
+            "train.total_steps: 1000, but train.eval_step is 5000: KS would have no checkpoint to test",
+        ),
+        (["--tsk", "ks"], 2, "did you mean --task?"),
+    ],
+)
+def test_what_is_wrong_is_one_line(checkpoint: str, words: list[str], status: int, told: str) -> None:
+    ended = _run(*(checkpoint if word == "CKPT" else word for word in words))
+    assert ended.returncode == status, ended.stderr
+    assert told in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ")
+
+
+@pytest.fixture
+def bad(checkpoint: str, tmp_path: Path) -> dict[str, str]:
+    """Checkpoints that are there and cannot be read, and what is told of each."""
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    (tmp_path / "cut" / "SHA256SUMS").unlink()
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    told = {"empty": "empty/model.safetensors: is missing", "junk.ckpt": "junk.ckpt: ",
+            "cut": "cut/model.safetensors: damaged or truncated"}  # fmt: skip
+    return {str(tmp_path / name): message for name, message in told.items()}
+
+
+def test_a_bad_checkpoint_is_told_before_the_corpus(checkpoint: str, bad: dict[str, str]) -> None:
+    good = sweep.Upstream("speechclip_local", checkpoint)
+    superb.check_checkpoints([good, sweep.Upstream("hubert", ""), sweep.Upstream("speechclip_url", "https://a/b.ckpt")])
+    for path, message in bad.items():
+        with pytest.raises(UserError, match=message):
+            superb.check_checkpoints([good, sweep.Upstream(superb.ENCODER, path)])
+        superb.check_checkpoints([sweep.Upstream("hubert_local", path)])  # s3prl's own affair
+    ended = _run("--task", "ks", "--corpus", "/no/such", "--checkpoint", checkpoint, "--baseline_checkpoint", path)
+    assert ended.returncode == 1 and message in ended.stderr
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+
+
+def test_the_report_alone_wants_no_checkpoint(tmp_path: Path) -> None:
+    recipe = _copy(tmp_path / "repository")
+    _best(recipe / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
+    ended = _run("--task", "sid", "--stage", "2", cwd=recipe)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "87.50" in (recipe / "RESULTS.md").read_text()
+
+
+def _copy(folder: Path) -> Path:
+    """The recipe in a repository of its own, so that its exp/ and data/ stay out of this one."""
+    root = RECIPE.parents[1]
+    for part in ("egs/superb", "egs/mini/local", "utils"):
+        ignored = shutil.ignore_patterns("exp", "data", "RESULTS.md", "__pycache__")
+        shutil.copytree(root / part, folder / part, ignore=ignored)
+    (folder / "speechclip").symlink_to(root / "speechclip")
+    return folder / "egs" / "superb"
+
+
+@needs_s3prl
+@pytest.mark.slow
+def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -> None:
+    recipe = _copy(tmp_path / "repository")
+    words = ["--task", "ks", "--pseudo", "true", "--checkpoint", checkpoint, "--lr", "1e-3 1e-2", "--nj", "2"]
+    words += ["--workers", "1"]
+    ended = _run(*words, cwd=recipe)
+    assert ended.returncode == 0, ended.stderr
+    best: dict[str, Any] = json.loads((recipe / "exp/ks/speechclip_local_tiny/best.json").read_text())
+    assert best["rates"] == [0.001, 0.01] and len(best["layer_weights"]) == 4
+    results = (recipe / "RESULTS.md").read_text()
+    assert "speechclip_encoder_local" in results
+    assert "--lr '1e-3 1e-2' --nj 2" in results  # a command that can be pasted
+    assert best["against"] == "speechclip_encoder_local_tiny" and "### SUPERB" in results
+    assert "training" not in _run(*words, cwd=recipe).stdout  # all is done
+    run = recipe / "exp/ks/speechclip_local_tiny/lr_0.001"
+    before = json.loads((run / "result.json").read_text())
+    (run / "result.json").unlink()  # as if it had been cut while it was testing
+    (run / "train" / "step_21").mkdir()  # or saving
+    again = _run(*words, "--stop_stage", "1", cwd=recipe)
+    assert again.returncode == 0 and "Loading checkpoints from" in (run / "log.txt").read_text()
+    after = json.loads((run / "result.json").read_text())
+    assert after.pop("command") == f"{before.pop('command')} --stop_stage 1" and after == before
+
+
+@needs_s3prl
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "ks"])
+def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name: str) -> None:
+    if name == "qbe" and find_spec("dtw") is None:
+        pytest.skip("dtw-python is not installed")
+    recipe = _copy(tmp_path / "repository")
+    ended = _run("--task", name, "--pseudo", "true", "--checkpoint", checkpoint, "--baseline=", "--stop_stage", "1",
+                 cwd=recipe)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    pattern = "qbe/*/state_3/eval/benchmark.stdlist.xml" if name == "qbe" else f"{name}/*/best.json"
+    assert len(list((recipe / "exp").glob(pattern))) == 1
+    if name == "qbe":
+        _check_detections(recipe / "exp" / "qbe" / "speechclip_local_tiny", checkpoint, recipe)
+
+
+def _check_detections(folder: Path, checkpoint: str, recipe: Path) -> None:
+    """Every query has a score in every document, what is done is not repeated, and other settings are refused."""
+    from lxml import etree
+
+    for split in ("dev", "eval"):
+        root = etree.parse(str(folder / "state_0" / split / "benchmark.stdlist.xml")).getroot()
+        scores = [[float(term.get("score")) for term in query] for query in root]
+        assert [len(row) for row in scores] == [3, 3] and all(len(set(row)) == 3 for row in scores)
+    words = ["--task", "qbe", "--pseudo", "true", "--checkpoint", checkpoint]
+    again = _run(*words, cwd=recipe)
+    assert again.returncode == 0 and "written" not in again.stdout and "no row in RESULTS.md" in again.stdout
+    refused = _run(*words, "--", "--downstream_expert.silence_frame", "3", cwd=recipe)
+    assert refused.returncode == 1 and "made with other settings; --force true" in refused.stderr
+
+
+_ORPHAN = """
+import multiprocessing, sys, threading, time
+sys.path.insert(0, {local!r})
+
+def work(pipe):
+    import os, sweep
+    threading.Thread(target=sweep._end_with_parent, daemon=True).start()
+    pipe.send(os.getpid())
+    time.sleep(300)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    context.Process(target=work, args=(theirs,)).start()
+    print(ours.recv(), flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_training_ends_with_the_recipe_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "recipe.py"
+    script.write_text(_ORPHAN.format(local=str(RECIPE / "local")))
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
+    recipe = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert recipe.stdout is not None
+    training = int(recipe.stdout.readline())
+    os.kill(training, 0)  # it lives
+    recipe.kill()
+    recipe.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while _alive(training) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(training)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and nobody has asked for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,200 @@
+"""Stage 2's CLIP embeddings: those of one image and one caption at a time, kept where a run was cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fixtures import make_data, save_clip
+
+import speechclip.features.clip as embeddings
+from speechclip.common.errors import Stopped, UserError
+from speechclip.config import ClipConfig
+from speechclip.data.embeddings import load_embeddings, read_arrays
+from speechclip.data.images import load_image
+from speechclip.data.kaldi import DataDir
+from speechclip.features.clip import embed_images, embed_texts
+from speechclip.model.encoders.clip import OpenClip, load_clip
+
+EMBED = {"image": embed_images, "text": embed_texts}
+COUNTS = {"image": 10, "text": 20}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory ``d`` of 10 images with two captions each, and ``clip``."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_data(folder / "d", images=10, each=2)
+    save_clip(folder / "clip")
+    return folder
+
+
+@pytest.fixture
+def directory(corpus: Path) -> DataDir:
+    return DataDir.load(corpus / "d")
+
+
+@pytest.fixture
+def clip(corpus: Path) -> OpenClip:
+    return load_clip(ClipConfig(path=str(corpus / "clip")))
+
+
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "BATCH", 3)
+
+
+def _bytes(folder: Path, kind: str) -> bytes:
+    return read_arrays(folder / f"{kind}_embeddings.npz")["embeddings"].tobytes()
+
+
+def _count(clip: OpenClip, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
+    """Sizes of the batches that reach either tower from now on; the one of number ``fail_at`` is an interrupt."""
+    seen: list[int] = []
+
+    def counted(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(batch: Any) -> Any:
+            if len(seen) == fail_at:
+                raise KeyboardInterrupt
+            seen.append(len(batch))
+            return plain(batch)
+
+        return call
+
+    for name in ("encode_pixels", "encode_texts"):
+        monkeypatch.setattr(clip, name, counted(getattr(OpenClip, name).__get__(clip)))
+    return seen
+
+
+def test_rows_are_those_of_each_image_and_caption(directory: DataDir, clip: OpenClip, tmp_path: Path) -> None:
+    assert embed_images(directory, tmp_path, clip, None) == 10 and embed_texts(directory, tmp_path, clip, None) == 20
+    ids, rows = load_embeddings(tmp_path / "image_embeddings.npz")
+    assert ids == list(directory.images)
+    for path, row in zip(directory.images.values(), rows):
+        np.testing.assert_allclose(row, clip.encode_images([load_image(path)])[0].numpy(), atol=1e-5)
+    ids, rows = load_embeddings(tmp_path / "text_embeddings.npz")
+    assert ids == [utterance.id for utterance in directory.utterances]
+    for utterance, row in zip(directory.utterances, rows):
+        np.testing.assert_allclose(row, clip.encode_texts([utterance.text])[0].numpy(), atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image_embeddings.npz", "text_embeddings.npz"]
+
+
+@pytest.mark.parametrize("kind", EMBED)
+def test_what_is_there_already_is_kept_until_it_is_of_something_else(
+    kind: str, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, count = EMBED[kind], COUNTS[kind]
+    embed(directory, tmp_path, clip, None)
+    before = _bytes(tmp_path, kind)
+    seen = _count(clip, monkeypatch)
+    assert embed(directory, tmp_path, clip, None) == count and not seen
+    file = tmp_path / f"{kind}_embeddings.npz"
+    file.write_bytes(file.read_bytes()[:-50])  # cut on the disk
+    embed(directory, tmp_path, clip, None)
+    assert sum(seen) == count and _bytes(tmp_path, kind) == before
+    monkeypatch.setitem(clip.description, "weights", "others")
+    embed(directory, tmp_path, clip, None)
+    assert sum(seen) == 2 * count
+    if kind == "image":  # another photograph under the same name
+        path = Path(next(iter(directory.images.values())))
+        content, status = path.read_bytes(), path.stat()
+        try:
+            path.write_bytes(Path(list(directory.images.values())[1]).read_bytes())
+            embed(directory, tmp_path, clip, None)
+        finally:
+            path.write_bytes(content)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        first, *others = directory.utterances
+        directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, text="a dog"), *others))
+        embed(directory, tmp_path, clip, None)
+    assert sum(seen) == 3 * count and _bytes(tmp_path, kind) != before
+
+
+@pytest.mark.parametrize("kind", EMBED)
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_cut_run_goes_on_where_it_was(
+    kind: str, at: int, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, count = EMBED[kind], COUNTS[kind]
+    embed(directory, tmp_path / "whole", clip, None)
+    monkeypatch.setattr(embeddings, "KEEP_SECONDS", -1.0)  # after every batch
+    seen = _count(clip, monkeypatch, fail_at=at)
+    with pytest.raises(KeyboardInterrupt):
+        embed(directory, tmp_path / "cut", clip, None)
+    assert seen == [3] * at and not (tmp_path / "cut" / f"{kind}_embeddings.npz").exists()
+    parts = sorted((tmp_path / "cut" / f".{kind}_embeddings.parts").iterdir())
+    assert [path.name for path in parts] == [f"{3 * number:09d}.npz" for number in range(at)]
+    parts[-1].write_bytes(parts[-1].read_bytes()[:-40])  # the last is damaged, the ones before it are taken
+    seen = _count(clip, monkeypatch)
+    embed(directory, tmp_path / "cut", clip, None)
+    assert sum(seen) == count - 3 * (at - 1)
+    assert _bytes(tmp_path / "cut", kind) == _bytes(tmp_path / "whole", kind)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [f"{kind}_embeddings.npz"]
+
+
+@pytest.mark.parametrize("kind", EMBED)
+def test_parts_of_another_tower_are_not_taken(
+    kind: str, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stopped, match=r"stopped after 3 of \d+, which are stored"):
+        EMBED[kind](directory, tmp_path, clip, None, stop=lambda: True)
+    torch.manual_seed(0)
+    for weight in clip.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight))
+    monkeypatch.setitem(clip.description, "weights", "others")
+    seen = _count(clip, monkeypatch)
+    EMBED[kind](directory, tmp_path, clip, None)
+    assert sum(seen) == COUNTS[kind]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{kind}_embeddings.npz"]
+
+
+def test_a_file_that_is_no_image_is_named(corpus: Path, clip: OpenClip, tmp_path: Path) -> None:
+    directory = make_data(tmp_path / "d", images=8, each=1)
+    path = Path(list(directory.images.values())[6])
+    path.write_bytes(b"none")
+    with pytest.raises(UserError, match=f"{path}: not an image"):
+        embed_images(directory, tmp_path / "out", clip, None)
+    assert not (tmp_path / "out" / "image_embeddings.npz").exists()
+
+
+STOPPED = """
+import os, signal
+import speechclip.features.clip as embeddings
+from speechclip.model.encoders.clip import OpenClip
+from speechclip.bin.extract_clip_embeddings import main
+
+embeddings.BATCH = 3
+plain, seen = OpenClip.encode_pixels, []
+
+def encode_pixels(self, pixels):
+    seen.append(len(pixels))
+    if len(seen) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return plain(self, pixels)
+
+OpenClip.encode_pixels = encode_pixels
+main()
+"""
+
+
+def test_the_script_that_is_asked_to_stop_stores_its_batch_and_goes_on(corpus: Path, tmp_path: Path) -> None:
+    words = ["--data_dirs", f"[{corpus / 'd'}]", "--dump_root", str(tmp_path)]
+    words += ["--model.clip.path", str(corpus / "clip"), "--vocabulary", str(tmp_path / "vocabulary.tsv")]
+    done = [
+        subprocess.run([sys.executable, *how, *words], capture_output=True, text=True, check=False, timeout=120)
+        for how in (["-c", STOPPED], ["-m", "speechclip.bin.extract_clip_embeddings"])
+    ]
+    target = tmp_path / "d" / "image_embeddings.npz"
+    assert (done[0].returncode, done[0].stdout) == (75, f"{target}: stopped after 6 of 10, which are stored\n")
+    assert done[1].returncode == 0, done[1].stderr
+    assert f"{tmp_path / 'd'}: 10 images, 20 captions embedded" in done[1].stdout
+    assert (tmp_path / "vocabulary.tsv").is_file() and not list((tmp_path / "d").glob(".*"))

@@ -1,0 +1,97 @@
+"""The masked contrastive loss, solved by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from speechclip.model.losses import ContrastiveLoss, masked_contrastive_loss
+
+DISTINCT = torch.tensor([0, 1, 2])
+
+
+def _from_logits(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
+    """Speech and targets whose product is this matrix."""
+    return torch.tensor(rows), torch.eye(len(rows))
+
+
+def test_two_by_two_by_hand() -> None:
+    # logits [[2, 1], [0, 3]]; rows: log(1 + e^-1), log(1 + e^-3); columns: log(1 + e^-2) twice
+    speech, target = _from_logits([[2.0, 1.0], [0.0, 3.0]])
+    rows = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2
+    columns = math.log(1 + math.exp(-2))
+    loss = masked_contrastive_loss(speech, target, torch.tensor([4, 9]), 1.0)
+    assert float(loss) == pytest.approx((rows + columns) / 2, abs=1e-6)
+
+
+def test_scale_multiplies_the_cosines() -> None:
+    speech, target = _from_logits([[0.2, 0.1], [0.0, 0.3]])
+    ten_times = masked_contrastive_loss(*_from_logits([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1]), 1.0)
+    assert float(masked_contrastive_loss(speech, target, torch.tensor([0, 1]), 10.0)) == pytest.approx(float(ten_times))
+
+
+def test_three_by_three_with_two_utterances_of_one_image() -> None:
+    # utterances 0 and 2 have one image: their pairs (0, 2) and (2, 0) are no negatives, however near they are
+    speech, target = _from_logits([[1.0, 2.0, 50.0], [3.0, 1.0, 0.0], [50.0, 1.0, 4.0]])
+    rows = [math.log(1 + math.exp(1)), math.log(1 + math.exp(2) + math.exp(-1)), math.log(1 + math.exp(-3))]
+    columns = [math.log(1 + math.exp(2)), math.log(1 + math.exp(1) + 1), math.log(1 + math.exp(-4))]
+    expected = (sum(rows) / 3 + sum(columns) / 3) / 2
+    groups = torch.tensor([7, 3, 7])
+    assert float(masked_contrastive_loss(speech, target, groups, 1.0)) == pytest.approx(expected, abs=1e-6)
+    assert float(masked_contrastive_loss(speech, target, DISTINCT, 1.0)) > 30  # unmasked, they would rule
+
+
+def test_masked_pairs_get_no_gradient() -> None:
+    speech = torch.tensor([[1.0, 2.0, 5.0], [3.0, 1.0, 0.0], [4.0, 1.0, 4.0]], requires_grad=True)
+    masked_contrastive_loss(speech, torch.eye(3), torch.tensor([7, 3, 7]), 1.0).backward()
+    assert speech.grad is not None
+    assert torch.isfinite(speech.grad).all()
+    assert ((speech.grad == 0) == torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)).all()
+
+
+def test_a_batch_of_one_image_alone_has_no_loss() -> None:
+    speech = torch.randn(3, 4)
+    assert float(masked_contrastive_loss(speech, torch.randn(3, 4), torch.tensor([5, 5, 5]), 9.0)) == 0.0
+
+
+def test_symmetric_in_speech_and_target_and_in_order() -> None:
+    torch.manual_seed(0)
+    speech, target = torch.randn(2, 6, 5)
+    groups = torch.tensor([0, 1, 0, 2, 3, 3])
+    loss = masked_contrastive_loss(speech, target, groups, 3.0)
+    torch.testing.assert_close(masked_contrastive_loss(target, speech, groups, 3.0), loss)
+    order = torch.randperm(6)
+    torch.testing.assert_close(masked_contrastive_loss(speech[order], target[order], groups[order], 3.0), loss)
+    shuffled = masked_contrastive_loss(speech, target[torch.tensor([1, 2, 3, 4, 5, 0])], DISTINCT.repeat(2), 3.0)
+    assert abs(float(shuffled) - float(loss)) > 1e-2
+
+
+def test_temperature_fixed_or_learned() -> None:
+    torch.manual_seed(0)
+    speech, target = torch.nn.functional.normalize(torch.randn(2, 3, 5), dim=-1)
+    for learn in (False, True):
+        loss = ContrastiveLoss(0.07, learn=learn)
+        assert loss.scale.item() == pytest.approx(1 / 0.07, rel=1e-6)
+        value = loss(speech, target, DISTINCT)
+        torch.testing.assert_close(value, masked_contrastive_loss(speech, target, DISTINCT, 1 / 0.07))
+        assert value.requires_grad == learn
+        assert sum(p.numel() for p in loss.parameters() if p.requires_grad) == int(learn)
+    value.backward()
+    assert loss.log_scale.grad is not None
+    step = 1e-3  # what is learned is log(1 / tau)
+    up, down = (
+        masked_contrastive_loss(speech, target, DISTINCT, math.exp(math.log(1 / 0.07) + by)) for by in (step, -step)
+    )
+    assert float(loss.log_scale.grad) == pytest.approx(float(up - down) / (2 * step), rel=1e-2)
+
+
+def test_the_loss_is_never_in_half_precision() -> None:
+    torch.manual_seed(0)
+    speech, target = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+    groups = torch.arange(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = masked_contrastive_loss(speech, target, groups, 1 / 0.07)
+    assert torch.equal(halved, masked_contrastive_loss(speech, target, groups, 1 / 0.07))

@@ -1,0 +1,124 @@
+"""The published settings by name, in a checkout and from a wheel that is installed elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from fixtures import wave, whole_model
+
+from speechclip.checkpoint.folder import save_checkpoint
+from speechclip.common.errors import UserError
+from speechclip.config import PUBLISHED_HEADS, PUBLISHED_MODELS, published_config, published_layers, to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_layers_are_those_of_the_recipes() -> None:
+    names = [str(path.relative_to(ROOT / "egs")) for path in published_layers("large", "hybrid", "spokencoco")]
+    assert names == [
+        "conf/large.yaml",
+        "conf/hybrid.yaml",
+        "conf/large_hybrid.yaml",
+        "spokencoco/conf/large_hybrid.yaml",
+    ]
+    assert published_config("large", "hybrid", "spokencoco").data.batch_size == 64
+    assert published_config("base", "cascaded").model.head.keywords == 8
+
+
+def test_every_model_and_head_has_its_file_and_every_file_its_model_or_head() -> None:
+    files = {path.stem for path in (ROOT / "egs" / "conf").glob("*.yaml")}
+    assert {*PUBLISHED_MODELS, *PUBLISHED_HEADS} <= files
+    assert files <= {*PUBLISHED_MODELS, *PUBLISHED_HEADS, *(f"{model}_{head}" for model in PUBLISHED_MODELS for head in PUBLISHED_HEADS)}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("small", "parallel"), r"no published model 'small' \(there are: base, large\)$"),
+        (("base", "serial"), r"no published head 'serial' \(there are: parallel, .*hybrid_plus\)$"),
+        (("base", "large_hybrid"), "no published head 'large_hybrid'"),  # files, but no heads and no models
+        (("base", "base"), "no published head 'base'"),
+        (("parallel", "large"), "no published model 'parallel'"),
+        (("large_hybrid", "hybrid"), "no published model 'large_hybrid'"),
+        (("base", ""), "no published head ''"),
+        (("base", "parallel", "places"), "the corpus 'places'"),
+    ],
+)
+def test_what_there_is_not(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        published_layers(*names)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import speechclip
+from speechclip import SpeechCLIP
+from speechclip.config import to_dict
+from speechclip.config import published_config, published_layers
+
+assert Path(speechclip.__file__).is_relative_to(sys.prefix), speechclip.__file__
+assert all(path.is_relative_to(sys.prefix) for path in published_layers("large", "hybrid", "spokencoco"))
+print(to_dict(published_config("large", "hybrid", "spokencoco")))
+assert published_config("large", "hybrid", "flickr8k").model.head.parallel_layers == 2
+assert published_config("large", "cascaded_plus", "spokencoco").model.head.cif.width == 5
+model = SpeechCLIP.from_pretrained("pack")
+print(model.encode_speech(["a.wav"]).tolist())
+print(model.keywords(["a.wav"], top_k=2)[0][0].subwords)
+
+from speechclip.compat import prepare
+prepare()
+from open_clip.tokenizer import SimpleTokenizer
+print(SimpleTokenizer().encode("a dog"))
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_works_outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new environment that sees this one's packages behind its own, and nothing of the checkout."""
+    import soundfile
+
+    source = tmp_path / "source"  # a build leaves its folders behind
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    shutil.copytree(ROOT / "speechclip", source / "speechclip", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("conf", "flickr8k/conf", "spokencoco/conf"):
+        shutil.copytree(ROOT / "egs" / folder, source / "egs" / folder)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "dist"), str(source)]
+    subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("speechclip-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True, capture_output=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = ["--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, *install], check=True, capture_output=True, cwd=tmp_path)
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    (site / "packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+
+    recipe = tmp_path / "flickr8k"
+    model, config = whole_model(recipe, "cascaded")
+    monkeypatch.chdir(recipe)
+    save_checkpoint(Path("exp/x/best"), model, model.trained_state(), config, {"seed": 0})
+    Path("exp/x/scores").mkdir()
+    Path("exp/x/scores/retrieval.json").write_text("{}")
+    from speechclip.checkpoint.hub import pack
+
+    elsewhere = tmp_path / "elsewhere"
+    pack("exp/x/best", Path("exp/x/scores"), elsewhere / "pack")
+    soundfile.write(elsewhere / "a.wav", wave(9000, 1), 16000, subtype="FLOAT")
+    expected = model.encode_speech([str(elsewhere / "a.wav")])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    run = subprocess.run([python, "-c", SCRIPT], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    settings, embedding, subwords, ids = run.stdout.splitlines()
+    assert settings == str(to_dict(published_config("large", "hybrid", "spokencoco")))
+    assert embedding == str(expected.tolist())
+    assert subwords == str(model.keywords([str(elsewhere / "a.wav")], top_k=2)[0][0].subwords)
+    assert ids == "[320, 1929]"

@@ -1,0 +1,336 @@
+"""Training: it learns, it resumes exactly, it stops where it should, and stored features train as online ones do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import (
+    JOINT,
+    STATES,
+    WIDTH,
+    captions,
+    make_data,
+    save_hubert,
+    settings,
+    store_embeddings,
+    trainer,
+    training_data,
+    vocabulary_of,
+)
+from torch import Tensor
+
+from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
+from speechclip.common.errors import UserError
+from speechclip.common.files import SUMS
+from speechclip.config import SpeechEncoderConfig
+from speechclip.data.dataset import Batch, Crop, StoreSource, bucketed_batches
+from speechclip.data.features import FeatureWriter
+from speechclip.model.encoders.clip import OpenClip
+from speechclip.model.encoders.factory import load_speech_encoder
+from speechclip.model.network import Dimensions, build_network, random_spans
+from speechclip.train.logger import TrainLogger
+from speechclip.train.optim import learning_rate
+from speechclip.train.state import COUNTERS, TENSORS
+from speechclip.train.trainer import Trainer, TrainingData
+
+
+class Killed(Exception):
+    """Stands for a kill of the process."""
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_loss_goes_down_and_both_checkpoints_load(corpus: Path, tmp_path: Path) -> None:
+    config = settings(optim__max_steps=60, optim__lr=3e-3, train__eval_interval=20, train__log_interval=6)
+    progress = trainer(config, training_data(corpus), tmp_path).run()
+    assert progress.step == 60
+    assert progress.finished
+    losses = [record["loss"] for record in _records(tmp_path) if "loss" in record]
+    assert len(losses) == 10
+    assert losses[-1] < 0.3 * losses[0]
+    dev = {record["step"]: record["dev"]["mean_R@10"] for record in _records(tmp_path) if "dev" in record}
+    assert sorted(dev) == [20, 40, 60]
+    origin = json.loads((tmp_path / "best" / "provenance.json").read_text())
+    assert origin["step"] == progress.best_step
+    assert origin["dev_mean_R@10"] == dev[progress.best_step] == max(dev.values())
+    loaded = load_model(tmp_path / "last", with_speech_encoder=False)
+    assert origin["trained"] == sum(p.numel() for p in loaded.trained_parameters())
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+KILLS = [("parallel", 0.0, 6), ("parallel", 0.9, 9), ("cascaded", 0.9, 6), ("cascaded", 0.0, 2)]
+KILLS += [("hybrid_plus", 0.9, 6)]
+
+
+@pytest.mark.parametrize(("head", "decay", "at"), KILLS)
+def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(
+    corpus: Path, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, decay: float, at: int
+) -> None:
+    config = settings(  # dropout, masks and crops: everything that is random; the saves at 4 and 8 are amid epochs of 3
+        model__head__name=head, model__head__input_dropout=0.1, data__time_masks=2, data__time_mask_frames=5,
+        data__max_seconds=0.4, optim__ema_decay=decay, model__loss__learn_temperature=True,
+        model__head__cif__frames_per_keyword=4, model__head__cif__scaling_steps=7,  # ends after the kill
+    )  # fmt: skip
+    used = clip if head != "parallel" else None
+    trainer(config, training_data(corpus), tmp_path / "whole", clip=used).run()
+
+    plain_step = TrainLogger.step
+
+    def step(self: TrainLogger, number: int) -> None:
+        if number == at:
+            raise Killed
+        plain_step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLogger, "step", step)
+        with pytest.raises(Killed):
+            trainer(config, training_data(corpus), tmp_path / "cut", clip=used).run()
+    resumed = trainer(config, training_data(corpus), tmp_path / "cut", clip=used)
+    assert resumed.progress.step == at // 4 * 4
+    resumed.run()
+    for name in (f"last/{WEIGHTS}", f"best/{WEIGHTS}", f"last/{TENSORS}"):
+        whole, cut = read_weights(tmp_path / "whole" / name), read_weights(tmp_path / "cut" / name)
+        assert _same(whole, cut), name
+    if decay:  # and the average is something else than the weights
+        averaged = read_weights(tmp_path / "whole" / "last" / WEIGHTS)
+        state = read_weights(tmp_path / "whole" / "last" / TENSORS)
+        assert not torch.equal(averaged["head.cls"], state["weights.head.cls"])
+    strip = ("loss", "step", "dev", "temperature")  # of an interval that was cut only what was redone is averaged
+    whole_log, cut_log = (_records(tmp_path / name) for name in ("whole", "cut"))
+    assert [r["step"] for r in whole_log] == [r["step"] for r in cut_log]
+    for ours, theirs in zip(whole_log, cut_log, strict=True):
+        if "dev" in ours or ours["step"] > 9:
+            assert {key: ours.get(key) for key in strip} == {key: theirs.get(key) for key in strip}
+
+
+def test_the_seed_decides_everything(corpus: Path, tmp_path: Path) -> None:
+    config = settings(optim__max_steps=4)
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer(config, training_data(corpus), tmp_path / name, seed=seed).run()
+        weights.append(read_weights(tmp_path / name / "last" / WEIGHTS))
+    assert _same(weights[0], weights[1])
+    assert not _same(weights[0], weights[2])
+
+
+def test_a_finished_run_returns_at_once_and_a_changed_option_starts_anew(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(optim__max_steps=4)
+    trainer(config, training_data(corpus), tmp_path).run()
+    before = (tmp_path / "last" / WEIGHTS).stat().st_mtime_ns
+    (tmp_path / "scores").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", lambda self, batch: pytest.fail("a finished run trains on"))
+        scoring_differs = settings(optim__max_steps=4, eval__neighbours=3)
+        assert trainer(scoring_differs, training_data(corpus), tmp_path).run().step == 4
+    assert "already trained, 4 steps" in capsys.readouterr().out
+    assert (tmp_path / "last" / WEIGHTS).stat().st_mtime_ns == before
+    changed = settings(optim__max_steps=4, optim__lr=2e-3, model__head__dropout=0.2)
+    anew = trainer(changed, training_data(corpus), tmp_path)
+    assert anew.progress.step == 0
+    assert "trained with another model.head.dropout, optim.lr; starting anew" in capsys.readouterr().out
+    assert not (tmp_path / "last").exists()
+    assert not (tmp_path / "scores").exists()
+    anew.run()
+    assert [record["step"] for record in _records(tmp_path)] == [3, 4]
+    assert trainer(changed, training_data(corpus), tmp_path, seed=5).progress.step == 0
+    assert "trained with another seed" in capsys.readouterr().out
+
+
+def test_damaged_training_state_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    config = settings(optim__max_steps=4)
+    trainer(config, training_data(corpus), tmp_path).run()
+    state = tmp_path / "last" / TENSORS
+    state.write_bytes(state.read_bytes()[:-10])
+    (tmp_path / "last" / SUMS).unlink()  # as of a run begun before there were checksums
+    with pytest.raises(UserError, match=f"{TENSORS}: damaged or truncated"):
+        trainer(config, training_data(corpus), tmp_path)
+    (tmp_path / "last" / COUNTERS).write_text("{")
+    with pytest.raises(UserError, match=f"{COUNTERS}: missing or damaged"):
+        trainer(config, training_data(corpus), tmp_path)
+
+
+class _Poisoned(StoreSource):
+    """A store in which one utterance is NaN."""
+
+    def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
+        batch = super().batch(indices, crop)
+        assert batch.states is not None
+        batch.states[batch.indices == 13] = torch.nan
+        return batch
+
+
+def test_nan_features_stop_training_and_name_the_utterance(corpus: Path, tmp_path: Path) -> None:
+    data = training_data(corpus)
+    poisoned = _Poisoned(corpus / "dump" / "train", data.train.ids)
+    data = TrainingData(data.train, data.dev, poisoned, data.dev_speech)
+    with pytest.raises(UserError, match=rf"the loss is nan at step \d.*{data.train.ids[13]}") as caught:
+        trainer(settings(), data, tmp_path).run()
+    assert sum(name in str(caught.value) for name in data.train.ids) == 1  # that one, not the batch it was in
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "last").exists()
+
+
+def test_the_optimiser_gets_the_scheduled_rate_and_clipped_gradients(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(optim__max_steps=5, optim__clip_norm=0.01, optim__final_lr=1e-5)
+    rates, norms = [], []
+    plain = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        rates.append(group["lr"])
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in group["params"])))
+        return plain(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    trainer(config, training_data(corpus), tmp_path).run()
+    assert rates == [learning_rate(number, config.optim) for number in range(5)]
+    assert norms == pytest.approx([0.01] * 5, rel=1e-3)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_the_temperature_moves_only_where_it_is_learned(corpus: Path, tmp_path: Path, learn: bool) -> None:
+    trainer(settings(model__loss__learn_temperature=learn), training_data(corpus), tmp_path).run()
+    scale = read_weights(tmp_path / "last" / WEIGHTS)["loss.log_scale"].exp().item()
+    assert (abs(scale - 1 / 0.07) > 1e-3) == learn
+    shown = [record["temperature"] for record in _records(tmp_path) if "temperature" in record]
+    assert (len(set(shown)) > 1) == learn
+
+
+def test_patience_stops_early(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([5.0, 7.0, 7.0, 6.0, 9.0])
+    row = {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "MRR": 0.0}
+    report = {"speech->image": row, "image->speech": row}
+    monkeypatch.setattr(
+        "speechclip.train.trainer.retrieval_report", lambda *args, **named: {**report, "mean_R@10": next(scores)}
+    )
+    config = settings(optim__max_steps=50, train__eval_interval=2, train__patience=2)
+    progress = trainer(config, training_data(corpus), tmp_path).run()
+    assert (progress.step, progress.best, progress.best_step, progress.finished) == (8, 7.0, 4, True)
+    assert json.loads((tmp_path / "best" / "provenance.json").read_text())["step"] == 4
+
+
+@pytest.mark.parametrize("feats", ["dump", "online"])
+def test_mixed_precision_rounds_no_input(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feats: str
+) -> None:
+    """Waveforms, stored states and targets reach the model as they were read, whatever the training precision."""
+    seen: list[tuple[Batch, Tensor]] = []
+    encoder = load_speech_encoder(SpeechEncoderConfig(str(save_hubert(tmp_path / "hubert"))))
+    data = training_data(corpus, feats=feats)
+    run = trainer(settings(train__precision="bf16-mixed", optim__max_steps=2), data, tmp_path / "run", encoder=encoder)
+    plain_features, plain_loss = run.model.features, run.model.loss.forward
+
+    def features(batch: Batch) -> Any:
+        if run.model.training:
+            seen.append((batch, torch.empty(0)))
+        return plain_features(batch)
+
+    def loss(speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+        seen[-1] = (seen[-1][0], target)
+        return plain_loss(speech, target, groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.model, "features", features)
+        patch.setattr(run.model.loss, "forward", loss)
+        run.run()
+    assert len(seen) == 2
+    for batch, target in seen:
+        read = data.train_speech.batch(batch.indices.tolist(), Crop(6.4, 0, 0))
+        pairs = [(batch.states, read.states)] if feats == "dump" else zip(batch.waves, read.waves, strict=True)
+        assert all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
+        assert torch.equal(target, run._targets[batch.indices])
+
+
+def test_supervision_by_text_puts_each_caption_in_its_images_place(corpus: Path, tmp_path: Path) -> None:
+    data = training_data(corpus)
+    images = trainer(settings(), data, tmp_path / "image")._targets
+    assert torch.equal(images, torch.from_numpy(data.train.images[data.train.utterance_image]))
+    texts = trainer(settings(train__supervision="text"), data, tmp_path / "text")._targets
+    assert data.train.texts is not None
+    assert torch.equal(texts, torch.from_numpy(data.train.texts))  # stored in the order of the utterances
+    shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(0)).numpy()
+    other = SimpleNamespace(
+        **{**vars(data.train), "texts": data.train.texts[shuffled], "text_utterance": shuffled}, ids=data.train.ids
+    )
+    moved = TrainingData(other, data.dev, data.train_speech, data.dev_speech)  # type: ignore[arg-type]
+    assert torch.equal(trainer(settings(train__supervision="text"), moved, tmp_path / "moved")._targets, texts)
+    missing = SimpleNamespace(**{**vars(data.train), "texts": None}, ids=data.train.ids)
+    moved = TrainingData(missing, data.dev, data.train_speech, data.dev_speech)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="train.supervision: text needs"):
+        trainer(settings(train__supervision="text"), moved, tmp_path / "none")
+
+
+def test_a_batch_of_fewer_utterances_than_processes_is_refused(tmp_path: Path) -> None:
+    data: Any = None
+    fabric: Any = SimpleNamespace(world_size=9)
+    with pytest.raises(UserError, match="data.batch_size: 8 is less than the 9 processes"):
+        Trainer(settings(), data, data, tmp_path, fabric=fabric, seed=0, origin={})
+
+
+def test_random_spans_lie_within_the_utterance_and_are_no_longer_than_asked() -> None:
+    torch.manual_seed(0)
+    frames = torch.tensor([4, 30, 1])
+    many = torch.stack([random_spans(frames, 30, 1, 6) for _ in range(400)])
+    lengths = many.sum(dim=2)
+    assert int(lengths.max()) == 6
+    assert int(lengths.min()) == 0
+    edges = (many[..., 1:] != many[..., :-1]).sum(dim=2)
+    assert int(edges.max()) <= 2  # one span
+    assert many[:, 1].any(dim=0).all()
+    starts = many.int().argmax(dim=2)
+    assert int(starts[:, 0].max()) <= 3
+    assert not random_spans(frames, 30, 3, 6).equal(random_spans(frames, 30, 3, 6))
+
+
+@pytest.mark.parametrize("head", ["parallel", "cascaded"])
+def test_stored_features_train_to_the_weights_of_online_ones(clip: OpenClip, tmp_path: Path, head: str) -> None:
+    """fp32 store of exactly what each training batch is encoded to, padding and Base's group norm included; no crop."""
+    encoder = load_speech_encoder(SpeechEncoderConfig(str(save_hubert(tmp_path / "hubert"))))
+    for name, images, seed in (("train", 8, 0), ("dev", 4, 1)):
+        data = make_data(tmp_path / "data" / name, images=images, each=3, seed=seed)
+        store_embeddings(data, tmp_path / "dump" / name)
+    changes = {
+        "model__head__name": head, "data__max_seconds": 0, "data__bucket_batches": 3, "optim__max_steps": 3,
+        "train__eval_interval": 3, "data__time_masks": 1,
+    }  # fmt: skip
+    config = settings(data__feats="online", **changes)
+    online = training_data(tmp_path, feats="online")
+    for name, source in (("train", online.train_speech), ("dev", online.dev_speech)):
+        split = online.train if name == "train" else online.dev
+        batches = bucketed_batches(source.lengths, 8 if name == "train" else 12, bucket_batches=3, seed=0, epoch=0)
+        assert sorted(sum(batches, [])) == list(range(len(split.ids)))  # one epoch, every utterance once
+        with FeatureWriter(tmp_path / "dump" / name, encoder={}, layers=range(STATES), dtype="float32") as writer:
+            for batch in batches:
+                waves = source.batch(batch).waves
+                assert len({len(wave) for wave in waves}) > 1  # padding there is
+                states, frames = encoder(waves)
+                for index, row, count in zip(batch, states, frames.tolist(), strict=True):
+                    writer.add(split.ids[index], row[:, :count])
+    used = clip if head == "cascaded" else None
+    trainer(config, online, tmp_path / "online", clip=used, encoder=encoder).run()
+    trainer(settings(**changes), training_data(tmp_path), tmp_path / "dumped", clip=used).run()
+    start = build_network(
+        config.model, Dimensions(WIDTH, STATES, JOINT), clip=used,
+        vocabulary=vocabulary_of(captions(30), used) if used else None,
+    ).trained_state()  # fmt: skip
+    ours, theirs = (read_weights(tmp_path / name / "last" / WEIGHTS) for name in ("online", "dumped"))
+    for name, value in ours.items():
+        assert (value - theirs[name]).abs().max() < 1e-5, name
+    assert (ours["weighted_sum.weights"] - start["weighted_sum.weights"]).abs().max() > 1e-3  # and they have moved

@@ -1,0 +1,31 @@
+"""Stage 0's part on encoders: downloads those original files of a model that a folder lacks in every published form.
+
+download_models.py MODEL FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from speechclip.common.arguments import exit_on_user_error
+from speechclip.data.corpora.download import download
+from speechclip.data.corpora.sources import ENCODERS, FORMS
+
+
+@exit_on_user_error
+def main() -> None:
+    """A file or folder of another name that holds the same encoder will do."""
+    model, folder = sys.argv[1], Path(sys.argv[2])
+    lacking = []
+    for remote in ENCODERS.get(model, ()):
+        found = next((name for name in FORMS[remote.name] if (folder / name).exists()), None)
+        if found is None:
+            lacking.append(remote)
+        else:
+            print(f"{folder / found}: there")
+    download(lacking, folder)
+
+
+if __name__ == "__main__":
+    main()
