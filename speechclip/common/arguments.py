@@ -85,7 +85,7 @@ def configure_logging() -> None:
     logger.setLevel(logging.INFO)
 
 
-class _StreamHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _StreamHandler(logging.StreamHandler):
     """Writes to the present ``sys.stdout`` or ``sys.stderr``, also if it was replaced after the start."""
 
     def __init__(self, name: str) -> None:
