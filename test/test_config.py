@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from speechclip.common.errors import UserError
-from speechclip.config import Config, build_parser, known_keys, load, parse, save, to_dict
+from speechclip.config import Bound, Config, OptimConfig, build_parser, known_keys, load, parse, save, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 # egs/superb holds settings of s3prl, whose own test reads them
@@ -61,7 +61,7 @@ def test_lists_null_and_numbers_are_read_as_what_they_are(tmp_path: Path) -> Non
         ("lr: 1\n", "unknown configuration key 'lr'; did you mean 'optim.lr'?"),
         ("model:\n  heads:\n    name: parallel\n", "unknown configuration key 'model.heads'"),
         ("optim.lr: 3\n", "optim.lr"),  # a dotted key is read or refused, never passed over
-        ("# nothing\n", "an empty configuration"),
+        ("# nothing\n", "is empty. A configuration sets at least one key."),
         ("- 1\n", "a configuration is a mapping of keys, not list"),
         ("a: [\n", "not a YAML file"),
     ],
@@ -80,7 +80,7 @@ def test_a_bad_layer_names_file_and_key(tmp_path: Path, text: str, message: str)
 
 
 def test_a_missing_or_unreadable_layer_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing.yaml: no such configuration file"):
+    with pytest.raises(UserError, match="nothing.yaml: is missing"):
         load([tmp_path / "nothing.yaml"])
     (tmp_path / "latin.yaml").write_bytes(b"model: \xff\n")
     with pytest.raises(UserError, match="latin.yaml: not a YAML file"):
@@ -113,7 +113,7 @@ def test_an_unknown_key_or_a_wrong_type_names_the_key(words: list[str], message:
 
 @pytest.mark.parametrize(("text", "key"), [
     ("optim:\n  lr: fast\n", "optim.lr"), ("data:\n  feats: 3\n", "data.feats"),
-    ("optim:\n  lr: null\n", "optim.lr: null is no value of it"), ("model: null\n", "configuration key 'model'"),
+    ("optim:\n  lr: null\n", "optim.lr: null is not allowed"), ("model: null\n", "configuration key 'model'"),
 ])  # fmt: skip
 def test_a_wrong_type_in_a_layer_names_the_key(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(UserError, match=re.escape(key)):
@@ -124,9 +124,9 @@ RANGES = {
     "model.head.attention_heads": "0", "model.head.dropout": "1", "model.head.input_dropout": "-0.1",
     "model.head.keywords": "0", "model.head.quantizer_temperature": "0", "model.loss.temperature": "-1",
     "model.speech_encoder.layers": "[]", "model.speech_encoder.window_seconds": "0",
-    "data.batch_size": "0", "data.eval_batch_size": "0",
+    "data.batch_size": "1", "optim.lr": "0", "data.eval_batch_size": "0",
     "data.bucket_batches": "0", "data.time_mask_frames": "0", "data.time_masks": "-1", "data.workers": "-1",
-    "data.max_seconds": "-1", "optim.lr": "0", "optim.max_steps": "0", "optim.warmup_steps": "50001",
+    "data.max_seconds": "-1", "optim.max_steps": "0", "optim.warmup_steps": "50001",
     "optim.final_lr": "-1", "optim.weight_decay": "-1", "optim.clip_norm": "-1", "optim.ema_decay": "1",
     "optim.betas": "[0.9, 1.0]", "train.eval_interval": "0", "train.log_interval": "0", "train.patience": "-1",
     "eval.neighbours": "0", "eval.bootstrap": "-1", "eval.span_mass": "0", "eval.boundary_tolerance": "-0.1",
@@ -141,6 +141,18 @@ RANGES = {
 def test_values_out_of_range_name_the_key(key: str) -> None:
     with pytest.raises(UserError, match=rf"^{re.escape(key)}: .* is not "):
         load([], [f"--{key}={RANGES[key]}"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_config_refuses_numbers_that_are_not_finite(value: float) -> None:
+    with pytest.raises(UserError, match="^optim.lr: (inf|nan) is not positive$"):
+        Config(optim=OptimConfig(lr=value))
+
+
+def test_bound_describes_itself() -> None:
+    shown = {str(item.metadata["bound"]) for item in dataclasses.fields(OptimConfig) if "bound" in item.metadata}
+    assert shown == {"positive", "at least 0", "in [0, 1)", "at least 1"}
+    assert str(Bound(1, odd=True)) == "odd and positive"
 
 
 def test_negative_or_repeated_layers_are_refused() -> None:

@@ -40,13 +40,13 @@ def test_every_model_and_head_has_its_file_and_every_file_its_model_or_head() ->
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("small", "parallel"), r"no published model 'small' \(there are: base, large\)$"),
-        (("base", "serial"), r"no published head 'serial' \(there are: parallel, .*hybrid_plus\)$"),
-        (("base", "large_hybrid"), "no published head 'large_hybrid'"),  # files, but no heads and no models
-        (("base", "base"), "no published head 'base'"),
-        (("parallel", "large"), "no published model 'parallel'"),
-        (("large_hybrid", "hybrid"), "no published model 'large_hybrid'"),
-        (("base", ""), "no published head ''"),
+        (("small", "parallel"), r"no published settings for the model 'small' \(known: base, large\)$"),
+        (("base", "serial"), r"no published settings for the head 'serial' \(known: parallel, .*hybrid_plus\)$"),
+        (("base", "large_hybrid"), "no published settings for the head 'large_hybrid'"),  # files, but no heads and no models
+        (("base", "base"), "no published settings for the head 'base'"),
+        (("parallel", "large"), "no published settings for the model 'parallel'"),
+        (("large_hybrid", "hybrid"), "no published settings for the model 'large_hybrid'"),
+        (("base", ""), "no published settings for the head ''"),
         (("base", "parallel", "places"), "the corpus 'places'"),
     ],
 )
