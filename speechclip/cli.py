@@ -1,4 +1,4 @@
-"""The command ``speechclip``: names its subcommands and hands each the rest of the line."""
+"""The command ``speechclip`` and its subcommands."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import speechclip
 
 
 class Command(NamedTuple):
-    """A subcommand: the module whose ``main(argv)`` it is, imported when it is called, and a line of help."""
+    """A subcommand.
+
+    Attributes:
+        module: the module whose ``main(argv)`` runs; it is imported when the subcommand is called.
+        help: one line.
+    """
 
     module: str
     help: str
 
 
 COMMANDS = {
-    "report": Command("speechclip.bin.report", "write a run's results as a page, or set two runs side by side"),
-    "index": Command("speechclip.bin.index", "make images searchable by voice"),
-    "search": Command("speechclip.bin.search", "find images with a recorded query"),
-    "serve": Command("speechclip.bin.serve", "open a local page to search by voice"),
+    "report": Command("speechclip.bin.report", "write the HTML page of a run, or of two runs side by side"),
+    "index": Command("speechclip.bin.index", "index images, so that they can be searched by voice"),
+    "search": Command("speechclip.bin.search", "find images with a recording"),
+    "serve": Command("speechclip.bin.serve", "serve a local page for searching by voice"),
 }
 
 
 def usage() -> str:
-    """What ``speechclip --help`` prints."""
+    """Return the text of ``speechclip --help``."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
@@ -37,13 +42,13 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "speechclip COMMAND --help prints its options; speechclip --version the version.",
+            "speechclip COMMAND --help prints the options of a command.",
         ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a subcommand. A mistake in the first word ends with status 2 and names the known ones."""
+    """Run a subcommand. An unknown subcommand is one line that lists the known ones, with exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in ("-h", "--help"):
         print(usage())

@@ -1,8 +1,8 @@
-"""What the third-party packages need before their first import.
+"""Make torchvision and torchaudio importable next to a CPU build of torch.
 
-The default Linux builds of torchvision and torchaudio are compiled for CUDA. Beside a CPU build of torch their native
-parts do not load, and the Python parts fail on import, transformers and open_clip with them. This project uses none of
-the native operators, so declaring their names is enough. Nothing installed is changed.
+The default Linux builds of torchvision and torchaudio are compiled for CUDA. Their native parts do not load next to a
+CPU build of torch. Then the Python parts fail on import, and so do transformers and open_clip. This project does not
+use the native operators, so it is enough to declare their names. Installed files are not changed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _libraries: list[Any] = []  # torch drops the declarations when their Library ob
 
 
 def prepare() -> None:
-    """Make torchvision and torchaudio importable beside a CPU build of torch.
+    """Prepare the first import of transformers, open_clip, torchaudio or s3prl.
 
-    Idempotent. Does nothing for a CUDA build of torch, for packages that are absent or imported already, and for CPU
-    builds of the two. Call it before the first import of transformers, open_clip, torchaudio or s3prl.
+    It can be called more than once. It does nothing for a CUDA build of torch, for CPU builds of torchvision and
+    torchaudio, and for packages that are missing or already imported.
     """
     import torch
 
@@ -39,7 +39,7 @@ def prepare() -> None:
 
 
 def _built_for_cuda(package: str) -> bool:
-    """Whether an installed, not yet imported package says in its version file that it was built for CUDA."""
+    """Return whether the version file of an installed package, not imported yet, names a CUDA build."""
     if package in sys.modules:
         return False
     spec = importlib.util.find_spec(package)
@@ -50,7 +50,7 @@ def _built_for_cuda(package: str) -> bool:
 
 
 def _silent_extension() -> types.ModuleType:
-    """A stand-in for ``torchaudio._extension`` that reports no native code."""
+    """Return a stand-in for ``torchaudio._extension`` that reports no native code."""
     module = types.ModuleType("torchaudio._extension")
     module._IS_TORCHAUDIO_EXT_AVAILABLE = False  # type: ignore[attr-defined]
     module._IS_RIR_AVAILABLE = False  # type: ignore[attr-defined]

@@ -5,5 +5,5 @@ HOP = 320  # samples per frame: the product of HuBERT's convolution strides, 5 *
 FRAME_RATE = SAMPLE_RATE // HOP  # frames per second
 FRAME_SECONDS = HOP / SAMPLE_RATE
 
-# Exit status of a run that saved its work after SIGTERM and resumes when it is started again: EX_TEMPFAIL of sysexits.h.
+# Exit status of a run that saved its work after SIGTERM and resumes when started again: EX_TEMPFAIL of sysexits.h.
 EXIT_RESUMABLE = 75

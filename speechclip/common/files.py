@@ -1,4 +1,4 @@
-"""Files and folders that are replaced as a whole; folders with checksums, and locked while somebody writes."""
+"""Atomic writes of files and folders, checksums, locks, and JSON files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from typing import Any
 
 from speechclip.common.errors import MissingFileError, UserError, writing
 
-SUMS = "SHA256SUMS"  # as sha256sum writes it: sha256sum -c reads it, too
+SUMS = "SHA256SUMS"  # in the format of sha256sum, so `sha256sum -c` reads it
 LOCK = ".lock"
 _BLOCK = 1 << 20  # bytes
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's own entries, on the disk: else a name may outlive a loss of power and its content not.
+    """Write a file, or the entries of a folder, to the disk.
+
+    Without it, a name can survive a loss of power while its content does not.
+
+    Args:
+        path: the file or folder. A folder whose file system cannot sync folders is ignored.
 
     Raises:
-        OSError: the disk has not taken a file. A folder that its file system cannot sync is left to that.
+        OSError: a file cannot be written to the disk.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -36,12 +41,15 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A file to write in the place of ``target``, which at the end of the block it becomes: always the old or the new.
+    """Yield a temporary file that replaces ``target`` when the block ends, so that ``target`` is never half written.
 
-    It has the ending of ``target``; the folders above are made.
+    The temporary file has the suffix of ``target``. Missing parent folders are created.
+
+    Args:
+        target: the file to write.
 
     Raises:
-        UserError: the disk is full; nothing half written stays.
+        UserError: the disk is full. The temporary file is removed.
     """
     part = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     with writing(target):
@@ -54,19 +62,24 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def replace_file(target: Path, data: bytes) -> None:
-    """Write a file whole: see :func:`replacing`."""
+    """Write a file atomically: see :func:`replacing`."""
     with replacing(target) as part:
         part.write_bytes(data)
 
 
 def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = False) -> None:
-    """Write a folder so that ``target`` is always either the old or the new one, with checksums of its files.
+    """Write a folder with checksums of its files, so that ``target`` is always either the old or the new folder.
 
-    A kill between the two renames leaves the old one as ``<target>.old``, which a reader looks for. The new one is on
-    the disk before it gets its name.
+    A kill between the two renames leaves the old folder as ``<target>.old``, and readers look for it. The new folder is
+    synced to the disk before it gets its name.
 
     Args:
-        write: fills the folder it is given. keep: leave the old one there in any case.
+        target: the folder.
+        write: called with a temporary folder, which it fills.
+        keep: keep the old folder as ``<target>.old`` in any case.
+
+    Raises:
+        UserError: the disk is full. The old folder stays.
     """
     part, old = target.with_name(target.name + ".part"), previous(target)
     shutil.rmtree(part, ignore_errors=True)
@@ -76,7 +89,7 @@ def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = 
         with writing(target):
             write(part)
             _write_sums(part)
-            for path in sorted(part.rglob("*"), reverse=True):  # a folder after what is in it
+            for path in sorted(part.rglob("*"), reverse=True):  # a folder after its content
                 sync(path)
             sync(part)
     except BaseException:
@@ -92,14 +105,16 @@ def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = 
 
 
 def previous(target: Path) -> Path:
-    """Where the folder that ``target`` took the place of is."""
+    """Return the path of the folder that ``target`` replaced."""
     return target.with_name(target.name + ".old")
 
 
 def damaged_file(folder: Path, *, all_files: bool) -> str:
-    """Name of the first file that is not what its folder's checksums say; empty where all are.
+    """Return the name of the first file whose checksum is wrong; "" if all are right or the folder has no checksums.
 
-    A folder without checksums is taken as it is. all_files: also what a user may edit, settings and descriptions.
+    Args:
+        folder: the folder.
+        all_files: also check files that a user may edit, such as settings.
     """
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
@@ -120,10 +135,13 @@ def damaged_file(folder: Path, *, all_files: bool) -> str:
 
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the kernel lets go of it when the process ends, however it does.
+    """Lock ``folder`` for this process. The kernel releases the lock when the process ends.
+
+    Args:
+        folder: the folder; created if it is missing.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process has locked it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +158,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def lines_fingerprint(lines: Iterable[str]) -> str:
-    """Sixteen hexadecimal digits that tell one list of lines from another."""
+    """Return 16 hexadecimal digits that identify a list of lines."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(f"{line}\n".encode())

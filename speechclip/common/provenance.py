@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions, command, seed and data."""
+"""The origin of a result: commit, versions, command, seed and data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _PACKAGES = ("torch", "transformers", "open-clip-torch", "lightning-fabric", "nu
 
 
 def provenance(*, command: list[str] | None, seed: int | None, data: Iterable[Path]) -> dict[str, Any]:
-    """Where a result comes from: commit, versions, command, seed and a fingerprint of the data tables.
+    """Return commit, versions, command, seed and fingerprints of the data directories.
 
     Args:
-        command: the command line; None for this process's. seed: None where it is not known. data: data directories.
+        command: the command line; None for that of this process.
+        seed: the seed; None if it is unknown.
+        data: data directories.
     """
     import torch
 
@@ -39,12 +41,13 @@ def provenance(*, command: list[str] | None, seed: int | None, data: Iterable[Pa
 
 
 def commit() -> str:
-    """Commit of this checkout, ``-dirty`` where a tracked file differs that is no result; else the version.
+    """Return the commit of this checkout, or the version if the package is installed without one.
 
-    Results, which a recipe rewrites itself, are each RESULTS.md and the pictures of layer weights beside it.
+    ``-dirty`` is appended if a tracked file differs. Result files do not count: RESULTS.md, results.jsonl and the
+    pictures of layer weights.
     """
     root = Path(__file__).resolve().parents[2]
-    results = [":!egs/*/RESULTS.md", ":!egs/*/layer_weights.*"]
+    results = [":!egs/*/RESULTS.md", ":!egs/*/results.jsonl", ":!egs/*/layer_weights.*"]
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *results)
@@ -63,7 +66,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def fingerprint(directory: Path) -> str:
-    """First 16 hex digits of the SHA-256 over a data directory's tables."""
+    """Return the first 16 hex digits of the SHA-256 over the tables of a data directory."""
     digest = hashlib.sha256()
     for name in ("wav.scp", "text", "utt2spk", "utt2img", "img.scp"):
         digest.update(f"{name}\n".encode() + (directory / name).read_bytes())
