@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import OURS, PLAIN
-from run import HEADS, SHAPES
+from sections import HEADS, SHAPES
 
 Rows = list[dict[str, Any]]
 HELP_SECONDS = 0.5  # wanted of every --help

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.api import SpeechCLIP
 from speechclip.common.compat import prepare
 from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.config import Config, SpeechEncoderConfig, load
@@ -21,7 +20,7 @@ from speechclip.model.encoders.base import SpeechFeatures
 from speechclip.model.encoders.clip import ImagePreprocess, OpenClip
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.encoders.tokenizers import BpeTokenizer
-from speechclip.model.network import Dimensions, build_network
+from speechclip.model.network import Dimensions, SpeechNetwork, build_network
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBWORDS = 8112  # of the reduced vocabulary of Flickr8k
@@ -101,7 +100,7 @@ def clip(shape: str) -> OpenClip:
     return OpenClip(model, BpeTokenizer(SimpleTokenizer()), preprocess, {"path": shape, "kind": "random"})
 
 
-def model(shape: str, head: str, subwords: int = SUBWORDS, seed: int = 0) -> SpeechCLIP:
+def model(shape: str, head: str, subwords: int = SUBWORDS, seed: int = 0) -> SpeechNetwork:
     """A freshly initialised model without a speech encoder, over a vocabulary of ``subwords``."""
     tower = clip(shape)
     special = [tower.tokenizer.pad, tower.tokenizer.sot, tower.tokenizer.eot]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechclip.api import SpeechCLIP
+from speechclip.model.network import SpeechNetwork
 
 
-def mix(model: SpeechCLIP, states: Tensor) -> Tensor:
+def mix(model: SpeechNetwork, states: Tensor) -> Tensor:
     """Layer mix of [B, L, T, D]: every state in single precision, weighted, summed."""
     states = states.float()
     if model.weighted_sum.state_norm:
@@ -25,7 +25,7 @@ def mix(model: SpeechCLIP, states: Tensor) -> Tensor:
     return (states * weights[None, :, None, None]).sum(dim=1)
 
 
-def read_out(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor) -> tuple[list[Tensor], Tensor | None]:
+def read_out(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) -> tuple[list[Tensor], Tensor | None]:
     """The embeddings [B, J] that a head reads out of hidden states, parallel before cascaded, and its quantity loss.
 
     clip: open_clip's own model, for its text transformer.
@@ -74,7 +74,7 @@ def quantize(quantizer: Any, vectors: Tensor) -> Tensor:
     return (hard + soft - soft.detach()) @ quantizer.subword_embeddings
 
 
-def read_keywords(model: SpeechCLIP, clip: Any, keywords: Tensor, counts: Tensor) -> Tensor:
+def read_keywords(model: SpeechNetwork, clip: Any, keywords: Tensor, counts: Tensor) -> Tensor:
     """Keywords through CLIP's text transformer over all of its positions: [B, J]."""
     assert model.clip is not None
     tokens, table = model.clip.tokenizer, clip.token_embedding.weight
@@ -112,7 +112,7 @@ def fire(cif: Any, frames: Tensor, padding: Tensor) -> tuple[list[Tensor], Tenso
 
 
 def loss(
-    model: SpeechCLIP, embeddings: list[Tensor], quantity_loss: Tensor | None, images: Tensor, groups: Tensor
+    model: SpeechNetwork, embeddings: list[Tensor], quantity_loss: Tensor | None, images: Tensor, groups: Tensor
 ) -> Tensor:
     """The contrastive loss of every branch, written out, and the quantity loss."""
     weights = model.config.loss

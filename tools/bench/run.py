@@ -13,11 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-SHAPES = ("base", "large")
-HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
-SECTIONS = ("heads", "epoch", "extraction", "extraction_cuda", "scoring", "store", "startup", "mini", "growth")
+from sections import HEADS, SECTIONS, SHAPES
 
+HERE = Path(__file__).resolve().parent
 
 def arguments(argv: list[str]) -> Any:
     """The command line."""

@@ -22,11 +22,11 @@ from lightning_fabric import Fabric
 from measure import OURS, PLAIN
 from torch import Tensor, nn
 
-from speechclip.api import SpeechCLIP
 from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.config import Config, OptimConfig
 from speechclip.data.dataset import Batch, StoreSource
 from speechclip.data.features import FeatureWriter
+from speechclip.model.network import SpeechNetwork
 from speechclip.train.optim import make_optimizer
 from speechclip.train.step import LossStep, TrainBatch
 
@@ -56,19 +56,19 @@ def make_step(
     return lambda: update(loss())
 
 
-def our_loss(model: SpeechCLIP, config: Config, batch: Batch, targets: Tensor) -> Callable[[], Tensor]:
+def our_loss(model: SpeechNetwork, config: Config, batch: Batch, targets: Tensor) -> Callable[[], Tensor]:
     """This project's step, to its loss."""
     step = LossStep(model, config, Fabric(accelerator="cpu", devices=1))
     return lambda: step(TrainBatch(batch, targets, batch.indices))
 
 
-def plain_loss(model: SpeechCLIP, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor) -> Tensor:
+def plain_loss(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor) -> Tensor:
     """The plain step's loss: states [B, L, T, D], frames [B], preprocessed images [B, 3, side, side], groups [B]."""
     embeddings, quantity = plain.read_out(model, clip, states, frames)
     return plain.loss(model, embeddings, quantity, plain.image_tower(clip, images), groups)
 
 
-def updater(model: SpeechCLIP, kind: str) -> Callable[[Tensor], float]:
+def updater(model: SpeechNetwork, kind: str) -> Callable[[Tensor], float]:
     """One optimiser for a model, torch's Adam as it comes or this project's: from a loss to changed parameters."""
     parameters = model.trained_parameters()
     config = OptimConfig()
