@@ -1,4 +1,4 @@
-"""What writes bad inputs of every kind and reads them, for ``test_bad_inputs``."""
+"""Functions that write bad inputs of every kind and read them, for ``test_bad_inputs``."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def two_widths(t: Path) -> Any:
 
 
 def encoder(path: Act, kind: str = "speech_encoder") -> Act:
-    """Load an encoder from where ``path`` says."""
+    """Return a function that loads the encoder at ``path``."""
 
     def act(t: Path) -> Any:
         model = load([], [f"--model.{kind}.path={path(t)}"]).model
@@ -98,7 +98,7 @@ def copied(good: Path, t: Path) -> None:
 
 
 def in_data(name: str, old: str, new: str, act: Act = lambda t: DataDir.load(t / "d")) -> Act:
-    """The data directory with a change in one of its files."""
+    """Return a function that loads the data directory after a change in one of its files."""
 
     def changed(t: Path) -> Any:
         path = t / "d" / name
@@ -110,7 +110,7 @@ def in_data(name: str, old: str, new: str, act: Act = lambda t: DataDir.load(t /
 
 
 def without(name: str, act: Act) -> Act:
-    """The data directory and its dump without a file."""
+    """Return a function that loads the data directory and its dump without one file."""
 
     def changed(t: Path) -> Any:
         (t / name).unlink()
@@ -144,7 +144,7 @@ def png() -> bytes:
 
 
 def archive(name: str, content: bytes, **changes: Any) -> Act:
-    """An archive that is there already, and is to leave ``x``."""
+    """Unpack an archive that has been downloaded already and should leave ``x``."""
 
     def act(t: Path) -> None:
         wrote(t, name, content)
@@ -180,14 +180,14 @@ def link(name: str, to: str) -> tarfile.TarInfo:
 
 
 class Evil:
-    """Python's own unpickler would print."""
+    """An object that prints when Python's own unpickler reads it."""
 
     def __reduce__(self) -> Any:
         return print, ("this ran",)
 
 
 def key_bomb() -> bytes:
-    """A dictionary whose key is a tuple of twice a tuple of twice a tuple ..., whose hash takes 2**60 steps."""
+    """Return a pickle whose dictionary key is a nested tuple: its hash takes 2**60 steps."""
     return b"\x80\x02}K\x01K\x02\x86" + b"2\x86" * 60 + b"K\x00s."
 
 
@@ -198,7 +198,7 @@ def saved(value: Any, **options: Any) -> bytes:
 
 
 def checkpoint(**files: str) -> Act:
-    """A checkpoint folder with these texts, name by name without its ending."""
+    """Return a function that reads a checkpoint folder with these texts, by name without suffix."""
 
     def act(t: Path) -> Any:
         names = {"config": "config.yaml", "provenance": "provenance.json", "sums": "SHA256SUMS"}
@@ -211,7 +211,7 @@ def checkpoint(**files: str) -> Act:
 
 
 def corpus(name: str, content: bytes | str) -> Act:
-    """Flickr8k of one image with a recording, and a file of it that is bad."""
+    """Return a function that prepares a Flickr8k of one image, after one of its files was damaged."""
 
     def act(t: Path) -> Any:
         files = {

@@ -1,4 +1,4 @@
-"""Lets every test import the shared ``fixtures``, and none reach for the network."""
+"""Shared fixtures and helper modules of the tests. No test uses the network."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What has been put on the disk, by the name it had then, in order."""
+    """Return the list of files that were synced to the disk, in order, under their names at that time."""
     seen: list[Path] = []
     real = os.fsync
 

@@ -1,4 +1,4 @@
-"""Tiny random parts that tests share: encoders, a CLIP, data directories, stores, configurations."""
+"""Tiny random encoders, CLIP models, data directories, stores and configurations for the tests."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CONTEXT, SUBWORD, JOINT = 16, 24, 20  # of the CLIP: positions, subword width, j
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
-    """Random sentences of a few words."""
+    """Return random sentences of a few words."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, size=rng.integers(3, 7)).tolist()) for _ in range(count)]
 
 
 def _shake(model: torch.nn.Module, seed: int) -> None:
-    """Move every parameter: what is one or zero at the start would hide a part that is forgotten."""
+    """Perturb every parameter: values that start at one or zero would hide a forgotten part."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +43,7 @@ def _shake(model: torch.nn.Module, seed: int) -> None:
 
 
 def save_hubert(folder: Path, *, large: bool = False, seed: int = 5, width: int = WIDTH) -> Path:
-    """A transformers folder with a tiny random HuBERT, Base type (group norm) or Large type."""
+    """Write a transformers folder with a tiny random HuBERT of Base type (group norm) or Large type."""
     prepare()
     import transformers
 
@@ -62,7 +62,7 @@ def save_hubert(folder: Path, *, large: bool = False, seed: int = 5, width: int 
 
 
 def save_clip(folder: Path, *, seed: int = 7) -> Path:
-    """An open_clip folder with a tiny random CLIP and its own sentencepiece vocabulary."""
+    """Write an open_clip folder with a tiny random CLIP and its own sentencepiece vocabulary."""
     prepare()
     import open_clip
     import sentencepiece
@@ -91,12 +91,12 @@ def save_clip(folder: Path, *, seed: int = 7) -> Path:
 
 
 def wave(samples: int, seed: int) -> np.ndarray:
-    """Noise, float32, loud enough to survive 16-bit storage."""
+    """Return noise, float32, loud enough to survive 16-bit storage."""
     return (np.random.default_rng(seed).standard_normal(samples) * 0.1).astype(np.float32)
 
 
 def make_data(folder: Path, *, images: int, each: int, prefix: str = "i", seed: int = 0) -> DataDir:
-    """A data directory of ``images`` random photographs with ``each`` utterances of 0.3 to 1.3 s of noise."""
+    """Write a data directory of ``images`` random pictures with ``each`` utterances of 0.3 to 1.3 s of noise."""
     media = folder.parent / f"{folder.name}_media"
     media.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def make_data(folder: Path, *, images: int, each: int, prefix: str = "i", seed: 
         Image.fromarray(rng.integers(0, 255, (24, 40, 3), dtype=np.uint8)).save(files[image])
         for take in range(each):
             name = f"s{take}-{image}"
-            # lengths that differ: a tie in length leaves the order within a bucket open
+            # different lengths: a tie would leave the order within a bucket open
             samples = 4800 + 640 * (number * each + take) % 16000
             soundfile.write(media / f"{name}.wav", wave(samples, 100 * seed + number), 16000)
             text = captions(1, seed=1000 * seed + 10 * number + take)[0]
@@ -117,7 +117,7 @@ def make_data(folder: Path, *, images: int, each: int, prefix: str = "i", seed: 
 
 
 def store_embeddings(data: DataDir, dump: Path, *, width: int = JOINT, seed: int = 0) -> None:
-    """Random image and caption embeddings where stage 2 puts them."""
+    """Write random image and caption embeddings as stage 2 does."""
     rng = np.random.default_rng(seed)
     save_embeddings(dump / "image_embeddings.npz", list(data.images), rng.standard_normal((len(data.images), width)))
     ids = [utterance.id for utterance in data.utterances]
@@ -125,7 +125,7 @@ def store_embeddings(data: DataDir, dump: Path, *, width: int = JOINT, seed: int
 
 
 def store_features(data: DataDir, dump: Path, *, dtype: str = "float32", seed: int = 0) -> None:
-    """Random hidden states of 8 to 30 frames, which carry the image so that there is something to learn."""
+    """Write random hidden states of 8 to 30 frames. They depend on the image, so that a head can learn from them."""
     rng = np.random.default_rng(seed)
     signature = {image: np.random.default_rng((9, at)).standard_normal(WIDTH) for at, image in enumerate(data.images)}
     with FeatureWriter(dump, encoder={"weights": "random"}, layers=range(STATES), dtype=dtype) as writer:
@@ -136,15 +136,14 @@ def store_features(data: DataDir, dump: Path, *, dtype: str = "float32", seed: i
 
 
 def vocabulary_of(texts: Sequence[str], clip: Any) -> Vocabulary:
-    """The reduced vocabulary of texts, special tokens included."""
-
+    """Return the reduced vocabulary of texts, special tokens included."""
     tokenizer = clip.tokenizer
     rows = [add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
     return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for row in rows for token in row})
 
 
 def settings(**changes: Any) -> Config:
-    """A small configuration; ``changes`` with dots written as double underscores, e.g. ``optim__lr=1e-3``."""
+    """Return a small configuration. ``changes`` use double underscores for dots, e.g. ``optim__lr=1e-3``."""
     defaults: dict[str, Any] = {
         "model__head__attention_heads": 4, "model__head__keywords": 3, "data__batch_size": 8,
         "data__eval_batch_size": 5, "data__bucket_batches": 2, "optim__lr": 1e-3, "optim__warmup_steps": 2,
@@ -157,7 +156,7 @@ def settings(**changes: Any) -> Config:
 
 
 def stored_split(folder: Path, name: str, *, images: int, each: int, seed: int, dtype: str = "float32") -> Split:
-    """A split with random features and embeddings: ``folder``/data/``name`` and ``folder``/dump/``name``."""
+    """Write a split with random features and embeddings: ``folder``/data/``name`` and ``folder``/dump/``name``."""
     data = make_data(folder / "data" / name, images=images, each=each, prefix=name, seed=seed)
     dump = folder / "dump" / name
     store_embeddings(data, dump, seed=seed)
@@ -166,7 +165,7 @@ def stored_split(folder: Path, name: str, *, images: int, each: int, seed: int, 
 
 
 def training_data(folder: Path, *, feats: str = "dump") -> Any:
-    """``TrainingData`` of what :func:`stored_split` left under ``folder``."""
+    """Return the ``TrainingData`` of the splits that :func:`stored_split` wrote to ``folder``."""
     from speechclip.train.trainer import TrainingData
 
     splits = [Split.load(folder / "data" / name, folder / "dump" / name) for name in ("train", "dev")]
@@ -180,7 +179,7 @@ def training_data(folder: Path, *, feats: str = "dump") -> Any:
 def trainer(
     config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0, fabric: Any = None
 ) -> Any:
-    """A ``Trainer`` of a fresh model for what :func:`store_features` stores, on one CPU unless ``fabric`` is given."""
+    """Return a ``Trainer`` with a fresh network for the features of :func:`store_features`, on one CPU by default."""
     from lightning_fabric import Fabric
 
     from speechclip.model.network import Dimensions, build_network
@@ -198,14 +197,14 @@ def trainer(
 
 
 def with_paths(config: Config, *, hubert: Path | str = "", clip: Path | str = "") -> Config:
-    """The configuration with encoders."""
+    """Return the configuration with paths of encoders."""
     model = config.model
     speech, image = replace(model.speech_encoder, path=str(hubert)), replace(model.clip, path=str(clip))
     return replace(config, model=replace(model, speech_encoder=speech, clip=image))
 
 
 def whole_model(recipe: Path, head: str, *, large: bool = False, **changes: Any) -> tuple[Any, Config]:
-    """A fresh, shaken model with both encoders, which it makes under ``recipe``/models where there are none."""
+    """Return a fresh, perturbed network with both encoders, which are written to ``recipe``/models if missing."""
     from speechclip.model.encoders.clip import load_clip
     from speechclip.model.encoders.factory import load_speech_encoder
     from speechclip.model.network import Dimensions, build_network

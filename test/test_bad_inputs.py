@@ -1,4 +1,4 @@
-"""Bad inputs, each with the exact line it ends in. In one process: nothing here trains or starts anything."""
+"""Bad inputs, each with the exact error line. All run in one process: no training and no subprocess."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from speechclip.train.state import read_progress
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory ``d`` of two images, and ``dump`` of it."""
+    """Make a data directory ``d`` of two images and its ``dump``."""
     folder = tmp_path_factory.mktemp("good")
     data = make_data(folder / "d", images=2, each=1)
     store_embeddings(data, folder / "dump")
@@ -339,7 +339,7 @@ ROWS: list[tuple[str, Act, str]] = [
 
 
 @pytest.mark.parametrize(("name", "act", "line"), ROWS, ids=[row[0] for row in ROWS])
-def test_a_bad_input_ends_in_this_line(
+def test_bad_input_is_one_line(
     good: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, act: Act, line: str
 ) -> None:
     copied(good, tmp_path)
@@ -348,10 +348,10 @@ def test_a_bad_input_ends_in_this_line(
         act(tmp_path)
     assert str(caught.value).replace(str(tmp_path), "{t}") == line
     assert "ran" not in capfd.readouterr().out
-    assert before == {path for path in tmp_path.parent.iterdir() if path != tmp_path}  # nothing came to lie beside it
+    assert before == {path for path in tmp_path.parent.iterdir() if path != tmp_path}  # no other file was written
     assert not Path("/tmp/evil").exists()
 
 
-def test_there_are_enough_of_them_and_no_two_the_same() -> None:
+def test_bad_inputs_are_many_and_different() -> None:
     assert len({row[0] for row in ROWS}) == len(ROWS) >= 60
     assert len({row[2] for row in ROWS}) > 0.8 * len(ROWS)

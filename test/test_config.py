@@ -23,7 +23,7 @@ def _layer(path: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_are_the_published_settings() -> None:
+def test_config_defaults_are_the_published_settings() -> None:
     config = load([])
     assert config == Config()
     optim, data = config.optim, config.data
@@ -33,7 +33,7 @@ def test_defaults_are_the_published_settings() -> None:
     assert config.model.head.quantizer_temperature == 0.1
 
 
-def test_later_layers_win_and_overrides_win_over_all(tmp_path: Path) -> None:
+def test_load_later_layers_and_overrides_win(tmp_path: Path) -> None:
     first = _layer(tmp_path / "a.yaml", "model:\n  head:\n    name: cascaded\n    keywords: 4\noptim:\n  lr: 0.5\n")
     second = _layer(tmp_path / "b.yaml", "model:\n  head:\n    keywords: 6\noptim:\n  lr: 1e-3\n")
     config = load([first, second])
@@ -44,7 +44,7 @@ def test_later_layers_win_and_overrides_win_over_all(tmp_path: Path) -> None:
     assert config.optim.max_steps == 50000
 
 
-def test_lists_null_and_numbers_are_read_as_what_they_are(tmp_path: Path) -> None:
+def test_load_reads_lists_null_and_numbers(tmp_path: Path) -> None:
     path = _layer(tmp_path / "a.yaml", "model:\n  speech_encoder:\n    layers: [0, 6]\n    normalize: true\n")
     assert load([path]).model.speech_encoder.layers == [0, 6]
     config = load([path], ["--model.speech_encoder.layers", "null", "--optim.betas", "[0.8, 0.9]"])
@@ -66,7 +66,7 @@ def test_lists_null_and_numbers_are_read_as_what_they_are(tmp_path: Path) -> Non
         ("a: [\n", "not a YAML file"),
     ],
 )
-def test_a_bad_layer_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+def test_load_bad_layer_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     path = _layer(tmp_path / "bad.yaml", text)
     if text.startswith("optim.lr"):
         assert load([path]).optim.lr == 3
@@ -79,7 +79,7 @@ def test_a_bad_layer_names_file_and_key(tmp_path: Path, text: str, message: str)
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_or_unreadable_layer_names_the_file(tmp_path: Path) -> None:
+def test_load_unreadable_layer_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing.yaml: is missing"):
         load([tmp_path / "nothing.yaml"])
     (tmp_path / "latin.yaml").write_bytes(b"model: \xff\n")
@@ -104,7 +104,7 @@ def test_a_missing_or_unreadable_layer_names_the_file(tmp_path: Path) -> None:
         (["stray"], "stray"),
     ],
 )
-def test_an_unknown_key_or_a_wrong_type_names_the_key(words: list[str], message: str) -> None:
+def test_load_bad_override_names_the_key(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         load([], words)
     assert message in str(caught.value)
@@ -115,7 +115,7 @@ def test_an_unknown_key_or_a_wrong_type_names_the_key(words: list[str], message:
     ("optim:\n  lr: fast\n", "optim.lr"), ("data:\n  feats: 3\n", "data.feats"),
     ("optim:\n  lr: null\n", "optim.lr: null is not allowed"), ("model: null\n", "configuration key 'model'"),
 ])  # fmt: skip
-def test_a_wrong_type_in_a_layer_names_the_key(tmp_path: Path, text: str, key: str) -> None:
+def test_load_wrong_type_in_a_layer_names_the_key(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(UserError, match=re.escape(key)):
         load([_layer(tmp_path / "a.yaml", text)])
 
@@ -138,7 +138,7 @@ RANGES = {
 
 
 @pytest.mark.parametrize("key", sorted(RANGES))
-def test_values_out_of_range_name_the_key(key: str) -> None:
+def test_config_value_out_of_bounds_names_the_key(key: str) -> None:
     with pytest.raises(UserError, match=rf"^{re.escape(key)}: .* is not "):
         load([], [f"--{key}={RANGES[key]}"])
 
@@ -155,13 +155,13 @@ def test_bound_describes_itself() -> None:
     assert str(Bound(1, odd=True)) == "odd and positive"
 
 
-def test_negative_or_repeated_layers_are_refused() -> None:
+def test_config_refuses_negative_or_repeated_layers() -> None:
     for value in ("[-1]", "[3, 3]"):
         with pytest.raises(UserError, match="^model.speech_encoder.layers: "):
             load([], [f"--model.speech_encoder.layers={value}"])
 
 
-def test_saved_configuration_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
     words = [
         "--optim.lr=3e-4",
         "--model.speech_encoder.layers=[0, 2]",
@@ -176,21 +176,21 @@ def test_saved_configuration_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert load([tmp_path / "d.yaml"]) == Config()
 
 
-def test_the_configuration_is_frozen() -> None:
+def test_config_is_frozen() -> None:
     for part in (Config(), Config().model, Config().model.head, Config().optim):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(part, dataclasses.fields(part)[0].name, None)
 
 
-def test_there_are_recipes_to_check() -> None:
+def test_recipes_have_yaml_files() -> None:
     assert YAMLS
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=[str(path.relative_to(ROOT)) for path in YAMLS])
-def test_every_yaml_of_the_recipes_loads(path: Path) -> None:
+def test_recipes_yaml_files_load(path: Path) -> None:
     config = load([path])
     layer = yaml.safe_load(path.read_text())
-    assert layer, "a layer that changes nothing"
+    assert layer, "a layer has to set a key"
 
     def walk(node: dict, prefix: str = "") -> list[str]:
         return [
@@ -207,7 +207,7 @@ def _own_files() -> list[Path]:
     return [path for path in (ROOT / "speechclip").rglob("*.py") if path.name != "config.py"]
 
 
-def test_every_key_is_read_somewhere() -> None:
+def test_config_keys_are_all_read() -> None:
     names = set()
     for path in _own_files():
         names |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
@@ -215,7 +215,7 @@ def test_every_key_is_read_somewhere() -> None:
     assert not unread
 
 
-def test_every_key_is_documented_and_in_the_help() -> None:
+def test_config_keys_are_documented() -> None:
     parser = build_parser("x", "")
     shown = parser.format_help()
     for key in known_keys():

@@ -1,4 +1,4 @@
-"""Whatever a text file holds, its parser gives what it stands for or one line of error, and nothing else."""
+"""Parsers of text files on random input: each returns the right value or ends in a one-line error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from speechclip.data.vocabulary import Vocabulary
 FUZZ = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SLOW = settings(FUZZ, max_examples=25)
 
-# bytes that are near to what the parsers look for, and any others
+# bytes close to the formats of the parsers, and random ones
 PIECES = st.sampled_from(
     [b" ", b"\t", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbf", b"\x00", b"a", b"utt1", b"-1", b"0.5", b"1e400", b"nan",
      b"#0", b"1.jpg#0\ta dog\n", b"utt1 1 0.0 0.5 dog\n", b"a.wav |", b";;", b"[", b"{", b":", b"&a", b"*a",
@@ -38,7 +38,7 @@ WORDS = st.text(string.ascii_letters + "'\u00e9", min_size=1, max_size=8)
 
 
 def parsed(name: str, content: bytes, parse: Callable[[Path], Any]) -> Any:
-    """What ``parse`` makes of a file, or None where it ends in an error as it should be."""
+    """Return the result of ``parse`` for a file, or None if it raised a one-line UserError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(content)
@@ -56,7 +56,7 @@ def parsed(name: str, content: bytes, parse: Callable[[Path], Any]) -> Any:
 @given(CONTENTS)
 @example(b"a\x0bb c\n")
 @example(b"a \x85\n")
-def test_any_scp(content: bytes) -> None:
+def test_read_table_survives_random_bytes(content: bytes) -> None:
     table = parsed("wav.scp", content, read_table)
     if table is not None:
         assert list(table) == sorted(table)
@@ -67,7 +67,7 @@ def test_any_scp(content: bytes) -> None:
 
 @FUZZ
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=8))
-def test_a_table_is_read_as_it_was_written(table: dict[str, str]) -> None:
+def test_read_table_reads_what_write_table_wrote(table: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_table(Path(folder, "text"), table)
         assert read_table(Path(folder, "text")) == table
@@ -75,17 +75,17 @@ def test_a_table_is_read_as_it_was_written(table: dict[str, str]) -> None:
 
 @FUZZ
 @given(CONTENTS)
-def test_any_feature_index_and_data_directory(content: bytes) -> None:
+def test_feature_index_survives_random_bytes(content: bytes) -> None:
     for name, parse in (
         (INDEX, lambda path: FeatureStore(path.parent)),
         ("wav.scp", lambda path: DataDir.load(path.parent)),
     ):
-        assert parsed(name, content, parse) is None  # there are no shards, nor other tables
+        assert parsed(name, content, parse) is None  # shards and the other tables are missing
 
 
 @FUZZ
 @given(CONTENTS)
-def test_any_token_file_and_its_companions(content: bytes) -> None:
+def test_flickr8k_lists_survive_random_bytes(content: bytes) -> None:
     captions = parsed("Flickr8k.token.txt", content, flickr8k._read_captions)
     for (image, number), text in (captions or {}).items():
         assert image and number >= 0 and text == " ".join(text.split())
@@ -97,7 +97,7 @@ def test_any_token_file_and_its_companions(content: bytes) -> None:
 
 @FUZZ
 @given(st.dictionaries(st.tuples(WORDS, st.integers(0, 9)), st.lists(WORDS, min_size=1, max_size=5), max_size=6))
-def test_a_token_file_is_read_as_it_was_written(captions: dict[tuple[str, int], list[str]]) -> None:
+def test_flickr8k_token_file_is_read_back(captions: dict[tuple[str, int], list[str]]) -> None:
     text = "".join(f"{image}#{number}\t{' '.join(words)}\n" for (image, number), words in captions.items())
     found = parsed("Flickr8k.token.txt", text.encode(), flickr8k._read_captions)
     assert found == {key: " ".join(words) for key, words in captions.items()}
@@ -105,7 +105,7 @@ def test_a_token_file_is_read_as_it_was_written(captions: dict[tuple[str, int], 
 
 @FUZZ
 @given(CONTENTS)
-def test_any_ctm(content: bytes) -> None:
+def test_ctm_survives_random_bytes(content: bytes) -> None:
     for words in (parsed("ctm", content, read_ctm) or {}).values():
         assert all(0 <= word.start <= word.end < float("inf") for word in words)
         assert [word.start for word in words] == sorted(word.start for word in words)
@@ -113,7 +113,7 @@ def test_any_ctm(content: bytes) -> None:
 
 @FUZZ
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**4), WORDS), max_size=8))
-def test_a_ctm_is_read_as_it_was_written(words: list[tuple[int, int, str]]) -> None:
+def test_ctm_is_read_back(words: list[tuple[int, int, str]]) -> None:
     text = "".join(f"u 1 {start / 1000:.3f} {length / 1000:.3f} {word}\n" for start, length, word in words)
     found = (parsed("ctm", text.encode(), read_ctm) or {"u": []}).get("u", [])
     wanted = [AlignedWord(word, s / 1000, s / 1000 + n / 1000) for s, n, word in words]
@@ -123,7 +123,7 @@ def test_a_ctm_is_read_as_it_was_written(words: list[tuple[int, int, str]]) -> N
 @FUZZ
 @given(CONTENTS)
 @example("\u0661\t\u0662\ta\n".encode())
-def test_any_vocabulary(content: bytes) -> None:
+def test_vocabulary_survives_random_bytes(content: bytes) -> None:
     vocabulary = parsed("v.tsv", content, Vocabulary.load)
     if vocabulary is not None:
         assert len(set(vocabulary.ids)) == len(vocabulary) > 0
@@ -143,7 +143,7 @@ YAML_VALUES = st.recursive(
 @example(b"optim: {betas: [.nan, 0.9]}")
 @example(b"? [a]\n: b\n")
 @example(b"optim: 2020-13-45")
-def test_any_configuration_file(content: bytes) -> None:
+def test_config_survives_random_files(content: bytes) -> None:
     config = parsed("c.yaml", content, lambda path: load([path]))
     assert config is None or isinstance(config, Config)
 
@@ -155,12 +155,12 @@ def test_any_configuration_file(content: bytes) -> None:
 @example("model.head.keywords", True)
 @example("model.speech_encoder.path", None)
 @example("model.speech_encoder.layers", {"lr": 1})
-def test_any_value_of_any_key(key: str, value: Any) -> None:
+def test_config_survives_random_values(key: str, value: Any) -> None:
     node: Any = value
     for name in reversed(key.split(".")):
         node = {name: node}
     config = parsed("c.yaml", yaml.safe_dump(node).encode(), lambda path: load([path]))
-    if config is not None:  # then it is one that is saved and read back as it is
+    if config is not None:  # a valid configuration is saved and read back
         with tempfile.TemporaryDirectory() as folder:
             save(config, Path(folder, "c.yaml"))
             assert to_dict(load([Path(folder, "c.yaml")])) == to_dict(config)

@@ -1,4 +1,4 @@
-"""The order of imports, and that the help of a script waits for nothing heavy."""
+"""The import order, import cycles, and scripts whose --help imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ HEAVY = ("torch", "transformers", "open_clip", "librosa", "matplotlib", "lightni
 
 
 def _part(path: Path) -> str:
-    """The first name below the package: ``data`` of speechclip/data/kaldi.py; the package itself is ``__init__``."""
+    """Return the first name inside the package: ``data`` for speechclip/data/kaldi.py, ``__init__`` for the package."""
     inside = path.relative_to(ROOT / "speechclip")
     return inside.parts[0].removesuffix(".py")
 
 
 def _imports(path: Path) -> set[str]:
-    """Parts that a file imports anywhere, within functions and for type checking too."""
+    """Return the parts that a file imports anywhere, also inside functions and for type checking."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -53,9 +53,9 @@ def _imports(path: Path) -> set[str]:
 MODULES = sorted((ROOT / "speechclip").rglob("*.py"))
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_has_a_level() -> None:
     unknown = {_part(path) for path in MODULES} - set(LEVEL) - {"__init__"}
-    assert not unknown, "give it a level here, and in the page on the project's layout"
+    assert not unknown, "give it a level here"
     assert len(MODULES) > 40
 
 
@@ -77,7 +77,7 @@ def test_wrong_imports_are_found(tmp_path: Path) -> None:
 
 
 def _modules_imported(path: Path, known: set[str]) -> set[str]:
-    """Modules of a set that a file imports at its top level, outside ``if TYPE_CHECKING``."""
+    """Return the modules of a set that a file imports at its top level, outside ``if TYPE_CHECKING``."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
@@ -89,7 +89,7 @@ def _modules_imported(path: Path, known: set[str]) -> set[str]:
 
 
 def _cycle(graph: dict[str, set[str]]) -> list[str]:
-    """The names along a cycle of a graph; empty if there is none."""
+    """Return the names along a cycle of a graph; empty if the graph has no cycle."""
     done: set[str] = set()
 
     def visit(name: str, trail: list[str]) -> list[str]:
@@ -121,9 +121,11 @@ def test_scripts_have_no_import_cycle(folder: str) -> None:
 
 
 def diagram() -> str:
-    """The import order as CONTRIBUTING.md shows it."""
+    """Return the import order as CONTRIBUTING.md shows it."""
     width = max(len(", ".join(names)) for names in LEVELS)
-    lines = [f"    {', '.join(names):{width}}  {'^' if number else ' '}".rstrip() for number, names in enumerate(LEVELS)]
+    lines = [
+        f"    {', '.join(names):{width}}  {'^' if number else ' '}".rstrip() for number, names in enumerate(LEVELS)
+    ]
     return "\n".join([BEGIN, "", *reversed(lines), "", END])
 
 
@@ -132,7 +134,7 @@ def test_contributing_shows_the_import_order() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_complete_and_imports_nothing_heavy(script: str, tmp_path: Path) -> None:
+def test_script_help_imports_nothing_heavy(script: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-X", "importtime", "-m", f"speechclip.bin.{script}", "--help"]
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -144,7 +146,7 @@ def test_help_is_complete_and_imports_nothing_heavy(script: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_unknown_option_is_one_line(script: str, tmp_path: Path) -> None:
+def test_script_unknown_option_is_one_line(script: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", f"speechclip.bin.{script}", "--no_such_option", "3"]
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -154,7 +156,7 @@ def test_an_unknown_option_is_one_line(script: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_public_names_are_there() -> None:
+def test_package_exports_the_public_names() -> None:
     import speechclip
     from speechclip.api import SpeechCLIP
 
@@ -165,7 +167,7 @@ def test_the_public_names_are_there() -> None:
         _ = speechclip.nothing
 
 
-def test_importing_the_package_imports_nothing_heavy() -> None:
+def test_package_import_is_light() -> None:
     code = f"import sys, speechclip; print([m for m in sys.modules if m.split('.')[0] in {HEAVY}])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The published settings by name, in a checkout and from a wheel that is installed elsewhere."""
+"""Published settings by name, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from speechclip.config import PUBLISHED_HEADS, PUBLISHED_MODELS, published_confi
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_layers_are_those_of_the_recipes() -> None:
+def test_published_layers_are_those_of_the_recipes() -> None:
     names = [str(path.relative_to(ROOT / "egs")) for path in published_layers("large", "hybrid", "spokencoco")]
     assert names == [
         "conf/large.yaml",
@@ -31,10 +31,14 @@ def test_layers_are_those_of_the_recipes() -> None:
     assert published_config("base", "cascaded").model.head.keywords == 8
 
 
-def test_every_model_and_head_has_its_file_and_every_file_its_model_or_head() -> None:
+def test_published_layers_match_the_yaml_files() -> None:
     files = {path.stem for path in (ROOT / "egs" / "conf").glob("*.yaml")}
     assert {*PUBLISHED_MODELS, *PUBLISHED_HEADS} <= files
-    assert files <= {*PUBLISHED_MODELS, *PUBLISHED_HEADS, *(f"{model}_{head}" for model in PUBLISHED_MODELS for head in PUBLISHED_HEADS)}
+    assert files <= {
+        *PUBLISHED_MODELS,
+        *PUBLISHED_HEADS,
+        *(f"{model}_{head}" for model in PUBLISHED_MODELS for head in PUBLISHED_HEADS),
+    }
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,10 @@ def test_every_model_and_head_has_its_file_and_every_file_its_model_or_head() ->
     [
         (("small", "parallel"), r"no published settings for the model 'small' \(known: base, large\)$"),
         (("base", "serial"), r"no published settings for the head 'serial' \(known: parallel, .*hybrid_plus\)$"),
-        (("base", "large_hybrid"), "no published settings for the head 'large_hybrid'"),  # files, but no heads and no models
+        (
+            ("base", "large_hybrid"),
+            "no published settings for the head 'large_hybrid'",
+        ),  # files, but no heads and no models
         (("base", "base"), "no published settings for the head 'base'"),
         (("parallel", "large"), "no published settings for the model 'parallel'"),
         (("large_hybrid", "hybrid"), "no published settings for the model 'large_hybrid'"),
@@ -50,7 +57,7 @@ def test_every_model_and_head_has_its_file_and_every_file_its_model_or_head() ->
         (("base", "parallel", "places"), "the corpus 'places'"),
     ],
 )
-def test_what_there_is_not(names: tuple[str, ...], message: str) -> None:
+def test_published_layers_refuse_unknown_names(names: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         published_layers(*names)
 
@@ -80,8 +87,8 @@ print(SimpleTokenizer().encode("a dog"))
 
 
 @pytest.mark.slow
-def test_a_wheel_works_outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a new environment that sees this one's packages behind its own, and nothing of the checkout."""
+def test_wheel_works_outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel is installed into a new environment, which sees the packages of this one but not the checkout."""
     import soundfile
 
     source = tmp_path / "source"  # a build leaves its folders behind

@@ -1,4 +1,4 @@
-"""How a script reports what its user can mend."""
+"""Errors of a script: one line and an exit status."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from speechclip.common.arguments import exit_on_user_error
 from speechclip.common.errors import UserError, is_disk_full, writing
+
+FULL = "disk full while writing. Free some space and run the command again."
 
 
 def raiser(error: BaseException) -> Callable[[], None]:
@@ -26,14 +28,14 @@ def raiser(error: BaseException) -> Callable[[], None]:
     [
         (UserError("a.wav: missing"), 1, "error: a.wav: missing\n"),
         (UserError("a.wav: two\nlines"), 1, "error: a.wav: two lines\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "exp/x"), 1, "error: exp/x: disk full while writing. Free some space and run the command again.\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: a file: disk full while writing. Free some space and run the command again.\n"),
-        (OSError(errno.EDQUOT, "Quota exceeded", "exp/x"), 1, "error: exp/x: disk full while writing. Free some space and run the command again.\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "exp/x"), 1, f"error: exp/x: {FULL}\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, f"error: a file: {FULL}\n"),
+        (OSError(errno.EDQUOT, "Quota exceeded", "exp/x"), 1, f"error: exp/x: {FULL}\n"),
         (PermissionError(errno.EACCES, "Permission denied", "exp/x"), 1, "error: exp/x: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_one_line_and_a_status(
+def test_script_error_is_one_line_with_a_status(
     error: BaseException, status: int, printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -42,13 +44,13 @@ def test_one_line_and_a_status(
     assert capsys.readouterr().err == printed
 
 
-def test_a_defect_keeps_its_traceback() -> None:
+def test_script_bug_keeps_its_traceback() -> None:
     for error in (ValueError("x"), OSError("no file named")):
         with pytest.raises(type(error)):
             raiser(error)()
 
 
-def test_the_result_is_passed_on() -> None:
+def test_script_returns_the_result() -> None:
     assert exit_on_user_error(lambda value: value + 1)(2) == 3
 
 
@@ -63,7 +65,7 @@ def test_writing_names_the_file() -> None:
         assert not is_disk_full(other)
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+def test_script_ignores_a_closed_pipe() -> None:
     script = (
         "from speechclip.common.arguments import exit_on_user_error\n"
         "@exit_on_user_error\n"
