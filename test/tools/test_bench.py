@@ -1,4 +1,4 @@
-"""The benchmarks: baselines that give equal results, and an arithmetic that can be trusted."""
+"""The benchmarks: the baselines give equal results, and the arithmetic of the measurements is right."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from speechclip.model.network import Dimensions, build_network  # noqa: E402
 
 
 @pytest.mark.parametrize("head", run.HEADS)
-def test_plain_and_own_steps_have_equal_losses_and_gradients(head: str, tmp_path: Path) -> None:
+def test_steps_plain_and_ours_have_equal_gradients(head: str, tmp_path: Path) -> None:
     config = settings(model__head__name=head, model__head__dropout=0.0, model__head__cif__dropout=0.0)
     clip = load_clip(type(config.model.clip)(str(save_clip(tmp_path / "clip"))))
     ids = tuple(range(clip.tokenizer.eot + 1))
@@ -62,14 +62,14 @@ def test_plain_and_own_steps_have_equal_losses_and_gradients(head: str, tmp_path
     assert float(one.norm() / other.norm()) == pytest.approx(1, rel=1e-3)
 
 
-def test_sorting_and_counting_give_equal_recall() -> None:
+def test_recall_by_sorting_equals_ours() -> None:
     rows = scoring.run(60, 5, 1)
     assert [row["case"] for row in rows] == ["scores", "embeddings"]
     assert all(row["recall_off"] < 1e-4 for row in rows)
     assert {row["utterances"] for row in rows} == {300}
 
 
-def test_extraction_through_s3prl_is_equal_on_equal_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extraction_equals_s3prl_on_equal_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3prl", reason="extra 's3prl' is not installed")
     import extraction
 
@@ -84,7 +84,7 @@ def test_extraction_through_s3prl_is_equal_on_equal_batches(tmp_path: Path, monk
         assert (expected.states[row, :, :count] - found.states[row, :, :count]).abs().max() < 3e-5
 
 
-def test_operations_of_hubert_base() -> None:
+def test_operations_of_hubert_base_by_hand() -> None:
     import extraction
 
     second = extraction.operations("base", np.array([16000 * 10])) / 10
@@ -96,13 +96,13 @@ def test_operations_of_hubert_base() -> None:
     assert all(sorted(at for batch in batches for at in batch) == list(range(40)) for batches in orders.values())
 
 
-def test_lengths_are_a_corpus_s() -> None:
+def test_lengths_have_the_stated_distribution() -> None:
     seconds = parts.lengths(4000) / 16000
     assert seconds.mean() == pytest.approx(4, abs=0.1) and seconds.min() >= 1 and seconds.max() <= 15
     assert (parts.lengths(4000) == parts.lengths(4000)).all()
 
 
-def test_power_laws() -> None:
+def test_fit_power_finds_the_exponent() -> None:
     fit = measure.fit_power([1, 2, 4, 8], [3, 12, 48, 192])
     assert fit["exponent"] == pytest.approx(2) and fit["r2"] == pytest.approx(1)
     assert measure.predict(fit, 16) == pytest.approx(768)
@@ -111,9 +111,9 @@ def test_power_laws() -> None:
             measure.fit_power(sizes, costs)
 
 
-def test_a_fitted_row_says_so() -> None:
+def test_fitted_row_holds_its_lines() -> None:
     rows: list[dict[str, Any]] = [
-        # a part that does not grow: a power law through these says 334 s and 13 s at 256
+        # with a part that does not grow: a power law through these gives 334 s and 13 s at 256
         {"time": {"plain": 10 + 2.0 * n, "ours": 1 + n / 8}, "peak": {"plain": n, "ours": 1}, "batch": n}
         for n in (4, 8, 16)
     ]
@@ -128,28 +128,33 @@ def test_a_fitted_row_says_so() -> None:
     assert both["time"]["ours"] == pytest.approx(33) and "| 256 (both by fit) |" in page([both])
 
 
-def test_a_step_without_the_memory_is_left_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_without_enough_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "free_memory", lambda: 1_000_000_000)
     rows = steps.run("large", "cascaded", (4, 16), 1)
     assert [(row["batch"], row["left_out"].split("about ")[1]) for row in rows] == [
         (4, "6 GB, 1 GB were free"), (16, "14 GB, 1 GB were free"),
     ]  # fmt: skip
     said = document.PAGES["heads"][2](rows)
-    assert "| large | cascaded | 16 | left out |" in said
-    assert "Left out: large cascaded, batch 16; the plain step" in said
+    assert "| large | cascaded | 16 | skipped |" in said
+    assert "Skipped: large cascaded, batch 16; the plain step" in said
 
 
-def test_shapes_and_heads_are_kept_apart() -> None:
+def test_keys_of_sizes_and_heads_are_separate() -> None:
     options = run.arguments(["--only", "store", "heads", "--shapes", "large", "--heads", "hybrid", "cascaded_plus"])
     assert run.keys(options) == ["store", "heads_large_hybrid", "heads_large_cascaded_plus"]
-    assert run.said(["--only", "store", "--out", "there", "--repeats", "2"]) == ["--only", "store", "--repeats", "2"]
+    assert run.shown_words(["--only", "store", "--out", "there", "--repeats", "2"]) == [
+        "--only",
+        "store",
+        "--repeats",
+        "2",
+    ]
     every = run.keys(run.arguments([]))
     assert every[:2] == ["heads_base_parallel", "heads_base_cascaded"] and every.index("epoch") == 10
-    assert run.keys(run.arguments(["--document", "x"])) == []  # the page is written from what is there
+    assert run.keys(run.arguments(["--document", "x"])) == []  # the page uses the existing results
     assert run.keys(run.arguments(["--document", "x", "--only=startup"])) == ["startup"]
 
 
-def test_an_epoch_is_cut_as_in_training_and_may_end_in_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epoch_crops_and_may_end_in_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     import extraction
 
     seen: list[int] = []
@@ -180,7 +185,7 @@ def test_an_epoch_is_cut_as_in_training_and_may_end_in_a_smaller_batch(monkeypat
     assert set(seen) == {102_400} and sizes == [(2, 2), (2, 2), (1, 1)] and row["utterances"] == 5
 
 
-def test_targets_say_whether_they_are_met() -> None:
+def test_document_shows_whether_targets_are_met() -> None:
     cases = ([("a", 10.0)], [("a", 9.9)], [("a", 9.0), ("b", 12.3)])
     said = [document._target("x faster", 10, found) for found in cases]
     assert [line.split("**")[1] for line in said] == ["met", "not met", "met for b, not for a"]
@@ -188,13 +193,13 @@ def test_targets_say_whether_they_are_met() -> None:
         {"case": case, "images": 9, "utterances": 45, "time": {"plain": n, "ours": 1, "ratio": n, "low": n, "high": n}}
         for case, n in (("scores", 40), ("embeddings", 5))
     ]
-    assert "Found: from scores 40; **met**" in document.PAGES["scoring"][2](scoring_rows)
+    assert "Measured: from scores 40; **met**" in document.PAGES["scoring"][2](scoring_rows)
     started = [{"command": "c", "clock": clock, "processor": 0.1, "ratio": 9.0} for clock in (0.0, 0.4, 0.6)]
     assert "**not met by `c` 0.60 s**" in document.PAGES["startup"][2](started)
     assert "**met by all**" in document.PAGES["startup"][2](started[:2])
 
 
-def test_threads_and_compiling_are_told() -> None:
+def test_document_shows_threads_and_compiling() -> None:
     time = measure.compare({"plain": [1.5], "ours": [2.0]})
     rows: list[dict[str, Any]] = [
         {"case": "threads", "threads": 2, "clock": {"plain": 6.0, "ours": 3.0}},
@@ -203,10 +208,10 @@ def test_threads_and_compiling_are_told() -> None:
     ]
     said = document.PAGES["extraction"][2](rows)
     assert "| 2 | 6 | 3 | **2** |" in said and "| transformers' | 1.5 | 2 | **0.75** | 33 |" in said
-    assert "| these: not compiled, InductorError: no C++ / compiler |" in said
+    assert "| ours: not compiled, InductorError: no C++ / compiler |" in said
 
 
-def test_layers_that_cannot_be_compiled_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_records_the_reason_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     import extraction
 
     monkeypatch.setitem(parts.SHAPES, "tiny", parts.Shape("tiny", {"num_hidden_layers": 1}, "", 2, 768))
@@ -221,7 +226,7 @@ def test_layers_that_cannot_be_compiled_say_why(monkeypatch: pytest.MonkeyPatch)
     assert [row["failed"] for row in extraction.compiled("tiny", 1)] == ["RuntimeError: no compiler"] * 2
 
 
-def test_rounds_take_turns_and_give_ratios() -> None:
+def test_interleaved_rounds_take_turns() -> None:
     order: list[str] = []
     works = {kind: lambda kind=kind: order.append(kind) for kind in ("plain", "ours")}
     times = measure.interleaved(works, 2)
@@ -230,14 +235,14 @@ def test_rounds_take_turns_and_give_ratios() -> None:
     assert (found["ratio"], found["low"], found["high"], found["plain"], found["ours"]) == (3.0, 2.0, 6.0, 6.0, 2.0)
 
 
-def test_peak_memory_is_that_of_the_work_alone() -> None:
+def test_peak_memory_excludes_earlier_peaks() -> None:
     ballast = np.ones(8_000_000)
-    del ballast  # a peak before the work
+    del ballast  # a peak before the function
     assert 38e6 < measure.peak_of(lambda: np.ones(5_000_000)) < 60e6
     assert measure.peak_of(lambda: None) < 5e6
 
 
-def test_a_child_has_the_threads_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_in_child_uses_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
 
     def started(command: list[str], **options: Any) -> Any:
@@ -250,18 +255,18 @@ def test_a_child_has_the_threads_of_its_parent(monkeypatch: pytest.MonkeyPatch) 
     assert run.arguments(commands[0][2:]).threads == 3
 
 
-def test_a_child_that_fails_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="unknown work"):
+def test_memory_in_child_raises_for_a_failure() -> None:
+    with pytest.raises(RuntimeError, match="unknown function"):
         measure.memory_in_child("no such work", {})
 
 
-def test_the_store_is_read_beside_plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_compares_with_plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parts.SHAPES, "tiny", parts.Shape("tiny", {}, "", 2, 8))
     (row,) = store.run("tiny", 5, 1)
     assert row["utterances"] == 5 and row["megabytes"]["plain"] > 1.5 * row["megabytes"]["ours"]
 
 
-def test_every_script_is_started() -> None:
+def test_startup_runs_every_command() -> None:
     found = startup.commands()
     scripts = {path.stem for path in (ROOT / "speechclip" / "bin").glob("*.py")} - {"__init__"}
     assert {f"speechclip.bin.{name}" for name in scripts} <= found.keys()
@@ -269,14 +274,14 @@ def test_every_script_is_started() -> None:
     assert {f"speechclip {name}" for name in ("report", "index", "search", "serve")} | {"speechclip"} <= found.keys()
     assert {"tools/bench/bench.sh", "tools/bench/search_at_scale.py", "tools/install.sh"} <= found.keys()
     clock, used = startup.spent(["echo", "usage"])
-    assert clock > 0 and used >= startup.LEAST  # less than a tick of os.times, and no zero to divide by
+    assert clock > 0 and used >= startup.LEAST  # finer than a tick of os.times, and never zero
     _, busy = startup.spent([sys.executable, "-c", "print('usage'); sum(range(10**7))"])
     assert busy > 0.05
     with pytest.raises(RuntimeError, match="status"):
         startup.spent([sys.executable, "-c", "raise SystemExit(3)"])
 
 
-def test_tools_wait_for_nothing_heavy_either() -> None:
+def test_tools_help_imports_nothing_heavy() -> None:
     for name, command in startup.commands().items():
         if name.startswith(("tools/", "egs/")) and name.endswith(".py"):
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -287,7 +292,7 @@ def test_tools_wait_for_nothing_heavy_either() -> None:
             assert "argparse" in imported and not imported & {"torch", "transformers", "matplotlib"}, name
 
 
-def test_a_log_of_the_mini_recipe() -> None:
+def test_mini_reads_the_log_of_the_recipe() -> None:
     log = "stage 0 (download): done in 60 s\n\x1b[1mstage 2 (features): tiny: done in 40 s\x1b[0m\n"
     found = mini.read_log(log + "dump: 100 utterances, 0.50 h of speech, in 20 s\n")
     assert [(row["stage"], row["name"], row["run"], row["share"]) for row in found["stages"]] == [
@@ -300,17 +305,15 @@ def test_a_log_of_the_mini_recipe() -> None:
     assert mini.read_log(jobs + "stage 1 (prepare): done in 1 s\n")["extraction"] is None
 
 
-def test_a_ratio_below_its_floor_is_told() -> None:
-    assert check.judge({"a": 2.0, "b": 1.0}, {"a": 2, "b": 1.5}) == ["b: 1.00, at least 1.5 is wanted"]
+def test_judge_names_ratios_below_their_floor() -> None:
+    assert check.judge({"a": 2.0, "b": 1.0}, {"a": 2, "b": 1.5}) == ["b: 1.00, at least 1.5 is required"]
     assert check.judge({"a": 2.0}, {"a": 2}) == []
     with pytest.raises(ValueError, match="floors"):
         check.judge({"a": 2.0}, {"b": 2})
     assert json.loads(check.FLOORS.read_text()).keys() == check.CHECKS.keys()
 
 
-def test_the_check_tries_again_and_then_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_tries_again_and_then_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     floors: dict[str, float] = json.loads(check.FLOORS.read_text())
     calls: dict[str, int] = dict.fromkeys(floors, 0)
 
@@ -329,7 +332,7 @@ def test_the_check_tries_again_and_then_fails(
     assert capsys.readouterr().out.count("FAILED") == len(floors)
 
 
-def test_what_is_written_is_kept_when_the_next_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_keeps_results_if_a_later_section_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(shape: str, head: str, batches: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
         if head == "hybrid":
             raise RuntimeError("no memory")
@@ -351,17 +354,17 @@ def test_what_is_written_is_kept_when_the_next_part_fails(tmp_path: Path, monkey
     assert command == "tools/bench/bench.sh --only heads --shapes base --heads cascaded hybrid"
 
 
-def test_an_origin_is_told_once() -> None:
+def test_document_shows_an_origin_once() -> None:
     machine = {"processor": "P", "gpu": "", "threads": 1, "cores": 2, "memory_gib": 24, "torch": "2", "python": "3"}
     held = [{"command": c, "commit": "0", "machine": machine | {"load": load}} for c, load in (
         ("a", [0.5, 9, 9]), ("b", []), ("a", [0.25, 9, 9]), ("c", [1.0, 9, 9]),
     )]  # fmt: skip
     one, two, three = document._origins(held)
-    assert one == "`a`, commit 0, P, 1 of 2 cores, 24 GiB, torch 2, Python 3, load 0.25 to 0.5 when it began."
-    assert two.startswith("`b`") and two.endswith("Python 3.") and three.endswith("load 1.0 when it began.")
+    assert one == "`a`, commit 0, P, 1 of 2 cores, 24 GiB, torch 2, Python 3, load 0.25 to 0.5 at the start."
+    assert two.startswith("`b`") and two.endswith("Python 3.") and three.endswith("load 1.0 at the start.")
 
 
-def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
+def test_benchmarks_page_is_rendered_from_the_results(tmp_path: Path) -> None:
     results = json.loads((ROOT / "tools" / "bench" / "results.json").read_text())
     document.write(results, tmp_path / "page.md", tmp_path / "growth.svg")
     assert (tmp_path / "page.md").read_text() == (ROOT / "BENCHMARKS.md").read_text()

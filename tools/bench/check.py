@@ -1,10 +1,10 @@
-"""The regression check: ratios of small runs against the least that floors.json allows. Seconds are not compared.
+"""The regression check: ratios of small runs against the floors in floors.json.
 
-CI runs it, on machines that do other work at the same time. It can, since what it compares is processor time in turn
-and the memory of a process, neither of which waits for others; what a shared cache and memory still move is left room
-for. Each floor is about half of the least of three runs on two busy cores; a lost optimisation ends far below, near 1
-(start-up with torch at 3). That of extraction on equal batches is below 1 and tells only that this encoder became the
-slower one: what oneDNN gains over MKL depends on the processor. All of it takes some 75 s of one core.
+CI runs it on busy machines. It compares CPU time, measured in turn, and memory, because other processes change both
+little. Each floor is about half of the lowest ratio of three runs on two busy cores. Without an optimisation, a ratio
+falls far below its floor, to about 1 (start-up with torch: 3). The floor of extraction on equal batches is below 1: it
+only shows that our encoder became slower than s3prl's, because the gain of oneDNN over MKL depends on the processor.
+The check takes about 75 s on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLOORS = Path(__file__).resolve().with_name("floors.json")
 
 
 def step_time() -> float:
-    """A cascaded training step, batch 2, 2,000 subwords."""
+    """Return the time ratio of a cascaded training step, batch size 2, 2,000 subwords."""
     import measure
     import steps
 
@@ -27,7 +27,7 @@ def step_time() -> float:
 
 
 def step_memory() -> float:
-    """Peak memory of the same with the whole vocabulary: with less of it the transformer's share hides the rest."""
+    """Return the memory ratio of a step with the whole vocabulary. With fewer subwords the transformer dominates."""
     import measure
 
     step = {"shape": "small", "head": "cascaded", "batch": 2}
@@ -36,7 +36,7 @@ def step_memory() -> float:
 
 
 def extraction_same_batches() -> float:
-    """Hidden states of three of HuBERT Base's layers on equal batches; s3prl has to be installed."""
+    """Return the time ratio of three layers of HuBERT Base on equal batches. It needs s3prl."""
     import extraction
 
     rows = extraction.run("small", 4, 2)
@@ -44,21 +44,21 @@ def extraction_same_batches() -> float:
 
 
 def scoring_from_scores() -> float:
-    """Ranks of 2,500 utterances among 500 images, both directions."""
+    """Return the time ratio of ranking 2,500 utterances and 500 images in both directions."""
     import scoring
 
     return float(scoring.run(500, 5, 3)[0]["time"]["ratio"])
 
 
 def store() -> float:
-    """Random reads of 24 utterances."""
+    """Return the time ratio of random reads of 24 utterances."""
     import store as benchmark
 
     return float(benchmark.run("small", 24, 3)[0]["time"]["ratio"])
 
 
 def startup() -> float:
-    """The slowest --help of speechclip.bin against the import of what it works with; tests hold the others to it."""
+    """Return the ratio of the heavy imports to the slowest --help of speechclip.bin."""
     import startup as benchmark
 
     return min(float(row["ratio"]) for row in benchmark.run(1, "speechclip.bin")[1:])
@@ -71,15 +71,19 @@ CHECKS: dict[str, Callable[[], float]] = {
 
 
 def judge(found: dict[str, float], floors: dict[str, float]) -> list[str]:
-    """What is below its floor, a line each. Raises ValueError where names do not agree."""
+    """Return one line per ratio below its floor.
+
+    Raises:
+        ValueError: the names of the floors and of the ratios differ.
+    """
     if found.keys() != floors.keys():
         raise ValueError(f"floors of {sorted(floors)}, ratios of {sorted(found)}")
     low = [name for name in floors if found[name] < floors[name]]
-    return [f"{name}: {found[name]:.2f}, at least {floors[name]} is wanted" for name in low]
+    return [f"{name}: {found[name]:.2f}, at least {floors[name]} is required" for name in low]
 
 
 def main() -> int:
-    """Measure everything, once more what is too slow, and print a line each. 1 if a ratio stays below its floor."""
+    """Measure everything, repeat what is too slow, and print the ratios. Return 1 if a ratio stays below its floor."""
     floors: dict[str, float] = json.loads(FLOORS.read_text())
     found = {}
     for name, work in CHECKS.items():

@@ -1,4 +1,4 @@
-"""BENCHMARKS.md from the results: tables, machine, command and commit of every section, and the plot of growth."""
+"""Write BENCHMARKS.md from the results: tables, machine, command and commit of every section, and the growth plot."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from measure import OURS, PLAIN
 from sections import HEADS, SHAPES
 
 Rows = list[dict[str, Any]]
-HELP_SECONDS = 0.5  # wanted of every --help
+HELP_SECONDS = 0.5  # target for every --help
 PLOT = Path(__file__).resolve().with_name("growth.svg")
 
 
 def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
-    """Write the page and, where growth was measured, its plot."""
+    """Write the page, and the plot if growth was measured."""
     parts = [INTRODUCTION]
-    for name, (title, said, table) in PAGES.items():
+    for name, (title, text, table) in PAGES.items():
         held = [results[key] for key in KEYS.get(name, (name,)) if key in results]
         if held:
             rows = [row for one in held for row in one["rows"]]
-            parts += [f"## {title}", said, table(rows), *_origins(held)]
+            parts += [f"## {title}", text, table(rows), *_origins(held)]
     if "growth" in results:
         import growth
 
@@ -30,54 +30,54 @@ def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
 
 
 def _origins(held: Sequence[dict[str, Any]]) -> list[str]:
-    """Command, commit and machine of what a table is made of, once where they are the same."""
+    """Return command, commit and machine of the rows of a table, each different one once."""
     loads: dict[str, list[float]] = {}
     for one in held:
         machine = one["machine"]
         gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-        said = (
+        origin = (
             f"`{one['command']}`, commit {one['commit']}, {machine['processor']}{gpu}, {machine['threads']} of "
             f"{machine['cores']} cores, {machine['memory_gib']} GiB, torch {machine['torch']}, "
             f"Python {machine['python']}"
         )
-        loads.setdefault(said, []).extend(machine["load"][:1])
-    return [said + _load(numbers) + "." for said, numbers in loads.items()]
+        loads.setdefault(origin, []).extend(machine["load"][:1])
+    return [origin + _load(numbers) + "." for origin, numbers in loads.items()]
 
 
 def _load(numbers: Sequence[float]) -> str:
     if not numbers:
         return ""
     spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
-    return f", load {spread} when it began"
+    return f", load {spread} at the start"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Markdown; the first ``left`` columns are aligned left, the others right."""
+    """Return a Markdown table. The first ``left`` columns are aligned left, the others right."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
 def _times(time: dict[str, float]) -> list[str]:
-    """Plain and ours in seconds, and the ratio with the lowest and highest of the rounds."""
+    """Return the cells of a time: plain and ours in seconds, and the ratio with its range over the rounds."""
     spread = f" ({time['low']:.3g} to {time['high']:.3g})" if time["low"] != time["high"] else ""
     return [f"{time[PLAIN]:.3g}", f"{time[OURS]:.3g}", f"**{time['ratio']:.3g}**{spread}"]
 
 
-def _target(said: str, least: float, found: Sequence[tuple[str, float]]) -> str:
-    """A line that says what was asked of a ratio, what was found, by label, and whether it is met."""
+def _target(text: str, least: float, found: Sequence[tuple[str, float]]) -> str:
+    """Return a line with the target of a ratio, the measured values by label, and whether the target is met."""
     met = [label for label, value in found if value >= least]
     missed = [label for label, value in found if value < least]
     verdict = "met" if not missed else f"met for {', '.join(met)}, not for {', '.join(missed)}" if met else "not met"
     numbers = ", ".join(f"{label} {value:.3g}" for label, value in found)
-    return f"Target: {said} at least {least:g} times. Found: {numbers}; **{verdict}**."
+    return f"Target: {text} at least {least:g} times. Measured: {numbers}; **{verdict}**."
 
 
 def _heads(rows: Rows) -> str:
     lines, notes = [], []
     for row in rows:
         if "left_out" in row:
-            lines.append([row["shape"], row["head"], f"{row['batch']}", "left out", *["-"] * 5])
-            notes.append(f"Left out: {row['shape']} {row['head']}, batch {row['batch']}; {row['left_out']}.")
+            lines.append([row["shape"], row["head"], f"{row['batch']}", "skipped", *["-"] * 5])
+            notes.append(f"Skipped: {row['shape']} {row['head']}, batch {row['batch']}; {row['left_out']}.")
             continue
         peaks = [row["peak"][kind] / 1e6 for kind in (PLAIN, OURS)]
         ratio = f"**{peaks[0] / peaks[1]:.3g}**"
@@ -88,14 +88,14 @@ def _heads(rows: Rows) -> str:
         labels = [f"batch {row['batch']}{_by_fit(row)}" for row in judged]
         times = [row["time"]["ratio"] for row in judged]
         peaks = [row["peak"][PLAIN] / row["peak"][OURS] for row in judged]
-        notes.append(_target("a cascaded step at Base size faster", 10, list(zip(labels, times))))
-        notes.append(_target("its peak memory less", 20, list(zip(labels, peaks))))
+        notes.append(_target("a cascaded step at Base size is faster by", 10, list(zip(labels, times))))
+        notes.append(_target("its peak memory is lower by", 20, list(zip(labels, peaks))))
     head = ["size", "head", "batch", "plain, s", "ours, s", "ratio", "plain, MB", "ours, MB", "ratio"]
     return "\n\n".join([_table(head, lines, left=2), *notes])
 
 
 def _by_fit(row: dict[str, Any]) -> str:
-    """Which part of a row of heads was not run."""
+    """Return the note for values of a row that were fitted and not measured."""
     if "fit" not in row:
         return ""
     return " (both by fit)" if f"time {OURS}" in row["fit"] else " (plain by fit)"
@@ -104,7 +104,7 @@ def _by_fit(row: dict[str, Any]) -> str:
 def _epoch(rows: Rows) -> str:
     lines = [[r["shape"], r["head"], f"{r['utterances']}", f"{r['batch']}", *_times(r["time"])] for r in rows]
     table = _table(["size", "head", "utterances", "batch", "plain, s", "ours, s", "ratio"], lines, left=2)
-    return table + "\n\n" + _target("an epoch faster", 20, [(row["head"], row["time"]["ratio"]) for row in rows])
+    return table + "\n\n" + _target("an epoch is faster by", 20, [(row["head"], row["time"]["ratio"]) for row in rows])
 
 
 def _extraction(rows: Rows) -> str:
@@ -115,7 +115,7 @@ def _extraction(rows: Rows) -> str:
         where = f"{row['device']} {row['precision']}"
         if row["case"] == "limit":
             notes.append(
-                f"Products of HuBERT {row['shape'].capitalize()}: plain {row[PLAIN]:.0f} GFLOP/s, ours "
+                f"Speed of HuBERT {row['shape'].capitalize()}: plain {row[PLAIN]:.0f} GFLOP/s, ours "
                 f"{row[OURS]:.0f} GFLOP/s; the machine's fastest single-precision matrix product reaches "
                 f"{row['limit']:.0f}: {100 * row[OURS] / row['limit']:.0f}% of it."
             )
@@ -124,24 +124,24 @@ def _extraction(rows: Rows) -> str:
             share = row["padding"]
             notes.append(
                 f"{row['utterances']} utterances, {row['speech']:.0f} s of speech ({where}), "
-                f"{row['speech'] / row['time'][OURS]:.1f} times real time here; of what is computed, "
-                f"{100 * share[PLAIN]:.0f}% is padding in corpus order, {100 * share[OURS]:.0f}% in buckets."
+                f"{row['speech'] / row['time'][OURS]:.1f} times real time with our encoder. Padding: "
+                f"{100 * share[PLAIN]:.0f}% in corpus order, {100 * share[OURS]:.0f}% in buckets."
             )
             if row["device"] == "cpu":
-                notes.append(_target("a corpus on a CPU faster", 1.5, [(row["shape"], row["time"]["ratio"])]))
+                notes.append(_target("a corpus on a CPU is faster by", 1.5, [(row["shape"], row["time"]["ratio"])]))
         lines.append([row["shape"], where, row["case"], *_times(row["time"])])
-    table = _table(["size", "on", "what", "before, s", "after, s", "ratio"], lines, left=3)
+    table = _table(["size", "device", "comparison", "before, s", "after, s", "ratio"], lines, left=3)
     parts = [[row["part"], *_times(row["time"])] for row in rows if row["case"] == "parts"]
     if parts:
         notes += [
-            "Where the time goes, 16 s of speech in a batch of 4: transformers' modules before, the same here after.",
+            "Parts of the encoder, 16 s of speech in a batch of 4: transformers' modules (before) and ours (after).",
             _table(["part", "before, s", "after, s", "ratio"], parts),
         ]
     sizes = [row for row in rows if row["case"] == "batches"]
     if sizes:
         best = min(row["ours"] for row in sizes)
-        said = ", ".join(f"{row['seconds']:g} s {row['ours'] / best:.2f}" for row in sizes)
-        notes.append(f"Time by speech in a batch, the best as 1: {said}.")
+        shown = ", ".join(f"{row['seconds']:g} s {row['ours'] / best:.2f}" for row in sizes)
+        notes.append(f"Relative time by the seconds of speech in a batch (1 is the best): {shown}.")
     return "\n\n".join([table, *notes, *_threads(rows), *_compiled(rows)])
 
 
@@ -151,30 +151,30 @@ def _threads(rows: Rows) -> list[str]:
          f"**{row['clock'][PLAIN] / row['clock'][OURS]:.3g}**"]
         for row in rows if row["case"] == "threads"
     ]  # fmt: skip
-    said = "A part of the corpus by threads, by the clock, which other work on the machine makes longer:"
-    return [said, _table(["threads", "before, s", "after, s", "ratio"], lines, left=0)] if lines else []
+    text = "Wall time of a part of the corpus by threads; other processes make it longer:"
+    return [text, _table(["threads", "before, s", "after, s", "ratio"], lines, left=0)] if lines else []
 
 
 def _compiled(rows: Rows) -> list[str]:
-    """What torch.compile does for the layers of either encoder."""
+    """Return the table of torch.compile on the layers of both encoders."""
     lines = []
     for row in (row for row in rows if row["case"] == "compiled"):
-        whose = {PLAIN: "transformers'", OURS: "these"}[row["layers"]]
+        whose = {PLAIN: "transformers'", OURS: "ours"}[row["layers"]]
         if "failed" in row:
             reason = row["failed"].replace("|", "/")
             lines.append([f"{whose}: not compiled, {reason}", *["-"] * 4])
         else:
             lines.append([whose, *_times(row["time"]), f"{row['build']:.0f}"])
-    said = "torch.compile of the layers, one fixed shape, 16 s of speech; compiling is told apart, by the clock:"
-    head = ["layers", "as written, s", "compiled, s", "ratio", "compiling, s"]
-    return [said, _table(head, lines)] if lines else []
+    text = "torch.compile of the layers with one fixed shape, 16 s of speech; the last column is the time to compile:"
+    head = ["layers", "not compiled, s", "compiled, s", "ratio", "compiling, s"]
+    return [text, _table(head, lines)] if lines else []
 
 
 def _scoring(rows: Rows) -> str:
     lines = [[r["case"], f"{r['utterances']:,} x {r['images']:,}", *_times(r["time"])] for r in rows]
     table = _table(["from", "utterances x images", "plain, s", "ours, s", "ratio"], lines)
     judged = [("from scores", row["time"]["ratio"]) for row in rows if row["case"] == "scores"]
-    return f"{table}\n\n{_target('scoring, which is the row from scores, faster', 30, judged)}"
+    return f"{table}\n\n{_target('scoring from the scores is faster by', 30, judged)}"
 
 
 def _store(rows: Rows) -> str:
@@ -190,14 +190,14 @@ def _startup(rows: Rows) -> str:
         [f"`{row['command']}`", f"{row['processor']:.2f}", f"{row['clock']:.2f}", f"{row['ratio']:.1f}"]
         for row in rows[1:]
     ]
-    heavy = f"{rows[0]['command']}: {rows[0]['processor']:.2f} s of the processor; the ratio is to it."
+    heavy = f"{rows[0]['command']}: {rows[0]['processor']:.2f} s of CPU time. The ratios are relative to it."
     slow = [f"`{row['command']}` {row['clock']:.2f} s" for row in rows[1:] if row["clock"] >= HELP_SECONDS]
     verdict = f"not met by {', '.join(slow)}" if slow else "met by all"
     target = (
-        f"Target: under {HELP_SECONDS} s of the clock; **{verdict}**. The clock also counts waiting on a busy machine; "
-        f"the processor worked {max(row['processor'] for row in rows[1:]):.2f} s at most."
+        f"Target: under {HELP_SECONDS} s of wall time; **{verdict}**. Wall time includes waiting on a busy machine; "
+        f"the CPU time is at most {max(row['processor'] for row in rows[1:]):.2f} s."
     )
-    return "\n\n".join([_table(["command", "processor, s", "clock, s", "ratio"], lines), heavy, target])
+    return "\n\n".join([_table(["command", "CPU, s", "wall, s", "ratio"], lines), heavy, target])
 
 
 def _mini(rows: Rows) -> str:
@@ -206,12 +206,12 @@ def _mini(rows: Rows) -> str:
         [f"{row['stage']} ({row['name']})", row["run"], f"{row['seconds']}", f"{100 * row['share']:.0f}%"]
         for row in stages
     ]
-    table = _table(["stage", "of", "seconds", "share"], lines, left=2)
+    table = _table(["stage", "run", "seconds", "share"], lines, left=2)
     found = next((row["extraction"] for row in rows if "extraction" in row), None)
     if found is None:
         return table
-    said = f"{found['hours']:.1f} h of speech in {found['seconds']} s: {found['real_time']:.0f} times real time"
-    return f"{table}\n\nHidden states of {said}."
+    text = f"{found['hours']:.1f} h of speech in {found['seconds']} s: {found['real_time']:.0f} times real time"
+    return f"{table}\n\nHidden states of {text}."
 
 
 def _growth(rows: Rows) -> str:
@@ -221,76 +221,73 @@ def _growth(rows: Rows) -> str:
         fits = [f"{row['fit'][kind]['exponent']:.2f} ({row['fit'][kind]['r2']:.3f})" for kind in (PLAIN, OURS)]
         lines.append([row["cost"], row["of"], sizes, *fits])
     table = _table(["cost", "grows with", "sizes", "plain: exponent (r2)", "ours: exponent (r2)"], lines, left=2)
-    return f"{table}\n\n![how each cost grows](tools/bench/growth.svg)"
+    return f"{table}\n\n![growth of each cost](tools/bench/growth.svg)"
 
 
 INTRODUCTION = """# Benchmarks
 
-Every ratio is one between a plain baseline and this collection, measured in turn in one run on one machine with
-`make bench` (`tools/bench/bench.sh --help` for parts of it). Numbers without a ratio (the mini recipe, GFLOP/s, seconds
-to compile) are those of the machine named below them and say nothing of another. This page is written by
-`tools/bench/bench.sh --document BENCHMARKS.md` from `tools/bench/results.json`.
+Every ratio compares a plain baseline with this project. Both run in turn, in one run, on one machine, with `make bench`
+(`tools/bench/bench.sh --help` lists the sections). Numbers without a ratio (the mini recipe, GFLOP/s, compile times)
+hold only for the machine named below them. `tools/bench/bench.sh --document BENCHMARKS.md` writes this page from
+`tools/bench/results.json`.
 
-* The baselines (`tools/bench/plain.py`) do what a user would otherwise run, after the published behaviour: attention at
-  every position, cosines keyword by keyword over a broadcast vocabulary, a one-hot times the whole table, the text
-  transformer over all 77 positions, the image tower in every step, scores by sorting, s3prl's HuBERT on padded batches
-  in corpus order. They take this collection's parameters and give equal losses, recalls and hidden states
-  (`test/test_bench.py`).
-* Times are seconds of the processor on a CPU, which a busy machine changes little. A ratio is the median of the rounds,
-  with the lowest and highest in brackets.
-* Peak memory is that of a fresh process beyond what it holds before the step, the models loaded.
-* Shapes are the published ones, weights random; lengths of utterances are log-normal, 4 s in the mean, 1 to 15 s,
-  seed 0.
-* Targets are those the work was planned with; a line below a table says whether it is met there.
-* `make bench-check`, which CI runs: small runs whose ratios may not fall below `tools/bench/floors.json`, set so that a
-  busy machine passes."""
+* The baselines (`tools/bench/plain.py`) compute the published method directly: attention at every position, the cosines
+  of each keyword over a broadcast vocabulary, a one-hot times all subword embeddings, the text transformer over all 77
+  positions, the image tower in every step, scores by sorting, s3prl's HuBERT on padded batches in corpus order. They
+  use the parameters of this project and give equal losses, recalls and hidden states (`test/tools/test_bench.py`).
+* Times on a CPU are CPU seconds, because a busy machine changes them little. A ratio is the median of the rounds, with
+  the lowest and highest in brackets.
+* Peak memory is the peak of a new process less its memory before the step, after the models are loaded.
+* Models have the published sizes and random weights. Lengths of utterances are log-normal, mean 4 s, 1 to 15 s, seed 0.
+* A line below a table shows the target and whether it is met.
+* CI runs `make bench-check`: ratios of small runs must not fall below `tools/bench/floors.json`, which leaves room for
+  a busy machine."""
 
-# what a page's section is made of, where that is not one section of the results by the same name
+# the keys of the results that a section of the page shows, if they differ from its name
 KEYS = {"heads": tuple(f"heads_{shape}_{head}" for shape in SHAPES for head in HEADS)}
 
 PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "heads": (
         "A training step",
-        "Hidden states given; loss, gradients, Adam. 8,112 subwords, utterances of 4 s. At a batch of 256, where plain "
-        'cascaded steps would need tens to hundreds of GB, "by fit" is the line a + b x batch through the rows before; '
-        "the rest of the row was run.",
+        "From hidden states to the update of Adam. 8,112 subwords, utterances of 4 s. At batch size 256, plain cascaded "
+        'steps would need tens to hundreds of GB. There, "by fit" is the line a + b x batch through the smaller sizes; '
+        "the other values of the row are measured.",
         _heads,
     ),
     "epoch": (
         "A training epoch",
-        "Plain: s3prl's HuBERT and the image tower in every step. Ours: stored hidden states, read from disk, and "
-        "cached image embeddings. Utterances are cut to 6.4 s in both, as in training.",
+        "Plain: s3prl's HuBERT and the image tower in every step. Ours: hidden states from disk and cached image "
+        "embeddings. Utterances are cropped to 6.4 s in both, as in training.",
         _epoch,
     ),
     "extraction": (
         "Hidden states of a corpus",
-        "corpus: s3prl's HuBERT on padded batches of 16 in corpus order against this encoder on batches of similar "
-        "length. same batches: both on the former. bucketing: this encoder on the former and on the latter.",
+        "corpus: s3prl's HuBERT on padded batches of 16 in corpus order, our encoder on batches of similar length. "
+        "same batches: both encoders in corpus order. bucketing: our encoder in corpus order and in length buckets.",
         _extraction,
     ),
     "extraction_cuda": (
         "Hidden states of a corpus on a GPU",
-        "As above, by the clock. bf16 is autocast around either encoder.",
+        "Wall time. bf16 uses autocast around both encoders.",
         _extraction,
     ),
     "scoring": (
         "Retrieval scores",
-        "Recall in both directions. From the scores, both are given the matrix [utterances, images] and nothing else; "
-        "from the embeddings, both compute it: plain once and whole, here once a direction and never whole, which is "
-        "most of what is left.",
+        "Recall in both directions. 'scores': both start from the matrix [utterances, images]. 'embeddings': both "
+        "compute the matrix, plain once as a whole, ours once per direction in blocks. The product dominates there.",
         _scoring,
     ),
     "store": (
         "Reading hidden states at random",
-        "Every utterance once in a random order, at most 6.4 s of it, against `torch.load` of a file an utterance; "
-        "from the page cache.",
+        "Every utterance once in a random order, at most 6.4 s of it, against `torch.load` of one file per utterance. "
+        "All files are in the page cache.",
         _store,
     ),
-    "startup": ("Start-up", "From a command to the end of its `--help`.", _startup),
-    "mini": ("The mini recipe", "A plain `./run.sh`: seconds of the clock.", _mini),
+    "startup": ("Start-up", "The time of `--help`.", _startup),
+    "mini": ("The mini recipe", "`./run.sh` without options: wall time.", _mini),
     "growth": (
         "Growth",
-        "Seconds = coefficient x size ^ exponent, fitted to logarithms; a part that does not grow lowers the exponent.",
+        "Seconds = coefficient x size ^ exponent, fitted to the logarithms. Costs that do not grow lower the exponent.",
         _growth,
     ),
 }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Benchmark 2: HuBERT's hidden states of a corpus, length-bucketed here, in corpus order through s3prl's HuBERT.
+"""Benchmark 2: hidden states of a corpus: ours in length buckets, s3prl's HuBERT in corpus order.
 
-Both run on the same random weights and waveforms. "Same batches" is this encoder and s3prl's on equal padded batches,
-"bucketing" this encoder on both orders. The limit is the fastest matrix product of the machine.
+Both use the same random weights and waveforms. "same batches" compares both encoders on equal padded batches.
+"bucketing" compares our encoder on both orders. The limit is the fastest matrix product of the machine.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ BATCH_SECONDS = 60.0  # the default of stage 2
 
 
 def plain_encoder(shape: str, folder: Path, device: str = "cpu") -> Callable[[list[Tensor]], SpeechFeatures]:
-    """s3prl's own HuBERT expert over the weights of ``parts.encoder_folder``: waveforms to states and frames.
+    """Return s3prl's HuBERT with the weights of ``parts.encoder_folder``, as a function of waveforms.
 
-    Raises ModuleNotFoundError without the extra s3prl.
+    Raises:
+        ModuleNotFoundError: the extra s3prl is not installed.
     """
     from speechclip.common.compat import prepare
 
@@ -53,7 +54,7 @@ def plain_encoder(shape: str, folder: Path, device: str = "cpu") -> Callable[[li
 
 
 def _s3prl_file(shape: str, folder: Path) -> Path:
-    """The weights in the form s3prl keeps a HuBERT."""
+    """Write the weights in s3prl's format of a HuBERT."""
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
     source = parts.encoder_folder(shape, folder)
@@ -81,13 +82,13 @@ def _s3prl_file(shape: str, folder: Path) -> Path:
 
 
 def orders(samples: np.ndarray) -> dict[str, list[list[int]]]:
-    """Batches in corpus order, and by length as stage 2 makes them."""
+    """Return batches in corpus order, and in length buckets as stage 2 makes them."""
     corpus = [list(range(at, min(at + CORPUS_BATCH, len(samples)))) for at in range(0, len(samples), CORPUS_BATCH)]
     return {PLAIN: corpus, OURS: list(batches_by_seconds(samples, BATCH_SECONDS))}
 
 
 def over(encode: Callable[[list[Tensor]], Any], waves: list[Tensor], batches: list[list[int]]) -> Callable[[], None]:
-    """A pass over a corpus."""
+    """Return a function that encodes a corpus once."""
 
     def once() -> None:
         for rows in batches:
@@ -99,7 +100,7 @@ def over(encode: Callable[[list[Tensor]], Any], waves: list[Tensor], batches: li
 def run(
     shape: str, utterances: int, repeats: int, device: str = "cpu", precision: str = "fp32"
 ) -> list[dict[str, Any]]:
-    """Rows: the corpus, the same batches, bucketing alone, and the distance to the matrix product."""
+    """Measure a corpus, equal batches, bucketing alone, and the distance to the fastest matrix product."""
     samples = parts.lengths(utterances)
     waves = [wave.to(device) for wave in parts.waves(samples)]
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +131,7 @@ def run(
 
 
 def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
-    """Where the time goes on a CPU, 16 s of speech: transformers' own modules, and the same here."""
+    """Measure the parts of the encoder on a CPU, 16 s of speech: transformers' modules and ours."""
     batch, lengths = torch.stack(parts.waves(np.array([4 * SAMPLE_RATE] * 4))), [4 * SAMPLE_RATE] * 4
     before, after = parts.hubert(shape), waveform_encoder(parts.hubert(shape), shape, "hubert", False)
     with torch.no_grad():
@@ -153,7 +154,7 @@ def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def by_batch(shape: str, utterances: int, seconds: tuple[float, ...] = (15, 30, 60, 120)) -> list[dict[str, Any]]:
-    """What the size of a batch does: seconds of the processor for a corpus here, by seconds of speech in a batch."""
+    """Measure the CPU time of a corpus by the seconds of speech in a batch."""
     samples = parts.lengths(utterances)
     waves = parts.waves(samples)
     encoder = waveform_encoder(parts.hubert(shape), shape, "hubert", False)
@@ -163,7 +164,7 @@ def by_batch(shape: str, utterances: int, seconds: tuple[float, ...] = (15, 30, 
 
 
 def by_threads(shape: str, utterances: int, threads: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
-    """Seconds of the clock for a corpus by threads, both encoders, the less of two rounds. Threads end as they were."""
+    """Measure the wall time of a corpus by the number of threads, the lower of two rounds, for both encoders."""
     samples, held = parts.lengths(utterances), torch.get_num_threads()
     waves, batches = parts.waves(samples), orders(samples)
     with tempfile.TemporaryDirectory() as folder:
@@ -182,10 +183,11 @@ def by_threads(shape: str, utterances: int, threads: tuple[int, ...] = (1, 2)) -
 
 
 def compiled(shape: str, repeats: int) -> list[dict[str, Any]]:
-    """torch.compile of the encoder's layers on one fixed shape, 16 s of speech: a row for each kind of layers.
+    """Measure torch.compile on the encoder's layers with one fixed shape, 16 s of speech.
 
-    A row has the seconds of the clock that compiling took, told apart, and processor seconds as written and compiled;
-    or, in "failed", why there are none. Kinds: transformers' own layers (plain), and those here (ours).
+    Returns:
+        A row for transformers' layers (plain) and one for ours: wall time of compiling, and CPU time with and without
+        compiling; or the reason in "failed".
     """
     hidden = torch.randn(4, 199, parts.SHAPES[shape].width, generator=torch.Generator().manual_seed(0))
     models = {PLAIN: parts.hubert(shape), OURS: waveform_encoder(parts.hubert(shape), shape, "hubert", False).model}
@@ -199,7 +201,7 @@ def compiled(shape: str, repeats: int) -> list[dict[str, Any]]:
                 row["build"] = measure.clock_seconds(built)
                 works = {PLAIN: as_written, OURS: built}
                 row["time"] = measure.compare(measure.interleaved(works, repeats))
-            except Exception as error:  # no compiler, an operator without a lowering: the page says what it was
+            except Exception as error:  # no compiler, or an operator without a lowering: the page shows the reason
                 row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
         torch._dynamo.reset()
         print(f"{shape} compiled {kind}: {row}", flush=True)
@@ -220,7 +222,7 @@ def _layers(model: Any, hidden: Tensor) -> Callable[[], Tensor]:
 def _against_limit(
     shape: str, samples: np.ndarray, batches: dict[str, list[list[int]]], times: dict[str, list[float]]
 ) -> dict[str, float]:
-    """GFLOP/s of both passes and of the fastest matrix product."""
+    """Return the GFLOP/s of both passes and of the fastest matrix product."""
     reached = {
         kind: sum(operations(shape, samples[batch]) for batch in batches[kind]) / min(times[kind]) / 1e9
         for kind in (PLAIN, OURS)
@@ -237,13 +239,13 @@ def _in_bfloat16(encode: Callable[[list[Tensor]], Any], device: str) -> Callable
 
 
 def padding(samples: np.ndarray, batches: list[list[int]]) -> float:
-    """Share of what is computed that is padding."""
+    """Return the fraction of padding in the computed samples."""
     computed = sum(len(batch) * int(samples[batch].max()) for batch in batches)
     return 1 - float(samples.sum()) / computed
 
 
 def operations(shape: str, samples: np.ndarray) -> float:
-    """Floating-point operations of a padded batch in HuBERT's products: convolutions, projections, attention."""
+    """Return the floating-point operations of a padded batch in HuBERT: convolutions, projections, attention."""
     config = parts.hubert_config(shape)
     total, frames, width = 0.0, float(samples.max()), 1
     for out, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
@@ -258,7 +260,7 @@ def operations(shape: str, samples: np.ndarray) -> float:
 
 
 def product_limit(size: int = 1024, repeats: int = 8) -> float:
-    """Fastest single-precision matrix product of this machine with the threads there are, in GFLOP/s."""
+    """Return the speed of the fastest single-precision matrix product of this machine, in GFLOP/s."""
     one, other = torch.randn(size, size), torch.randn(size, size)
     works: tuple[Callable[[], Any], ...] = (
         lambda: one @ other,

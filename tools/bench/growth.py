@@ -1,6 +1,6 @@
-"""How each cost grows with utterances, length and vocabulary: seconds at a few sizes and a power law through them.
+"""Growth of each cost with utterances, length and vocabulary: seconds at a few sizes, and a fitted power law.
 
-Sizes are those of the published Base. Where a cost has a part that does not grow, the exponent is below the true one.
+The models have the published Base size. If a part of a cost does not grow, the exponent is below the true one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from speechclip.common.constants import SAMPLE_RATE
 
 
 def run(shape: str, repeats: int) -> list[dict[str, Any]]:
-    """A row for each cost and what it grows with: sizes, seconds and exponents of plain and ours."""
+    """Measure every cost: sizes, seconds and exponents of plain and ours."""
     step, subwords = "training step, cascaded", (1000, 2000, 4000, 8000, 16000)
     rows = [
         series(step, "utterances in the batch", (2, 4, 8), _steps(shape, "batch"), repeats),
@@ -47,7 +47,15 @@ def run(shape: str, repeats: int) -> list[dict[str, Any]]:
 def series(
     cost: str, of: str, sizes: tuple[int, ...], works: Callable[[int], dict[str, Callable[[], Any]]], repeats: int
 ) -> dict[str, Any]:
-    """Seconds, the least of ``repeats``, at each size; ``works`` makes the two works of a size."""
+    """Measure the lowest time of ``repeats`` at each size.
+
+    Args:
+        cost: what is measured.
+        of: what the size counts.
+        sizes: the sizes.
+        works: returns the plain and our function for a size.
+        repeats: rounds.
+    """
     seconds: dict[str, list[float]] = {PLAIN: [], OURS: []}
     for size in sizes:
         for kind, times in measure.interleaved(works(size), repeats).items():
@@ -86,7 +94,7 @@ def _reading(shape: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """One small plot for each row, both axes logarithmic, as SVG."""
+    """Draw one small plot per row with logarithmic axes, as SVG."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: ratios of interleaved repetitions, peak memory of a fresh process, fitted exponents."""
+"""Measurements: ratios of interleaved repetitions, peak memory of a fresh process, fitted exponents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = Path(__file__).resolve().with_name("run.py")
 
 
 def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
-    """Time of one call: on a CPU the processor's own, which other processes move little; on a GPU by the clock."""
+    """Return the seconds of one call: CPU time on a CPU, which other processes change little; wall time on a GPU."""
     if device == "cpu":
         started = time.process_time()
         work()
@@ -40,7 +40,11 @@ def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
 def interleaved(
     works: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of each work, ``repeats`` times, in turn, so that what slows the machine down slows all of them."""
+    """Measure functions in turn, ``repeats`` times, so that a slow machine slows all of them.
+
+    Returns:
+        Seconds of every repetition by name.
+    """
     if warm_up:
         for work in works.values():
             work()
@@ -53,7 +57,7 @@ def interleaved(
 
 
 def compare(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Medians of plain and ours, and the ratio: median, lowest and highest of the rounds."""
+    """Return the medians of plain and ours, and the median, lowest and highest ratio of the rounds."""
     ratios = sorted(plain / ours for plain, ours in zip(times[PLAIN], times[OURS], strict=True))
     return {
         "plain": statistics.median(times[PLAIN]),
@@ -65,9 +69,13 @@ def compare(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float]:
-    """cost = coefficient * size ** exponent, by least squares of the logarithms; r2 of those.
+    """Fit cost = coefficient * size ** exponent by least squares of the logarithms.
 
-    Raises ValueError for fewer than two different sizes, or a value that is not positive.
+    Returns:
+        "coefficient", "exponent", and "r2" of the logarithms.
+
+    Raises:
+        ValueError: fewer than two different sizes, or a value that is not positive.
     """
     x, y = np.asarray(sizes, dtype=float), np.asarray(costs, dtype=float)
     if len(x) != len(y) or len(np.unique(x)) < 2 or (x <= 0).any() or (y <= 0).any():
@@ -80,12 +88,16 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float
 
 
 def predict(fit: Mapping[str, float], size: float) -> float:
-    """What a fitted power law says about a size."""
+    """Return the cost that a fitted power law predicts for a size."""
     return fit["coefficient"] * size ** fit["exponent"]
 
 
 def fit_line(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float]:
-    """cost = start + slope * size, by least squares. Raises ValueError for fewer than two different sizes."""
+    """Fit cost = start + slope * size by least squares.
+
+    Raises:
+        ValueError: fewer than two different sizes.
+    """
     x, y = np.asarray(sizes, dtype=float), np.asarray(costs, dtype=float)
     if len(x) != len(y) or len(np.unique(x)) < 2:
         raise ValueError(f"two different sizes with a cost each are needed, not {sizes} and {costs}")
@@ -94,16 +106,25 @@ def fit_line(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float]
 
 
 def clock_seconds(work: Callable[[], Any]) -> float:
-    """Seconds of the clock of one call: what threads share, and what other processes of a build take, counts once."""
+    """Return the wall time of one call, for functions that use several threads or start processes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def memory_in_child(work: str, arguments: Mapping[str, Any], timeout: float = 900) -> int:
-    """Peak bytes that a named work of ``run.py`` needs beyond what it holds before it starts, in a process of its own.
+    """Return the peak memory of a function of ``run.py``, less the memory before it starts, in a new process.
 
-    The process has as many threads as this one. Raises RuntimeError where the process fails, with what it said.
+    Args:
+        work: the name of the function.
+        arguments: its arguments. The process has the number of threads of this one.
+        timeout: seconds.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        RuntimeError: the process fails. The message holds its output.
     """
     import torch
 
@@ -116,11 +137,11 @@ def memory_in_child(work: str, arguments: Mapping[str, Any], timeout: float = 90
 
 
 def peak_of(work: Callable[[], Any]) -> int:
-    """Bytes of resident memory at the peak of a call, less those before it."""
+    """Return the peak resident memory of a call less the memory before it, in bytes."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading may have needed more
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak: loading may have needed more
     except OSError:
         pass
     before = _peak_resident()
@@ -129,7 +150,7 @@ def peak_of(work: Callable[[], Any]) -> int:
 
 
 def _peak_resident() -> int:
-    """Highest resident memory so far, in bytes."""
+    """Return the highest resident memory so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -140,7 +161,7 @@ def _peak_resident() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that can be had without swapping; a large number where the system does not say."""
+    """Return the bytes that are available without swapping, or a large number if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -149,7 +170,7 @@ def free_memory() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions and threads."""
+    """Describe the machine: processor, cores, memory, versions and threads."""
     import torch
 
     name = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Benchmark 6: the mini recipe, stage by stage, from the log of a plain ``./run.sh``."""
+"""Benchmark 6: the stages of the mini recipe, from the log of ``./run.sh``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 _DONE = re.compile(r"stage (\d) \((\w+)\)(?:: (.+?))?: done in (\d+) s")
-# of several jobs the log has the last folder's share alone, which tells nothing of the whole
+# with several jobs, the log holds only the share of one job, so these lines are ignored
 _AUDIO = re.compile(r"^(?!job ).*: (\d+) utterances, ([\d.]+) h of speech, in (\d+) s", re.MULTILINE)
 
 
 def read_log(text: str) -> dict[str, Any]:
-    """Seconds of every stage that ran, in order, and of extraction, where one job did it.
+    """Return the seconds of every stage that ran, in order, and of extraction if one job did it.
 
-    Raises ValueError for a log without a finished stage.
+    Raises:
+        ValueError: a log without a finished stage.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     stages = [
@@ -33,7 +34,7 @@ def read_log(text: str) -> dict[str, Any]:
 
 
 def run(log: str) -> list[dict[str, Any]]:
-    """The rows of a log file."""
+    """Return the rows of a log file."""
     found = read_log(Path(log).read_text(encoding="utf-8", errors="replace"))
     rows: list[dict[str, Any]] = found["stages"]
     return [*rows, {"extraction": found["extraction"]}] if found["extraction"] else rows

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: models of the published shapes with random weights, speech of a corpus's lengths."""
+"""Inputs of the benchmarks: models of the published sizes with random weights, and speech with realistic lengths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,16 @@ MEAN_SECONDS, SHORTEST, LONGEST = 4.0, 1.0, 15.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A size of the published models: HuBERT's settings, CLIP's name in open_clip, hidden states, image side."""
+    """A size of the published models.
+
+    Attributes:
+        name: base, large, or small for the regression check.
+        hubert: settings of transformers' HubertConfig.
+        clip: name of the CLIP in open_clip.
+        states: number of hidden states.
+        width: width of the hidden states.
+        side: side of an image, in pixels.
+    """
 
     name: str
     hubert: dict[str, Any]
@@ -46,26 +55,26 @@ _LARGE = {
 SHAPES = {
     "base": Shape("base", {}, "ViT-B-32-quickgelu", 13, 768),
     "large": Shape("large", _LARGE, "ViT-L-14-quickgelu", 25, 1024),
-    # of no published size: the regression check, in seconds
+    # not a published size: for the regression check, which takes seconds
     "small": Shape("small", {"num_hidden_layers": 3}, "ViT-B-32-quickgelu", 4, 768),
 }
 
 
 def lengths(count: int, seed: int = 0) -> np.ndarray:
-    """Samples [count] of utterances whose lengths are spread as a corpus's: log-normal, 4 s in the mean, 1 to 15 s."""
+    """Return lengths of utterances in samples, [count]: log-normal, mean 4 s, 1 to 15 s."""
     sigma = 0.45
     drawn = np.random.default_rng(seed).lognormal(np.log(MEAN_SECONDS) - sigma**2 / 2, sigma, count)
     return np.round(np.clip(drawn, SHORTEST, LONGEST) * SAMPLE_RATE).astype(np.int64)
 
 
 def waves(samples: np.ndarray, seed: int = 0) -> list[Tensor]:
-    """Noise of the given lengths."""
+    """Return noise of the given lengths."""
     rng = np.random.default_rng(seed)
     return [torch.from_numpy(rng.standard_normal(int(n), dtype=np.float32) * 0.1) for n in samples]
 
 
 def settings(shape: str, head: str) -> Config:
-    """The published settings of a size and a head."""
+    """Return the published settings of a size and a head."""
     size = "base" if shape == "small" else shape
     folder = ROOT / "egs" / "conf"
     layers = [folder / f"{name}.yaml" for name in (size, head, f"{size}_{head}")]
@@ -74,7 +83,7 @@ def settings(shape: str, head: str) -> Config:
 
 @cache
 def plain_clip(shape: str) -> Any:
-    """open_clip's CLIP of a size with random weights, both towers, frozen."""
+    """Return open_clip's CLIP of a size with random weights, both towers, frozen."""
     prepare()
     import open_clip
 
@@ -85,7 +94,7 @@ def plain_clip(shape: str) -> Any:
 
 @cache
 def clip(shape: str) -> OpenClip:
-    """This project's, over the tensors of :func:`plain_clip`."""
+    """Return this project's CLIP with the tensors of :func:`plain_clip`."""
     prepare()
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
@@ -95,13 +104,13 @@ def clip(shape: str) -> OpenClip:
     with torch.device("meta"):
         model = open_clip.model.CLIP(**open_clip.get_model_config(SHAPES[shape].clip))
     model.load_state_dict(tensors, assign=True)
-    model.attn_mask = plain_clip(shape).attn_mask  # no part of the state
+    model.attn_mask = plain_clip(shape).attn_mask  # not part of the state dict
     preprocess = ImagePreprocess(SHAPES[shape].side, (0.5,) * 3, (0.25,) * 3, Resampling.BICUBIC)
     return OpenClip(model, BpeTokenizer(SimpleTokenizer()), preprocess, {"path": shape, "kind": "random"})
 
 
 def model(shape: str, head: str, subwords: int = SUBWORDS, seed: int = 0) -> SpeechNetwork:
-    """A freshly initialised model without a speech encoder, over a vocabulary of ``subwords``."""
+    """Return a fresh network without a speech encoder, with a vocabulary of ``subwords`` entries."""
     tower = clip(shape)
     special = [tower.tokenizer.pad, tower.tokenizer.sot, tower.tokenizer.eot]
     drawn = np.random.default_rng(seed).permutation(np.arange(1, tower.tokenizer.sot))[: subwords - len(special)]
@@ -115,7 +124,7 @@ def model(shape: str, head: str, subwords: int = SUBWORDS, seed: int = 0) -> Spe
 
 
 def hubert_config(shape: str) -> Any:
-    """transformers' settings of a HuBERT of a size."""
+    """Return transformers' configuration of a HuBERT of a size."""
     prepare()
     import transformers
 
@@ -123,7 +132,7 @@ def hubert_config(shape: str) -> Any:
 
 
 def hubert(shape: str) -> Any:
-    """transformers' HuBERT of a size with random weights."""
+    """Return transformers' HuBERT of a size with random weights."""
     prepare()
     import transformers
 
@@ -132,7 +141,7 @@ def hubert(shape: str) -> Any:
 
 
 def encoder_folder(shape: str, folder: Path) -> Path:
-    """A transformers folder with :func:`hubert`, made if it is not there."""
+    """Return a transformers folder with :func:`hubert`; it is written if it is missing."""
     if not (folder / "config.json").is_file():
         hubert(shape).save_pretrained(folder)
         about = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": shape == "large"}
@@ -141,12 +150,12 @@ def encoder_folder(shape: str, folder: Path) -> Path:
 
 
 def speech_encoder(shape: str, folder: Path) -> Any:
-    """This project's encoder over :func:`encoder_folder`."""
+    """Return this project's encoder of :func:`encoder_folder`."""
     return load_speech_encoder(SpeechEncoderConfig(path=str(encoder_folder(shape, folder))))
 
 
 def features(shape: str, batch: int, seconds: float = MEAN_SECONDS, seed: int = 0) -> SpeechFeatures:
-    """Random hidden states of ``batch`` utterances of nearly equal length, in half precision as a store has them."""
+    """Return random hidden states of ``batch`` utterances of nearly equal length, in half precision like a store."""
     size = SHAPES[shape]
     longest = round(seconds * FRAME_RATE)
     generator = torch.Generator().manual_seed(seed)
@@ -157,6 +166,6 @@ def features(shape: str, batch: int, seconds: float = MEAN_SECONDS, seed: int = 
 
 
 def pixels(shape: str, batch: int, seed: int = 0) -> Tensor:
-    """Random preprocessed images [B, 3, side, side]."""
+    """Return random preprocessed images [B, 3, side, side]."""
     side = SHAPES[shape].side
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))

@@ -1,9 +1,9 @@
-"""Plain baselines: what a user would otherwise run, written after the published behaviour (METHOD: Shih et al. 2022).
+"""Plain baselines that compute the published method directly (Shih et al. 2022; Wang et al. 2024).
 
-They take the parameters of this project's models, so that equal results can be shown, and share none of its code paths:
-attention at every position, cosines keyword by keyword over a broadcast vocabulary, a hard one-hot times the whole
-table, a text transformer over its whole context, the image tower in every step, integrate-and-fire frame by frame, and
-scores by sorting.
+They use the parameters of this project's networks, so that tests can show equal results, but none of its code paths.
+They compute attention at every position, the cosines of each keyword over a broadcast vocabulary, a hard one-hot times
+all subword embeddings, the text transformer over its whole context, the image tower in every step, integrate-and-fire
+frame by frame, and scores by sorting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from speechclip.model.network import SpeechNetwork
 
 
 def mix(model: SpeechNetwork, states: Tensor) -> Tensor:
-    """Layer mix of [B, L, T, D]: every state in single precision, weighted, summed."""
+    """Return the weighted sum of hidden states [B, L, T, D], computed in single precision."""
     states = states.float()
     if model.weighted_sum.state_norm:
         states = nn.functional.layer_norm(states, states.shape[-1:])
@@ -25,10 +25,17 @@ def mix(model: SpeechNetwork, states: Tensor) -> Tensor:
     return (states * weights[None, :, None, None]).sum(dim=1)
 
 
-def read_out(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) -> tuple[list[Tensor], Tensor | None]:
-    """The embeddings [B, J] that a head reads out of hidden states, parallel before cascaded, and its quantity loss.
+def apply_head(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """Apply a head to hidden states.
 
-    clip: open_clip's own model, for its text transformer.
+    Args:
+        model: the network.
+        clip: open_clip's own model, for its text transformer.
+        states: [B, L, T, D].
+        frames: [B].
+
+    Returns:
+        The embeddings [B, J] of its branches, parallel before cascaded, and the quantity loss or None.
     """
     head: Any = model.head
     mixed = mix(model, states)
@@ -37,7 +44,7 @@ def read_out(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) ->
     tokens = torch.cat([cls, head.input_dropout(mixed)], dim=1)
     padding = torch.arange(mixed.shape[1])[None] >= frames[:, None]
     mask = nn.functional.pad(padding, (cls.shape[1], 0), value=False)
-    # the published parallel head is torch's encoder layer, which asks for no weights; others call attention as it is
+    # the published parallel head is torch's encoder layer, which needs no weights; the others call the attention
     weighed = name != "parallel"
     attended, _ = head.attention.attention(tokens, tokens, tokens, key_padding_mask=mask, need_weights=weighed)
     if name == "parallel":
@@ -59,30 +66,31 @@ def read_out(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) ->
     else:
         vectors = head.batch_norm(head.projection(hidden[:, first : cls.shape[1]]))
         counts = torch.full((len(vectors),), vectors.shape[1])
-    embeddings.append(read_keywords(model, clip, quantize(head.quantizer, vectors), counts))
+    embeddings.append(encode_keywords(model, clip, quantize(head.quantizer, vectors), counts))
     return embeddings, quantity_loss
 
 
 def quantize(quantizer: Any, vectors: Tensor) -> Tensor:
-    """[B, K, D] to rows of the table, straight-through, one keyword after the other over a broadcast vocabulary."""
+    """Quantise keywords [B, K, D], straight-through, one keyword after the other over a broadcast vocabulary."""
     cosines = []
     for keyword in vectors.unbind(dim=1):
-        cosines.append(nn.functional.cosine_similarity(keyword[:, None, :], quantizer.subword_embeddings[None], dim=-1))  # [B, V, D]
+        every = quantizer.subword_embeddings[None]  # [1, V, D], broadcast to [B, V, D]
+        cosines.append(nn.functional.cosine_similarity(keyword[:, None, :], every, dim=-1))
     scores = torch.stack(cosines, dim=1).masked_fill(~quantizer.valid_mask, float("-inf"))
     soft = (scores / quantizer.temperature).softmax(dim=-1)
     hard = nn.functional.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
     return (hard + soft - soft.detach()) @ quantizer.subword_embeddings
 
 
-def read_keywords(model: SpeechNetwork, clip: Any, keywords: Tensor, counts: Tensor) -> Tensor:
-    """Keywords through CLIP's text transformer over all of its positions: [B, J]."""
+def encode_keywords(model: SpeechNetwork, clip: Any, keywords: Tensor, counts: Tensor) -> Tensor:
+    """Encode keywords with CLIP's text transformer over all of its positions: [B, J]."""
     assert model.clip is not None
     tokens, table = model.clip.tokenizer, clip.token_embedding.weight
     rows = table[torch.full((len(keywords), len(clip.positional_embedding)), tokens.pad)].clone()
     rows[:, 0] = table[tokens.sot]
     rows[:, 1 : 1 + keywords.shape[1]] = keywords
     every = torch.arange(len(rows))
-    for at in range(keywords.shape[1]):  # nothing stands behind an utterance's last keyword but EOT and padding
+    for at in range(keywords.shape[1]):  # after the last keyword of an utterance come EOT and padding
         rows[counts <= at, 1 + at] = table[tokens.pad]
     rows[every, counts + 1] = table[tokens.eot]
     hidden = clip.transformer(rows + clip.positional_embedding, attn_mask=clip.attn_mask)
@@ -91,7 +99,11 @@ def read_keywords(model: SpeechNetwork, clip: Any, keywords: Tensor, counts: Ten
 
 
 def fire(cif: Any, frames: Tensor, padding: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Integrate-and-fire in training with alpha scaled to its target, frame by frame: segments [k_n, d], quantity_loss."""
+    """Integrate and fire frame by frame, with alpha scaled to its target as in training.
+
+    Returns:
+        The segments of each utterance [k_n, d] and the quantity loss.
+    """
     alpha = cif.alpha(frames, padding)
     lengths = (~padding).sum(dim=1)
     targets = (lengths / cif.frames_per_keyword).round().clamp(min=1)
@@ -107,14 +119,14 @@ def fire(cif: Any, frames: Tensor, padding: Tensor) -> tuple[list[Tensor], Tenso
                 fired.append(state + part.to(row.dtype) * row[at])
                 state, filled, rest = torch.zeros_like(row[0]), weights.new_zeros(()), rest - part
             state, filled = state + rest.to(row.dtype) * row[at], filled + rest
-        segments.append(torch.stack([*fired, state]))  # the last one ends with the utterance
+        segments.append(torch.stack([*fired, state]))  # the last segment ends with the utterance
     return segments, quantity_loss
 
 
 def loss(
     model: SpeechNetwork, embeddings: list[Tensor], quantity_loss: Tensor | None, images: Tensor, groups: Tensor
 ) -> Tensor:
-    """The contrastive loss of every branch, written out, and the quantity loss."""
+    """Return the sum of the contrastive losses of all branches and the quantity loss."""
     weights = model.config.loss
     total = torch.zeros(()) if quantity_loss is None else weights.quantity_weight * quantity_loss
     images = nn.functional.normalize(images.float(), dim=-1)
@@ -128,20 +140,27 @@ def loss(
 
 
 def image_tower(clip: Any, images: Tensor) -> Tensor:
-    """Embeddings of preprocessed images [B, 3, side, side], as every step computes them anew. clip: open_clip's own."""
+    """Encode preprocessed images [B, 3, side, side], as a step without cached embeddings does."""
     with torch.no_grad():
         embedded: Tensor = clip.encode_image(images)
     return embedded
 
 
 def recall(speech: Tensor, images: Tensor, owner: Tensor, cutoffs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Recall in percent in both directions by sorting all scores. speech [U, D], images [I, D], owner [U]."""
+    """Return recall in percent in both directions, by sorting all scores.
+
+    Args:
+        speech: [U, D].
+        images: [I, D].
+        owner: [U], the image of each utterance.
+        cutoffs: the values of k.
+    """
     scores = speech @ images.T
     return recall_of_scores(scores, owner, cutoffs)
 
 
 def recall_of_scores(scores: Tensor, owner: Tensor, cutoffs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """The same from the scores [U, I]."""
+    """Return the result of :func:`recall` from the scores [U, I]."""
     found = scores.argsort(dim=1, descending=True)
     hits = found == owner[:, None]
     table = {f"speech->image R@{k}": 100 * hits[:, :k].any(dim=1).float().mean().item() for k in cutoffs}

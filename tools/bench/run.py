@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures this collection against plain baselines, in turn, in one run on one machine.
+"""Measure this project against plain baselines, in turn, in one run on one machine.
 
 Usage: tools/bench/bench.sh [--only heads epoch ...] [--out FILE.json] [--document BENCHMARKS.md] ...
 """
@@ -17,41 +17,54 @@ from sections import HEADS, SECTIONS, SHAPES
 
 HERE = Path(__file__).resolve().parent
 
+
 def arguments(argv: list[str]) -> Any:
-    """The command line."""
+    """Parse the command line."""
     from speechclip.common.arguments import ArgumentParser
 
     parser = ArgumentParser(prog="tools/bench/bench.sh", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="what to measure, in this order; without it, all")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to measure, in this order; default: all")
     parser.add_argument(
-        "--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="of heads and extraction_cuda"
+        "--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="model sizes of heads and extraction_cuda"
     )
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="of heads and epoch")
-    parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16], help="of a training step")
     parser.add_argument(
-        "--utterances", type=int, default=48, help="in the corpora of extraction and store, and, up to 16, of epoch"
+        "--heads",
+        nargs="+",
+        choices=HEADS,
+        default=list(HEADS),
+        help="heads to measure in the sections heads and epoch",
     )
-    parser.add_argument("--images", type=int, default=5000, help="scored, with five utterances each")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds in which plain and ours take turns")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor")
-    parser.add_argument("--mini_log", default="", metavar="FILE", help="log of a plain run of egs/mini")
-    parser.add_argument("--mini_commit", default="", help="commit that --mini_log is of, where it is another one")
-    parser.add_argument("--out", default=str(HERE / "results.json"), metavar="FILE", help="results, section by section")
-    parser.add_argument("--document", default="", metavar="FILE", help="write the tables of --out as Markdown")
-    parser.add_argument("--check", action="store_true", help="compare small runs with the least ratios of floors.json")
+    parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16], help="batch sizes of a training step")
+    parser.add_argument(
+        "--utterances",
+        type=int,
+        default=48,
+        help="utterances in the corpora of extraction and store; epoch uses at most 16",
+    )
+    parser.add_argument("--images", type=int, default=5000, help="images that are scored, with five utterances each")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; in each, plain and ours run in turn")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU")
+    parser.add_argument("--mini_log", default="", metavar="FILE", help="log of ./run.sh in egs/mini")
+    parser.add_argument("--mini_commit", default="", help="commit of --mini_log, if it differs from the present one")
+    parser.add_argument("--out", default=str(HERE / "results.json"), metavar="FILE", help="file of the results")
+    parser.add_argument(
+        "--document", default="", metavar="FILE", help="write the tables of --out as Markdown to this file"
+    )
+    parser.add_argument("--check", action="store_true", help="compare the ratios of small runs with floors.json")
     parser.add_argument("--child", default="", help="used by the benchmarks themselves")
     return parser.parse_args(argv)
 
 
-def said(argv: list[str]) -> list[str]:
-    """The command line without where it writes, which tells a reader nothing."""
+def shown_words(argv: list[str]) -> list[str]:
+    """Return the command line without --out, which does not matter to a reader."""
     at = argv.index("--out") if "--out" in argv else len(argv)
     return argv[:at] + argv[at + 2 :]
 
 
 def keys(options: Any) -> list[str]:
-    """What is measured and written on its own: sections, and of heads each shape and head, so that none replaces
-    another and a run that is stopped keeps those it finished.
+    """Return the keys of the results to measure.
+
+    Every size and head of the section "heads" has its own key, so that a stopped run keeps the finished ones.
     """
     chosen = options.only or ([] if options.document else SECTIONS)
     heads = [f"heads_{shape}_{head}" for shape in options.shapes for head in options.heads]
@@ -59,7 +72,7 @@ def keys(options: Any) -> list[str]:
 
 
 def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | None:
-    """What measures one of ``keys``; None where what it needs is not there."""
+    """Return the function that measures one key, or None if its input or a GPU is missing."""
     repeats, count = options.repeats, options.utterances
     if name == "mini":
         import mini
@@ -111,18 +124,18 @@ def _extraction_cuda(shapes: list[str], count: int, repeats: int) -> list[dict[s
 
 
 def child(request: dict[str, Any]) -> None:
-    """Peak memory of one work, printed as JSON."""
+    """Print the peak memory of one function as JSON."""
     import measure
     import steps
 
     if request.pop("work") != "step":
-        raise SystemExit("unknown work")
+        raise SystemExit("unknown function")
     step = steps.make_step(**request)
     print(json.dumps({"peak": measure.peak_of(step)}))
 
 
 def main(argv: list[str]) -> int:
-    """Measure, write, check."""
+    """Measure, write the results, or check them."""
     options = arguments(argv)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(options.threads)  # before the first import of numpy and torch
@@ -141,16 +154,16 @@ def main(argv: list[str]) -> int:
     from speechclip.common.provenance import commit
 
     out = Path(options.out)
-    # before the results, a file of the repository, are written for the first time: that alone makes no other code
+    # read before the results are written: a changed results file does not mean changed code
     measured_at = commit()
     held: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     for name in keys(options):
         work = section(name, options)
         if work is None:
-            print(f"{name}: left out, no {'--mini_log' if name == 'mini' else 'GPU'}", flush=True)
+            print(f"{name}: skipped, needs {'--mini_log' if name == 'mini' else 'a GPU'}", flush=True)
             continue
         before = measure.machine()
-        command, at = f"tools/bench/bench.sh {' '.join(said(argv))}".strip(), measured_at
+        command, at = f"tools/bench/bench.sh {' '.join(shown_words(argv))}".strip(), measured_at
         if name == "mini":
             command, at = "./run.sh", options.mini_commit or at
             before |= {"load": [], "threads": before["cores"]}

@@ -1,7 +1,7 @@
-"""Benchmark 3: retrieval scores of 25,000 utterances and 5,000 images, both directions, against sorting all scores.
+"""Benchmark 3: retrieval scores of 25,000 utterances and 5,000 images in both directions, against sorting all scores.
 
-"scores" begins with the matrix of scores, "embeddings" with the embeddings: there both pay for the matrix product, and
-ours twice, once for each direction, in blocks that never hold all scores.
+"scores" starts from the matrix of scores. "embeddings" starts from the embeddings: both compute the matrix product,
+ours once per direction, in blocks that never hold all scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTH = 512
 
 
 def embeddings(images: int, each: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors of ``images`` and of ``each`` noisy utterances of every one, and the utterances' images."""
+    """Return unit vectors of images, of ``each`` noisy utterances per image, and the image of each utterance."""
     rng = np.random.default_rng(seed)
     pictured = rng.standard_normal((images, WIDTH), dtype=np.float32)
     owner = np.repeat(np.arange(images), each)
@@ -30,14 +30,14 @@ def embeddings(images: int, each: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def ours(spoken: np.ndarray, pictured: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Recall in both directions by this project, under the names of ``plain.recall``."""
+    """Return recall in both directions as this project computes it, with the names of ``plain.recall``."""
     every = np.arange(len(pictured))
     forth, back = first_hit_ranks(spoken, pictured, owner, every), first_hit_ranks(pictured, spoken, every, owner)
     return _named(forth, back)
 
 
 def ours_from_scores(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """The same from the scores [U, I]. owner: sorted."""
+    """Return the result of :func:`ours` from the scores [U, I]. owner: [U], sorted."""
     query = np.arange(len(owner))
     return _named(ranks_from_scores(scores, query, owner), ranks_from_scores(scores.T, owner, query))
 
@@ -52,7 +52,11 @@ def _named(forth: np.ndarray, back: np.ndarray) -> dict[str, float]:
 
 
 def run(images: int, each: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows with the ratio from scores and from embeddings; equal recall is asserted."""
+    """Measure the ratio from scores and from embeddings.
+
+    Raises:
+        RuntimeError: plain and ours give different recall.
+    """
     spoken, pictured, owner = embeddings(images, each)
     s, p, o = torch.from_numpy(spoken), torch.from_numpy(pictured), torch.from_numpy(owner)
     scores = s @ p.T
@@ -68,7 +72,7 @@ def run(images: int, each: int, repeats: int) -> list[dict[str, Any]]:
     for case, works in cases.items():
         expected, found = (works[kind]() for kind in (PLAIN, OURS))
         off = max(abs(expected[key] - found[key]) for key in found)
-        # an utterance whose answer is placed by the last bit of a product may be counted in one and not in the other
+        # rounding may move an utterance over a cutoff in one of them
         if expected.keys() != found.keys() or off > 100 * 3 / images:
             raise RuntimeError(f"recall differs: {expected} and {found}")
         time = measure.compare(measure.interleaved(works, repeats, warm_up=False))

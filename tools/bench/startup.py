@@ -1,4 +1,4 @@
-"""Benchmark 5: from a command to its --help, for every command; against importing what the command works with."""
+"""Benchmark 5: time of ``--help`` of every command, against the import of the heavy libraries."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = 1e-3  # seconds: a shorter one is not told apart
-HEAVY = "import speechclip.common.compat; speechclip.common.compat.prepare(); import torch, transformers, open_clip, lightning_fabric"
+LEAST = 1e-3  # seconds; shorter times cannot be measured
+HEAVY = (
+    "import speechclip.common.compat; speechclip.common.compat.prepare(); "
+    "import torch, transformers, open_clip, lightning_fabric"
+)
 
 
 def commands() -> dict[str, list[str]]:
-    """Every command of the collection that has a --help, by name."""
+    """Return every command of the project that has a --help, by name."""
     from speechclip.cli import COMMANDS
 
     found = {}
@@ -41,7 +44,11 @@ def commands() -> dict[str, list[str]]:
 
 
 def spent(command: list[str]) -> tuple[float, float]:
-    """Seconds of the clock and of the processor (children included) that a command takes; RuntimeError if it fails."""
+    """Return wall time and CPU time (children included) of a command, in seconds.
+
+    Raises:
+        RuntimeError: the command fails or prints no usage.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SPEECHCLIP_PYTHON": sys.executable}
     before, started = _used(), time.perf_counter()
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -52,24 +59,24 @@ def spent(command: list[str]) -> tuple[float, float]:
 
 
 def _used() -> float:
-    """Processor seconds of the children that have ended: finer than os.times, which counts ticks of 10 ms."""
+    """Return the CPU time of ended children. It is finer than os.times, which counts ticks of 10 ms."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 
 
 def run(repeats: int, only: str = "") -> list[dict[str, Any]]:
-    """Rows: medians of clock and processor; the first row is the heavy import that none of them waits for."""
+    """Measure the medians of wall and CPU time. The first row is the import of the heavy libraries."""
     heavy = [_imported() for _ in range(repeats)]
     rows = [{"command": "import of torch, transformers, open_clip", "processor": statistics.median(heavy)}]
     for name, command in commands().items():
         if only and only not in name:
             continue
-        spent([*command, "--help"])  # the first one compiles
+        spent([*command, "--help"])  # the first call compiles
         taken = [spent([*command, "--help"]) for _ in range(repeats)]
         clock, processor = (statistics.median(column) for column in zip(*taken))
         ratio = rows[0]["processor"] / processor
         rows.append({"command": name, "clock": clock, "processor": processor, "ratio": ratio})
-        print(f"{name}: {processor:.2f} s of the processor, {clock:.2f} s", flush=True)
+        print(f"{name}: {processor:.2f} s of CPU time, {clock:.2f} s", flush=True)
     return rows
 
 

@@ -1,8 +1,9 @@
-"""Benchmark 1: a training step of every head, its time and its peak memory; and a whole epoch.
+"""Benchmark 1: time and peak memory of a training step of every head, and time of an epoch.
 
-The step here: hidden states in half precision as the store gives them, image embeddings from the cache, this project's
-LossStep. The plain one: the same states in single precision, the image tower in the step, the head of plain.py. Both:
-loss, gradients, their norm clipped, Adam. Neither reads the disk or runs the speech encoder; the epoch does both.
+Our step takes hidden states in half precision as the store holds them and cached image embeddings, and runs this
+project's LossStep. The plain step takes the same states in single precision, runs the image tower, and the head of
+plain.py. Both compute loss, gradients, gradient clipping and Adam. Neither reads the disk or runs the speech encoder;
+the epoch does.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from speechclip.train.optim import make_optimizer
 from speechclip.train.step import LossStep, TrainBatch
 
 BIG = 256  # the published batch
-LONGEST = 6.4  # seconds of an utterance in training (METHOD section 1)
-EPOCH_UTTERANCES = 16  # at most: the plain epoch takes minutes for them
+LONGEST = 6.4  # seconds of an utterance in training (Shih et al. 2022)
+EPOCH_UTTERANCES = 16  # at most: the plain epoch takes minutes for these
 Step = Callable[[], float]
 
 
 def make_step(
     kind: str, shape: str, head: str, batch: int, subwords: int = parts.SUBWORDS, length: float = parts.MEAN_SECONDS
 ) -> Step:
-    """A training step that can be repeated; it returns its loss. kind: "plain" or "ours"."""
+    """Return a training step that can be repeated and returns its loss. kind: "plain" or "ours"."""
     model = parts.model(shape, head, subwords).train()
     states, frames = parts.features(shape, batch, length)
     groups = torch.arange(batch)
@@ -57,19 +58,30 @@ def make_step(
 
 
 def our_loss(model: SpeechNetwork, config: Config, batch: Batch, targets: Tensor) -> Callable[[], Tensor]:
-    """This project's step, to its loss."""
+    """Return a function that computes the loss of this project's step."""
     step = LossStep(model, config, Fabric(accelerator="cpu", devices=1))
     return lambda: step(TrainBatch(batch, targets, batch.indices))
 
 
-def plain_loss(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor) -> Tensor:
-    """The plain step's loss: states [B, L, T, D], frames [B], preprocessed images [B, 3, side, side], groups [B]."""
-    embeddings, quantity = plain.read_out(model, clip, states, frames)
+def plain_loss(
+    model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor
+) -> Tensor:
+    """Return the loss of the plain step.
+
+    Args:
+        model: the network.
+        clip: open_clip's own model.
+        states: [B, L, T, D].
+        frames: [B].
+        images: preprocessed, [B, 3, side, side].
+        groups: [B], the image of each utterance.
+    """
+    embeddings, quantity = plain.apply_head(model, clip, states, frames)
     return plain.loss(model, embeddings, quantity, plain.image_tower(clip, images), groups)
 
 
 def updater(model: SpeechNetwork, kind: str) -> Callable[[Tensor], float]:
-    """One optimiser for a model, torch's Adam as it comes or this project's: from a loss to changed parameters."""
+    """Return a function that updates the parameters from a loss: torch's default Adam, or this project's optimiser."""
     parameters = model.trained_parameters()
     config = OptimConfig()
     optimizer = (
@@ -88,7 +100,7 @@ def updater(model: SpeechNetwork, kind: str) -> Callable[[Tensor], float]:
 
 
 def needed_by_plain(shape: str, head: str, batch: int) -> float:
-    """About how many bytes a plain step needs, from above: two copies of [B, V, D] for each of up to ten keywords."""
+    """Estimate an upper bound of the memory of a plain step: two copies of [B, V, D] for each of up to ten keywords."""
     if head == "parallel":
         return 4e9
     width = {"base": 512, "large": 768}.get(shape, 512)
@@ -96,15 +108,15 @@ def needed_by_plain(shape: str, head: str, batch: int) -> float:
 
 
 def needed_by_ours(shape: str, batch: int) -> float:
-    """The same of a step here: hidden states as they are drawn and in half precision, and their gradients' way."""
+    """Estimate an upper bound of the memory of our step: hidden states in single and half precision, and gradients."""
     size = parts.SHAPES[shape]
     return 4e9 + 10 * batch * size.states * size.width * parts.MEAN_SECONDS * FRAME_RATE
 
 
 def run(shape: str, head: str, batches: tuple[int, ...], repeats: int, big: int = BIG) -> list[dict[str, Any]]:
-    """Rows of step times and peaks; at a batch of ``big`` ours as measured beside plain by fit. See :func:`fitted`.
+    """Measure steps at several batch sizes; at the batch size ``big``, ours is measured and plain is fitted.
 
-    A batch that the plain step has too little memory for is a row with the reason in "left_out".
+    If the machine has too little memory for a plain step, its row holds the reason in "left_out".
     """
     rows, done = [], []
     for batch in batches:
@@ -131,7 +143,7 @@ def run(shape: str, head: str, batches: tuple[int, ...], repeats: int, big: int 
 
 
 def _ours_alone(shape: str, head: str, batch: int, repeats: int) -> dict[str, float] | None:
-    """Time and peak of a step here; None where it has too little memory."""
+    """Return time and peak memory of our step, or None if the machine has too little memory."""
     if needed_by_ours(shape, batch) > measure.free_memory():
         return None
     works = {OURS: make_step(OURS, shape, head, batch)}
@@ -142,33 +154,38 @@ def _ours_alone(shape: str, head: str, batch: int, repeats: int) -> dict[str, fl
 
 
 def fitted(rows: list[dict[str, Any]], batch: int, ours: dict[str, float] | None = None) -> dict[str, Any]:
-    """A row for a batch that plain was not run at; "fit" holds the lines start + slope * batch that stand in for runs.
+    """Return a row for a batch size at which plain was not run. "fit" holds the lines start + slope * batch.
 
-    A line and no power law: a step has a part that does not grow. ours: time and peak as measured, where they were.
+    A line is used instead of a power law, because a part of a step does not grow.
+
+    Args:
+        rows: the measured rows.
+        batch: the batch size.
+        ours: measured time and peak of our step; None to fit them as well.
     """
     sizes = [row["batch"] for row in rows]
     kinds = (PLAIN,) if ours else (PLAIN, OURS)
-    said: dict[tuple[str, str], float] = {(what, OURS): value for what, value in (ours or {}).items()}
+    values: dict[tuple[str, str], float] = {(what, OURS): value for what, value in (ours or {}).items()}
     fits = {}
     for what in ("time", "peak"):
         for kind in kinds:
             fits[f"{what} {kind}"] = line = measure.fit_line(sizes, [row[what][kind] for row in rows])
-            said[what, kind] = line["start"] + line["slope"] * batch
-    ratio = said["time", PLAIN] / said["time", OURS]
+            values[what, kind] = line["start"] + line["slope"] * batch
+    ratio = values["time", PLAIN] / values["time", OURS]
     return {
         "shape": rows[0]["shape"],
         "head": rows[0]["head"],
         "batch": batch,
-        "time": {PLAIN: said["time", PLAIN], OURS: said["time", OURS], "ratio": ratio, "low": ratio, "high": ratio},
-        "peak": {kind: said["peak", kind] for kind in (PLAIN, OURS)},
+        "time": {PLAIN: values["time", PLAIN], OURS: values["time", OURS], "ratio": ratio, "low": ratio, "high": ratio},
+        "peak": {kind: values["peak", kind] for kind in (PLAIN, OURS)},
         "fit": fits,
     }
 
 
 def epoch(shape: str, heads: tuple[str, ...], utterances: int, batch: int, repeats: int) -> list[dict[str, Any]]:
-    """A training epoch over a small corpus: from dumped features and cached embeddings, and with both towers in it.
+    """Measure an epoch over a small corpus, with stored features and embeddings, and with both towers in the loop.
 
-    Utterances are cut to what training takes of them, in both.
+    Utterances are cropped to 6.4 s in both, as in training.
     """
     from extraction import plain_encoder
 

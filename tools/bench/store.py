@@ -1,7 +1,7 @@
-"""Benchmark 4: reading hidden states at random, with the crop of training, against a file an utterance.
+"""Benchmark 4: random reads of hidden states with the crop of training, against one file per utterance.
 
-The plain store is what feature dumps usually are: ``torch.save`` of all states of an utterance in single precision,
-read whole and cut afterwards. Both lie in the page cache.
+The plain store uses ``torch.save`` for all states of an utterance in single precision. It reads a whole file and crops
+it afterwards. Both stores are in the page cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CROP = round(6.4 * FRAME_RATE)  # frames
 
 
 def write(folder: Path, shape: str, utterances: int) -> list[int]:
-    """Both stores of the same random states. Returns the frames of each utterance."""
+    """Write both stores with the same random states and return the frames of each utterance."""
     size = parts.SHAPES[shape]
     frames = np.maximum(1, parts.lengths(utterances, seed=4) * FRAME_RATE // 16000).tolist()
     generator = torch.Generator().manual_seed(4)
@@ -37,7 +37,7 @@ def write(folder: Path, shape: str, utterances: int) -> list[int]:
 
 
 def run(shape: str, utterances: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows: seconds for every utterance once, in a random order, and megabytes on disk."""
+    """Measure the time to read every utterance once in a random order, and the size on disk."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = write(folder, shape, utterances)
