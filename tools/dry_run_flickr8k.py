@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Runs egs/flickr8k on generated files at full size and prints what each step takes in time, memory and disk.
+"""Run egs/flickr8k on generated files at full size, and print the time, memory and disk space of each step.
 
-Files in the true layout and HuBERT Base and CLIP ViT-B/32 with random weights come from tools/generate_flickr8k.py;
-then the recipe's own stages run in a copy of it under --out: preparation, CLIP embeddings, stored hidden states, a few
-training steps on them and the same with the encoder in the loop. Time is wall and processor time of all processes
-together, memory the largest process's peak.
+tools/generate_flickr8k.py writes files in the true layout, and HuBERT Base and CLIP ViT-B/32 with random weights. The
+stages of the recipe run in a copy under --out: preparation, CLIP embeddings, hidden states, a few training steps on
+stored states, and the same steps with the encoder in the loop. The table shows wall time, CPU time of all processes,
+and the peak memory of the largest process.
 
 Usage: tools/dry_run_flickr8k.py --out DIR [--images 8091] [--seconds 0.4] [--steps 4] [--batch_size 256] [--nj 2]
        [--embeddings tower|random] [--seed 0]
-       Most of it is HuBERT and CLIP: hours on one core. --embeddings random saves the part of CLIP.
+       It takes hours on one core, most of them for HuBERT and CLIP. --embeddings random skips CLIP.
 """
 
 from __future__ import annotations
@@ -32,38 +32,47 @@ from speechclip.data.kaldi import read_table
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test")
 CODE, RECIPE = ("speechclip", "utils"), ("egs/conf", "egs/flickr8k")
-MADE = ("corpus", "data", "dump", "exp", ".run.lock")  # what runs leave in a recipe
+MADE = ("corpus", "data", "dump", "exp", ".run.lock")  # files that runs write into a recipe
 RANDOM_WIDTH = 512
 
 
 class Table:
-    """Runs commands in a folder, one row each."""
+    """Run commands in a folder and print one row for each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        print(f"{'step':34}{'wall s':>10}{'processor s':>13}{'peak GB':>9}{'disk GB':>9}", flush=True)
+        print(f"{'step':34}{'wall s':>10}{'CPU s':>13}{'peak GB':>9}{'disk GB':>9}", flush=True)
 
-    def run(self, name: str, command: Sequence[str | Path], leaves: Path) -> None:
-        """Run it and print its row. leaves: what it fills. Raises UserError where it fails, with its last line."""
-        before, started = size(leaves), time.monotonic()
+    def run(self, name: str, command: Sequence[str | Path], output: Path) -> None:
+        """Run a command and print its row.
+
+        Args:
+            name: of the row.
+            command: the words.
+            output: the folder whose growth is measured.
+
+        Raises:
+            UserError: the command fails. The message holds its last line.
+        """
+        before, started = size(output), time.monotonic()
         log = self.folder / "dry_run.log"
         with log.open("a", encoding="utf-8") as file:
             process = subprocess.Popen(command, cwd=self.folder, stdout=file, stderr=file)
-            _, status, used = os.wait4(process.pid, 0)  # its children's peak and times are in it
+            _, status, used = os.wait4(process.pid, 0)  # includes the peak and times of its children
         wall = time.monotonic() - started
         if status:
             raise UserError(f"{log}: {name} failed: {log.read_text(encoding='utf-8').splitlines()[-1]}")
-        numbers = wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6, (size(leaves) - before) / 1e9
+        numbers = wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6, (size(output) - before) / 1e9
         print(f"{name:34}{numbers[0]:10.1f}{numbers[1]:13.1f}{numbers[2]:9.2f}{numbers[3]:9.2f}", flush=True)
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """Return the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def copy_recipe(out: Path) -> Path:
-    """The recipe and what it needs in a folder of its own, so that a user's runs are left alone."""
+    """Copy the recipe and the code it needs, so that the runs of the user are not touched."""
     for name in (*CODE, *RECIPE):
         left = ("__pycache__", *(() if name in CODE else MADE))
         shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*left))
@@ -71,7 +80,7 @@ def copy_recipe(out: Path) -> Path:
 
 
 def random_embeddings(recipe: Path, out: Path, seed: int) -> list[str]:
-    """Options that put random embeddings in the towers' place."""
+    """Return options that replace both towers by random embeddings."""
     rng = np.random.default_rng(seed)
     options = []
     for option, table in (("--clip_embeddings", "img.scp"), ("--text_embeddings", "text")):
@@ -83,7 +92,7 @@ def random_embeddings(recipe: Path, out: Path, seed: int) -> list[str]:
 
 
 def train(table: Table, recipe: Path, run: Sequence[str | Path], feats: str, steps: int, batch_size: int) -> None:
-    """A few training steps with one evaluation on dev at their end; the steps alone on a line of their own."""
+    """Run a few training steps with one dev evaluation at the end, and print the time of a step."""
     before = set((recipe / "exp").glob("*"))
     overrides = (
         f"--optim.max_steps={steps} --optim.warmup_steps=1 --train.eval_interval={steps} --train.log_interval=1 "
@@ -98,23 +107,25 @@ def train(table: Table, recipe: Path, run: Sequence[str | Path], feats: str, ste
 
 @exit_on_user_error
 def main() -> None:
-    """Print the table."""
+    """Run all steps and print the table."""
     parser = ArgumentParser(prog="dry_run_flickr8k.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder for everything")
-    parser.add_argument("--images", type=int, default=8091, help="photographs, of which the splits are shares")
+    parser.add_argument("--images", type=int, default=8091, help="number of photographs; the splits shrink with it")
     parser.add_argument("--seconds", type=float, default=0.4, help="mean length of a recording")
     parser.add_argument("--steps", type=int, default=4, help="training steps")
     parser.add_argument("--batch_size", type=int, default=256, help="utterances in a training batch")
-    parser.add_argument("--nj", type=int, default=2, help="processes of the preparation")
-    parser.add_argument("--embeddings", choices=("tower", "random"), default="tower", help="CLIP's, or random ones")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--nj", type=int, default=2, help="processes for the preparation")
+    parser.add_argument(
+        "--embeddings", choices=("tower", "random"), default="tower", help="CLIP embeddings or random ones"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random values")
     args = parser.parse_args()
 
     from speechclip.common.provenance import commit
 
     out = Path(args.out).resolve()
     if out.exists():
-        raise UserError(f"{out}: exists already")
+        raise UserError(f"{out}: exists. Give a new folder.")
     out.mkdir(parents=True)
     recipe, corpus = copy_recipe(out), out / "corpus"
     os.environ |= {"SPEECHCLIP_PYTHON": sys.executable, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -124,8 +135,8 @@ def main() -> None:
     numbers = {"images": args.images, "seconds": args.seconds, "seed": args.seed}
     generate = [sys.executable, ROOT / "tools/generate_flickr8k.py", "--out", corpus, "--encoders", "base"]
     table.run("generate", [*generate, *(f"--{k}={v}" for k, v in numbers.items())], out)
-    # noise as short as this is no mistake here; the two recordings of unusual length and the captions of no photograph
-    # still are, and of a small corpus they are a larger share than the recipe takes
+    # Short noise is intended here. The two recordings of unusual length and the captions without a photograph are
+    # skipped. In a small corpus they are a larger fraction than the recipe allows.
     run = ["./run.sh", "--corpus", str(corpus), "--models", str(corpus / "models"), "--nj", str(args.nj)]
     run += ["--min_seconds", str(min(0.3, 0.75 * args.seconds)), "--seed", str(args.seed)]
     run += ["--max_bad", str(max(0.01, 2 / args.images))]
@@ -135,7 +146,7 @@ def main() -> None:
     dump = recipe / "dump" / "base_hubert-base-ls960"
     table.run("2 features: CLIP", [*run, "--stage", "2", "--stop_stage", "2", "--feats", "online"], recipe / "dump")
     encoder = ["--config", "../conf/base.yaml", "--model.speech_encoder.path", str(corpus / "models/hubert-base-ls960")]
-    for split in SPLITS:  # as the stage does with --feats dump, after CLIP
+    for split in SPLITS:  # as stage 2 does with --feats dump, after CLIP
         command = [sys.executable, "-m", "speechclip.bin.extract_features", *encoder, "--data_dirs", f"[data/{split}]"]
         table.run(f"2 features: HuBERT, {split}", [*command, "--dump_root", str(dump)], dump)
     for feats in ("dump", "online"):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes files in the layout and size of the whole Flickr8k, and encoders of Base size, for a dry run of the recipe.
+"""Write files in the layout and size of the whole Flickr8k, and encoders of Base size, for a dry run of the recipe.
 
-8,091 photographs, 40,460 captions (five of them of 2258277193_586949ec62.jpg.1, which has no photograph, as published),
-40,000 recordings by 183 speakers, one of 323 s and one of 0.23 s as in the real corpus. The pictures are coloured
-blocks under noise, with files as large as the real ones, the recordings noise and the encoders' weights random: what is
-true is names, numbers and sizes, but for the length of the recordings (4.2 s on average in the real corpus).
+The corpus has 8,091 photographs, 40,460 captions and 40,000 recordings of 183 speakers. As published, five captions
+belong to 2258277193_586949ec62.jpg.1, which has no photograph, and two recordings have 323 s and 0.23 s. The pictures
+are coloured blocks with noise, in files of the real size. The recordings are noise, and the encoders have random
+weights. Names, numbers and sizes are true, except the length of the recordings (4.2 s on average in the real corpus).
 
 Usage: tools/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
        [--encoders base] [--seed 0]
@@ -22,14 +22,14 @@ from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.errors import UserError
 
 SPLITS = {"train": 6000, "dev": 1000, "test": 1000}
-GHOST = "2258277193_586949ec62.jpg.1"  # the caption file's entry without a photograph
+GHOST = "2258277193_586949ec62.jpg.1"  # the captions without a photograph
 SPEAKERS = 183
 WORDS = ("a", "dog", "man", "woman", "child", "runs", "jumps", "sits", "in", "on", "the", "grass", "water", "red")
 WIDTH, HEIGHT = 500, 375  # pixels of a photograph
 
 
 def sentences(file: str, count: int, rng: np.random.Generator) -> list[str]:
-    """Captions: those of a Flickr8k.token.txt, again and again, or of a few words."""
+    """Return captions: those of a Flickr8k.token.txt, repeated, or random words."""
     if file:
         lines = [line.split("\t")[1].strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
         return [lines[at % len(lines)] for at in range(count)]
@@ -37,7 +37,7 @@ def sentences(file: str, count: int, rng: np.random.Generator) -> list[str]:
 
 
 def write_images(folder: Path, names: list[str], rng: np.random.Generator) -> None:
-    """JPEG files of 140 kB: coloured blocks under noise."""
+    """Write JPEG files of 140 kB: coloured blocks with noise."""
     from PIL import Image
 
     folder.mkdir(parents=True)
@@ -50,7 +50,7 @@ def write_images(folder: Path, names: list[str], rng: np.random.Generator) -> No
 
 
 def write_audio(folder: Path, items: list[tuple[str, int]], seconds: float, rng: np.random.Generator) -> None:
-    """Recordings of every caption, and the two tables."""
+    """Write a recording of every caption, and the two tables."""
     import soundfile
 
     (folder / "wavs").mkdir(parents=True)
@@ -69,7 +69,7 @@ def write_audio(folder: Path, items: list[tuple[str, int]], seconds: float, rng:
 
 
 def write_encoders(folder: Path, seed: int) -> None:
-    """HuBERT Base and CLIP ViT-B/32 with random weights, as --models wants them."""
+    """Write HuBERT Base and CLIP ViT-B/32 with random weights, in the layout of --models."""
     from speechclip.common.compat import prepare
 
     prepare()
@@ -89,14 +89,14 @@ def write_encoders(folder: Path, seed: int) -> None:
 
 @exit_on_user_error
 def main() -> None:
-    """Write everything; a folder that exists already is an error."""
+    """Write all files into a new folder."""
     parser = ArgumentParser(prog="generate_flickr8k", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder")
-    parser.add_argument("--captions", default="", metavar="FILE", help="a Flickr8k.token.txt to take sentences from")
+    parser.add_argument("--captions", default="", metavar="FILE", help="Flickr8k.token.txt with the captions to use")
     parser.add_argument("--seconds", type=float, default=0.4, help="mean length of a recording")
-    parser.add_argument("--images", type=int, default=8091, help="photographs; the splits shrink with them")
+    parser.add_argument("--images", type=int, default=8091, help="number of photographs; the splits shrink with it")
     parser.add_argument("--encoders", choices=("none", "base"), default="none", help="also write models/")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random values")
     args = parser.parse_args()
     out, rng = Path(args.out), np.random.default_rng(args.seed)
     if out.exists():

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How long retrieval scoring takes and how much memory, on made-up embeddings, and whether its ranks are exact.
+"""Measure the time and memory of retrieval scoring on generated embeddings, and check that its ranks are exact.
 
-The embeddings are small whole numbers, so that every dot product is exact whatever the order of its sum, and ties are
-many. The ranks of some queries are counted again in 64-bit integers, one query at a time.
+The embeddings are small integers. So every dot product is exact in any order of summation, and there are many ties. The
+ranks of some queries are counted again in 64-bit integers, one query at a time.
 
 Usage: tools/measure_scoring.py [--queries 25031] [--gallery 5000] [--dim 512] [--only N] [--seed 0]
-       --only N scores no more than N of the queries, all of them in memory; the time of all follows from theirs.
+       --only N scores N of the queries. The time of all queries is estimated from them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECKED = 50  # queries
 
 
 def whole_numbers(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
-    """[rows, dim] float32 of -4 to 4, made without a larger array beside it."""
+    """Return random integers from -4 to 4 as float32 [rows, dim], in little extra memory."""
     made = np.empty((rows, dim), dtype=np.float32)
     for at in range(0, rows, 1 << 14):
         part = made[at : at + (1 << 14)]
@@ -31,7 +31,7 @@ def whole_numbers(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
 
 
 def exact_rank(query: np.ndarray, gallery: np.ndarray, relevant: np.ndarray) -> int:
-    """Rank of the best relevant item, ties against the system, in integers."""
+    """Return the rank of the best relevant item, computed in integers, with ties against the system."""
     scores = np.concatenate(
         [gallery[at : at + 4096].astype(np.int64) @ query.astype(np.int64) for at in range(0, len(gallery), 4096)]
     )
@@ -40,13 +40,13 @@ def exact_rank(query: np.ndarray, gallery: np.ndarray, relevant: np.ndarray) -> 
 
 @exit_on_user_error
 def main() -> None:
-    """Items answer the query of their number, counted again from 0 where the other side is smaller."""
+    """Measure and print. Item i is relevant for query i, modulo the smaller number."""
     parser = ArgumentParser(prog="measure_scoring.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--queries", type=int, default=25031, help="number of queries")
-    parser.add_argument("--gallery", type=int, default=5000, help="number of items searched")
+    parser.add_argument("--gallery", type=int, default=5000, help="number of items in the gallery")
     parser.add_argument("--dim", type=int, default=512, help="width of the embeddings")
-    parser.add_argument("--only", type=int, default=0, help="score this many queries, 0 for all")
-    parser.add_argument("--seed", type=int, default=0, help="of the embeddings and the queries checked")
+    parser.add_argument("--only", type=int, default=0, help="number of queries to score, 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the embeddings and of the checked queries")
     args = parser.parse_args()
 
     from speechclip.common.provenance import commit
@@ -68,7 +68,7 @@ def main() -> None:
     wrong = [at for at in drawn if exact_rank(queries[at], gallery, listed == asked[at]) != ranks[at]]
     whole = f", {seconds * args.queries / scored:,.0f} s for all" if scored < args.queries else ""
     print(f"{args.queries:,} x {args.gallery:,}, {args.dim} dimensions, seed {args.seed}, commit {commit()}:")
-    print(f"  {scored:,} queries in {seconds:.1f} s ({cpu:.1f} s of processor time){whole}; peak memory {peak:.2f} GB")
+    print(f"  {scored:,} queries in {seconds:.1f} s ({cpu:.1f} s of CPU time){whole}; peak memory {peak:.2f} GB")
     print(f"  {len(drawn) - len(wrong)} of {len(drawn)} ranks equal those counted in integers")
     if wrong:
         raise UserError(f"query {wrong[0]}: rank {ranks[wrong[0]]} is wrong")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a corpus of any size would need, disk, time and memory, computed from rates measured on this machine.
+"""Estimate the disk, time and memory of a corpus of any size, from rates measured on this machine.
 
-Measured for some seconds each: the speech encoder, CLIP's two towers, writing and reading the feature store, a training
-step, reading a data directory, scoring. What follows is arithmetic; every line says what it multiplies. Rates of one
-process on this machine: --machines divides the time of what can be split.
+Each rate is measured for some seconds: the speech encoder, both towers of CLIP, writing and reading the feature
+store, a training step, reading a data directory, scoring. The rest is arithmetic, and every line shows its factors.
+The rates are those of one process on this machine. --machines divides the time of the work that can be split.
 
 Usage: tools/plan_corpus.py [--times 100] [--corpus spokencoco|flickr8k] [--encoder random:base|random:large|FOLDER]
        [--clip ViT-B-32] [--batch 256] [--epochs 10] [--machines 1] [--seconds 10] [--folder DIR] [--seed 0]
@@ -28,7 +28,7 @@ from speechclip.common.errors import UserError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sizes: utterances, images, hours of speech; test_* of the test split."""
+    """The size of a corpus: utterances, images and hours of speech, and the size of its test split."""
 
     utterances: int
     images: int
@@ -37,7 +37,7 @@ class Corpus:
     test_images: int
 
 
-#: SpokenCOCO: Hsu et al. 2021, its test split the Karpathy one; Flickr8k: Harwath and Glass 2015.
+#: SpokenCOCO: Hsu et al. 2021, with the Karpathy test split; Flickr8k: Harwath and Glass 2015.
 CORPORA = {
     "spokencoco": Corpus(605_495, 123_287, 742.0, 25_031, 5_000),
     "flickr8k": Corpus(40_000, 8_000, 46.0, 5_000, 1_000),
@@ -45,12 +45,24 @@ CORPORA = {
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What one process of this machine does in a second, and what things take.
+class MeasuredRates:
+    """The rates of one process on this machine.
 
-    speech: seconds encoded. images, captions: embedded. written, read: bytes of the store. step: seconds of a training
-    step of ``batch`` utterances. table_bytes, table_memory: of a data directory, by utterance; tables: utterances of
-    one read. pairs: scored. layers, width: of the encoder. joint: width of CLIP's embeddings.
+    Attributes:
+        speech: seconds of speech encoded per second.
+        images: images embedded per second.
+        captions: captions embedded per second.
+        written: bytes of the feature store written per second.
+        read: bytes of the feature store read per second, in random order.
+        step: seconds per training step.
+        table_bytes: bytes of a data directory per utterance.
+        table_memory: bytes of memory of a data directory per utterance.
+        tables: utterances of a data directory read per second.
+        pairs: query-item pairs scored per second.
+        batch: utterances in a training step.
+        layers: hidden states of the speech encoder.
+        width: width of the hidden states.
+        joint: width of CLIP's embeddings.
     """
 
     speech: float
@@ -69,11 +81,11 @@ class Rates:
     joint: int
 
 
-Row = tuple[str, str, float, str]  # kind (disk, time, memory), what, bytes or seconds, how it follows
+Row = tuple[str, str, float, str]  # kind (disk, time, memory), item, bytes or seconds, factors
 
 
-def needs(rates: Rates, corpus: Corpus, times: float, epochs: int, machines: int) -> list[Row]:
-    """Everything a corpus ``times`` the size of another needs; test sets grow with it."""
+def estimate(rates: MeasuredRates, corpus: Corpus, times: float, epochs: int, machines: int) -> list[Row]:
+    """Estimate the needs of a corpus that is ``times`` as large as another one, test split included."""
     speech = corpus.hours * 3600 * times
     utterances, images = corpus.utterances * times, corpus.images * times
     frame = rates.layers * rates.width * 2
@@ -87,26 +99,26 @@ def needs(rates: Rates, corpus: Corpus, times: float, epochs: int, machines: int
         ("disk", "data directory", utterances * rates.table_bytes, f"utterances x {rates.table_bytes:.0f} bytes"),
         ("disk", "CLIP embeddings", embeddings, f"(utterances + images) x {rates.joint} x 4 bytes"),
         ("disk", "stored features", store,
-         f"{speech:.3g} s x {FRAME_RATE} x {rates.layers} layers x {rates.width} x 2 bytes; none with --feats online"),
+         f"{speech:.3g} s x {FRAME_RATE} x {rates.layers} layers x {rates.width} x 2 bytes; 0 with --feats online"),
         ("time", "reading the data directory", utterances / rates.tables, f"{rates.tables:.0f} utterances/s"),
         ("time", "CLIP embeddings", images / rates.images + utterances / rates.captions,
          f"{rates.images:.1f} images/s, {rates.captions:.1f} captions/s"),
         ("time", "features", speech / rates.speech / machines, f"{rates.speech:.1f} s of speech/s{shared}"),
-        ("time", "writing them", store / rates.written / machines, f"{rates.written / 1e6:.0f} MB/s{shared}"),
+        ("time", "writing features", store / rates.written / machines, f"{rates.written / 1e6:.0f} MB/s{shared}"),
         ("time", f"training, {epochs} epochs", steps * rates.step / machines,
          f"{steps:.3g} steps of {rates.batch} x {rates.step:.3f} s{shared}, features in memory"),
-        ("time", "reading features for them", epochs * store / rates.read / machines,
+        ("time", "reading features in training", epochs * store / rates.read / machines,
          f"{rates.read / 1e6:.0f} MB/s at random{shared}"),
         ("time", "scoring one direction", pairs / rates.pairs, f"{pairs:.3g} pairs, {rates.pairs:.3g}/s"),
         ("memory", "data directory and index", utterances * rates.table_memory,
-         f"utterances x {rates.table_memory:.0f} bytes, in every process"),
-        ("memory", "CLIP embeddings in training", embeddings, "all of them, in every process"),
-        ("memory", "a batch of features", batch * 3, f"{rates.batch} utterances, half precision and mixed in single"),
+         f"utterances x {rates.table_memory:.0f} bytes, per process"),
+        ("memory", "CLIP embeddings in training", embeddings, "all embeddings, per process"),
+        ("memory", "a batch of features", batch * 3, f"{rates.batch} utterances in half and single precision"),
     ]  # fmt: skip
 
 
 def repeated(act: Callable[[], float], seconds: float) -> float:
-    """Units a second of ``act``, which returns how many it did: over ``seconds``, after one call to warm up."""
+    """Return the units per second of ``act``, which returns its number of units, after one call to warm up."""
     act()
     done, started = 0.0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds or not done:
@@ -114,8 +126,8 @@ def repeated(act: Callable[[], float], seconds: float) -> float:
     return done / spent
 
 
-def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folder: Path, seed: int) -> Rates:
-    """The rates of this machine; ``folder`` is on the disk that is measured."""
+def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folder: Path, seed: int) -> MeasuredRates:
+    """Measure the rates of this machine. ``folder`` is on the disk to measure."""
     import torch
     from measure_feature_costs import load_or_make
 
@@ -132,7 +144,7 @@ def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folde
     images, captions, joint = _clip_rates(clip_name, seconds)
     written, read = _store_rates(folder / "store", layers, width)
     table_bytes, table_memory, tables = _table_rates(folder / "data")
-    return Rates(
+    return MeasuredRates(
         speech=speech, images=images, captions=captions, written=written, read=read,
         step=1 / repeated(_training_step(layers, width, joint, batch), seconds), table_bytes=table_bytes,
         table_memory=table_memory, tables=tables, pairs=repeated(_scoring(joint), seconds), batch=batch, layers=layers,
@@ -161,7 +173,7 @@ def _clip_rates(name: str, seconds: float) -> tuple[float, float, int]:
 
 
 def _store_rates(folder: Path, layers: int, width: int) -> tuple[float, float]:
-    """Bytes a second written, and read utterance by utterance in random order: 256 utterances of 4 s."""
+    """Return the bytes per second of writing, and of reading in random order, with 256 utterances of 4 s."""
     import torch
 
     from speechclip.data.features import FeatureStore, FeatureWriter
@@ -182,7 +194,7 @@ def _store_rates(folder: Path, layers: int, width: int) -> tuple[float, float]:
 
 
 def _table_rates(folder: Path, number: int = 20_000) -> tuple[float, float, float]:
-    """Bytes on disk and in memory by utterance, and utterances a second, of a data directory of five an image."""
+    """Return bytes on disk and in memory per utterance, and utterances read per second, of a data directory."""
     from speechclip.data.kaldi import DataDir, Utterance, write_data_dir
 
     folder.mkdir(parents=True)
@@ -199,7 +211,7 @@ def _table_rates(folder: Path, number: int = 20_000) -> tuple[float, float, floa
     started = time.perf_counter()
     DataDir.load(folder / "d")
     seconds = time.perf_counter() - started
-    tracemalloc.start()  # which slows down
+    tracemalloc.start()  # tracing slows the load down, so the time was measured before
     data = DataDir.load(folder / "d")
     index = {item.id: f"feats.0000.safetensors {item.id}" for item in data.utterances}
     memory = tracemalloc.get_traced_memory()[1]
@@ -208,7 +220,7 @@ def _table_rates(folder: Path, number: int = 20_000) -> tuple[float, float, floa
 
 
 def _training_step(layers: int, width: int, joint: int, batch: int) -> Callable[[], float]:
-    """One step of a parallel head on features in memory."""
+    """Return a function that runs one training step of a parallel head on features in memory."""
     import torch
     from torch import nn
 
@@ -247,8 +259,8 @@ def _scoring(joint: int, queries: int = 2000, gallery: int = 1000) -> Callable[[
     return score
 
 
-def told(kind: str, value: float) -> str:
-    """Bytes or seconds in a unit that a person reads."""
+def readable(kind: str, value: float) -> str:
+    """Return bytes or seconds in a readable unit."""
     units: Sequence[tuple[float, str]] = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
     if kind == "time":
         units = ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min"))
@@ -258,21 +270,21 @@ def told(kind: str, value: float) -> str:
 
 @exit_on_user_error
 def main() -> None:
-    """Measure, compute, print."""
+    """Measure the rates, compute and print the table."""
     parser = ArgumentParser(prog="plan_corpus.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--times", type=float, default=100.0, help="size of the corpus, in sizes of --corpus")
+    parser.add_argument("--times", type=float, default=100.0, help="size of the corpus, as a multiple of --corpus")
     parser.add_argument("--corpus", choices=sorted(CORPORA), default="spokencoco", help="a corpus of known size")
     parser.add_argument("--encoder", default="random:base", help="transformers folder, random:base or random:large")
-    parser.add_argument("--clip", default="ViT-B-32", help="shape of CLIP, a name of open_clip's")
+    parser.add_argument("--clip", default="ViT-B-32", help="name of a CLIP in open_clip")
     parser.add_argument("--batch", type=int, default=256, help="utterances in a training step")
-    parser.add_argument("--epochs", type=int, default=10, help="of training")
-    parser.add_argument("--machines", type=int, default=1, help="like this one, that share what can be split")
-    parser.add_argument("--seconds", type=float, default=10.0, help="each rate is measured")
-    parser.add_argument("--folder", default=None, help="a folder on the disk to measure; a temporary one without it")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and inputs")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of training")
+    parser.add_argument("--machines", type=int, default=1, help="machines like this one that share the work")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds for measuring each rate")
+    parser.add_argument("--folder", default=None, help="folder on the disk to measure (default: a temporary one)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights and inputs")
     options = parser.parse_args()
     if options.times <= 0 or options.machines < 1:
-        raise UserError("--times and --machines: more than nothing is needed")
+        raise UserError("--times, --machines: both have to be positive")
 
     import torch
 
@@ -286,10 +298,10 @@ def main() -> None:
     where = f"{options.machines} machines of {torch.get_num_threads()} threads, commit {commit()}"
     print(f"{options.times:g} times {options.corpus}, {options.encoder}, {options.clip}, {where}")
     print("measured: " + ", ".join(f"{name} {value:.4g}" for name, value in dataclasses.asdict(rates).items()))
-    for kind, what, value, how in needs(
+    for kind, what, value, how in estimate(
         rates, CORPORA[options.corpus], options.times, options.epochs, options.machines
     ):
-        print(f"{kind:7}{what:28}{told(kind, value):>12}   {how}")
+        print(f"{kind:7}{what:28}{readable(kind, value):>12}   {how}")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_is_not(tmp_path: P
     assert len(re.findall("^kill ", ended.stdout, re.MULTILINE)) >= 8
 
 
-RATES = plan_corpus.Rates(
+RATES = plan_corpus.MeasuredRates(
     speech=10, images=5, captions=20, written=1e6, read=2e6, step=0.5, table_bytes=100, table_memory=1000, tables=1e4,
     pairs=1e6, batch=10, layers=2, width=3, joint=4,
 )  # fmt: skip
@@ -124,7 +124,7 @@ RATES = plan_corpus.Rates(
 
 def test_needs_by_hand() -> None:
     corpus = plan_corpus.Corpus(utterances=100, images=20, hours=0.1, test_utterances=10, test_images=5)
-    rows = {(kind, what): value for kind, what, value, _ in plan_corpus.needs(RATES, corpus, 10, 3, 1)}
+    rows = {(kind, what): value for kind, what, value, _ in plan_corpus.estimate(RATES, corpus, 10, 3, 1)}
     assert rows == {
         ("disk", "recordings"): 3600 * 32000,
         ("disk", "data directory"): 1000 * 100,
@@ -133,15 +133,15 @@ def test_needs_by_hand() -> None:
         ("time", "reading the data directory"): 0.1,
         ("time", "CLIP embeddings"): 200 / 5 + 1000 / 20,
         ("time", "features"): 360,
-        ("time", "writing them"): pytest.approx(2.16),
+        ("time", "writing features"): pytest.approx(2.16),
         ("time", "training, 3 epochs"): 150,
-        ("time", "reading features for them"): pytest.approx(3 * 1.08),
+        ("time", "reading features in training"): pytest.approx(3 * 1.08),
         ("time", "scoring one direction"): pytest.approx(50 * 100 / 1e6),
         ("memory", "data directory and index"): 1e6,
         ("memory", "CLIP embeddings in training"): 1200 * 16,
         ("memory", "a batch of features"): pytest.approx(10 * 3.6 * 50 * 12 * 3),
     }
-    shared = {(kind, what): value for kind, what, value, _ in plan_corpus.needs(RATES, corpus, 10, 3, 4)}
+    shared = {(kind, what): value for kind, what, value, _ in plan_corpus.estimate(RATES, corpus, 10, 3, 4)}
     assert shared["time", "features"] == 90 and shared["disk", "stored features"] == rows["disk", "stored features"]
 
 
@@ -150,7 +150,7 @@ def test_needs_by_hand() -> None:
     [("disk", 2.5e12, "2.5 TB"), ("memory", 12, "12.0 bytes"), ("time", 7200, "2.0 h"), ("time", 3, "3.0 s")],
 )
 def test_units(kind: str, value: float, shown: str) -> None:
-    assert plan_corpus.told(kind, value) == shown
+    assert plan_corpus.readable(kind, value) == shown
 
 
 def test_rates_are_measured_and_a_plan_is_printed(

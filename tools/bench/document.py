@@ -249,7 +249,7 @@ KEYS = {"heads": tuple(f"heads_{shape}_{head}" for shape in SHAPES for head in H
 PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "heads": (
         "A training step",
-        "From hidden states to the update of Adam. 8,112 subwords, utterances of 4 s. At batch size 256, plain cascaded "
+        "From hidden states to Adam's update. 8,112 subwords, utterances of 4 s. At batch size 256, cascaded plain "
         'steps would need tens to hundreds of GB. There, "by fit" is the line a + b x batch through the smaller sizes; '
         "the other values of the row are measured.",
         _heads,
