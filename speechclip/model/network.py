@@ -323,8 +323,9 @@ def reduced_subword_embeddings(clip: OpenClip, vocabulary: Vocabulary) -> tuple[
     """Return the subword embeddings of a vocabulary, [V, D], and the mask of rows that are not special tokens, [V].
 
     Raises:
-        UserError: an id outside the text tower's vocabulary.
+        UserError: an id outside the text tower's vocabulary, or a text tower that cannot embed keywords.
     """
+    clip.check_keywords()
     embeddings = clip.subword_embeddings
     ids = torch.tensor(vocabulary.ids, device=embeddings.device)
     if int(ids.max()) >= len(embeddings):
