@@ -162,7 +162,7 @@ class OpenClip(nn.Module):
 
     def _positions(self, ids: Tensor) -> Tensor:
         """Return the position [B] of the embedding of rows [B, S], as open_clip's poolings "argmax" and "eos" do."""
-        return ids.argmax(dim=1) if self._pool_type == "argmax" else (ids == self._eos_id).int().argmax(dim=1)
+        return ids.argmax(dim=1) if self._pool_type == "argmax" else ids.eq(self._eos_id or 0).int().argmax(dim=1)
 
     def _run_text(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         """Run the text transformer.

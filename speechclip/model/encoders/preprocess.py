@@ -84,7 +84,7 @@ class ImagePreprocess:
         left, top = self._offset(width, columns), self._offset(height, rows)
         kept = max(left, 0), max(top, 0), min(left + columns, width), min(top + rows, height)
         ratio = image.width / width, image.height / height
-        box = tuple(edge * ratio[at % 2] for at, edge in enumerate(kept))
+        box = kept[0] * ratio[0], kept[1] * ratio[1], kept[2] * ratio[0], kept[3] * ratio[1]
         return image.resize((kept[2] - kept[0], kept[3] - kept[1]), resample=self.resample, box=box)
 
     def _crop(self, image: Image) -> Image:
@@ -167,7 +167,8 @@ def preprocess_of_transformers(processor: Any, size: tuple[int, int], source: st
     if result != size:
         found = "images of different sizes" if result is None else f"images of {result[0]} x {result[1]} pixels"
         raise UserError(f"{source}: it makes {found}, but the vision tower needs {size[0]} x {size[1]}.")
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if processor.do_normalize:
         mean = _channels(processor.image_mean, f"{source}: image_mean")
         std = _channels(processor.image_std, f"{source}: image_std")

@@ -1,8 +1,8 @@
 """Any upstream of s3prl as a frozen speech encoder: ``s3prl:NAME`` or ``s3prl:NAME:CHECKPOINT``.
 
 Two things differ from the other encoders. s3prl applies the final LayerNorm to the last state of a pre-norm model
-(HuBERT Large). If an upstream has a multiple of 50 frames per second, frames are dropped: fbank has 100, so every second
-frame is kept.
+(HuBERT Large). If an upstream has a multiple of 50 frames per second, frames are dropped. For example, fbank has 100,
+so every second frame is kept.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
 
 
 def _identity(upstream: nn.Module, name: str) -> str:
-    """Return the fingerprint of the weights, equal in every process; the name if there are no weights (fbank)."""
+    """Return the fingerprint of the weights, equal in every process; the name if it has no weights."""
     for key, buffer in upstream.named_buffers():
         if key.endswith("_pseudo_wavs"):  # random values; s3prl uses only their shape
             buffer.zero_()

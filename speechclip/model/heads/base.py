@@ -83,7 +83,7 @@ class Head(nn.Module, ABC):
 
     @property
     def has_keywords(self) -> bool:
-        """Whether the head needs CLIP's text transformer and a vocabulary."""
+        """True if the head needs CLIP's text transformer and a vocabulary."""
         return CASCADED in self.branches
 
     @abstractmethod

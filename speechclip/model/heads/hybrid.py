@@ -12,7 +12,7 @@ from speechclip.model.heads.keyword_head import KeywordHead, keyword_settings, p
 
 
 class HybridHead(KeywordHead):
-    """1 + K [CLS] vectors and the frames pass one attention block; the first becomes an embedding, K keywords.
+    """1 + K [CLS] vectors and the frames pass one attention block.
 
     Args:
         dim, subword_embeddings, valid_mask: see :class:`KeywordHead`.

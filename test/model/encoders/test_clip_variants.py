@@ -330,7 +330,7 @@ REFUSED_FOLDERS: list[tuple[str, dict[str, Any], dict[str, Any], Any, str]] = [
         {},
         {},
         {**CROP, "size": {"longest_edge": 32}},
-        "size has the keys longest_edge. shortest_edge is needed",
+        "size has the keys longest_edge. shortest_edge",
     ),
     ("means", {}, {}, {**CROP, "image_mean": [0.5]}, "image_mean has 1 values"),
     ("list", {}, {}, [], "preprocessor_config.json: a JSON object is needed"),
