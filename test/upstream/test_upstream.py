@@ -38,17 +38,23 @@ needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3pr
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Checkpoint folders: both heads on a Base-type encoder, and parallel on a Large-type one."""
     folder = tmp_path_factory.mktemp("recipe")
-    found, before = {}, Path.cwd()
-    for name, head, large in (("parallel", "parallel", False), ("cascaded", "cascaded", False),
-                              ("large", "parallel", True)):  # fmt: skip
-        model, config = whole_model(folder, head, large=large)
-        os.chdir(folder)
-        try:
-            save_checkpoint(Path("exp") / name / "best", model, model.trained_state(), config, {"seed": 0})
-        finally:
-            os.chdir(before)
-        found[name] = str(folder / "exp" / name / "best")
-    return found
+    return {
+        "parallel": save_run(folder, "parallel", "parallel"),
+        "cascaded": save_run(folder, "cascaded", "cascaded"),
+        "large": save_run(folder, "large", "parallel", large=True),
+    }
+
+
+def save_run(recipe: Path, name: str, head: str, *, large: bool = False) -> str:
+    """Save a checkpoint of a tiny model in a recipe's folder, as training does. Return its path."""
+    model, config = whole_model(recipe, head, large=large)
+    before = Path.cwd()
+    os.chdir(recipe)
+    try:
+        save_checkpoint(Path("exp") / name / "best", model, model.trained_state(), config, {"seed": 0})
+    finally:
+        os.chdir(before)
+    return str(recipe / "exp" / name / "best")
 
 
 @pytest.mark.parametrize(("head", "large"), CASES)
@@ -199,11 +205,7 @@ def test_train_mode_is_frozen_and_warns_once(checkpoints: dict[str, str], caplog
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
 def test_copies_and_pickles_give_equal_states(tmp_path: Path, head: str, large: bool) -> None:
-    model, config = whole_model(tmp_path, head, large=large)
-    folder = tmp_path / "exp" / "best"
-    folder.parent.mkdir()
-    save_checkpoint(folder, model, model.trained_state(), config, {"seed": 0})
-    expert = UpstreamExpert(folder).eval()
+    expert = UpstreamExpert(save_run(tmp_path, "run", head, large=large)).eval()
     batch = [torch.from_numpy(wave(5000, 1)), torch.from_numpy(wave(3000, 2))]
     expected = expert(batch)["hidden_states"]
     for other in (copy.deepcopy(expert), pickle.loads(pickle.dumps(expert))):
@@ -225,13 +227,10 @@ def test_randomize_gives_other_finite_states(tmp_path: Path, head: str) -> None:
     register()
     from s3prl.nn import S3PRLUpstream
 
-    model, config = whole_model(tmp_path, head)
-    folder = tmp_path / "exp" / "best"
-    folder.parent.mkdir()
-    save_checkpoint(folder, model, model.trained_state(), config, {"seed": 0})
+    folder = save_run(tmp_path, "run", head)
     wavs, lengths = torch.randn(1, 8000) * 0.1, torch.tensor([8000])
     upstreams: list[Any] = [
-        S3PRLUpstream("speechclip_local", path_or_url=str(folder), randomize=value).eval() for value in (False, True)
+        S3PRLUpstream("speechclip_local", path_or_url=folder, randomize=value).eval() for value in (False, True)
     ]
     plain, drawn = (upstream(wavs, lengths)[0] for upstream in upstreams)
     for a, b in zip(plain, drawn, strict=True):

@@ -26,7 +26,8 @@ class HybridHead(KeywordHead):
     branches: ClassVar[tuple[str, ...]] = (PARALLEL, CASCADED)
 
     def __init__(
-        self, dim: int, joint_dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, keywords: int, dropout: float,
+        self, dim: int, joint_dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, keywords: int,
+        dropout: float,
         parallel_layers: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(
