@@ -29,7 +29,7 @@ def prepare() -> None:
 
     if torch.version.cuda is not None:
         return
-    if not _libraries and _built_for_cuda("torchvision"):
+    if _built_for_cuda("torchvision") and not _libraries:  # looking for the package may have called this function
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define(_NMS)
         library.define(_QNMS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from speechclip.common.errors import UserError
+from speechclip.convert.clip_transformers import image_processor, open_clip_preprocess, tower_settings
 from speechclip.convert.torchfile import read_torch_file, script_state
 from speechclip.convert.unpickle import Record
 
@@ -104,7 +105,9 @@ def read_clip(path: str | Path) -> tuple[Any, dict[str, Any]]:
             tensors = {}
         tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
         settings = clip_settings(tensors, str(path))
-    return clip_model(tensors, settings, str(path)), settings
+    model = clip_model(tensors, settings, str(path))
+    model.visual.image_processor = image_processor(path) if path.is_dir() else None
+    return model, settings
 
 
 def save_clip_folder(model: Any, settings: dict[str, Any], folder: Path) -> None:
@@ -113,7 +116,9 @@ def save_clip_folder(model: Any, settings: dict[str, Any], folder: Path) -> None
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    content = {"model_cfg": settings, "preprocess_cfg": PREPROCESS}
+    processor = getattr(model.visual, "image_processor", None)
+    preprocess = PREPROCESS if processor is None else open_clip_preprocess(*processor)
+    content = {"model_cfg": settings, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -139,12 +144,7 @@ def _transformers_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any
     given = {name: value for name, value in model.state_dict().items() if not name.endswith("position_ids")}
     tensors = _openai_names(given, str(folder))
     settings = clip_settings(tensors, str(folder))
-    vision, text = model.config.vision_config, model.config.text_config
-    if vision.hidden_act != text.hidden_act:
-        raise UserError(f"{folder}: its two towers have different activations")
-    settings["quick_gelu"] = vision.hidden_act == "quick_gelu"
-    settings["vision_cfg"]["head_width"] = vision.hidden_size // vision.num_attention_heads
-    settings["text_cfg"]["heads"] = text.num_attention_heads
+    tower_settings(model.config, settings, f"{folder}/config.json")
     return tensors, settings
 
 

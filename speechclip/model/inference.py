@@ -1,4 +1,4 @@
-"""Run a model over every utterance of a source."""
+"""Run a network over every utterance of a source."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from speechclip.model.network import SpeechNetwork
 
 
 class KeywordTable(NamedTuple):
-    """Keywords of N utterances, at most K of one, as arrays.
+    """Keywords of N utterances as arrays, at most K per utterance.
 
-    vectors: [N, K, D] z_k before quantisation, zero where there is none. mask: [N, K] bool, which exist: the first k_n.
-    attention: N arrays [k_n, T_n]. segments: N arrays [k_n, 2] of seconds, or None (see :class:`Keywords`).
+    Attributes:
+        vectors: [N, K, D], z_k before quantisation; zero outside ``mask``.
+        mask: [N, K] bool, True for the first k_n keywords of utterance n.
+        attention: N arrays [k_n, T_n], weights over the frames.
+        segments: N arrays [k_n, 2] of seconds; None if the head does not cut utterances into segments.
     """
 
     vectors: np.ndarray
@@ -30,11 +33,15 @@ class KeywordTable(NamedTuple):
 
     @property
     def seconds(self) -> np.ndarray:
-        """Lengths of the utterances, [N]."""
+        """The lengths of the utterances in seconds, [N]."""
         return np.array([weights.shape[-1] for weights in self.attention]) * FRAME_SECONDS
 
     def spans(self, mass: float) -> list[np.ndarray]:
-        """When each keyword is said, N arrays [k_n, 2] of seconds: segments, or what holds ``mass`` of attention."""
+        """Return start and end of each keyword, N arrays [k_n, 2] of seconds.
+
+        Args:
+            mass: share of the attention that a span holds, in (0, 1]. Segments do not depend on it.
+        """
         if self.segments is not None:
             return self.segments
         return [
@@ -47,9 +54,16 @@ class KeywordTable(NamedTuple):
 def iterate_batches(
     model: SpeechNetwork, source: SpeechSource, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[Batch, SpeechOutput]]:
-    """Batches with their features and head outputs, longest utterances first. The model is put into eval mode.
+    """Yield the batches of a source with the network's outputs, longest utterances first.
 
-    share: (r, n) for the r-th of n parts of the batches, counted from 0; they are the same batches for every n.
+    The network is switched to eval mode.
+
+    Args:
+        model: the network.
+        source: the utterances.
+        batch_size: utterances per batch.
+        workers: number of loader processes.
+        share: (r, n) selects the batches r, r + n, r + 2n, ... The batches are the same for every n.
     """
     model.eval()
     batches = evaluation_batches(source.lengths, batch_size)[share[0] :: share[1]]
@@ -60,7 +74,11 @@ def iterate_batches(
 def embed_branches(
     model: SpeechNetwork, source: SpeechSource, batch_size: int, workers: int = 0
 ) -> dict[str, np.ndarray]:
-    """Embeddings of all utterances by each branch, [N, J] float32, L2-normalised, in the source's order."""
+    """Embed all utterances with every branch.
+
+    Returns:
+        By branch: [N, J] float32, L2-normalised, in the order of the source.
+    """
     rows: dict[str, np.ndarray] = {}
     for batch, output in iterate_batches(model, source, batch_size, workers):
         for name, embedding in output.branches.items():
@@ -73,8 +91,12 @@ def embed_branches(
 def embed_speech(
     model: SpeechNetwork, source: SpeechSource, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
 ) -> np.ndarray:
-    """Embeddings by the head's first branch, as of :func:`embed_branches`; of a share (see :func:`iterate_batches`) alone, the
-    other rows zero."""
+    """Embed all utterances with the head's first branch.
+
+    Returns:
+        [N, J] float32, L2-normalised, in the order of the source. Rows outside ``share`` (see :func:`iterate_batches`)
+        are zero.
+    """
     rows = np.zeros((len(source.lengths), model.dimensions.joint), dtype=np.float32)
     for batch, output in iterate_batches(model, source, batch_size, workers, share):
         unit = nn.functional.normalize(output.embedding.float(), dim=-1)
@@ -83,7 +105,7 @@ def embed_speech(
 
 
 def find_keywords(model: SpeechNetwork, source: SpeechSource, batch_size: int, workers: int = 0) -> KeywordTable:
-    """Keywords of all utterances, in the source's order. The head has to have keywords."""
+    """Return the keywords of all utterances, in the order of the source. The head must have keywords."""
     number = len(source.lengths)
     empty: list[np.ndarray] = [np.empty(0)] * number
     vectors, attention, segments = empty.copy(), empty.copy(), empty.copy()

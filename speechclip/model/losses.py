@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 
 def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float) -> Tensor:
-    """Symmetric cross-entropy over a batch; pairs that share their group (image) are no negatives.
+    """Return the symmetric cross-entropy of a batch. Two pairs of the same group (image) are not negatives.
 
     Args:
-        speech: [B, D] L2-normalised. target: [B, D] L2-normalised, row i belongs to speech i.
+        speech: [B, D], L2-normalised.
+        target: [B, D], L2-normalised; row i belongs to row i of ``speech``.
         groups: [B] int, the image of each pair.
         scale: 1 / temperature.
+
     Returns:
-        the mean of both directions' cross-entropies, a scalar.
+        The mean of the cross-entropies of both directions, a scalar.
     """
-    with torch.autocast(speech.device.type, enabled=False):  # bfloat16 knows a logit of 14 to 1/16
+    with torch.autocast(speech.device.type, enabled=False):  # in bfloat16 a logit of 14 has steps of 1/16
         logits = speech.float() @ target.float().T * scale
     same = groups[:, None] == groups[None, :]
     same.fill_diagonal_(False)
@@ -32,7 +34,8 @@ class ContrastiveLoss(nn.Module):
     """:func:`masked_contrastive_loss` with a fixed or learned temperature.
 
     Args:
-        temperature: tau, at the start. learn: train log(1 / tau).
+        temperature: tau at the start.
+        learn: train log(1 / tau).
     """
 
     def __init__(self, temperature: float, *, learn: bool) -> None:
@@ -45,5 +48,5 @@ class ContrastiveLoss(nn.Module):
         return self.log_scale.exp()
 
     def forward(self, speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
-        """See :func:`masked_contrastive_loss`."""
+        """Compute :func:`masked_contrastive_loss`."""
         return masked_contrastive_loss(speech, target, groups, self.scale)

@@ -82,7 +82,7 @@ class SpeechNetwork(nn.Module):
     ``head`` and ``loss``; a checkpoint holds these three.
 
     Args:
-        config: what the network was built from.
+        config: the configuration that the network was built from.
         dimensions: the widths.
         weighted_sum: mixes the hidden states.
         head: the trained head.
@@ -190,7 +190,7 @@ class SpeechNetwork(nn.Module):
         return self._head_output(*features)
 
     def hidden_states(self, waves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return what the s3prl upstream returns, for one padded batch of 16 kHz waveforms.
+        """Return the states of the s3prl upstream for one padded batch of 16 kHz waveforms.
 
         Returns:
             The encoder's raw states and then the output of the head's own layer at the frames, each [B, T, d]; and the
@@ -230,7 +230,7 @@ class SpeechNetwork(nn.Module):
         return [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
 
     def count_parameters(self) -> dict[str, int]:
-        """Return the number of parameters as {"trained", "total"}; the total includes the frozen encoders that are loaded."""
+        """Return the number of parameters, {"trained", "total"}. The total includes the loaded frozen encoders."""
         trained = sum(p.numel() for p in self.trained_parameters())
         return {"trained": trained, "total": sum(p.numel() for p in self.parameters())}
 
@@ -323,13 +323,14 @@ def reduced_subword_embeddings(clip: OpenClip, vocabulary: Vocabulary) -> tuple[
     """Return the subword embeddings of a vocabulary, [V, D], and the mask of rows that are not special tokens, [V].
 
     Raises:
-        UserError: an id outside the text tower's vocabulary.
+        UserError: an id outside the text tower's vocabulary, or a text tower that cannot embed keywords.
     """
+    clip.check_keywords()
     embeddings = clip.subword_embeddings
     ids = torch.tensor(vocabulary.ids, device=embeddings.device)
     if int(ids.max()) >= len(embeddings):
         raise UserError(
-            f"the vocabulary has id {int(ids.max())}, but CLIP has {len(embeddings)} subwords: it belongs to another CLIP"
+            f"vocabulary: has id {int(ids.max())}, but CLIP has {len(embeddings)} subwords. It belongs to another CLIP."
         )
     special = torch.tensor([clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot], device=ids.device)
     return embeddings[ids], ~torch.isin(ids, special)

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate by steps: linear warm-up, linear decay."""
+"""The optimiser and its learning rate: linear warm-up, then linear decay."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from speechclip.config import OptimConfig
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimConfig, precision: str = "32-true"
 ) -> torch.optim.Adam:
-    """Adam or AdamW over the parameters, in one kernel.
+    """Return Adam or AdamW with a fused kernel.
 
-    torch's default makes several copies of all of them in every update, which is most of a small batch's memory.
-    precision: Fabric's; with "16-mixed" the default stays, since Fabric cannot clip what the kernel itself unscales.
+    torch's default copies all parameters several times in every update. This is most of the memory of a small batch.
+
+    Args:
+        parameters: the trained parameters.
+        config: settings of the optimiser.
+        precision: Fabric's precision. With "16-mixed" torch's default is used, because Fabric cannot clip gradients that
+            the fused kernel unscales.
     """
     algorithm = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return algorithm(
@@ -25,12 +30,17 @@ def make_optimizer(
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """The rate of update number ``step``, counted from 0.
+    """Return the learning rate of an update.
 
-    Rises linearly to ``lr`` over ``warmup_steps`` updates, then falls linearly to ``final_lr`` at ``max_steps``.
+    The rate rises linearly to ``lr`` in update ``warmup_steps`` - 1, and falls linearly to ``final_lr`` in the last
+    update, as in the published code.
+
+    Args:
+        step: number of the update, counted from 0.
+        config: settings of the optimiser.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = config.max_steps - config.warmup_steps
-    done = min(1.0, (step - config.warmup_steps) / span) if span else 1.0
+    done = min(1.0, (step + 1 - config.warmup_steps) / span) if span else 1.0
     return config.lr + (config.final_lr - config.lr) * done

@@ -1,9 +1,9 @@
-"""Runs an unmodified command of s3prl with this project's upstreams registered.
+"""Run an unmodified command of s3prl with this project's upstreams registered.
 
     python -m speechclip.upstream s3prl-main SuperbKS --config conf.yaml --build_upstream.name speechclip_local ...
     python -m speechclip.upstream run_downstream -m evaluate -u speechclip_local -k exp/run/best ...
 
-What follows the command's name goes to it as it is.
+All words after the command's name are passed to it unchanged.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ COMMANDS = {"s3prl-main": "s3prl.main", "run_downstream": "s3prl.run_downstream"
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Register, give back what s3prl calls and packages have dropped, and run the command in this process."""
+    """Register the upstreams, restore functions that s3prl needs, and run the command in this process."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(prog="speechclip.upstream", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=sorted(COMMANDS), help="command of s3prl; its own arguments follow")
     command = parser.parse_args(words[:1]).command
-    # s3prl resumes from files of its own that hold more than tensors
+    # s3prl's own checkpoints hold more than tensors
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
 
     from speechclip.upstream import register
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     register()
     provide()
-    # Pools inside s3prl (QbE's) have to fork: workers of any other kind first import s3prl's command anew, without what
-    # was registered and provided here. In a process of a fork server, as this may be, that kind is the default.
+    # Process pools inside s3prl (QbE) must fork. Other workers import s3prl's command again and lack the registered
+    # names and restored functions. The default start method of a process of a fork server is not fork.
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork", force=True)
     sys.argv = [command, *words[1:]]

@@ -1,13 +1,15 @@
-"""What s3prl's hub builds: waveforms in, SpeechCLIP's hidden states out."""
+"""The module that s3prl's hub builds: waveforms in, SpeechCLIP's hidden states out."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from speechclip.checkpoint.folder import SETTINGS, load_model, read_checkpoint
 from speechclip.checkpoint.pretrained import load_published_states
@@ -17,28 +19,34 @@ from speechclip.config import load
 from speechclip.data.waveforms import as_wave
 from speechclip.model.network import SpeechNetwork
 
-LOUDEST = 256.0  # full scale is 1; floats beyond this are integers that nobody scaled
+log = logging.getLogger(__name__)
+
+LOUDEST = 256.0  # full scale is 1; larger values are unscaled integers
 
 
 class UpstreamExpert(nn.Module):
-    """A frozen SpeechCLIP behind s3prl's upstream interface.
+    """A frozen SpeechCLIP with s3prl's upstream interface.
 
-    The hidden states are the speech encoder's, raw (index 0 is the input of its first layer), then the head's own layer
-    over the frames (Shih et al. 2022): 14 for Base, 26 for Large, all [B, T, d] with a frame every 320 samples.
+    The hidden states are the raw states of the speech encoder (index 0 is the input of its first layer), and then the
+    head's own layer at the frames (Shih et al. 2022). There are 14 for Base and 26 for Large. Each is [B, T, d], with
+    one frame per 320 samples.
 
-    A batch and its utterances one by one do not give quite the same, for what the encoder makes of padding: the group
-    norm of Base models takes its statistics over the padded length, and an utterance's last frame reaches into the
-    zeros, which the others attend to. ``tools/measure_feature_costs.py --checkpoint`` measures it; RESULTS.md has
-    figures. What this class adds, the mix and the head's layer, agrees to rounding.
+    The states of an utterance depend slightly on its batch, because encoders see padding: the group norm of Base models
+    uses the padded length, and the last frame of an utterance sees zeros. ``tools/measure_feature_costs.py
+    --checkpoint`` measures this, and RESULTS.md has figures. The weighted sum and the head's layer do not depend on the
+    batch.
+
+    The module works in train mode, too, but stays frozen: it has no dropout and returns no gradient. It can be copied,
+    pickled and randomised.
 
     Args:
         ckpt: checkpoint folder of this project or a published file.
         model_config: YAML layer over the folder's configuration.
-        sample_rate: rate of the waveforms that will come, where the caller knows it; any but 16000 Hz is refused.
-        head_layer: give the head's layer too; without it this is the speech encoder alone.
+        sample_rate: rate of the waveforms in Hz. Only 16000 is supported.
+        head_layer: return the head's layer, too. Without it, this is the speech encoder alone.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded, or another sample rate.
+        UserError: the checkpoint cannot be loaded, or the sample rate is not 16000 Hz.
     """
 
     def __init__(
@@ -47,59 +55,89 @@ class UpstreamExpert(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if sample_rate != SAMPLE_RATE:
-            raise UserError(f"speechclip upstream: {sample_rate} Hz audio; resample it to {SAMPLE_RATE} Hz first")
+            raise UserError(f"speechclip upstream: {sample_rate} Hz audio. Resample it to {SAMPLE_RATE} Hz.")
         self.name = "speechclip"
         self.head_layer = head_layer
         self.model = _load(ckpt, model_config).eval().requires_grad_(False)
-        self.model.clip = None  # hidden states need neither tower
+        self.model.clip = None  # hidden states do not need CLIP
+        _merge_parametrizations(self.model)
+        _fix_single_values(self.model)
+        self._warned = False
 
     def train(self, mode: bool = True) -> UpstreamExpert:
-        """Keep the model in eval mode: s3prl switches its upstreams to train mode once they are built."""
+        """Set the mode of this module, but keep the model in eval mode."""
         super().train(mode)
         self.model.eval()
         return self
 
     def get_downsample_rates(self, key: str) -> int:
-        """Samples a frame, the same for every key."""
+        """Return the number of samples per frame. It is the same for every key."""
         return HOP
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
-        """Encode 16 kHz mono waveforms, each [n_i]: floating point with full scale at 1, or int16.
+        """Encode 16 kHz mono waveforms, each [n_i]: floating point with full scale 1, or int16.
 
         Returns:
-            ``hidden_states``, a list of [B, T, d] on the model's device and in its precision; the same one by one as
-            ``hidden_state_0`` and so on; and the last as ``last_hidden_state``.
+            ``hidden_states``: list of [B, T, d] on the model's device and in its precision. ``hidden_state_0`` and so
+            on: the same, one by one. ``last_hidden_state``: the last one.
 
         Raises:
-            UserError: waveforms that cannot be what they should, or an attempt to train through the frozen model.
+            UserError: a waveform has another shape, type or scale, or a parameter of the upstream needs a gradient.
         """
-        if self.training and torch.is_grad_enabled():
-            raise UserError(
-                "speechclip upstream: it is frozen and gives no gradient: call eval(), and do not ask s3prl to train "
-                "it (-f, build_model.upstream_trainable)"
-            )
+        if torch.is_grad_enabled() and self.training:
+            self._check_frozen()
         for wave in wavs:
             _check_scale(wave)
-        states, _ = self.model.hidden_states([as_wave(wave).to(self.model.device) for wave in wavs])
+        with torch.no_grad():
+            states, _ = self.model.hidden_states([as_wave(wave).to(self.model.device) for wave in wavs])
         if not self.head_layer:
             states = states[:-1]
         numbered = {f"hidden_state_{index}": state for index, state in enumerate(states)}
         return {"hidden_states": states, "last_hidden_state": states[-1], **numbered}
 
+    def _check_frozen(self) -> None:
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError("speechclip upstream: it cannot be fine-tuned. Call requires_grad_(False) on it.")
+        if not self._warned:
+            self._warned = True
+            log.warning("speechclip upstream: it is frozen. Only the modules after it are trained.")
+
 
 def _load(ckpt: str | Path, model_config: str | None) -> SpeechNetwork:
     if Path(ckpt).is_file():  # a published one
         if model_config is not None:
-            raise UserError(f"{model_config}: a configuration goes with a checkpoint folder; {ckpt} is a file")
+            raise UserError(f"{model_config}: a configuration needs a checkpoint folder, but {ckpt} is a file.")
         return load_published_states(ckpt)
     folder, _, _ = read_checkpoint(ckpt)
     layers = [folder / SETTINGS] + ([Path(model_config)] if model_config is not None else [])
-    return load_model(folder, with_clip=False, config=load(layers))  # a cascaded head brings its CLIP all the same
+    return load_model(folder, with_clip=False, config=load(layers))  # a head with keywords loads its CLIP anyway
+
+
+def _merge_parametrizations(model: nn.Module) -> None:
+    """Replace parametrised weights (HuBERT's weight norm) by their values. torch cannot pickle parametrised modules."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+                getattr(module, name).requires_grad_(False)
+            module._load_state_dict_pre_hooks.clear()  # weight_norm's hook is a local function
+
+
+def _fix_single_values(model: nn.Module) -> None:
+    """Turn parameters with one value (a temperature, a bias) into buffers.
+
+    s3prl's ``randomize`` gives each parameter its own mean and standard deviation. One value has no standard deviation.
+    """
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.numel() == 1:
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
 
 
 def _check_scale(wave: Tensor) -> None:
     if torch.is_floating_point(wave) and wave.numel() and float(wave.detach().abs().max()) > LOUDEST:
         raise UserError(
-            f"a floating-point waveform reaches {float(wave.abs().max()):.0f}; full scale is 1: divide 16-bit samples "
-            "by 32768, or hand them over as int16"
+            f"a floating-point waveform reaches {float(wave.abs().max()):.0f}, but full scale is 1. Divide 16-bit "
+            "samples by 32768, or pass them as int16."
         )

@@ -1,10 +1,10 @@
-"""The names that s3prl's hub gets, each a function of ``ckpt``, ``model_config`` and ``refresh`` as there is usual.
+"""The names that are added to s3prl's hub. As in s3prl, each takes ``ckpt``, ``model_config`` and ``refresh``.
 
-``speechclip_<head>_<model>`` stands for a checkpoint published by the authors (Shih et al. 2022; Wang et al. 2024),
-Flickr8k's, and with ``_coco`` SpokenCOCO's. It is downloaded once into s3prl's own cache; ``ckpt`` names a file or
-folder to take instead. ``speechclip_local`` takes any checkpoint of this project or a published one, ``speechclip_url``
-an address of one. ``speechclip_encoder_local`` leaves the head's layer out: the same encoder on the same waveforms, the
-baseline of a comparison.
+``speechclip_<head>_<model>`` is the checkpoint that the authors published for Flickr8k (Shih et al. 2022; Wang et al.
+2024); with ``_coco`` it is the one for SpokenCOCO. It is downloaded once into s3prl's cache. ``ckpt`` replaces it by a
+local file or folder. ``speechclip_local`` loads any checkpoint of this project or a published file. ``speechclip_url``
+loads a file from its address. ``speechclip_encoder_local`` omits the head's layer. It is the baseline of a comparison:
+the same encoder on the same waveforms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Entry = Callable[..., UpstreamExpert]
 # Addresses as in the download_ckpts.sh of atosystem/SpeechCLIP and of ShampooWang/SpeechCLIP_plus (commit f0d9c9a)
 SPEECHCLIP = "https://huggingface.co/speechclip/models/resolve/main"
 SPEECHCLIP_PLUS = "https://huggingface.co/ShampooWang/speechclip_plus/resolve/main"
-# (address, below which <model>/<corpus>/ is), head, its folder: {(model, corpus): file}
+# (address that <model>/<corpus>/ follows, head, folder of the head, {(model, corpus): file})
 _FILES: tuple[tuple[str, str, str, dict[tuple[str, str], str]], ...] = (
     (SPEECHCLIP, "parallel", "parallel", {
         ("base", "flickr"): "epoch_131-step_15443-val_recall_mean_1_36.0100.ckpt",
@@ -71,32 +71,37 @@ PUBLISHED = {
 def speechclip_local(
     ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **options: Any
 ) -> UpstreamExpert:
-    """SpeechCLIP of a checkpoint on this machine.
+    """Load a SpeechCLIP checkpoint from this machine.
 
     Args:
         ckpt: folder of this project (``exp/<run>/best``) or a published file.
-        model_config: YAML layer over the configuration in the folder, for instance to name an encoder that has moved.
-        refresh: nothing is downloaded here, so it changes nothing.
+        model_config: YAML layer over the folder's configuration, for example to name an encoder that was moved.
+        refresh: has no effect, because nothing is downloaded.
         options: see :class:`UpstreamExpert`.
+
+    Raises:
+        UserError: no checkpoint is given, or it cannot be loaded.
     """
     if ckpt is None:
-        raise UserError("speechclip_local: no checkpoint given (-k of run_downstream, path_or_url of S3PRLUpstream)")
+        raise UserError(
+            "speechclip_local: no checkpoint given. Use -k of run_downstream, or path_or_url of S3PRLUpstream."
+        )
     return UpstreamExpert(ckpt, model_config, **options)
 
 
 def speechclip_url(
     ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **options: Any
 ) -> UpstreamExpert:
-    """SpeechCLIP of a checkpoint file at the address ``ckpt``; ``refresh`` downloads it again."""
+    """Load the checkpoint file at the address ``ckpt``; ``refresh`` downloads it again."""
     if ckpt is None or "://" not in ckpt:
-        raise UserError(f"speechclip_url: {ckpt!r} is no address of a checkpoint")
+        raise UserError(f"speechclip_url: {ckpt!r} is not an address. Give the URL of a checkpoint file.")
     return UpstreamExpert(_fetch(ckpt, refresh), model_config, **options)
 
 
 def speechclip_encoder_local(
     ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **options: Any
 ) -> UpstreamExpert:
-    """The speech encoder of :func:`speechclip_local` alone, the same hidden states but for the head's."""
+    """Load only the speech encoder of :func:`speechclip_local`: the same states without the head's."""
     return speechclip_local(ckpt, model_config, refresh, head_layer=False, **options)
 
 
@@ -110,25 +115,25 @@ def _published(name: str) -> Entry:
         found = expert.model.config.head.name, expert.model.dimensions.speech
         if found != (published.head, published.width):
             raise UserError(
-                f"{ckpt or published.url}: a {found[0]} head on {found[1]} dimensions, {name} is a {published.head} "
-                f"one on {published.width}; speechclip_local takes any"
+                f"{ckpt or published.url}: has a {found[0]} head on {found[1]} dimensions, but {name} has a "
+                f"{published.head} head on {published.width}. Use speechclip_local for any checkpoint."
             )
         return expert
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"The checkpoint of {published.url}; ``refresh`` downloads it again."
+    entry.__doc__ = f"Load the checkpoint of {published.url}; ``refresh`` downloads it again."
     return entry
 
 
 def _fetch(url: str, refresh: bool) -> str:
-    """Path of a file in s3prl's cache, downloaded where it is not there yet."""
+    """Return the path of a file in s3prl's cache. It is downloaded if it is missing."""
     import requests
     from s3prl.util.download import urls_to_filepaths
 
     try:
         return str(urls_to_filepaths(url, refresh=refresh))
     except (OSError, KeyError, requests.RequestException) as error:
-        raise UserError(f"{url}: cannot be downloaded ({type(error).__name__}); give a local file as ckpt") from error
+        raise UserError(f"{url}: cannot be downloaded ({type(error).__name__}). Give a local file as ckpt.") from error
 
 
 ENTRIES: dict[str, Entry] = {

@@ -1,6 +1,7 @@
-"""For multiprocessing's fork server, which can only import: everything an s3prl command needs, loaded and registered.
+"""Imports for multiprocessing's fork server: they load and register everything that an s3prl command needs.
 
-Processes forked from it start at once, where each would else import for seconds. Nothing else imports this module.
+Processes that are forked from the server start at once. Otherwise each of them would import for seconds. No other
+module imports this one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,6 @@ register()
 provide()
 
 with quietly():
-    import s3prl.problem  # noqa: F401 # only now that torchaudio can be imported
+    import s3prl.problem  # noqa: F401 # after provide(), which completes torchaudio
     import transformers.models.hubert.modeling_hubert  # noqa: F401
-    from librosa import load  # noqa: F401 # else only when it is called, for seconds in every new worker of a loader
+    from librosa import load  # noqa: F401 # it is lazy: each loader process would import it

@@ -1,4 +1,4 @@
-"""What s3prl's code calls and current packages no longer have, given back for this process alone."""
+"""Restore functions that s3prl calls and that current packages have removed, in this process only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def provide() -> None:
-    """Add torchaudio's missing functions, and ``iteritems`` of pandas (gone since 2.0). Idempotent."""
+    """Add torchaudio's missing functions, and ``iteritems`` of pandas (removed in 2.0). A second call does nothing."""
     import pandas
 
     from speechclip.upstream import torchaudio_io

@@ -1,7 +1,7 @@
-"""What torchaudio had until 2.8 and s3prl calls: ``info``, sox effects, and files without torchcodec.
+"""Functions that torchaudio had until 2.8 and that s3prl calls: ``info``, sox effects, and files without torchcodec.
 
-Only what is missing is added, and only in the process that asks for it. Files go through soundfile, effects through
-soxr and tensor operations; effects that s3prl's SUPERB tasks do not use are refused.
+Only missing functions are added, and only in the current process. soundfile reads and writes files; soxr and tensor
+operations replace sox. Effects that s3prl's SUPERB tasks do not use are refused.
 """
 
 from __future__ import annotations
@@ -21,12 +21,20 @@ from torch import Tensor
 from speechclip.common.errors import UserError
 
 Effects = Sequence[Sequence[str]]
-WINDOW_SECONDS = 0.02  # over which the effect `silence` takes the root mean square, as sox does
+WINDOW_SECONDS = 0.02  # the effect `silence` computes the root mean square over this window, as sox does
 
 
 @dataclass(frozen=True)
 class AudioMetaData:
-    """As torchaudio's of the same name: Hz, samples in each channel, channels, bits, codec."""
+    """Metadata of a file, with torchaudio's names.
+
+    Attributes:
+        sample_rate: in Hz.
+        num_frames: samples of each channel.
+        num_channels: number of channels.
+        bits_per_sample: bits of a sample; 0 if unknown.
+        encoding: soundfile's name of the codec.
+    """
 
     sample_rate: int
     num_frames: int
@@ -36,7 +44,7 @@ class AudioMetaData:
 
 
 def provide() -> None:
-    """Add what this torchaudio lacks. Idempotent."""
+    """Add the functions that this torchaudio lacks. A second call does nothing."""
     import torchaudio
 
     module: Any = torchaudio
@@ -56,7 +64,7 @@ def _sound(path: str | Path) -> Any:
     import soundfile
 
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such audio file")
+        raise UserError(f"{path}: no such audio file.")
     try:
         return soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
@@ -64,7 +72,7 @@ def _sound(path: str | Path) -> Any:
 
 
 def info(path: str | Path) -> AudioMetaData:
-    """What the header of a file says."""
+    """Read the metadata of an audio file."""
     with _sound(path) as sound:
         bits = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64, "PCM_S8": 8, "PCM_U8": 8}
         return AudioMetaData(sound.samplerate, sound.frames, sound.channels, bits.get(sound.subtype, 0), sound.subtype)
@@ -73,7 +81,21 @@ def info(path: str | Path) -> AudioMetaData:
 def load(
     path: str | Path, frame_offset: int = 0, num_frames: int = -1, normalize: bool = True, channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """Samples [channels, n] (or [n, channels]), float32 with full scale at 1 (or int16), and the rate in Hz."""
+    """Read an audio file.
+
+    Args:
+        path: the file.
+        frame_offset: first sample.
+        num_frames: number of samples; -1 for all.
+        normalize: return float32 with full scale 1, else int16.
+        channels_first: return [channels, n], else [n, channels].
+
+    Returns:
+        The samples, and the sample rate in Hz.
+
+    Raises:
+        UserError: the file is missing or is not audio.
+    """
     with _sound(path) as sound:
         sound.seek(frame_offset)
         samples = sound.read(num_frames, dtype="float32" if normalize else "int16", always_2d=True)
@@ -83,7 +105,7 @@ def load(
 
 
 def save(path: str | Path, src: Tensor, sample_rate: int, channels_first: bool = True, **options: Any) -> None:
-    """Write [channels, n] (or [n, channels]) as the file name's ending says."""
+    """Write samples [channels, n] (or [n, channels]) in the format of the file name's extension."""
     import soundfile
 
     samples = src.detach().cpu().numpy()
@@ -91,23 +113,26 @@ def save(path: str | Path, src: Tensor, sample_rate: int, channels_first: bool =
 
 
 def apply_effects_file(path: str | Path, effects: Effects, **options: Any) -> tuple[Tensor, int]:
-    """A file through :func:`apply_effects_tensor`."""
+    """Read a file and apply :func:`apply_effects_tensor`."""
     return apply_effects_tensor(*load(path), effects)
 
 
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Effects, channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """The effects ``channels 1``, ``rate``, ``gain``, ``norm`` and ``silence 1 S L -1 S L`` of sox, in their order.
+    """Apply sox's effects ``channels 1``, ``rate``, ``gain``, ``norm`` and ``silence 1 S L -1 S L`` in the given order.
 
     Args:
-        tensor: [channels, n] float. effects: each a name and its arguments, as strings.
+        tensor: [channels, n] float, or [n, channels].
+        sample_rate: in Hz.
+        effects: each a name and its arguments, as strings.
+        channels_first: whether ``tensor`` is [channels, n].
 
     Returns:
-        [channels, n], and the rate in Hz.
+        The samples in the same layout, and their rate in Hz.
 
     Raises:
-        UserError: an effect or an argument that is not known here.
+        UserError: another effect or argument.
     """
     wave, rate = (tensor if channels_first else tensor.T), sample_rate
     for name, *arguments in effects:
@@ -122,7 +147,7 @@ def apply_effects_tensor(
         elif name == "silence" and len(arguments) == 6 and arguments == ["1", *arguments[1:3], "-1", *arguments[1:3]]:
             wave = _without_silence(wave, rate, float(arguments[1]), float(arguments[2].removesuffix("%")) / 100)
         else:
-            raise UserError(f"sox effect {' '.join([name, *arguments])!r}: not provided; channels 1, rate, gain are")
+            raise UserError(f"sox effect {' '.join([name, *arguments])!r}: is not supported.")
     return (wave if channels_first else wave.T), rate
 
 
@@ -135,9 +160,9 @@ def _resample(wave: Tensor, rate: int, wanted: int) -> Tensor:
 
 
 def _without_silence(wave: Tensor, rate: int, seconds: float, level: float) -> Tensor:
-    """Cut every stretch of ``seconds`` or more that stays below ``level`` (full scale is 1), wherever it is.
+    """Cut every part of ``seconds`` or more that stays below ``level`` (full scale is 1).
 
-    After one, sound resumes with the first ``seconds`` above the level; shorter bursts go with the silence.
+    After such a part, sound resumes with the first ``seconds`` above the level. Shorter bursts are cut, too.
     """
     above = _root_mean_square(wave.numpy(), round(WINDOW_SECONDS * rate)) > level
     borders = [0, *(np.flatnonzero(np.diff(above)) + 1).tolist(), len(above)]
@@ -151,7 +176,10 @@ def _without_silence(wave: Tensor, rate: int, seconds: float, level: float) -> T
 
 
 def _root_mean_square(wave: np.ndarray, window: int) -> np.ndarray:
-    """[channels, n] -> [n]: of the loudest channel, over the window that ends with each sample (zeros before)."""
+    """Return the root mean square of the loudest channel over the window that ends at each sample, [n].
+
+    Samples before the first one count as zeros.
+    """
     squares = np.cumsum(np.pad(wave.astype(np.float64) ** 2, ((0, 0), (window, 0))), axis=1)
     mean = (squares[:, window:] - squares[:, :-window]) / window
     loudest: np.ndarray = np.sqrt(np.maximum(mean, 0)).max(axis=0)

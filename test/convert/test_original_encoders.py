@@ -129,7 +129,7 @@ def test_openais_file_gives_what_open_clip_gives(tmp_path: Path) -> None:
         pictured = torch.nn.functional.normalize(reference.encode_image(pixels), dim=-1)
     torch.testing.assert_close(clip.encode_texts(texts), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(clip.encode_images([picture()]), pictured, rtol=0, atol=1e-5)
-    assert (clip.preprocess.size, clip.tokenizer.eot, clip.context_length) == (32, 49407, 77)
+    assert (clip.preprocess.size, clip.tokenizer.eot, clip.context_length) == ((32, 32), 49407, 77)
     convert(["--kind", "clip", "--file", str(path), "--out", str(tmp_path / "folder")])
     folder = load_clip(ClipConfig(str(tmp_path / "folder")))
     assert torch.equal(folder.encode_texts(texts), clip.encode_texts(texts))

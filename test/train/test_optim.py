@@ -1,4 +1,4 @@
-"""The optimiser, torch's own updates in one kernel, and its learning rate."""
+"""The optimiser and its learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @pytest.mark.parametrize("algorithm", PLAIN)
-def test_updates_are_those_of_torchs_default(algorithm: str) -> None:
+def test_fused_updates_equal_torchs_default(algorithm: str) -> None:
     config = OptimConfig(algorithm=algorithm, lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1)  # type: ignore[arg-type]
     torch.manual_seed(0)
     start = [torch.randn(5, 3), torch.randn(7)]
@@ -32,17 +32,22 @@ def test_updates_are_those_of_torchs_default(algorithm: str) -> None:
         assert (one - was).abs().max() > 0.05
 
 
-def test_half_precision_with_a_scaler_keeps_the_default() -> None:
+def test_optimizer_is_not_fused_with_a_gradient_scaler() -> None:
     assert not make_optimizer([nn.Parameter(torch.zeros(2))], OptimConfig(), "16-mixed").defaults["fused"]
 
 
 def test_learning_rate_by_hand() -> None:
     config = OptimConfig(lr=8.0, final_lr=2.0, warmup_steps=4, max_steps=7)
-    assert [learning_rate(step, config) for step in range(8)] == pytest.approx([2, 4, 6, 8, 8, 6, 4, 2])
+    assert [learning_rate(step, config) for step in range(8)] == pytest.approx([2, 4, 6, 8, 6, 4, 2, 2])
     no_warmup = OptimConfig(lr=8.0, final_lr=0.0, warmup_steps=0, max_steps=4)
-    assert [learning_rate(step, no_warmup) for step in range(5)] == pytest.approx([8, 6, 4, 2, 0])
+    assert [learning_rate(step, no_warmup) for step in range(5)] == pytest.approx([6, 4, 2, 0, 0])
     only_warmup = OptimConfig(lr=8.0, final_lr=1.0, warmup_steps=2, max_steps=2)
     assert [learning_rate(step, only_warmup) for step in range(3)] == pytest.approx([4, 8, 1])
-    published = OptimConfig()
-    rates = [learning_rate(step, published) for step in (0, 4999, 5000, 27500, 50000)]
-    assert rates == pytest.approx([2e-8, 1e-4, 1e-4, (1e-4 + 1e-8) / 2, 1e-8], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 2e-8), (4999, 1e-4), (5000, 9.99978e-5), (25000, 5.555778e-5), (49999, 1.000e-8), (50000, 1.000e-8)],
+)
+def test_learning_rate_equals_the_published_code(step: int, rate: float) -> None:
+    assert learning_rate(step, OptimConfig()) == pytest.approx(rate, rel=5e-7)

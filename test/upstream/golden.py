@@ -1,6 +1,6 @@
-"""Golden hidden states of the s3prl upstream: weights and waveforms from formulas, so no random generator is involved.
+"""Golden hidden states of the s3prl upstream. Weights and waveforms come from formulas, not from a random generator.
 
-python test/upstream/golden.py     writes golden.json anew, from the present code
+python test/upstream/golden.py     writes golden.json with the values of the current code
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def waves() -> list[torch.Tensor]:
 
 
 def fill(module: torch.nn.Module) -> None:
-    """Give every parameter a value by its name's place and its position; LayerNorm weights stay around one."""
+    """Fill every parameter with values that depend on its name and position. LayerNorm weights stay around one."""
     with torch.no_grad():
         for index, (name, parameter) in enumerate(sorted(module.named_parameters())):
             phase = torch.arange(parameter.numel(), dtype=torch.float64) * (0.71 + 0.013 * (index % 17)) + index
@@ -46,7 +46,6 @@ def model_of(folder: Path, head: str, large: bool) -> Any:
     model, _ = whole_model(folder, head, large=large)
     for part in (model.speech_encoder, model.weighted_sum, model.head):
         fill(part)
-    return SpeechCLIP(model)
     return SpeechCLIP(model)
 
 

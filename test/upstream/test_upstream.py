@@ -1,11 +1,14 @@
-"""The s3prl upstream: registration, the hub's conventions, hidden states, unmodified commands through the wrapper."""
+"""The s3prl upstream: registration, hidden states, s3prl's and ESPnet's uses, and unmodified commands of s3prl."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,27 +38,33 @@ needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3pr
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Checkpoint folders: both heads on a Base-type encoder, and parallel on a Large-type one."""
     folder = tmp_path_factory.mktemp("recipe")
-    found, before = {}, Path.cwd()
-    for name, head, large in (("parallel", "parallel", False), ("cascaded", "cascaded", False),
-                              ("large", "parallel", True)):  # fmt: skip
-        model, config = whole_model(folder, head, large=large)
-        os.chdir(folder)
-        try:
-            save_checkpoint(Path("exp") / name / "best", model, model.trained_state(), config, {"seed": 0})
-        finally:
-            os.chdir(before)
-        found[name] = str(folder / "exp" / name / "best")
-    return found
+    return {
+        "parallel": save_run(folder, "parallel", "parallel"),
+        "cascaded": save_run(folder, "cascaded", "cascaded"),
+        "large": save_run(folder, "large", "parallel", large=True),
+    }
+
+
+def save_run(recipe: Path, name: str, head: str, *, large: bool = False) -> str:
+    """Save a checkpoint of a tiny model in a recipe's folder, as training does. Return its path."""
+    model, config = whole_model(recipe, head, large=large)
+    before = Path.cwd()
+    os.chdir(recipe)
+    try:
+        save_checkpoint(Path("exp") / name / "best", model, model.trained_state(), config, {"seed": 0})
+    finally:
+        os.chdir(before)
+    return str(recipe / "exp" / name / "best")
 
 
 @pytest.mark.parametrize(("head", "large"), CASES)
-def test_hidden_states_are_the_golden_ones(tmp_path: Path, head: str, large: bool) -> None:
+def test_hidden_states_equal_the_golden_values(tmp_path: Path, head: str, large: bool) -> None:
     expected = torch.tensor(json.loads(FILE.read_text())[f"{head}-{'large' if large else 'base'}"])
     model = model_of(tmp_path, head, large)
     found = torch.tensor(sample(model.hidden_states(waves())[0]))
     assert found.shape == expected.shape and expected.std() > 0.3
     assert (found - expected).abs().max() < TOLERANCE
-    # the tolerance sees one weight in a hundred thousand move by a twentieth, in the head's layer alone
+    # A change of one weight in the head's layer exceeds the tolerance, in the last state only.
     with torch.no_grad():
         model.network.head.attention.attention.in_proj_weight[-1, 0] += 0.05
     moved = (torch.tensor(sample(model.hidden_states(waves())[0])) - expected).abs().amax(dim=1)
@@ -63,7 +72,7 @@ def test_hidden_states_are_the_golden_ones(tmp_path: Path, head: str, large: boo
 
 
 @pytest.mark.parametrize("name", ["parallel", "cascaded", "large"])
-def test_the_expert_gives_the_encoders_states_and_the_heads(checkpoints: dict[str, str], name: str) -> None:
+def test_expert_returns_states_of_encoder_and_head(checkpoints: dict[str, str], name: str) -> None:
     expert = UpstreamExpert(checkpoints[name]).eval()
     model = SpeechCLIP.from_pretrained(checkpoints[name])
     batch = [torch.from_numpy(wave(n, n)) for n in (9000, 5000)]
@@ -83,8 +92,8 @@ def test_the_expert_gives_the_encoders_states_and_the_heads(checkpoints: dict[st
     assert len(alone) == STATES and all(torch.equal(a, b) for a, b in zip(alone, states))
 
 
-def test_what_the_head_adds_does_not_depend_on_the_batch(checkpoints: dict[str, str]) -> None:
-    """With an encoder that does not look at padding: the same utterance alone and beside a longer one."""
+def test_head_states_do_not_depend_on_the_batch(checkpoints: dict[str, str]) -> None:
+    """Equal encoder states alone and next to a longer utterance give equal head states."""
     model = SpeechCLIP.from_pretrained(checkpoints["parallel"])
     states = torch.randn(2, STATES, 30, WIDTH, generator=torch.Generator().manual_seed(0))
     together = model.network.head.frame_states(*model.network._mix(states, torch.tensor([30, 12])))
@@ -92,9 +101,9 @@ def test_what_the_head_adds_does_not_depend_on_the_batch(checkpoints: dict[str, 
     assert (together[1, :12] - alone[0]).abs().max() < 1e-5
 
 
-def test_batch_and_single_agree_up_to_the_encoders_padding(checkpoints: dict[str, str]) -> None:
+def test_batch_and_single_differ_only_by_padding(checkpoints: dict[str, str]) -> None:
     short, long = torch.from_numpy(wave(8000, 1)), torch.from_numpy(wave(16000, 2))
-    for name, worst in (("large", 0.15), ("parallel", 0.6)):  # relative; group norm (Base) sees all of the padding
+    for name, worst in (("large", 0.15), ("parallel", 0.6)):  # relative; the group norm (Base) sees the padding
         expert = UpstreamExpert(checkpoints[name]).eval()
         alone = torch.stack(expert([short])["hidden_states"])[:, 0]
         together = torch.stack(expert([short, long])["hidden_states"])[:, 0, : alone.shape[1]]
@@ -105,13 +114,13 @@ def test_batch_and_single_agree_up_to_the_encoders_padding(checkpoints: dict[str
 
 
 @pytest.mark.parametrize("seconds", [0.05, 60.0])
-def test_very_short_and_very_long_audio(checkpoints: dict[str, str], seconds: float) -> None:
+def test_expert_takes_short_and_long_audio(checkpoints: dict[str, str], seconds: float) -> None:
     states = UpstreamExpert(checkpoints["cascaded"]).eval()([torch.from_numpy(wave(int(seconds * 16000), 0))])
     last = states["last_hidden_state"]
     assert abs(last.shape[1] - seconds * 50) <= 1 and torch.isfinite(last).all()
 
 
-def test_int16_is_scaled_and_other_scales_are_refused(checkpoints: dict[str, str]) -> None:
+def test_expert_scales_int16_and_refuses_other_scales(checkpoints: dict[str, str]) -> None:
     expert = UpstreamExpert(checkpoints["parallel"]).eval()
     integers = (torch.from_numpy(wave(8000, 3)) * 32767).to(torch.int16)
     assert torch.equal(expert([integers])["last_hidden_state"], expert([integers.float() / 32768])["last_hidden_state"])
@@ -126,7 +135,7 @@ def test_int16_is_scaled_and_other_scales_are_refused(checkpoints: dict[str, str
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
-def test_half_precision(checkpoints: dict[str, str], precision: torch.dtype) -> None:
+def test_expert_runs_in_half_precision(checkpoints: dict[str, str], precision: torch.dtype) -> None:
     batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
     for name in ("parallel", "cascaded", "large"):
         full = UpstreamExpert(checkpoints[name]).eval()(batch)["hidden_states"]
@@ -144,8 +153,8 @@ WITH_AUTOCAST = [
 
 
 @pytest.mark.parametrize(("device", "precision"), WITH_AUTOCAST)
-def test_under_autocast(checkpoints: dict[str, str], device: str, precision: torch.dtype) -> None:
-    """s3prl's callers train under it: all states of one type, and near those in single precision."""
+def test_expert_runs_under_autocast(checkpoints: dict[str, str], device: str, precision: torch.dtype) -> None:
+    """s3prl trains under autocast. All states have one type and are close to those in single precision."""
     batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
     for name in ("parallel", "cascaded", "large"):
         expert = UpstreamExpert(checkpoints[name]).eval().to(device)
@@ -154,12 +163,12 @@ def test_under_autocast(checkpoints: dict[str, str], device: str, precision: tor
             found = expert(batch)["hidden_states"]
         worst = 0.02 if precision == torch.float16 else 0.1
         assert all((b.float() - a).norm() / a.norm() < worst for a, b in zip(full, found, strict=True))
-        assert any(not torch.equal(b.float(), a) for a, b in zip(full, found))  # it did compute in half precision
+        assert any(not torch.equal(b.float(), a) for a, b in zip(full, found))  # it computed in half precision
 
 
 @needs_gpu
 @pytest.mark.parametrize("name", ["parallel", "cascaded", "large"])
-def test_on_a_gpu_the_states_are_the_same(checkpoints: dict[str, str], name: str) -> None:
+def test_states_on_a_gpu_equal_those_on_the_cpu(checkpoints: dict[str, str], name: str) -> None:
     batch = [torch.from_numpy(wave(6000, 4)), torch.from_numpy(wave(4000, 5))]
     expert = UpstreamExpert(checkpoints[name]).eval()
     expected = expert(batch)["hidden_states"]
@@ -172,18 +181,117 @@ def test_on_a_gpu_the_states_are_the_same(checkpoints: dict[str, str], name: str
         assert b.dtype == torch.float16 and (b.float().cpu() - a).norm() / a.norm() < 0.02
 
 
-def test_training_through_it_is_refused_and_reading_in_train_mode_is_not(checkpoints: dict[str, str]) -> None:
-    expert = UpstreamExpert(checkpoints["parallel"]).train()
+def test_train_mode_is_frozen_and_warns_once(checkpoints: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    expert = UpstreamExpert(checkpoints["parallel"])
     batch = [torch.from_numpy(wave(4000, 1))]
-    with pytest.raises(UserError, match="frozen"):
+    expected = expert.eval()(batch)["hidden_states"]
+    layer = torch.nn.Linear(WIDTH, 2)
+    for _ in range(2):
+        states = expert.train()(batch)["hidden_states"]
+        assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True))  # no dropout
+        layer(torch.stack(states).mean(dim=0)).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in expert.parameters())
+    assert [record.message for record in caplog.records] == [
+        "speechclip upstream: it is frozen. Only the modules after it are trained."
+    ]
+    expert.requires_grad_(True)
+    with pytest.raises(UserError, match="it cannot be fine-tuned"):
         expert(batch)
     with torch.no_grad():
-        in_train_mode = expert(batch)["last_hidden_state"]
-    assert torch.equal(in_train_mode, expert.eval()(batch)["last_hidden_state"])  # no dropout either way
-    assert not any(parameter.requires_grad for parameter in expert.parameters())
+        assert torch.equal(expert(batch)["last_hidden_state"], expected[-1])
 
 
-def test_a_configuration_layer_moves_the_encoder(checkpoints: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
+def test_copies_and_pickles_give_equal_states(tmp_path: Path, head: str, large: bool) -> None:
+    expert = UpstreamExpert(save_run(tmp_path, "run", head, large=large)).eval()
+    batch = [torch.from_numpy(wave(5000, 1)), torch.from_numpy(wave(3000, 2))]
+    expected = expert(batch)["hidden_states"]
+    for other in (copy.deepcopy(expert), pickle.loads(pickle.dumps(expert))):
+        with torch.no_grad():
+            for parameter in expert.parameters():
+                parameter.add_(1.0)  # the copy has its own weights and its own hooks
+        found = other(batch)["hidden_states"]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        expert.load_state_dict(other.state_dict())  # as ESPnet restores pretrained weights
+        again = expert(batch)["hidden_states"]
+        assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@needs_s3prl
+def test_randomize_gives_other_finite_states(tmp_path: Path, head: str) -> None:
+    from speechclip.upstream import register
+
+    register()
+    from s3prl.nn import S3PRLUpstream
+
+    folder = save_run(tmp_path, "run", head)
+    wavs, lengths = torch.randn(1, 8000) * 0.1, torch.tensor([8000])
+    upstreams: list[Any] = [
+        S3PRLUpstream("speechclip_local", path_or_url=folder, randomize=value).eval() for value in (False, True)
+    ]
+    plain, drawn = (upstream(wavs, lengths)[0] for upstream in upstreams)
+    for a, b in zip(plain, drawn, strict=True):
+        assert torch.isfinite(b).all() and (a - b).abs().mean() > 0.01
+
+
+def test_threads_share_an_expert(checkpoints: dict[str, str]) -> None:
+    expert = UpstreamExpert(checkpoints["parallel"]).eval()
+    batches = [[torch.from_numpy(wave(3000 + 700 * at, at))] for at in range(12)]
+    expected = [expert(batch)["hidden_states"] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: expert(batch)["hidden_states"], batches))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+README = """
+import speechclip.upstream
+from s3prl.nn import S3PRLUpstream
+"""
+SPAWN = """
+import torch
+
+def encode(upstream, pipe):
+    states, _ = upstream(torch.ones(1, 4000) * 0.1, torch.tensor([4000]))
+    pipe.send([float(state.sum()) for state in states])
+
+if __name__ == "__main__":
+    speechclip.upstream.register()
+    upstream = S3PRLUpstream("speechclip_local", path_or_url={path!r}).eval()
+    context = torch.multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with torch.no_grad():
+        worker = context.Process(target=encode, args=(upstream, theirs))
+        worker.start()
+        states, _ = upstream(torch.ones(1, 4000) * 0.1, torch.tensor([4000]))
+    found = ours.recv()
+    assert found == [float(state.sum()) for state in states], (found, states)
+    worker.join()
+    print(len(found))
+"""
+
+
+@needs_s3prl
+def test_readme_order_works_in_spawned_workers(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(README + SPAWN.format(path=checkpoints["cascaded"]))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=200, env=environment, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, f"{STATES + 1}\n"), ended.stderr
+
+
+def test_import_does_not_load_torch() -> None:
+    code = "import sys, speechclip.upstream; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "False\n"
+
+
+def test_configuration_layer_moves_the_encoder(checkpoints: dict[str, str], tmp_path: Path) -> None:
     recipe = Path(checkpoints["parallel"]).parents[2]
     layer = tmp_path / "here.yaml"
     layer.write_text(f"model:\n  speech_encoder:\n    path: {recipe / 'models' / 'hubert0'}\n")
@@ -215,11 +323,11 @@ def test_registration_is_explicit_and_idempotent(checkpoints: dict[str, str]) ->
         "else: raise AssertionError"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (ended.returncode, ended.stderr) == (0, "")  # not a word of ESPnet, which another upstream would want
+    assert (ended.returncode, ended.stderr) == (0, "")  # no warning about ESPnet, which another upstream needs
 
 
 @needs_s3prl
-def test_the_fork_servers_import_says_nothing_and_leaves_warnings_on() -> None:
+def test_preload_hides_only_its_own_warnings() -> None:
     code = (
         "import speechclip.upstream.preload, logging, warnings\n"
         "warnings.warn('one'); logging.getLogger('x').warning('two')"
@@ -230,8 +338,8 @@ def test_the_fork_servers_import_says_nothing_and_leaves_warnings_on() -> None:
 
 @needs_s3prl
 @pytest.mark.parametrize("name", ["parallel", "large"])
-def test_s3prls_own_interface(checkpoints: dict[str, str], name: str) -> None:
-    """What s3prl tests its upstreams for, and that the values are the model's."""
+def test_s3prl_interface(checkpoints: dict[str, str], name: str) -> None:
+    """s3prl's own tests of upstreams, and the values of the model."""
     from speechclip.upstream import register
 
     register()
@@ -257,7 +365,7 @@ def test_s3prls_own_interface(checkpoints: dict[str, str], name: str) -> None:
         assert torch.equal(a[:, : b.shape[1]], b[:, :50])
 
 
-def test_all_fifteen_published_checkpoints_have_a_name() -> None:
+def test_fifteen_published_checkpoints_have_a_name() -> None:
     from speechclip.upstream import hubconf
 
     heads = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
@@ -275,10 +383,8 @@ def test_all_fifteen_published_checkpoints_have_a_name() -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-def test_a_published_file_needs_no_clip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, large: bool
-) -> None:
-    """The states of every published head, by its name and by speechclip_local, equal those of the whole model."""
+def test_published_file_needs_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, large: bool) -> None:
+    """By its name and by speechclip_local, every published head has the states of the whole model."""
     from speechclip.upstream import hubconf
 
     path = str(save_checkpoint_file(tmp_path / "x.ckpt", state_dict(head, reduced_ids(), large=large)))
@@ -293,22 +399,24 @@ def test_a_published_file_needs_no_clip(
     for expert in (hubconf.speechclip_local(path), hubconf._published(name)(), hubconf._published(name)(ckpt=path)):
         found = expert.eval()(batch)["hidden_states"]
         assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
-    assert asked == [tiny.url]  # not where a file is given
+    assert asked == [tiny.url]  # not if a file is given
     other = "speechclip_parallel_base" if head != "parallel" else "speechclip_hybrid_base"
-    with pytest.raises(UserError, match=f"x.ckpt: a {head} head on 64 dimensions, {other} is a"):
+    with pytest.raises(UserError, match=f"x.ckpt: has a {head} head on 64 dimensions, but {other} has a"):
         hubconf._published(other)(ckpt=path)
 
 
 @needs_s3prl
-def test_named_entries_take_a_local_file_and_check_what_it_is(checkpoints: dict[str, str]) -> None:
+def test_named_entries_check_a_local_file(checkpoints: dict[str, str]) -> None:
     from speechclip.upstream import hubconf
 
-    with pytest.raises(UserError, match="a parallel head on 32 dimensions, speechclip_cascaded_base is a cascaded"):
+    with pytest.raises(
+        UserError, match="has a parallel head on 32 dimensions, but speechclip_cascaded_base has a cascaded"
+    ):
         hubconf.ENTRIES["speechclip_cascaded_base"](ckpt=checkpoints["parallel"])
     for call, message in (
         (lambda: hubconf.speechclip_local(), "no checkpoint given"),
         (lambda: hubconf.speechclip_local(ckpt="/no/such"), "/no/such"),
-        (lambda: hubconf.speechclip_url(ckpt="not-a-url"), "no address"),
+        (lambda: hubconf.speechclip_url(ckpt="not-a-url"), "is not an address"),
         (lambda: hubconf.speechclip_url(ckpt="file:///no/such.ckpt"), "cannot be downloaded"),
     ):
         with pytest.raises(UserError, match=message):
@@ -341,7 +449,7 @@ def test_s3prl_main_trains_and_tests_on_it(checkpoints: dict[str, str], tmp_path
 
 
 @needs_s3prl
-def test_run_downstream_finds_it_and_a_bad_checkpoint_is_one_line(checkpoints: dict[str, str], tmp_path: Path) -> None:
+def test_run_downstream_reports_a_bad_checkpoint_in_one_line(checkpoints: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("runner: {}\n")
     ended = _s3prl(
         "run_downstream", "-m", "evaluate", "-d", "example", "-c", str(tmp_path / "c.yaml"), "-p", str(tmp_path / "e"),
@@ -352,7 +460,7 @@ def test_run_downstream_finds_it_and_a_bad_checkpoint_is_one_line(checkpoints: d
     assert "Traceback" not in ended.stderr
 
 
-def test_an_unknown_command_is_one_line_and_help_waits_for_nothing() -> None:
+def test_unknown_command_is_one_line_and_help_loads_no_torch() -> None:
     ended = _s3prl("no-such-command")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "run_downstream" in ended.stderr
     script = "import sys; sys.argv = ['x', '--help']\nfrom speechclip.upstream.__main__ import main\ntry: main()\n"

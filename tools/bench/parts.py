@@ -105,7 +105,7 @@ def clip(shape: str) -> OpenClip:
         model = open_clip.model.CLIP(**open_clip.get_model_config(SHAPES[shape].clip))
     model.load_state_dict(tensors, assign=True)
     model.attn_mask = plain_clip(shape).attn_mask  # not part of the state dict
-    preprocess = ImagePreprocess(SHAPES[shape].side, (0.5,) * 3, (0.25,) * 3, Resampling.BICUBIC)
+    preprocess = ImagePreprocess((SHAPES[shape].side,) * 2, (0.5,) * 3, (0.25,) * 3, Resampling.BICUBIC)
     return OpenClip(model, BpeTokenizer(SimpleTokenizer()), preprocess, {"path": shape, "kind": "random"})
 
 

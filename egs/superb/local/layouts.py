@@ -1,4 +1,4 @@
-"""Generated corpora, one function a layout: ``make(root, scale, seed)``; scale 1 is for tests, 10 for a small run."""
+"""Generated corpora: one function ``make(root, scale, seed)`` per layout. Scale 1 is for tests, 10 for a small run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OTHER_WORDS = ("bed", "cat", "happy", "three", "house", "bird")
 LEXICONS = (
     "https://huggingface.co/datasets/s3prl/g2p/raw/main/lexicon/librispeech-lexicon-200k-g2p.txt",
     "https://huggingface.co/datasets/s3prl/g2p/raw/main/lexicon/librispeech-lexicon-allothers-g2p.txt",
-)  # where s3prl looks for them; a generated corpus puts its own into the cache under these names
+)  # s3prl downloads these; a generated corpus puts its own lexicon into the cache under their names
 
 
 def _speaker_hash(wanted: str, number: int) -> str:
-    """A speaker id as in Speech Commands, of which the corpus's own rule makes ``wanted``: "train" or "valid"."""
+    """Return a speaker id that Speech Commands' own rule assigns to ``wanted``, "train" or "valid"."""
     for attempt in range(10_000):
         name = hashlib.sha1(f"{number} {attempt}".encode()).hexdigest()[:8]
         share = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 2**27 * (100.0 / (2**27 - 1))
@@ -29,7 +29,7 @@ def _speaker_hash(wanted: str, number: int) -> str:
 
 
 def speech_commands(root: Path, scale: int, seed: int) -> None:
-    """Speech Commands v0.01 and its test set: train, validation and test speakers differ."""
+    """Generate Speech Commands v0.01 and its test set. Train, validation and test speakers differ."""
     studio = Studio(seed, noise=0.03)
     train, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
     people = {"train": TRAIN[: 2 + 2 * scale], "valid": DEV, "test": TEST}
@@ -49,9 +49,9 @@ def speech_commands(root: Path, scale: int, seed: int) -> None:
 
 
 def voxceleb1(root: Path, scale: int, seed: int) -> None:
-    """VoxCeleb1 with identification split and verification trials, these between voices that no other task trains on.
+    """Generate VoxCeleb1 with identification split and verification trials.
 
-    Identification knows all of its speakers, as it does in VoxCeleb1.
+    Trials use voices that no other task trains on. Identification trains on all of its speakers, as in VoxCeleb1.
     """
     studio = Studio(seed, noise=0.02)
     known, trial = TRAIN[: min(3 + 2 * scale, 20)], UNHEARD[: 2 if scale == 1 else None]
@@ -75,7 +75,7 @@ def voxceleb1(root: Path, scale: int, seed: int) -> None:
 
 
 def librispeech(root: Path, scale: int, seed: int) -> None:
-    """LibriSpeech's train-clean-100, dev-clean and test-clean, read by different speakers."""
+    """Generate LibriSpeech's train-clean-100, dev-clean and test-clean with different speakers."""
     studio = Studio(seed)
     parts = {
         "train-clean-100": (TRAIN[: 2 + 2 * scale], 3 * scale), "dev-clean": (DEV, 1 + scale),
@@ -92,13 +92,13 @@ def librispeech(root: Path, scale: int, seed: int) -> None:
     people = [f"{100 + i} | M | train-clean-100 | 1.0 | speaker {i}" for i in range(len(SPEAKERS))]
     lines(root / "SPEAKERS.TXT", [";ID | SEX | SUBSET | MINUTES | NAME", *people])
     words = sorted({word.upper() for choices in GRAMMAR for word in choices})
-    for url in LEXICONS:  # spelling in the place of phonemes
+    for url in LEXICONS:  # letters instead of phonemes
         file = f"{hashlib.sha256(url.encode()).hexdigest()}.{Path(url).name}"
         lines(root / "home" / ".cache" / "s3prl" / "download" / file, [f"{w} {' '.join(w)}" for w in words])
 
 
 def fluent(root: Path, scale: int, seed: int) -> None:
-    """Fluent Speech Commands: action, object and location."""
+    """Generate Fluent Speech Commands with action, object and location."""
     studio = Studio(seed)
     intents = [
         ("turn on the lights", "activate", "lights", "none"), ("turn off the lamp", "deactivate", "lamp", "none"),
@@ -115,7 +115,7 @@ def fluent(root: Path, scale: int, seed: int) -> None:
 
 
 def iemocap(root: Path, scale: int, seed: int) -> None:
-    """IEMOCAP's five sessions of a speaker each; emotions differ in pitch and tempo."""
+    """Generate IEMOCAP: five sessions with one speaker each. Emotions differ in pitch and tempo."""
     studio = Studio(seed)
     manner = {"neu": (0, 0), "hap": (15, 10), "ang": (5, 60), "sad": (-20, -50)}
     sessions: list[list[dict[str, str]]] = []
@@ -132,7 +132,7 @@ def iemocap(root: Path, scale: int, seed: int) -> None:
                 found.append({"path": path, "label": emotion})
         lines(root / f"Session{session}" / "dialog" / "EmoEvaluation" / f"{scene}.txt", rows)
         sessions.append(found)
-    for test in range(5):  # what s3prl downloads for the real corpus
+    for test in range(5):  # s3prl downloads these files for the real corpus
         train = [item for number, rows_ in enumerate(sessions) if number != test for item in rows_]
         for part, items in (("train", train), ("test", sessions[test])):
             file = root / "metadata" / f"test_session{test + 1}_{part}_metadata.json"
@@ -140,7 +140,7 @@ def iemocap(root: Path, scale: int, seed: int) -> None:
 
 
 def snips(root: Path, scale: int, seed: int) -> None:
-    """Audio SNIPS: slots in IOB, speakers by their names."""
+    """Generate Audio SNIPS with slots in IOB format and named speakers."""
     studio = Studio(seed)
     people = {
         "train": (("Ivy", "Joanna", "Joey", "Justin"), TRAIN), "valid": (("Aditi", "Amy"), DEV),
@@ -163,7 +163,7 @@ def snips(root: Path, scale: int, seed: int) -> None:
 
 
 def librimix(root: Path, scale: int, seed: int) -> None:
-    """Kaldi directories of two-speaker mixtures with their segments."""
+    """Generate LibriMix: Kaldi directories of two-speaker mixtures with segments."""
     studio = Studio(seed)
     for part, voices in (("train", TRAIN[:8]), ("dev", DEV), ("test", TEST)):
         tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "segments", "utt2spk", "reco2dur")}
@@ -188,7 +188,7 @@ def librimix(root: Path, scale: int, seed: int) -> None:
 
 
 def quesst14(root: Path, scale: int, seed: int) -> None:
-    """QUESST 2014: spoken queries and documents that hold some of them, by other voices."""
+    """Generate QUESST 2014: spoken queries, and documents by other voices that contain some of them."""
     studio = Studio(seed)
     texts = [studio.sentence() for _ in range(3 * scale)]
     keys: dict[str, list[str]] = {"utterances": [], "dev": [], "eval": []}

@@ -1,4 +1,4 @@
-"""QbE: dynamic time warping on one hidden state after another, through s3prl's run_downstream. Nothing is trained."""
+"""QbE: dynamic time warping on each hidden state with s3prl's run_downstream. No model is trained."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DETECTIONS = "benchmark.stdlist.xml"
 def run_query_by_example(
     options: Any, corpus: Path, upstream: Upstream, settings: dict[str, Any], folder: Path
 ) -> None:
-    """Write ``benchmark.stdlist.xml``, the detections, of the development and the evaluation queries.
+    """Write the detections, ``benchmark.stdlist.xml``, of the development and the evaluation queries.
 
-    For every hidden state, one folder: SUPERB takes the one that is best on the development queries. Scoring them
-    (MTWV) is done by the scripts that come with QUESST 2014.
+    Each hidden state has one folder. SUPERB uses the state that is best on the development queries. The scripts of
+    QUESST 2014 compute the score (MTWV).
     """
     settings["downstream_expert"]["datarc"]["dataset_root"] = str(corpus)
     for layer in range(count_states(upstream)):
@@ -32,17 +32,17 @@ def run_query_by_example(
 def _search(
     options: Any, upstream: Upstream, settings: dict[str, Any], layer: int, split: str, folder: Path
 ) -> None:  # fmt: skip
-    """One hidden state, one set of queries; nothing where it is done already."""
-    stamp, asked = "settings.json", json.dumps({"config": settings, "weights": upstream.fingerprint()})
+    """Search one set of queries with one hidden state, unless the result exists."""
+    stamp, wanted = "settings.json", json.dumps({"config": settings, "weights": upstream.fingerprint()})
     if folder.is_dir() and options.force == "false":
-        if (folder / stamp).read_text() != asked:
-            raise UserError(f"{folder}: made with other settings; --force true makes it anew, --tag keeps it")
+        if (folder / stamp).read_text() != wanted:
+            raise UserError(f"{folder}: has other settings. Use --force true to start over, or --tag to keep it.")
         return
     part = folder.with_name(f"{folder.name}.part")
     for old in (part, folder):
         shutil.rmtree(old, ignore_errors=True)
     part.mkdir(parents=True)
-    (part / stamp).write_text(asked)
+    (part / stamp).write_text(wanted)
     config = part / "config.yaml"
     expert = {**settings["downstream_expert"], "max_workers": options.nj}
     config.write_text(yaml.safe_dump({**settings, "downstream_expert": expert}, sort_keys=False))
@@ -52,13 +52,13 @@ def _search(
     corpus = settings["downstream_expert"]["datarc"]["dataset_root"]
     run_s3prl(["run_downstream", *words], part / "log.txt", f"QbE on {corpus}")
     if not (part / DETECTIONS).is_file():
-        raise UserError(f"{part / DETECTIONS}: s3prl wrote no detections; see {part / 'log.txt'}")
+        raise UserError(f"{part / DETECTIONS}: is missing. See {part / 'log.txt'}.")
     part.rename(folder)
     print(f"{folder / DETECTIONS}: written", flush=True)
 
 
 def count_states(upstream: Upstream) -> int:
-    """How many hidden states an upstream has."""
+    """Return the number of hidden states of an upstream."""
     from speechclip.upstream import register
 
     register()

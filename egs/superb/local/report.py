@@ -1,4 +1,4 @@
-"""The SUPERB table of everything in exp/, and a picture of the layer weights the tasks have learned."""
+"""Write the SUPERB table of all results in exp/, and a picture of the layer weights that the tasks have learned."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from speechclip.report.results.markdown import Table, code, read_block, write_bl
 COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "lr (of)", "step", "seed", "commit", "command")
 COMPARISON = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "baseline", "baseline's test", "seed")
 KEY = ("task", "corpus", "upstream", "checkpoint", "seed")
-INTRODUCTION = """Test scores in percent; of the learning rates tried, that which is best on validation. The baseline
-`speechclip_encoder_local` is HuBERT of the same size: the checkpoint's own, on the same data, without the head."""
+INTRODUCTION = """Test scores in percent, with the learning rate that is best on validation. The baseline
+`speechclip_encoder_local` is the checkpoint's own speech encoder without the head, on the same data."""
 WEIGHTS_INTRODUCTION = """Softmax weights of the hidden states, learned by each task. State 0 is the input of the first
 layer; `head` is SpeechCLIP's own layer. Equal shares would be 1 / states.
 
@@ -25,10 +25,14 @@ layer; `head` is SpeechCLIP's own layer. Equal shares would be 1 / states.
 
 
 def write_report(experiments: Path, results: Path) -> None:
-    """Merge the rows of all sweeps into RESULTS.md and draw layer_weights.png and .svg beside it."""
+    """Merge the rows of all sweeps into RESULTS.md, and draw layer_weights.png and layer_weights.svg next to it.
+
+    Raises:
+        UserError: no sweep is finished.
+    """
     found = [json.loads(path.read_text()) for path in sorted(experiments.glob("*/*/best.json"))]
     if not found:
-        raise UserError(f"{experiments}: no finished task; stage 1 makes one")
+        raise UserError(f"{experiments}: holds no finished task. Run stage 1.")
     text = results.read_text(encoding="utf-8") if results.is_file() else "# Results\n"
     old = read_block(text, "superb", str(results))
     tables = [
@@ -61,7 +65,7 @@ def _row(best: dict[str, Any]) -> dict[str, str]:
 
 
 def _comparisons(experiments: Path, found: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for every sweep that had a baseline, with the baseline's score."""
+    """Return a row for each sweep with a baseline, with the baseline's score."""
     rows = []
     for best in (best for best in found if best["against"]):
         name = "_".join([best["task"], *([best["tag"]] if best["tag"] else [])])
@@ -80,16 +84,19 @@ def _weights_row(best: dict[str, Any]) -> dict[str, str]:
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, str]], old: dict[str, Table]) -> Table:
-    """The new rows and those old ones that they do not replace, sorted."""
+    """Return a table of the new rows and of the old rows with other keys, sorted."""
     kept = {tuple(row.get(key, "") for key in KEY): dict(row) for row in (old[title].rows if title in old else ())}
     kept |= {tuple(row.get(key, "") for key in KEY): row for row in rows}
     return Table(title, columns, tuple(kept[key] for key in sorted(kept)))
 
 
 def draw_weights(table: Table, folder: Path) -> list[Path]:
-    """A row for each of the table's with a head's weight (for each, if none has), a column a hidden state.
+    """Draw the weights of each row: one column per hidden state, with the numbers in the cells.
 
-    The numbers stand in the cells.
+    If some rows have a weight for the head, only these are drawn.
+
+    Returns:
+        The written files.
     """
     import matplotlib
 
@@ -120,7 +127,7 @@ def draw_weights(table: Table, folder: Path) -> list[Path]:
 
 
 def label(row: Mapping[str, str]) -> str:
-    """Two lines with all that tells a row from the others."""
+    """Return a label of two lines that identifies a row."""
     checkpoint = row.get("checkpoint", "").removesuffix("/best")
     where = ", ".join(part for part in (checkpoint, row["corpus"]) if part)
     return f"{row['task']}, {row['upstream']}, seed {row['seed']}\n{where}"

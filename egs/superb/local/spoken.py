@@ -1,8 +1,8 @@
-"""Small spoken corpora for the SUPERB tasks, made on this machine with the mini recipe's espeak-ng voices.
+"""Small spoken corpora for the SUPERB tasks, generated with the mini recipe's espeak-ng voices.
 
-They stand in for the real corpora in tests, and let a newcomer see every task run: scores on them say nothing about
-SUPERB. Every file follows from the seed. The mini recipe's encoder was trained on its "train" voices, so those train
-here too; who tests, in the tasks whose speakers differ, are the "dev" and "test" voices, which it has not heard.
+They replace the real corpora in tests and in first trials. Scores on them do not predict SUPERB scores. The seed
+determines every file. The mini recipe's encoder was trained on its "train" voices, so these voices train here, too. In
+tasks with different test speakers, the test uses the "dev" and "test" voices, which the encoder has not heard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from speak import SAMPLE_RATE, VOICES, Voice, say  # noqa: E402
 
 TRAIN, DEV, TEST = (list(VOICES[part].values()) for part in ("train", "dev", "test"))
 UNHEARD = DEV + TEST
-SPEAKERS = TRAIN + UNHEARD  # numbers of speakers are places in it
+SPEAKERS = TRAIN + UNHEARD  # the number of a speaker is its index
 GRAMMAR = (
     ("the", "a", "one", "every", "this"),
     ("old", "small", "happy", "red", "quiet", "young", "tall", "green"),
@@ -32,11 +32,11 @@ GRAMMAR = (
 
 
 class Studio:
-    """Speaks and writes, all from one seed.
+    """A generator of recordings.
 
     Args:
-        seed: of words, of how each take varies, and of the noise.
-        noise: standard deviation of the white noise under every recording; full scale is 1.
+        seed: seed of the words, the variation of each take, and the noise.
+        noise: standard deviation of the white noise in every recording; full scale is 1.
     """
 
     def __init__(self, seed: int, noise: float = 0.01) -> None:
@@ -44,13 +44,16 @@ class Studio:
         self.noise = noise
 
     def sentence(self) -> str:
-        """A sentence of the grammar."""
+        """Return a random sentence of the grammar."""
         return " ".join(str(self.rng.choice(words)) for words in GRAMMAR)
 
     def take(self, text: str, speaker: Voice, seconds: float | None = None) -> np.ndarray:
-        """A recording of ``text``, float32 at 16 kHz: pitch, tempo, level and noise differ from take to take.
+        """Return a recording, float32 at 16 kHz. Pitch, tempo, level and noise differ between takes.
 
-        ``seconds``: cut or padded with noise to this length.
+        Args:
+            text: the words.
+            speaker: the voice.
+            seconds: length to which the recording is cut or padded with noise.
         """
         pitch, rate = self.rng.integers(-6, 7), self.rng.integers(-15, 16)
         voice = dataclasses.replace(speaker, pitch=int(speaker.pitch + pitch), rate=int(speaker.rate + rate))
@@ -60,7 +63,7 @@ class Studio:
         return self._noisy(wave)
 
     def quiet(self, seconds: float) -> np.ndarray:
-        """Noise alone."""
+        """Return only noise."""
         return self._noisy(np.zeros(round(seconds * SAMPLE_RATE)))
 
     def _noisy(self, wave: np.ndarray) -> np.ndarray:
@@ -68,12 +71,12 @@ class Studio:
 
 
 def write(path: Path, wave: np.ndarray) -> None:
-    """A wav or flac file, as the name says."""
+    """Write a wav or flac file; the name's extension decides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wave, SAMPLE_RATE)
 
 
 def lines(path: Path, rows: Sequence[str]) -> None:
-    """A text file."""
+    """Write a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

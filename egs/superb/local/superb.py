@@ -1,4 +1,4 @@
-"""One SUPERB task with a SpeechCLIP as the upstream, and with a baseline. Called by run.sh, which tells the options."""
+"""Run one SUPERB task with a SpeechCLIP upstream and a baseline. run.sh passes the options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = Path(__file__).resolve().parents[1]
 
 
 def parser() -> ArgumentParser:
-    """The options, as run.sh hands them on; what follows them changes s3prl's configuration."""
+    """Return the parser of run.sh's options. The remaining words override s3prl's configuration."""
     made = ArgumentParser(prog="superb.py", description=__doc__)
     made.add_argument("--task", choices=list(TASKS), required=True)
     for name in ("upstream", "checkpoint", "baseline", "baseline_checkpoint", "corpus", "config", "tag", "lr"):
@@ -37,10 +37,14 @@ def parser() -> ArgumentParser:
 
 
 def corpus_of(options: Any, task: Task) -> Path:
-    """Stage 0: the corpus folder, checked; with --pseudo true made, where it is not there yet."""
+    """Check the corpus (stage 0) and return its folder. With --pseudo true it is generated if it is missing.
+
+    Raises:
+        UserError: the folder is not given, or a file of the corpus is missing.
+    """
     if options.pseudo == "false":
         if not options.corpus:
-            raise UserError(f"--corpus: give the folder of {task.name}'s corpus, or --pseudo true for generated data")
+            raise UserError(f"--corpus: not set. Give the folder of {task.name}'s corpus, or use --pseudo true.")
         corpus = Path(options.corpus)
     else:
         from layouts import MAKERS
@@ -50,7 +54,7 @@ def corpus_of(options: Any, task: Task) -> Path:
             print(f"{corpus}: generating", flush=True)
             part = corpus.with_name(f"{corpus.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            # librimix's tables hold absolute paths: they have to be the last ones
+            # librimix's tables hold absolute paths, which must be the final ones
             MAKERS[task.layout](part, options.scale, options.seed)
             for table in part.glob("*/wav.scp"):
                 table.write_text(table.read_text().replace(f"{part.resolve()}/", f"{corpus.resolve()}/"))
@@ -60,9 +64,13 @@ def corpus_of(options: Any, task: Task) -> Path:
 
 
 def upstreams_of(options: Any) -> list[Upstream]:
-    """The upstream that is asked for and its baseline. Raises UserError where a checkpoint is missing."""
+    """Return the upstream and its baseline.
+
+    Raises:
+        UserError: s3prl does not have an upstream, or a checkpoint is missing.
+    """
     wanted = [Upstream(options.upstream, _absolute(options.checkpoint))]
-    encoder = options.baseline == ENCODER  # the same weights without the head; QbE has its states as they are
+    encoder = options.baseline == ENCODER  # the same weights without the head; QbE scores each state anyway
     if options.baseline and options.baseline != options.upstream and not (encoder and options.task == "qbe"):
         checkpoint = _absolute(options.baseline_checkpoint or (options.checkpoint if encoder else ""))
         if not encoder or checkpoint:
@@ -73,14 +81,14 @@ def upstreams_of(options: Any) -> list[Upstream]:
     for (name, checkpoint), upstream in zip(options_of, wanted):
         _check_name(upstream.name, name)
         if upstream.name.endswith("_local") and not upstream.checkpoint:
-            raise UserError(f"{checkpoint}: {upstream.name} wants one")
+            raise UserError(f"{checkpoint}: not set, but {upstream.name} needs a checkpoint.")
         if upstream.checkpoint and "://" not in upstream.checkpoint and not Path(upstream.checkpoint).exists():
             raise UserError(f"{upstream.checkpoint}: no such checkpoint")
     return wanted
 
 
 def _check_name(name: str, option: str) -> None:
-    """UserError for an upstream that s3prl's hub has not got. What s3prl itself has is looked up there."""
+    """Raise UserError for an upstream that s3prl's hub does not have."""
     from speechclip.upstream.hubconf import ENTRIES
 
     if name not in ENTRIES:
@@ -94,7 +102,11 @@ def _check_name(name: str, option: str) -> None:
 
 
 def check_checkpoints(upstreams: list[Upstream]) -> None:
-    """Raise UserError for a local checkpoint of a SpeechCLIP that cannot be read, before anything is made for it."""
+    """Read the local SpeechCLIP checkpoints, before anything is written.
+
+    Raises:
+        UserError: a checkpoint cannot be read.
+    """
     from speechclip.checkpoint.folder import WEIGHTS, read_checkpoint, read_weights
     from speechclip.convert.reader import read_published
 
@@ -115,18 +127,26 @@ def _relative(path: str) -> str:
 
 
 def learning_rates(words: str, own: float) -> list[float]:
-    """The numbers of --lr; the task's own where there are none."""
+    """Return the learning rates of --lr, or the task's own rate if --lr is empty.
+
+    Raises:
+        UserError: a rate is not a number between 0 and 100.
+    """
     try:
         rates = [float(word) for word in words.split()] or [own]
     except ValueError as error:
         raise UserError(f"--lr: {error}") from error
     if any(not 0 < rate < 100 for rate in rates):
-        raise UserError(f"--lr: {words}: learning rates are above 0")
+        raise UserError(f"--lr: {words}: must be above 0 and below 100")
     return rates
 
 
 def configuration(options: Any, task: Task) -> dict[str, Any]:
-    """Layers: the task's settings, those for generated data, --config, what follows the options."""
+    """Merge the task's settings, the settings for generated data, --config, and the overrides.
+
+    Raises:
+        UserError: an unknown setting, or steps that would leave no checkpoint to test.
+    """
     settings = read_yaml(RECIPE / "conf" / f"{options.task}.yaml")
     layers = [RECIPE / "conf" / "small" / f"{options.task}.yaml"] if options.pseudo == "true" and task.problem else []
     for layer in [*layers, *([Path(options.config)] if options.config else [])]:
@@ -138,28 +158,28 @@ def configuration(options: Any, task: Task) -> dict[str, Any]:
 
 
 def _check_steps(train: dict[str, Any], task: Task) -> None:
-    """UserError where s3prl would train to the end and have nothing to test."""
+    """Raise UserError if s3prl would train and have no checkpoint to test."""
     total = train["total_steps"]
     for key in ("total_steps", "eval_step", "save_step", "log_step"):
         if not isinstance(train[key], (int, float)) or train[key] < 1:
-            raise UserError(f"train.{key}: {train[key]}; a number of steps, at least 1")
-    # tested is the best on validation; without validation, whatever was saved
+            raise UserError(f"train.{key}: {train[key]}; must be a number of steps, at least 1")
+    # The best checkpoint on validation is tested. Without validation, all saved ones are.
     key = "eval_step" if task.valid_metric else "save_step"
     if train[key] > total:
         raise UserError(
-            f"train.total_steps: {total}, but train.{key} is {train[key]}: {task.name} would have no checkpoint to "
-            f"test; -- --train.total_steps {total} --train.{key} {total} makes one at the end"
+            f"train.total_steps: {total}, but train.{key} is {train[key]}, so {task.name} would have no checkpoint to "
+            f"test. Use -- --train.total_steps {total} --train.{key} {total}."
         )
 
 
 def experiment(options: Any, upstream: Upstream) -> Path:
-    """exp/<task>[_<tag>][_seed<N>]/<upstream>."""
+    """Return exp/<task>[_<tag>][_seed<N>]/<upstream>."""
     name = options.task + (f"_{options.tag}" if options.tag else "") + (f"_seed{options.seed}" if options.seed else "")
     return Path("exp").resolve() / name / upstream.label
 
 
 def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[Run]:
-    """One run for each learning rate, in :func:`experiment`/lr_<rate>."""
+    """Return one run per learning rate, in :func:`experiment`/lr_<rate>."""
     settings = configuration(options, task)
     if settings["stop"] is None:
         del settings["stop"]
@@ -167,7 +187,7 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
     cache = cache_of(corpus)
     for pattern in ("metadata/*.json", SPLIT, TRIALS):
         for file in filter(is_filled, corpus.glob(pattern)):
-            shutil.copy(file, cache)  # what s3prl would download
+            shutil.copy(file, cache)  # s3prl would download it
     folder, runs = experiment(options, upstream), []
     for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
         config = merge(settings, {"build_optimizer": {"conf": {"lr": rate}}, "train": {"seed": options.seed}}, "--lr")
@@ -181,22 +201,22 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
 
 
 def cache_of(corpus: Path) -> Path:
-    """What s3prl keeps of a corpus."""
+    """Return s3prl's cache folder of a corpus."""
     cache = Path("exp").resolve() / "cache" / corpus.name
     cache.mkdir(parents=True, exist_ok=True)
     return cache
 
 
 def take_home(home: Path) -> None:
-    """Have s3prl read ``home`` where it looks below HOME, with all that was downloaded into the real one before.
+    """Set HOME to ``home`` for s3prl, and keep the files that were downloaded into the real home.
 
-    A ``home`` with no downloads of its own shares the real one's; into one that has, they are linked.
+    A ``home`` without downloads shares the real ones. A ``home`` with downloads gets links to the real ones.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("HF_HOME", str(caches / "huggingface"))
     os.environ.setdefault("TORCH_HOME", str(caches / "torch"))
     real, own = (at / S3PRL_CACHE / "download" for at in (Path.home().resolve(), home))
-    with contextlib.suppress(OSError):  # where nothing can be written, nothing was downloaded
+    with contextlib.suppress(OSError):  # a read-only home holds no downloads
         real.mkdir(parents=True, exist_ok=True)
     own.parent.mkdir(parents=True, exist_ok=True)
     if real.is_dir() and not own.is_dir():
@@ -205,16 +225,16 @@ def take_home(home: Path) -> None:
     for file in real.iterdir() if real.is_dir() else ():
         link = own / file.name
         if file.suffix != ".lock" and is_filled(file) and not link.exists():
-            link.unlink(missing_ok=True)  # to a file that is gone
+            link.unlink(missing_ok=True)  # a broken link
             link.symlink_to(file)
     os.environ["HOME"] = str(home)
 
 
 def place_speaker_list(corpus: Path) -> Path:
-    """Where s3prl's SID reads VoxCeleb1's list, below HOME alone; the corpus's own put there, if it has one.
+    """Return the path of VoxCeleb1's list for s3prl's SID, which reads it only from HOME.
 
-    That goes into a home of the corpus, so that the user's list of all VoxCeleb1 stays. An empty one, which a failed
-    download leaves and s3prl would take for the list, is removed.
+    If the corpus has a list, HOME becomes a folder of the corpus, so that the user's list stays. An empty file of a
+    failed download is removed, because s3prl would read it.
     """
     if is_filled(corpus / SPLIT):
         home = cache_of(corpus) / "home"
@@ -232,17 +252,17 @@ def place_speaker_list(corpus: Path) -> Path:
 
 @exit_on_user_error
 def main() -> None:
-    """Stages 0 to 2 of run.sh."""
+    """Run stages 0 to 2 of run.sh."""
     options = parser().parse_args()
     task = TASKS[options.task]
     trains = options.stage <= 1 <= options.stop_stage
     upstreams = upstreams_of(options) if trains else []
     if options.device != "cpu" and not _has_gpu(options.device):
-        raise UserError(f"--device: {options.device}: this torch sees none (torch.cuda.is_available())")
+        raise UserError(f"--device: {options.device}: torch finds no GPU (torch.cuda.is_available())")
     for name in ("nj", "scale"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name}: {getattr(options, name)}; at least 1")
-    configuration(options, task)  # a mistake in it is told before anything is written
+            raise UserError(f"--{name}: {getattr(options, name)}; must be at least 1")
+    configuration(options, task)  # reports mistakes before anything is written
     check_checkpoints(upstreams)
     if options.stage <= 1:
         corpus = corpus_of(options, task)
@@ -253,15 +273,15 @@ def main() -> None:
     if task.problem:
         write_report(Path("exp"), Path("RESULTS.md"))
     else:
-        print(f"{task.name}: its detections are scored by the scripts that come with the corpus; no row in RESULTS.md")
+        print(f"{task.name}: the scripts of the corpus score the detections. RESULTS.md gets no row.")
 
 
 def train(options: Any, task: Task, corpus: Path, upstreams: list[Upstream]) -> None:
-    """Stage 1."""
-    if (corpus / "home").is_dir():  # with what s3prl would download into its cache
+    """Train and test the upstream and its baseline (stage 1)."""
+    if (corpus / "home").is_dir():  # it holds files that s3prl would download
         take_home(corpus / "home")
     speakers = place_speaker_list(corpus) if options.task == "sid" else None
-    for upstream in reversed(upstreams):  # the baseline first: a row is written with what it is compared to
+    for upstream in reversed(upstreams):  # the baseline first, because the other row needs its score
         settings = configuration(options, task)
         if not task.problem:
             run_query_by_example(options, corpus, upstream, settings, experiment(options, upstream))
@@ -274,15 +294,15 @@ def train(options: Any, task: Task, corpus: Path, upstreams: list[Upstream]) -> 
                 raise
             speakers.unlink(missing_ok=True)
             raise UserError(
-                f"{corpus / SPLIT}: no such file, and s3prl could not download it to {speakers}; put VoxCeleb1's list "
-                f"of recordings at either ({error})"
+                f"{corpus / SPLIT}: is missing, and s3prl could not download it to {speakers}. Put VoxCeleb1's list "
+                f"of recordings there ({error})."
             ) from error
         rates = [run.config["build_optimizer"]["conf"]["lr"] for run in runs]
         write_best(options, upstream, upstreams, corpus, best, rates)
 
 
 def _has_gpu(device: str) -> bool:
-    """Whether there is a GPU. torch is imported only now: the options' mistakes are told at once."""
+    """Return whether the GPU is available. torch is imported late, so that wrong options are reported at once."""
     import torch
 
     return device.startswith("cuda") and torch.cuda.is_available()
@@ -291,7 +311,7 @@ def _has_gpu(device: str) -> bool:
 def write_best(
     options: Any, upstream: Upstream, upstreams: list[Upstream], corpus: Path, best: dict[str, Any], rates: list[float]
 ) -> None:
-    """``best.json`` of a sweep: what the report reads. ``against`` names the folder of what it is compared with."""
+    """Write ``best.json`` of a sweep for the report. ``against`` names the folder of the baseline."""
     others = [other.label for other in upstreams if other is not upstream]
     facts = {
         "task": options.task, "tag": options.tag,

@@ -1,4 +1,4 @@
-"""One training of s3prl for each learning rate, resumed where it was cut, and the rate that is best on validation."""
+"""Train one s3prl model per learning rate, resume interrupted runs, and choose the best rate on validation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import LOCK
 
 RESULT, LOG = "result.json", "log.txt"
-SCORED = "dscore_der"  # of SD's own scorer, in percent; beside s3prl's DER by frames
+SCORED = "dscore_der"  # DER of SD's own scorer, in percent; s3prl computes DER by frames
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """Whose states the task gets: a name of s3prl's hub, and a checkpoint where the name wants one.
+    """The upstream of a task.
 
-    encoder_only: of a SpeechCLIP that brings its own checkpoint, leave the head's layer out.
+    Attributes:
+        name: the name in s3prl's hub.
+        checkpoint: path or address; empty if the name does not need one.
+        encoder_only: omit the head's layer of a SpeechCLIP whose name includes its checkpoint.
     """
 
     name: str
@@ -41,18 +44,18 @@ class Upstream:
 
     @property
     def label(self) -> str:
-        """For folders and tables."""
+        """The name in folders and tables."""
         parts = [part for part in Path(self.checkpoint).parts if part not in ("best", "last", "exp", "..", "/")]
         given = re.sub(r"\.(ckpt|pt)$", "", parts[-1]) if parts else ""
         return self.name + (f"_{given}" if given else "") + ("_encoder" if self.encoder_only else "")
 
     def settings(self) -> dict[str, Any]:
-        """What s3prl's ``build_upstream`` wants to know."""
+        """Return the arguments of s3prl's ``build_upstream``."""
         extra = {"extra_conf": {"head_layer": False}} if self.encoder_only else {}
         return {"name": self.name, **({"path_or_url": self.checkpoint} if self.checkpoint else {}), **extra}
 
     def fingerprint(self) -> str:
-        """Of the checkpoint's weights; empty for a name that brings its own."""
+        """Return a hash of the checkpoint's weights; empty for a name that includes its checkpoint."""
         path = Path(self.checkpoint)
         file = path / "model.safetensors" if path.is_dir() else path
         if not self.checkpoint or not file.is_file():
@@ -65,7 +68,17 @@ class Upstream:
 
 
 def merge(base: dict[str, Any], layer: dict[str, Any], source: str, at: str = "") -> dict[str, Any]:
-    """``base`` with the values of ``layer``; a key that ``base`` does not have is a UserError."""
+    """Merge a configuration layer into ``base``.
+
+    Args:
+        base: the settings.
+        layer: the values that replace them.
+        source: the layer's file, for errors.
+        at: prefix of the keys, for errors.
+
+    Raises:
+        UserError: a key that ``base`` does not have.
+    """
     result = dict(base)
     for key, value in layer.items():
         if key not in base and at not in ("prepare_data.", "build_upstream.", "build_optimizer.conf."):
@@ -76,18 +89,26 @@ def merge(base: dict[str, Any], layer: dict[str, Any], source: str, at: str = ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration layer."""
+    """Read a configuration layer.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold settings.
+    """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path}: no settings in it")
+        raise UserError(f"{path}: holds no settings. A YAML mapping is needed.")
     return found
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """``--train.total_steps 100`` or with ``=``, nested."""
+    """Parse ``--train.total_steps 100`` or ``--train.total_steps=100`` into nested settings.
+
+    Raises:
+        UserError: a word that is not an override.
+    """
     settings: dict[str, Any] = {}
     queue = list(words)
     while queue:
@@ -103,7 +124,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A YAML value; 1e-3 is a number too, which YAML wants written 1.0e-3."""
+    """Parse a YAML value. 1e-3 is a number, too; YAML requires 1.0e-3."""
     value = yaml.safe_load(text)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -113,7 +134,15 @@ def _value(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a task on an upstream at a learning rate, in a folder of its own. corpus: for what is told."""
+    """One training run: a task on an upstream with one learning rate, in its own folder.
+
+    Attributes:
+        task: the task.
+        upstream: the upstream.
+        folder: folder of the run.
+        config: s3prl's configuration.
+        corpus: folder of the corpus, for errors.
+    """
 
     task: Task
     upstream: Upstream
@@ -122,7 +151,7 @@ class Run:
     corpus: Path = Path()
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run left, if its settings are these and it was scored as it now should be."""
+        """Return the result of a finished run, or None if its settings differ or a score is missing."""
         file = self.folder / RESULT
         if not file.is_file():
             return None
@@ -132,16 +161,16 @@ class Run:
         return found if found["settings"] == self.settings() and (SCORED in found["test"] or not wanted) else None
 
     def settings(self) -> dict[str, Any]:
-        """What the result depends on. Not on how far s3prl goes: what is trained may be scored later."""
+        """Return the settings that change the result. ``stop`` is not one of them: a trained model can be scored later."""
         local = ("num_workers", "device", "target_dir", "cache_dir", "stop")
         config = {key: value for key, value in self.config.items() if key not in local}
         return {"config": config, "weights": self.upstream.fingerprint()}
 
     def start(self) -> None:
-        """Train (from the last checkpoint, if there is one) and test.
+        """Train (from the last checkpoint, if it exists) and test.
 
         Raises:
-            UserError: with the log's last line; another process is at work in the folder.
+            UserError: training failed (the error has the log's last line), or another process uses the folder.
         """
         from speechclip.common.files import only_one
 
@@ -154,7 +183,7 @@ class Run:
         origin = {"commit": commit(), "command": os.environ.get("SPEECHCLIP_RECIPE_COMMAND", "")}
         settings = self.folder / "settings.json"
         if settings.is_file() and json.loads(settings.read_text()) != self.settings():
-            raise UserError(f"{self.folder}: begun with other settings; --force true starts it over, --tag keeps it")
+            raise UserError(f"{self.folder}: has other settings. Use --force true to start over, or --tag to keep it.")
         settings.write_text(json.dumps(self.settings()))
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.config, sort_keys=False))
@@ -163,7 +192,7 @@ class Run:
         try:
             run_s3prl(words, self.folder / LOG, f"{self.task.name} on {self.corpus}")
         except UserError:
-            if not self._steps():  # nothing to go on from: whatever gets mended, other settings may start here
+            if not self._steps():  # nothing to resume from, so other settings may start here
                 for path in self.folder.iterdir():
                     if path.is_dir():
                         shutil.rmtree(path)
@@ -173,14 +202,14 @@ class Run:
         (self.folder / RESULT).write_text(json.dumps({**self._collect(), **origin}, indent=2) + "\n")
 
     def _steps(self) -> list[Path]:
-        """The checkpoints that s3prl would go on from, or tests (ASV), in the order of their steps."""
+        """Return the checkpoints that s3prl resumes from, or tests (ASV), in the order of their steps."""
         return sorted((self.folder / "train").glob("step_*"), key=lambda path: int(path.name[5:]))
 
     def _remove_cut_checkpoints(self) -> None:
-        """Remove what a kill cut while s3prl wrote it, in place; s3prl takes the last step, whole or not.
+        """Remove checkpoints that were interrupted while s3prl wrote them. s3prl resumes from the last one, complete or not.
 
-        ``valid_best`` is written over the one before. Where it was cut, both are gone: validation begins anew, after
-        the last step that still has one to come.
+        s3prl overwrites ``valid_best``. If it was interrupted there, the old and the new one are lost. Then training
+        resumes from the last step that is followed by a validation.
         """
         for step in self._steps():
             if not _is_whole(step):
@@ -203,14 +232,14 @@ class Run:
             model = train / "valid_best"
             tested = sorted((self.folder / "evaluate").rglob("result.yaml"))
             valid = yaml.safe_load((model / "training_stats.yaml").read_text()) if tested else {}
-        else:  # every step was tested; s3prl takes the best, and so does this, with its weights
+        else:  # s3prl tests every step and reports the best one
             names = [f"*/{step.name}/result.yaml" for step in self._steps()]
             files = [file for name in names for file in (self.folder / "evaluate").glob(name)]
             tested = sorted(files, key=lambda file: score(self.task, yaml.safe_load(file.read_text())))
             model = train / tested[0].parent.name if tested else train
             valid = {"global_step": int(model.name[5:])} if tested else {}
         if not tested:
-            raise UserError(f"{self.folder}/evaluate: no result; see {self.folder}/{LOG}")
+            raise UserError(f"{self.folder}/evaluate: holds no result. See {self.folder}/{LOG}.")
         test = yaml.safe_load(tested[0].read_text())
         scored = tested[0].with_name(self.task.scorer or "none")
         if scored.is_file():
@@ -223,7 +252,7 @@ class Run:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a folder holds all of what s3prl saves, ``config.yaml`` last, also where it was written over another."""
+    """Return whether a checkpoint is complete, also if it replaced another. s3prl writes ``config.yaml`` last."""
     files = [checkpoint / name for name in ("model/state_dict.pt", "task/state.pt", "optimizer.pt",
                                             "training_stats.yaml", "config.yaml")]  # fmt: skip
     if not all(map(is_filled, files)):
@@ -232,7 +261,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def layer_weights(state_dict: Path) -> list[float]:
-    """softmax of the featurizer's weights: how much of each hidden state the task takes."""
+    """Return the softmax of the featurizer's weights: the share of each hidden state."""
     import torch
 
     weights = torch.load(state_dict, map_location="cpu", weights_only=True)["featurizer.weights"]
@@ -240,10 +269,17 @@ def layer_weights(state_dict: Path) -> list[float]:
 
 
 def run_s3prl(words: list[str], log: Path, what: str) -> None:
-    """Run a command of ``python -m speechclip.upstream`` in a process of its own; ``log`` gets its output.
+    """Run a command of ``python -m speechclip.upstream`` in a new process.
 
-    The processes are forked from one that has imported s3prl already. UserError with the line that tells why it failed;
-    what: the task and its corpus, for that line.
+    The process is forked from one that has already imported s3prl.
+
+    Args:
+        words: the command and its arguments.
+        log: file that gets the output.
+        what: the task and its corpus, for errors.
+
+    Raises:
+        UserError: the command failed. The error gives the reason.
     """
     before = log.stat().st_size if log.is_file() else 0
     context = multiprocessing.get_context("forkserver")
@@ -252,19 +288,19 @@ def run_s3prl(words: list[str], log: Path, what: str) -> None:
     process.start()
     process.join()
     if process.exitcode:
-        told = log.read_bytes()[before:].decode(errors="replace") if log.is_file() else ""
-        why = reason(told) if process.exitcode > 0 else f"killed by {signal.Signals(-process.exitcode).name}"
-        raise UserError(f"{what}: {why} (status {process.exitcode}; {log} has all)")
+        output = log.read_bytes()[before:].decode(errors="replace") if log.is_file() else ""
+        why = reason(output) if process.exitcode > 0 else f"killed by {signal.Signals(-process.exitcode).name}"
+        raise UserError(f"{what}: {why} (status {process.exitcode}; the full output is in {log})")
 
 
-def reason(told: str) -> str:
-    """Why a command failed, by what it told: its last line, with the place in s3prl if that is a Python exception."""
-    lines = [line for line in told.splitlines() if line.strip()]
+def reason(output: str) -> str:
+    """Return the reason of a failed command: the last line of its output, and the place in s3prl of an exception."""
+    lines = [line for line in output.splitlines() if line.strip()]
     last = lines[-1] if lines else "no output"
-    places = re.findall(r'File ".*/(s3prl/[^"]+)", line (\d+), in .*\n\s*(.*)', told)
+    places = re.findall(r'File ".*/(s3prl/[^"]+)", line (\d+), in .*\n\s*(.*)', output)
     if last.startswith("error: ") or not places:
         return last.removeprefix("error: ")
-    # in what a pool hands on, the failed assertion stands above the frames of those who waited for it
+    # In the output of a process pool, the failed assertion is above the frames of the waiting processes.
     file, line, code = next((place for place in reversed(places) if place[2].startswith("assert")), places[-1])
     return f"{last} in {file}:{line}: {code}"
 
@@ -280,7 +316,7 @@ def _work(words: list[str], log: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the recipe that asked for it ends; the fork server between them lives as long as this."""
+    """End this process when the recipe that started it ends. The fork server lives as long as this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
@@ -288,9 +324,14 @@ def _end_with_parent() -> None:
 
 
 def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
-    """Do what is not done yet, ``jobs`` at a time, and return the best run's result.
+    """Run the trainings that are not finished, and return the result of the best one.
 
-    Validation decides; a task without a validation set (ASV) is decided on its trials, as s3prl decides among steps.
+    Validation decides. A task without a validation set (ASV) is decided on its trials, as in s3prl.
+
+    Args:
+        runs: one run per learning rate.
+        jobs: number of runs at the same time.
+        force: start over.
     """
 
     def do(run: Run) -> dict[str, Any]:
@@ -308,15 +349,16 @@ def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
         results = list(pool.map(do, runs))
     best = min(results, key=lambda result: _rank(runs[0].task, result))
     rates = sorted(result["lr"] for result in results)
-    if len(rates) > 1 and best["lr"] in (rates[0], rates[-1]):
-        side = "lowest" if best["lr"] == rates[0] else "highest"
-        print(f"{runs[0].folder.parent}: {best['lr']:g} is the {side} rate of --lr; one beyond it may be better",
+    equal = [result for result in results if _rank(runs[0].task, result)[0] == _rank(runs[0].task, best)[0]]
+    if len(rates) > 1 and len(equal) == 1 and best["lr"] in (rates[0], rates[-1]):
+        side, other = ("lowest", "lower") if best["lr"] == rates[0] else ("highest", "higher")
+        print(f"{runs[0].folder.parent}: the best rate {best['lr']:g} is the {side} of --lr. Try a {other} one.",
               flush=True)  # fmt: skip
     return best
 
 
 def _rank(task: Task, result: dict[str, Any]) -> tuple[float, float, float]:
-    """What decides a sweep, lower first: the metric; among equals the loss on validation, then the rate."""
+    """Return the sort key of a result, lower is better: metric, loss on validation, learning rate."""
     value = float(result["valid"][task.valid_metric]) if task.valid_metric else score(task, result["test"])
     loss = float(result["valid"].get("loss", math.inf))
     first, second = (math.inf if math.isnan(x) else x for x in (-value if task.higher_better else value, loss))
@@ -324,10 +366,14 @@ def _rank(task: Task, result: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def score(task: Task, test: dict[str, Any]) -> float:
-    """The task's metric among what s3prl wrote, whatever the case of its name."""
+    """Return the task's metric from s3prl's result. Upper and lower case of its name do not matter.
+
+    Raises:
+        UserError: the result lacks the metric.
+    """
     found = {key.lower(): value for key, value in _flat(test).items()}
     if task.metric.lower() not in found:
-        raise UserError(f"no {task.metric} in the result, only {', '.join(found)}")
+        raise UserError(f"result.yaml: lacks {task.metric}. It holds {', '.join(found)}.")
     return float(found[task.metric.lower()])
 
 

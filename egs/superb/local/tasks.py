@@ -1,4 +1,4 @@
-"""The SUPERB tasks as s3prl 0.4.18 has them, and what has to be on the disk for each."""
+"""The SUPERB tasks of s3prl 0.4.18, and the files that each of them needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class Task:
     """One task.
 
     Attributes:
-        name: as SUPERB writes it. problem: class for s3prl-main; empty: only run_downstream has the task.
-        metric: in result.yaml. label: what the table calls it. percent: factor from the one to the other.
-        higher_better: which of two numbers is better.
-        valid_metric: what a sweep of learning rates is decided by; empty: the task has no validation set.
-        scorer: file that a last stage of the task's own writes, which a run may leave out.
-        layout: of a generated corpus. needs: what there has to be below the corpus folder, globs.
-        data: keys of ``prepare_data`` and folders below the corpus folder.
+        name: SUPERB's name.
+        problem: class for s3prl-main; empty if only run_downstream has the task.
+        metric: name in result.yaml.
+        label: name in the table.
+        layout: layout of the generated corpus.
+        needs: globs of required files, relative to the corpus folder.
+        data: keys of ``prepare_data``, and folders relative to the corpus folder.
+        higher_better: True if higher numbers are better.
+        percent: factor from result.yaml to the table.
+        valid_metric: metric that decides a sweep of learning rates; empty if the task has no validation set.
+        scorer: file that the task's optional last stage writes.
     """
 
     name: str
@@ -38,7 +42,7 @@ class Task:
 
 
 S3PRL_CACHE = Path(".cache") / "s3prl"  # below HOME
-SPLIT, TRIALS = "iden_split.txt", "voxceleb1_test_v2.txt"  # VoxCeleb1's: who trains and tests SID, and ASV's pairs
+SPLIT, TRIALS = "iden_split.txt", "voxceleb1_test_v2.txt"  # VoxCeleb1's split of SID, and pairs of ASV
 _LIBRISPEECH = (*(f"{part}/*/*/*.flac" for part in ("train-clean-100", "dev-clean", "test-clean")), "SPEAKERS.TXT")
 TASKS = {
     "pr": Task("PR", "SuperbPR", "per", "PER", "librispeech", _LIBRISPEECH, {"dataset_root": "."}, False,
@@ -69,28 +73,40 @@ TASKS = {
 
 
 def check_corpus(name: str, corpus: Path) -> None:
-    """Raise UserError for what is missing below the corpus folder, a recording that one of its lists names too."""
+    """Check the files of a corpus.
+
+    Args:
+        name: the task.
+        corpus: the corpus folder.
+
+    Raises:
+        UserError: a required file is missing, or a recording of one of the lists.
+    """
     task = TASKS[name]
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such folder; give the corpus of {task.name} with --corpus, or --pseudo true")
+        raise UserError(
+            f"{corpus}: no such folder. Give the corpus of {task.name} with --corpus, or use --pseudo true."
+        )
     for pattern in task.needs:
         if next(corpus.glob(pattern), None) is None:
-            raise UserError(f"{corpus / pattern}: nothing there; {task.name} needs {', '.join(task.needs)}")
+            raise UserError(f"{corpus / pattern}: is missing. {task.name} needs {', '.join(task.needs)}.")
     try:
         listed = list(_listed(name, corpus))
     except (LookupError, ValueError) as error:
-        raise UserError(f"{corpus}: a list of {task.name}'s recordings is not as published: {error!r}") from error
+        raise UserError(
+            f"{corpus}: a list of {task.name}'s recordings differs from the published format: {error!r}"
+        ) from error
     missing = [(source, paths) for source, paths in listed if not any(path.is_file() for path in paths)]
     if missing:
         source, paths = missing[0]
         raise UserError(
-            f"{' or '.join(map(str, paths))}: no such file, {source} names it; "
-            f"{len(missing)} of {len(listed)} recordings are missing for {task.name}"
+            f"{' or '.join(map(str, paths))}: is missing, but {source} lists it. "
+            f"{len(missing)} of {len(listed)} recordings of {task.name} are missing."
         )
 
 
 def _listed(name: str, corpus: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Every recording that a list names: the list, and the paths of which one has to be there."""
+    """Yield each listed recording: the list, and the paths of which one must exist."""
     if name in ("sid", "asv"):
         source = speaker_list(corpus)
         for line in [] if source is None else source.read_text(encoding="utf-8").splitlines():
@@ -114,11 +130,11 @@ def _listed(name: str, corpus: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def speaker_list(corpus: Path) -> Path | None:
-    """VoxCeleb1's list of recordings: the corpus's own, else that which s3prl has downloaded, else None."""
+    """Return VoxCeleb1's list of recordings from the corpus, else from s3prl's cache, else None."""
     known = (corpus / SPLIT, Path.home() / S3PRL_CACHE / SPLIT)
     return next((path for path in known if is_filled(path)), None)
 
 
 def is_filled(path: Path) -> bool:
-    """Whether there is a file with something in it; a failed ``wget -O`` leaves an empty one."""
+    """Return whether a file exists and is not empty. A failed ``wget -O`` leaves an empty file."""
     return path.is_file() and path.stat().st_size > 0

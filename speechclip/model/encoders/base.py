@@ -7,6 +7,7 @@ Frame masks, frame counts and the numbering of hidden states follow fairseq's Hu
 from __future__ import annotations
 
 import hashlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -120,26 +121,25 @@ class StateRecorder:
     """Collect the input of the first layer and the raw output of every layer.
 
     Hooks are used instead of ``output_hidden_states``, because it depends on the version of transformers whether that
-    applies the final LayerNorm of a pre-norm encoder to the last state.
+    applies the final LayerNorm of a pre-norm encoder to the last state. Each thread has its own states: servers and
+    ``DataParallel`` run one encoder in several threads.
     """
 
     def __init__(self, layers: nn.ModuleList) -> None:
-        self.states: list[Tensor] = []
+        self._states: dict[int, list[Tensor]] = {}  # by thread; unlike threading.local, it can be copied and pickled
         layers[0].register_forward_pre_hook(self._first, with_kwargs=True)
         for layer in layers:
             layer.register_forward_hook(self._output)
 
     def _first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.states = [args[0] if args else kwargs["hidden_states"]]
+        self._states[threading.get_ident()] = [args[0] if args else kwargs["hidden_states"]]
 
     def _output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.states.append(output[0] if isinstance(output, tuple) else output)
+        self._states[threading.get_ident()].append(output[0] if isinstance(output, tuple) else output)
 
     def take(self) -> Tensor:
-        """Return the states of the last forward pass, [B, L, T, D], and release them."""
-        states = torch.stack(self.states, dim=1)
-        self.states = []
-        return states
+        """Return the states of this thread's last forward pass, [B, L, T, D], and release them."""
+        return torch.stack(self._states.pop(threading.get_ident()), dim=1)
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -1,8 +1,8 @@
 """Any upstream of s3prl as a frozen speech encoder: ``s3prl:NAME`` or ``s3prl:NAME:CHECKPOINT``.
 
-Its layers and frames are treated as the core's own are. Two things differ: the last state of a pre-norm model (HuBERT
-Large) has the encoder's final LayerNorm applied, by design of s3prl, all others are equal; and of an upstream with more
-than 50 frames a second, a whole multiple of them, frames are left out (of fbank's 100 every second).
+Two things differ from the other encoders. s3prl applies the final LayerNorm to the last state of a pre-norm model
+(HuBERT Large). If an upstream has a multiple of 50 frames per second, frames are dropped. For example, fbank has 100,
+so every second frame is kept.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class S3prlEncoder(SpeechEncoder):
     """An s3prl upstream behind this project's interface.
 
     Args:
-        upstream: what an entry of s3prl's hub built.
-        description: what identifies the encoder, for feature stores and checkpoints.
+        upstream: the module that an entry of s3prl's hub built.
+        description: see :class:`SpeechEncoder`.
 
     Raises:
-        UserError: its hidden states differ in size or stride, or their stride does not divide 320 samples.
+        UserError: the hidden states differ in size or stride, or their stride does not divide 320 samples.
     """
 
     def __init__(self, upstream: Any, *, description: dict[str, str]) -> None:
@@ -51,8 +51,10 @@ class S3prlEncoder(SpeechEncoder):
         self.description = description
         rate = upstream.get_downsample_rates("hidden_states")
         if rate < 1 or HOP % rate:
-            raise UserError(f"{description['path']}: a frame every {rate} samples, which does not divide {HOP} (50 Hz)")
-        self.every = HOP // rate  # of the upstream's frames one is kept
+            raise UserError(
+                f"{description['path']}: has a frame every {rate} samples, which does not divide {HOP} (50 Hz)"
+            )
+        self.every = HOP // rate  # one of this many frames is kept
         wave = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
         states = self._states([wave.to(self._placement()[0])])
         self.num_states, self.dim = states.shape[1], states.shape[3]
@@ -63,7 +65,7 @@ class S3prlEncoder(SpeechEncoder):
         device, precision = self._placement()
         rows = [wave.to(device, precision) for wave in waves]
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        if self.every > 1:  # filter banks and what stands on them take each waveform by itself, in windows of 25 ms
+        if self.every > 1:  # filter banks process each waveform alone and need 25 ms
             rows = [_lengthened(row) for row in rows]
         elif int(lengths.max()) < MIN_SAMPLES:
             rows[0] = _lengthened(rows[0])
@@ -71,13 +73,13 @@ class S3prlEncoder(SpeechEncoder):
         return SpeechFeatures(states, frame_counts(lengths, states.shape[2]).clamp(min=1))
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
-        """Where the upstream computes, and how precisely; filter banks have no parameters."""
+        """Return device and precision of the upstream. Filter banks have no parameters and use the defaults."""
         parameter = next(self.upstream.parameters(), torch.empty(0))
         return parameter.device, parameter.dtype
 
     @torch.no_grad()
     def _states(self, rows: list[Tensor]) -> Tensor:
-        """All hidden states of a batch, [B, L, T, D], with a frame every 320 samples, the first at 0."""
+        """Return all hidden states of a batch, [B, L, T, D], with one frame per 320 samples, the first at 0."""
         states = self.upstream(rows)["hidden_states"]
         if len({state.shape for state in states}) != 1:
             shapes = ", ".join(str(list(state.shape)) for state in states)
@@ -86,7 +88,7 @@ class S3prlEncoder(SpeechEncoder):
 
 
 def _lengthened(wave: Tensor) -> Tensor:
-    """[n] with zeros up to what an upstream needs at least."""
+    """Pad a waveform [n] to the shortest length that upstreams accept."""
     return nn.functional.pad(wave, (0, max(0, MIN_SAMPLES - len(wave))))
 
 
@@ -115,7 +117,7 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
             upstream = getattr(hub, name)(**({"ckpt": checkpoint} if checkpoint else {}))
     except UserError:
         raise
-    except Exception as error:  # whatever an upstream's reader, its download or its packages raise
+    except Exception as error:  # readers, downloads and packages of upstreams raise many classes
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{config.path}: s3prl cannot load it: {reason}") from error
     description = {"path": config.path, "kind": f"s3prl {name}", "weights": _identity(upstream, name)}
@@ -123,17 +125,23 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
 
 
 def _identity(upstream: nn.Module, name: str) -> str:
-    """The fingerprint of the weights, the same in every process; the name of an upstream that has none (fbank)."""
+    """Return the fingerprint of the weights, equal in every process; the name if it has no weights."""
     for key, buffer in upstream.named_buffers():
-        if key.endswith("_pseudo_wavs"):  # random, drawn anew each time; s3prl only asks it for shapes
+        if key.endswith("_pseudo_wavs"):  # random values; s3prl uses only their shape
             buffer.zero_()
     return weights_fingerprint(upstream) if upstream.state_dict() else name
 
 
 def check_upstream(name: str, source: str, known: Sequence[str]) -> None:
-    """Raise UserError for a name that s3prl's hub (its ``options()`` are ``known``) has not got, with the nearest.
+    """Check that s3prl's hub has an upstream.
 
-    source: where the user wrote it, an option or a setting.
+    Args:
+        name: the upstream.
+        source: the option or setting that holds the name, for the error.
+        known: the names in the hub.
+
+    Raises:
+        UserError: the hub does not have it. The error suggests the nearest name.
     """
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -143,7 +151,7 @@ def check_upstream(name: str, source: str, known: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _plain_loading() -> Iterator[None]:
-    """Have ``torch.load`` take values alone: a checkpoint's configuration may name a file that would run code."""
+    """Make ``torch.load`` refuse pickled code: a checkpoint's configuration may name any file."""
     key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(key)
     os.environ[key] = "1"

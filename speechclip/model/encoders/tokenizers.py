@@ -13,23 +13,30 @@ WORD_END = "</w>"  # the BPE's mark of a word's last piece
 
 
 class Tokenizer(Protocol):
-    """Text to subword ids and back. ``pad``, ``sot`` and ``eot`` are the special ids; ``encode`` never returns them,
-    save where a vocabulary shares its padding id with a real subword (OpenAI's BPE: 0 is both padding and "!")."""
+    """The vocabulary of a text tower.
+
+    ``encode`` does not return special ids, with one exception: in OpenAI's BPE, id 0 is both padding and "!".
+
+    Attributes:
+        pad: id of the padding.
+        sot: id of the start of a text.
+        eot: id of the end of a text.
+    """
 
     pad: int
     sot: int
     eot: int
 
     def encode(self, text: str) -> list[int]:
-        """Subword ids of a text, without special tokens."""
+        """Return the subword ids of a text, without special tokens."""
         ...
 
     def subword(self, token: int) -> str:
-        """A subword as text, with its mark of a word's start or end."""
+        """Return a subword as text, with its mark of a word's start or end."""
         ...
 
     def retokenize(self, row: Sequence[int]) -> list[int]:
-        """Ids of a row with special tokens after it was turned into text and encoded once more."""
+        """Decode a row with special tokens to text, encode this text again, and return its ids."""
         ...
 
 
@@ -44,11 +51,11 @@ class BpeTokenizer:
         self.eot: int = tokenizer.eot_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Subword ids of a text; it is lower-cased and cleaned as CLIP does."""
+        """Return the subword ids of a text after CLIP's cleaning, which lower-cases it."""
         return list(self._tokenizer.encode(text))
 
     def subword(self, token: int) -> str:
-        """A subword, e.g. ``dog</w>``; bytes that are no character of their own come out as U+FFFD."""
+        """Return a subword, e.g. ``dog</w>``. Bytes that are only part of a character become U+FFFD."""
         piece = self._tokenizer.decoder[token]
         end = WORD_END if piece.endswith(WORD_END) else ""
         characters = piece[: len(piece) - len(end)]
@@ -57,12 +64,19 @@ class BpeTokenizer:
         return bytes(self._tokenizer.byte_decoder[c] for c in characters).decode("utf-8", errors="replace") + end
 
     def retokenize(self, row: Sequence[int]) -> list[int]:
-        """The text's own ids, start and end; padding, a long run of "!", comes back as subwords of several "!"."""
+        """Return the ids of the decoded row. Padding, a long run of "!", becomes subwords of several "!"."""
         return list(self._tokenizer.encode(self._tokenizer.decode(list(row))))
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece vocabulary; SOT and EOT are the two ids after its pieces, so that EOT is the largest."""
+    """A sentencepiece vocabulary. SOT and EOT are the two ids after its pieces, so that EOT is the largest id.
+
+    Args:
+        model: the sentencepiece file.
+
+    Raises:
+        UserError: the file is not a sentencepiece model.
+    """
 
     pad = 0
 
@@ -77,29 +91,29 @@ class SentencePieceTokenizer:
         self.eot: int = self.sot + 1
 
     def encode(self, text: str) -> list[int]:
-        """Subword ids of a text; it is lower-cased."""
+        """Return the subword ids of a text in lower case."""
         return list(self._processor.encode(text.lower()))
 
     def subword(self, token: int) -> str:
-        """A subword, e.g. U+2581 + ``dog``."""
+        """Return a subword, e.g. U+2581 + ``dog``."""
         if token in (self.sot, self.eot):
             return "<start_of_text>" if token == self.sot else "<end_of_text>"
         return str(self._processor.id_to_piece(token))
 
     def retokenize(self, row: Sequence[int]) -> list[int]:
-        """The row as it is: here special tokens have no text that could be encoded."""
+        """Return the row unchanged, because special tokens have no text here."""
         return list(row)
 
 
 def add_special_tokens(tokenizer: Tokenizer, ids: Sequence[int], context_length: int) -> list[int]:
-    """[SOT, subwords, EOT, padding] of ``context_length`` ids; subwords that do not fit are cut."""
+    """Return SOT, subwords, EOT and padding, ``context_length`` ids in total. Subwords that do not fit are cut."""
     content = list(ids)[: context_length - 2]
     row = [tokenizer.sot, *content, tokenizer.eot]
     return row + [tokenizer.pad] * (context_length - len(row))
 
 
 def join_subwords(subwords: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """The words that a caption's subwords spell: each word without marks, and the places of its subwords."""
+    """Join the subwords of a caption to words. Return each word without marks, and the places of its subwords."""
     words: list[tuple[str, list[int]]] = []
     ended = True
     for place, subword in enumerate(subwords):

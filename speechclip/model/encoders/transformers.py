@@ -73,7 +73,7 @@ class WaveformEncoder(SpeechEncoder):
 
     def _pad(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the padded batch [B, N] and the number of samples of each waveform [B]."""
-        parameter = next(self.model.parameters())
+        parameter = self.model.feature_projection.projection.weight  # DataParallel's replicas list no parameters
         rows = [wave.to(parameter.device, torch.float32) for wave in waves]
         if self.normalize:
             rows = [nn.functional.layer_norm(row, row.shape) for row in rows]

@@ -76,7 +76,7 @@ class WhisperSpeechEncoder(SpeechEncoder):
         return SpeechFeatures(out, frames)
 
     def _encode_windows(self, windows: list[Any]) -> Tensor:
-        parameter = next(self.model.parameters())
+        parameter = self.model.conv1.weight  # DataParallel's replicas list no parameters
         mel = self.extractor(
             windows, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length", max_length=self.window,
             truncation=False,

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 class ClsAttention(nn.Module):
     """Multi-head self-attention over [CLS] vectors and frames, computed at the [CLS] positions alone.
 
-    The outputs at the frames are not needed in training, and the queries do not depend on the input. So the query and
-    key projections fold into one vector per head and [CLS], and the value projection moves behind the weighted sum:
-    2 * heads * cls * d multiplications a frame in the place of 4 * d * d. Where there are more of these vectors than d,
-    keys and values of every frame cost less, and are what is computed. Either equals ``nn.MultiheadAttention`` on the
-    concatenated sequence, whose parameters (names and layout) these are.
+    Training does not need the outputs at the frames, and the queries do not depend on the input. So the query and key
+    projections fold into one vector per head and [CLS], and the value projection moves behind the weighted sum. This
+    takes 2 * heads * cls * d multiplications per frame instead of 4 * d * d. If there are more than d such vectors,
+    computing keys and values of every frame is cheaper and is done instead. Both ways equal ``nn.MultiheadAttention``
+    on the concatenated sequence and use its parameters.
 
     Args:
-        dim: d. heads: attention heads. dropout: on the attention weights.
+        dim: d, width of the tokens.
+        heads: number of attention heads.
+        dropout: probability of dropping an attention weight.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -27,19 +29,21 @@ class ClsAttention(nn.Module):
         """Attend from the [CLS] vectors.
 
         Args:
-            cls: [Q, d]. frames: [B, T, d]. padding: [B, T] bool, True at frames that do not exist.
+            cls: [Q, d].
+            frames: [B, T, d].
+            padding: [B, T] bool, True at frames that are padding.
+
         Returns:
-            outputs [B, Q, d], and the weights over the frames averaged over heads [B, Q, T]; None in training, where
-            nobody asks for them.
+            The outputs [B, Q, d], and the weights over the frames, averaged over heads, [B, Q, T]. The weights are None
+            in training, which does not use them.
         """
         if self.attention.num_heads * len(cls) > cls.shape[1]:
             return self._of_every_frame(cls, frames, padding)
         module = self.attention
         heads, size = module.num_heads, module.head_dim
         weight_q, weight_k, weight_v = module.in_proj_weight.view(3, heads, size, -1)  # each [H, s, d]
-        bias_q, _, bias_v = module.in_proj_bias.view(
-            3, heads, size
-        )  # the key's bias moves no weight: it is the same for all
+        # The bias of the keys adds the same number to all scores, so it changes no weight.
+        bias_q, _, bias_v = module.in_proj_bias.view(3, heads, size)
         queries = torch.einsum("hsd,qd->hqs", weight_q, cls) + bias_q[:, None]  # [H, Q, s]
         folded = torch.einsum("hqs,hsd->hqd", queries, weight_k).flatten(0, 1) * size**-0.5  # [H*Q, d]
         among_cls = (folded @ cls.T).expand(len(frames), -1, -1)  # [B, H*Q, Q]
@@ -57,7 +61,7 @@ class ClsAttention(nn.Module):
         return outputs, weights[..., count:].view(-1, heads, count, frames.shape[1]).mean(dim=1)
 
     def _of_every_frame(self, cls: Tensor, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`forward`, by keys and values of every frame."""
+        """Compute :meth:`forward` from keys and values of every frame."""
         tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
         attended, query, key = self._attend(cls[None], tokens, padding, len(cls))
         if self.training:
@@ -68,25 +72,32 @@ class ClsAttention(nn.Module):
         return attended, weights[..., len(cls) :].mean(dim=1)
 
     def everywhere(self, cls: Tensor, frames: Tensor, padding: Tensor) -> Tensor:
-        """The same attention at every position: [B, Q + T, d]."""
+        """Return the same attention at every position, [B, Q + T, d]."""
         tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
         return self._attend(tokens, tokens, padding, len(cls))[0]
 
-    def _attend(self, asking: Tensor, tokens: Tensor, padding: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention from some positions [B or 1, N, d] to the [CLS] vectors, ``count``, and frames [B, Q + T, d].
+    def _attend(self, origins: Tensor, tokens: Tensor, padding: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend from some positions to all tokens.
 
-        Returns outputs [B, N, d], queries and keys [B, H, positions, s].
+        Args:
+            origins: [B or 1, N, d], the positions that attend.
+            tokens: [B, Q + T, d], the [CLS] vectors and the frames.
+            padding: [B, T] bool, True at frames that are padding.
+            count: Q, the number of [CLS] vectors.
+
+        Returns:
+            The outputs [B, N, d], the queries and the keys, each [B, H, positions, s].
         """
         module = self.attention
-        # one product for each of the three, where torch's own module cuts one into three: that costs copies in backward
-        bias_q, _, bias_v = module.in_proj_bias.chunk(3)  # the key's bias moves no weight, as above
-        parts = zip((asking, tokens, tokens), module.in_proj_weight.chunk(3), (bias_q, None, bias_v), strict=True)
+        # Three products. torch's module computes one and cuts it, which costs copies in the backward pass.
+        bias_q, _, bias_v = module.in_proj_bias.chunk(3)
+        parts = zip((origins, tokens, tokens), module.in_proj_weight.chunk(3), (bias_q, None, bias_v), strict=True)
         query, key, value = (
             nn.functional.linear(x, weight, bias).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in parts
         )
         mask = nn.functional.pad(padding, (count, 0), value=False)
-        # without dropout torch holds no weights of all heads in memory: by far the fastest for many heads
+        # Without dropout, torch does not store the weights of all heads. This is the fastest way for many heads.
         values = nn.functional.scaled_dot_product_attention(
             query.expand(len(tokens), -1, -1, -1), key, value, ~mask[:, None, None],
             module.dropout if self.training else 0.0,

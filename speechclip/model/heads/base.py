@@ -41,7 +41,7 @@ class HeadOutput(NamedTuple):
     Attributes:
         embedding: [B, joint width], the parallel branch, not normalised; or None.
         keywords: the input of CLIP's text transformer (cascaded branch); or None.
-        quantity_loss: scalar, the difference between the number of keywords and its target; None if the number is fixed.
+        quantity_loss: scalar, difference between the number of keywords and its target; None if the number is fixed.
         attention: [B, 1, T], weights of the [CLS] over the frames for a head without keywords; None in training.
     """
 
@@ -55,7 +55,7 @@ class SpeechOutput(NamedTuple):
     """The output of the network for a batch.
 
     Attributes:
-        branches: embeddings [B, J] by branch, not normalised. "parallel" comes before "cascaded"; a hybrid head has both.
+        branches: embeddings [B, J] by branch, not normalised. "parallel" comes before "cascaded".
         keywords, quantity_loss, attention: see :class:`HeadOutput`.
         frames: [B] int64, valid frames of each utterance.
     """
@@ -83,7 +83,7 @@ class Head(nn.Module, ABC):
 
     @property
     def has_keywords(self) -> bool:
-        """Whether the head needs CLIP's text transformer and a vocabulary."""
+        """True if the head needs CLIP's text transformer and a vocabulary."""
         return CASCADED in self.branches
 
     @abstractmethod

@@ -12,10 +12,12 @@ from speechclip.model.heads.keyword_head import KeywordHead, keyword_settings
 
 
 class CascadedHead(KeywordHead):
-    """K [CLS] + frames through one attention block, projected and normalised into keywords, then quantised.
+    """K [CLS] vectors and the frames pass one attention block; the K outputs become keywords.
 
     Args:
-        dim, subword_embeddings, valid_mask: see :class:`KeywordHead`. keywords: K. settings: further ones of :class:`KeywordHead`.
+        dim, subword_embeddings, valid_mask: see :class:`KeywordHead`.
+        keywords: K.
+        settings: the other arguments of :class:`KeywordHead`.
     """
 
     branches: ClassVar[tuple[str, ...]] = (CASCADED,)
@@ -26,7 +28,7 @@ class CascadedHead(KeywordHead):
         super().__init__(dim, subword_embeddings, valid_mask, cls=keywords, norms=keywords, **settings)
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
-        """frames [B, T, d], padding [B, T] bool -> keywords for CLIP's text transformer."""
+        """Compute K keywords per utterance. See :class:`Head`."""
         return HeadOutput(None, self._keywords(*self._block_at_cls(frames, padding)))
 
 

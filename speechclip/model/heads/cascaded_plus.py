@@ -1,4 +1,4 @@
-"""The cascaded+ head: as many keywords as an utterance needs, by integrate-and-fire (Wang et al. 2024)."""
+"""The cascaded+ head: integrate-and-fire predicts the number of keywords of each utterance (Wang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from speechclip.model.heads.keyword_head import KeywordHead, keyword_settings
 
 
 class CascadedPlusHead(KeywordHead):
-    """The frames alone through one attention block, cut into segments, each of which becomes a keyword.
+    """The frames pass one attention block and are cut into segments; each segment becomes a keyword.
 
-    One BatchNorm serves all positions; its statistics are of keywords that exist (the published code's hold the
-    positions behind an utterance's last keyword, too).
+    All positions share one BatchNorm. Its statistics cover existing keywords only. In the published code they also
+    cover the empty positions behind the last keyword of an utterance.
 
     Args:
-        dim, subword_embeddings, valid_mask: see :class:`KeywordHead`. cif: cuts and sums up the segments. cls: [CLS] vectors before
-        the frames. settings: further ones of :class:`KeywordHead`.
+        dim, subword_embeddings, valid_mask: see :class:`KeywordHead`.
+        cif: cuts the frames into segments and sums each segment up.
+        cls: number of [CLS] vectors before the frames.
+        settings: the other arguments of :class:`KeywordHead`.
     """
 
     branches: ClassVar[tuple[str, ...]] = (CASCADED,)
@@ -39,23 +41,23 @@ class CascadedPlusHead(KeywordHead):
         self.cif = cif
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
-        """frames [B, T, d], padding [B, T] bool -> keywords, of each utterance its own number."""
+        """Compute the keywords; their number differs between utterances. See :class:`Head`."""
         return self._read_segments(self._block(frames, padding), padding, None)
 
     def set_step(self, step: int) -> None:
-        """Integrate-and-fire is scaled in the first steps only."""
+        """Pass the step to integrate-and-fire, which scales alpha in the first steps only."""
         self.cif.step = step
 
     def _read_segments(self, states: Tensor, padding: Tensor, embedding: Tensor | None) -> HeadOutput:
-        """Keywords of the block's output at the frames [B, T, d]."""
+        """Compute the keywords from the block's output at the frames, [B, T, d]."""
         fired = self.cif(states, padding)
-        attention = None if self.training else fired.weights  # as of the other heads
+        attention = None if self.training else fired.weights  # as in the other heads
         keywords = self._keywords(fired.vectors, attention, fired.mask, fired.segments)
         return HeadOutput(embedding, keywords, fired.quantity_loss)
 
 
 def build_cif(settings: CIFConfig, inputs: HeadInputs) -> IntegrateAndFire:
-    """Build integrate-and-fire from its settings; the text transformer limits the number of keywords."""
+    """Build integrate-and-fire from its settings. The text transformer limits the number of keywords."""
     return IntegrateAndFire(
         inputs.dim, frames_per_keyword=settings.frames_per_keyword, layers=settings.layers, width=settings.width,
         dropout=settings.dropout, scaling_steps=settings.scaling_steps, tail=settings.tail_threshold,

@@ -1,8 +1,8 @@
-"""Continuous integrate-and-fire: cuts an utterance into as many weighted segments as it needs (Wang et al. 2024).
+"""Continuous integrate-and-fire (CIF): it cuts an utterance into a predicted number of segments (Wang et al. 2024).
 
-A weight alpha in (0, 1) for every frame is summed up along time; each time the sum passes a whole number, a segment
-ends and its weighted sum of frames is a keyword. A frame in which the sum passes a whole number belongs to both
-neighbours, in parts; one with a weight above 1 may hold several segments.
+Every frame gets a weight alpha in (0, 1). The weights are summed along time. Each time the sum passes a whole number, a
+segment ends ("fires"), and its weighted sum of frames becomes a keyword. A frame at which the sum passes a whole number
+is divided between both segments. A frame with a weight above 1 can hold several segments.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 
 class Fired(NamedTuple):
-    """Segments of a batch, at most K an utterance.
+    """Segments of a batch, at most K per utterance.
 
-    vectors: [B, K, d] weighted sums of frames, zero where there is no segment. weights: [B, K, T] of each frame in each
-    segment. mask: [B, K] bool, the segments there are. segments: [B, K, 2] start and end in frames, with fractions.
-    quantity_loss: mean absolute difference of the sum of unscaled alpha and the target count, a scalar.
+    Attributes:
+        vectors: [B, K, d], weighted sums of frames; zero outside ``mask``.
+        weights: [B, K, T], weight of each frame in each segment.
+        mask: [B, K] bool, True for segments that exist.
+        segments: [B, K, 2], start and end in frames, with fractions.
+        quantity_loss: scalar, mean absolute difference between the sum of unscaled alpha and the target count.
     """
 
     vectors: Tensor
@@ -29,9 +32,16 @@ class Fired(NamedTuple):
 
 
 def integrate(alpha: Tensor, count: int) -> Tensor:
-    """Weights of every frame in the first ``count`` segments: alpha [B, T] -> [B, count, T].
+    """Return the weight of every frame in each of the first segments.
 
-    Segment k holds what the running sum of alpha passes between k and k + 1.
+    Segment k takes the part of the running sum of alpha between k and k + 1.
+
+    Args:
+        alpha: [B, T].
+        count: number of segments.
+
+    Returns:
+        [B, count, T].
     """
     levels = torch.arange(count, device=alpha.device, dtype=alpha.dtype)
     passed = (alpha.cumsum(dim=1)[:, None] - levels[None, :, None]).clamp(0, 1)  # [B, count, T]
@@ -39,9 +49,15 @@ def integrate(alpha: Tensor, count: int) -> Tensor:
 
 
 def crossings(alpha: Tensor, frames: Tensor, count: int) -> Tensor:
-    """When the running sum of alpha [B, T] passes 0, 1, ..., ``count``: [B, count + 1] in frames, with fractions.
+    """Return the times at which the running sum of alpha passes 0, 1, ..., ``count``.
 
-    frames: [B], the end of each utterance, which stands where a number is not reached.
+    Args:
+        alpha: [B, T].
+        frames: [B], the end of each utterance. It is returned for numbers that the sum does not reach.
+        count: the last number.
+
+    Returns:
+        [B, count + 1] in frames, with fractions.
     """
     total = alpha.detach().cumsum(dim=1)
     levels = torch.arange(count + 1, device=alpha.device, dtype=alpha.dtype).expand(len(alpha), -1).contiguous()
@@ -52,18 +68,22 @@ def crossings(alpha: Tensor, frames: Tensor, count: int) -> Tensor:
 
 
 class IntegrateAndFire(nn.Module):
-    """Predicts alpha (convolutions, Linear, sigmoid), integrates it, and fires where the sum passes a whole number.
+    """Predict alpha (convolutions, Linear, sigmoid), sum it up, and fire when the sum passes a whole number.
 
-    In training's first steps alpha is scaled so that exactly the target number of segments fires; a rest that does not
-    reach 1 is dropped in training, and in evaluation fires, scaled up to 1, where it is at least ``tail``. An utterance
-    whose alpha sums to less than 1 has one segment, of what there is. Padding never fires, nor is it seen by the
-    convolution (the published code lets it see the padded frames' states, so that an utterance depends on its batch).
+    In the first training steps alpha is scaled, so that exactly the target number of segments fires. Training drops a
+    tail that does not reach 1. In evaluation a tail of at least ``tail`` fires, scaled up to 1. If alpha sums to less
+    than 1, the whole utterance is one segment. Padding never fires, and the convolution does not see it. (In the
+    published code it sees the states of padded frames, so the result depends on the batch.)
 
     Args:
-        dim: d. frames_per_keyword: the target count is round(frames / this), half to even, and at least 1.
-        layers: convolutions, each followed by dropout and ReLU. width: of a convolution, odd. dropout: there, and
-        before the Linear. scaling_steps: training steps with scaling. tail: least rest that fires. most: segments an
-        utterance can have.
+        dim: d, width of the frames.
+        frames_per_keyword: the target count is round(frames / frames_per_keyword), half to even, and at least 1.
+        layers: number of convolutions, each followed by dropout and ReLU.
+        width: kernel size of a convolution, odd.
+        dropout: probability of dropout after each convolution and before the Linear.
+        scaling_steps: number of training steps in which alpha is scaled.
+        tail: smallest tail that fires.
+        most: largest number of segments of an utterance.
     """
 
     def __init__(
@@ -78,19 +98,19 @@ class IntegrateAndFire(nn.Module):
         self.step = 0
 
     def alpha(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """Weights of the frames before scaling: [B, T, d], [B, T] bool -> [B, T] double, zero at padding."""
+        """Return the weights of frames [B, T, d] before scaling, [B, T] double; zero at padding [B, T] bool."""
         hidden, last = frames.transpose(1, 2), len(self.convolutions) - 1  # [B, d, T]
         for number, convolution in enumerate(self.convolutions):
             hidden = convolution(hidden.masked_fill(padding[:, None], 0.0)).relu()
-            # one draw does for the dropout before the last ReLU and the one behind it, before the Linear
+            # One draw replaces two: dropout before the last ReLU and dropout before the Linear.
             rate = self.dropout if number < last else 1 - (1 - self.dropout) ** 2
             hidden = nn.functional.dropout(hidden, rate, self.training)
         logits = self.weight(hidden.transpose(1, 2)).squeeze(2)
-        # in double: sums of hundreds of weights decide whether there is one keyword more
+        # In double precision: the number of keywords depends on sums of hundreds of weights.
         return logits.double().sigmoid().masked_fill(padding, 0.0)
 
     def forward(self, frames: Tensor, padding: Tensor) -> Fired:
-        """frames [B, T, d], padding [B, T] bool -> the segments."""
+        """Compute the segments of frames [B, T, d] with padding [B, T] bool."""
         lengths = (~padding).sum(dim=1)  # [B]
         target = (lengths / self.frames_per_keyword).round().clamp(min=1)
         with torch.autocast(frames.device.type, enabled=False):
@@ -104,7 +124,7 @@ class IntegrateAndFire(nn.Module):
             else:
                 counts = total.detach().floor().long().clamp(1, self.most)
             rest = alpha.detach().sum(dim=1) - counts
-            ends = torch.zeros_like(counts, dtype=torch.bool)  # whose tail fires
+            ends = torch.zeros_like(counts, dtype=torch.bool)  # True if the tail fires
             if not self.training:
                 ends = (rest >= self.tail) & (counts < self.most)
                 counts = counts + ends

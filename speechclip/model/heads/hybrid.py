@@ -12,18 +12,22 @@ from speechclip.model.heads.keyword_head import KeywordHead, keyword_settings, p
 
 
 class HybridHead(KeywordHead):
-    """1 + K [CLS] + frames through one attention block: the first becomes an embedding, the others keywords.
+    """1 + K [CLS] vectors and the frames pass one attention block.
 
     Args:
-        dim, subword_embeddings, valid_mask: see :class:`KeywordHead`. joint_dim: width of the CLIP embedding. keywords: K.
-        parallel_layers: linear layers from the first [CLS] to the embedding, 1 or 2.
-        settings: further ones of :class:`KeywordHead`.
+        dim, subword_embeddings, valid_mask: see :class:`KeywordHead`.
+        joint_dim: width of the CLIP embedding.
+        keywords: K.
+        dropout: see :class:`KeywordHead`.
+        parallel_layers: number of linear layers from the first [CLS] to the embedding, 1 or 2.
+        settings: the other arguments of :class:`KeywordHead`.
     """
 
     branches: ClassVar[tuple[str, ...]] = (PARALLEL, CASCADED)
 
     def __init__(
-        self, dim: int, joint_dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, keywords: int, dropout: float,
+        self, dim: int, joint_dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, keywords: int,
+        dropout: float,
         parallel_layers: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(
@@ -32,7 +36,7 @@ class HybridHead(KeywordHead):
         self.parallel_projection = projection(dim, joint_dim, parallel_layers, dropout)
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
-        """frames [B, T, d], padding [B, T] bool -> an embedding [B, joint_dim], not normalised, and K keywords."""
+        """Compute an embedding and K keywords per utterance. See :class:`Head`."""
         states, weights = self._block_at_cls(frames, padding)
         attention = None if weights is None else weights[:, 1:]
         return HeadOutput(self.parallel_projection(states[:, 0]), self._keywords(states[:, 1:], attention))

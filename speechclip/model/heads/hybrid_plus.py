@@ -1,4 +1,4 @@
-"""The hybrid+ head: a parallel branch beside keywords by integrate-and-fire (Wang et al. 2024)."""
+"""The hybrid+ head: a parallel branch, and keywords by integrate-and-fire (Wang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from speechclip.model.heads.keyword_head import keyword_settings, projection
 
 
 class HybridPlusHead(CascadedPlusHead):
-    """One [CLS] + frames through one attention block: the [CLS] becomes an embedding, segments of the frames keywords.
+    """One [CLS] and the frames pass one attention block: the [CLS] becomes an embedding, segments become keywords.
 
     Args:
-        dim, subword_embeddings, valid_mask, settings: see :class:`CascadedPlusHead`. joint_dim: width of the CLIP embedding.
-        parallel_layers: linear layers from the [CLS] to the embedding, 1 or 2.
+        dim, subword_embeddings, valid_mask, dropout, settings: see :class:`CascadedPlusHead`.
+        joint_dim: width of the CLIP embedding.
+        parallel_layers: number of linear layers from the [CLS] to the embedding, 1 or 2.
     """
 
     branches: ClassVar[tuple[str, ...]] = (PARALLEL, CASCADED)
 
     def __init__(
-        self, dim: int, joint_dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, dropout: float, parallel_layers: int = 1,
-        **settings: Any,
+        self, dim: int, joint_dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, dropout: float,
+        parallel_layers: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, subword_embeddings, valid_mask, cls=1, dropout=dropout, **settings)
         self.parallel_projection = projection(dim, joint_dim, parallel_layers, dropout)
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
-        """frames [B, T, d], padding [B, T] bool -> an embedding [B, joint_dim], not normalised, and keywords."""
+        """Compute an embedding and the keywords of each utterance. See :class:`Head`."""
         states = self._block(frames, padding)
         return self._read_segments(states[:, 1:], padding, self.parallel_projection(states[:, 0]))
 

@@ -1,4 +1,4 @@
-"""What all heads with keywords share: the attention block, and the way from its states to subwords."""
+"""The parts that all heads with keywords share: attention block, projection, BatchNorm and quantiser."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from speechclip.model.heads.quantizer import SubwordQuantizer
 
 
 class KeywordBatchNorm(nn.BatchNorm1d):
-    """BatchNorm of keyword vectors, started at the statistics of the subword embeddings.
+    """BatchNorm of keyword vectors that starts with the statistics of the subword embeddings.
 
-    Brings keyword vectors into the region of the subword embeddings, so that the quantiser's cosines mean something from the first
-    step. With K keywords, every keyword and dimension has a scale and shift of its own, laid out keyword-major,
-    (k, d) -> k * D + d (the published code flattens dimension-major but initialises keyword-major). With one, all
-    positions share theirs. In a process group the batch statistics are global; torch's SyncBatchNorm does not take CPU
-    tensors.
+    It moves keyword vectors into the region of the subword embeddings, so that the quantiser's cosines have a meaning
+    from the first step. With K keywords, every keyword and dimension has its own scale and shift. The layout is
+    keyword-major, (k, d) -> k * D + d. (The published code flattens dimension-major but initialises keyword-major.)
+    With one keyword, all positions share scale and shift. In a process group the batch statistics are global, because
+    torch's SyncBatchNorm does not support CPU tensors.
 
     Args:
-        keywords: K, or 1 to share. subword_embeddings: [V, D] the subword embeddings whose mean and standard deviation it starts at.
+        keywords: K, or 1 if all positions share scale and shift.
+        subword_embeddings: [V, D], all rows of the vocabulary. Their mean and standard deviation are the first shift
+            and scale. The published code includes special tokens, too.
     """
 
     def __init__(self, keywords: int, subword_embeddings: Tensor) -> None:
@@ -34,7 +36,7 @@ class KeywordBatchNorm(nn.BatchNorm1d):
             self.bias.copy_(subword_embeddings.float().mean(dim=0).repeat(keywords))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """[B, K, D], or [N, D] where positions share, to the same shape."""
+        """Normalise [B, K, D], or [N, D] if all positions share scale and shift, to the same shape."""
         flat = vectors.reshape(-1, self.num_features)
         if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return self._forward_global(flat).view_as(vectors)
@@ -43,7 +45,7 @@ class KeywordBatchNorm(nn.BatchNorm1d):
     def _forward_global(self, flat: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 
-        flat = flat.float()  # sums over the batch, also where training is in half precision
+        flat = flat.float()  # sums over the batch need single precision
         size = torch.full_like(flat[0, :1], len(flat))
         sums = all_reduce(torch.cat([flat.sum(dim=0), size]))
         count = sums[-1].detach()
@@ -61,52 +63,56 @@ class KeywordBatchNorm(nn.BatchNorm1d):
 
 
 def projection(dim: int, width: int, layers: int, dropout: float) -> nn.Module:
-    """d -> width by one linear layer, or by two with ReLU and dropout between."""
+    """Build a projection d -> width: one linear layer, or two with ReLU and dropout between them."""
     if layers == 1:
         return nn.Linear(dim, width)
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, width))
 
 
 class KeywordHead(Head):
-    """The attention block (attention, residual, LayerNorm; no feed-forward), and projection, BatchNorm and quantiser.
+    """Base of the heads with keywords: attention block (without feed-forward), projection, BatchNorm, quantiser.
 
-    Heads differ in what they put before the frames and in which of the block's outputs become keywords.
+    The heads differ in the number of [CLS] vectors and in the outputs of the block that become keywords. The [CLS]
+    vectors start from N(0, 1), as in the published code.
 
     Args:
         dim: d, width of the speech features.
-        subword_embeddings: [V, D] embeddings of the reduced vocabulary, frozen. valid_mask: [V] bool, False for special tokens.
-        cls: [CLS] vectors before the frames. norms: K, keywords with a BatchNorm of their own; 1 for a shared one.
-        heads: attention heads. dropout: of the attention and a two-layer projection. projection_layers: 1 or 2.
-        temperature: of the quantiser. input_dropout: of the frames.
+        subword_embeddings: [V, D], of the reduced vocabulary, frozen.
+        valid_mask: [V] bool, False for special tokens.
+        cls: number of [CLS] vectors before the frames.
+        norms: K if every keyword has its own BatchNorm, 1 if they share one.
+        heads: number of attention heads.
+        dropout: probability of dropout in the attention and in a two-layer projection.
+        projection_layers: number of linear layers from a state to a keyword, 1 or 2.
+        temperature: temperature of the quantiser.
+        input_dropout: probability of dropout of the frames.
     """
 
     def __init__(
-        self, dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, cls: int, norms: int, heads: int, dropout: float,
-        projection_layers: int = 1, temperature: float = 0.1, input_dropout: float = 0.0,
+        self, dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, cls: int, norms: int, heads: int,
+        dropout: float, projection_layers: int = 1, temperature: float = 0.1, input_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.cls = nn.Parameter(torch.empty(cls, dim)) if cls else None
-        if self.cls is not None:
-            nn.init.xavier_uniform_(self.cls)
+        self.cls = nn.Parameter(torch.randn(cls, dim)) if cls else None
         self.attention = ClsAttention(dim, heads, dropout)
         self.norm = nn.LayerNorm(dim)
         self.projection = projection(dim, subword_embeddings.shape[1], projection_layers, dropout)
-        self.batch_norm = KeywordBatchNorm(norms, subword_embeddings[valid_mask])
+        self.batch_norm = KeywordBatchNorm(norms, subword_embeddings)
         self.quantizer = SubwordQuantizer(subword_embeddings, valid_mask, temperature=temperature)
         self.input_dropout = nn.Dropout(input_dropout)
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """The attention block's output at the frames, after its LayerNorm: [B, T, d]."""
+        """Return the attention block's output at the frames, after its LayerNorm: [B, T, d]."""
         return self._block(frames, padding)[:, 0 if self.cls is None else len(self.cls) :]
 
     def _block_at_cls(self, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The block's output at the [CLS] positions [B, Q, d], and, in evaluation, their weights [B, Q, T]."""
+        """Return the block's output at the [CLS] positions [B, Q, d] and, in evaluation, their weights [B, Q, T]."""
         assert self.cls is not None
         attended, weights = self.attention(self.cls, self.input_dropout(frames), padding)
         return self.norm(self.cls + attended), weights
 
     def _block(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """The block's output everywhere: [B, Q + T, d]."""
+        """Return the block's output at all positions, [B, Q + T, d]."""
         frames = self.input_dropout(frames)
         cls = frames[0, :0] if self.cls is None else self.cls
         tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
@@ -116,7 +122,7 @@ class KeywordHead(Head):
     def _keywords(
         self, states: Tensor, attention: Tensor | None, mask: Tensor | None = None, segments: Tensor | None = None
     ) -> Keywords:
-        """Keywords of states [B, K, d], those alone that exist: the others count in no statistic and stay zero."""
+        """Compute keywords from states [B, K, d]. Entries outside ``mask`` stay zero and enter no statistics."""
         if mask is None:
             vectors = self.batch_norm(self.projection(states))
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)

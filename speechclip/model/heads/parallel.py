@@ -13,19 +13,23 @@ from speechclip.model.heads.base import PARALLEL, Head, HeadInputs, HeadOutput, 
 
 
 class ParallelHead(Head):
-    """[CLS] + frames through a post-norm transformer layer (GELU, feed-forward 4d) and a LayerNorm, then Linear.
+    """[CLS] and the frames pass a post-norm transformer layer (GELU, feed-forward 4d), a LayerNorm and a Linear.
+
+    The [CLS] vector starts from N(0, 1), as in the published code.
 
     Args:
-        dim: d, width of the speech features. joint_dim: width of the CLIP embedding.
-        heads: attention heads. dropout: of attention and feed-forward. input_dropout: of the frames.
+        dim: d, width of the speech features.
+        joint_dim: width of the CLIP embedding.
+        heads: number of attention heads.
+        dropout: probability of dropout in the attention and the feed-forward layers.
+        input_dropout: probability of dropout of the frames.
     """
 
     branches: ClassVar[tuple[str, ...]] = (PARALLEL,)
 
     def __init__(self, dim: int, joint_dim: int, *, heads: int, dropout: float, input_dropout: float = 0.0) -> None:
         super().__init__()
-        self.cls = nn.Parameter(torch.empty(1, dim))
-        nn.init.xavier_uniform_(self.cls)
+        self.cls = nn.Parameter(torch.randn(1, dim))
         self.attention = ClsAttention(dim, heads, dropout)
         self.norm_attention = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
@@ -38,13 +42,13 @@ class ParallelHead(Head):
         self.input_dropout = nn.Dropout(input_dropout)
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
-        """frames [B, T, d], padding [B, T] bool -> an embedding [B, joint_dim], not normalised."""
+        """Compute one embedding per utterance. See :class:`Head`."""
         attended, weights = self.attention(self.cls, self.input_dropout(frames), padding)
         state = self._rest_of_layer(self.cls, attended)[:, 0]
         return HeadOutput(self.projection(self.norm(state)), None, attention=weights)
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """The layer's output at the frames, before the additional LayerNorm: [B, T, d]."""
+        """Return the layer's output at the frames, before the additional LayerNorm: [B, T, d]."""
         tokens = torch.cat([self.cls.expand(len(frames), -1, -1), frames], dim=1)
         return self._rest_of_layer(tokens, self.attention.everywhere(self.cls, frames, padding))[:, 1:]
 

@@ -1,4 +1,4 @@
-"""From keyword vectors to rows of CLIP's subword subword_embeddings, with a gradient."""
+"""The quantiser: it replaces keyword vectors by rows of CLIP's subword embeddings and has a gradient."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 class SubwordQuantizer(nn.Module):
     """Nearest subword by cosine, straight-through (Shih et al. 2022).
 
-    Forward: the subword_embeddings row of the highest cosine. Backward: the gradient of softmax(cosine / temperature) x subword_embeddings.
-    The cosines are one matrix product of normalised vectors; nothing of size batch x vocabulary x width exists.
+    The forward pass returns the subword embedding with the highest cosine. The backward pass uses the gradient of
+    softmax(cosine / temperature) x subword embeddings. The cosines are one matrix product of normalised vectors, so no
+    tensor has the size batch x vocabulary x width.
 
     Args:
-        subword_embeddings: [V, D] subword embeddings, frozen. valid_mask: [V] bool, False for special tokens.
-        temperature: of the softmax.
+        subword_embeddings: [V, D], frozen.
+        valid_mask: [V] bool, False for special tokens.
+        temperature: temperature of the softmax.
     """
 
     subword_embeddings: Tensor
@@ -24,7 +26,7 @@ class SubwordQuantizer(nn.Module):
     def __init__(self, subword_embeddings: Tensor, valid_mask: Tensor, *, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
-        # not saved: they come from the frozen CLIP, and the checkpoint names their ids
+        # Not saved: the frozen CLIP has them, and the checkpoint holds their ids.
         self.register_buffer("subword_embeddings", subword_embeddings.detach().clone(), persistent=False)
         self.register_buffer(
             "normalized", nn.functional.normalize(subword_embeddings.detach().float(), dim=-1), persistent=False
@@ -32,13 +34,17 @@ class SubwordQuantizer(nn.Module):
         self.register_buffer("valid_mask", valid_mask.clone(), persistent=False)
 
     def cosines(self, vectors: Tensor) -> Tensor:
-        """[..., D] -> [..., V], special tokens included."""
+        """Return the cosines [..., V] of vectors [..., D] with all subword embeddings, special tokens included."""
         return nn.functional.normalize(vectors, dim=-1) @ self.normalized.to(vectors.dtype).T
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Keyword vectors [B, K, D] -> (quantised [B, K, D], rows [B, K] int64).
+        """Quantise keyword vectors [B, K, D].
 
-        Never in half precision: thousands of cosines tie there, and training would see other rows than evaluation.
+        This never runs in half precision. Thousands of cosines are equal there, so training and evaluation would choose
+        different rows.
+
+        Returns:
+            The quantised vectors [B, K, D] and their rows [B, K] int64.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors if vectors.dtype == torch.float64 else vectors.float()

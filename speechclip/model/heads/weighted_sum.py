@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 
 class _FrozenWeightedSum(torch.autograd.Function):
-    """sum_l w_l h_l over frozen states that stay in their own (half) precision: no float copy of all layers is kept."""
+    """sum_l w_l h_l over frozen states in their own (half) precision, without a float copy of all layers."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, states: Tensor, norm: bool) -> Tensor:
-        """weights [L], states [B, L, T, D] -> [B, T, D] in the precision of the weights. norm: LayerNorm them first."""
+        """Sum states [B, L, T, D] with weights [L] to [B, T, D] in the precision of the weights.
+
+        If ``norm`` is set, a LayerNorm without parameters is applied to the states first.
+        """
         ctx.save_for_backward(states)
         ctx.norm = norm
         total = _layer(states, 0, weights.dtype, norm) * weights[0]
@@ -23,7 +26,7 @@ class _FrozenWeightedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the weights, [L]; the states are frozen."""
+        """Return the gradient of the weights [L]; the states are frozen."""
         (states,) = ctx.saved_tensors
         grad = grads[0].reshape(-1)
         layers = (_layer(states, layer, grad.dtype, ctx.norm) for layer in range(states.shape[1]))
@@ -31,17 +34,17 @@ class _FrozenWeightedSum(torch.autograd.Function):
 
 
 def _layer(states: Tensor, layer: int, dtype: torch.dtype, norm: bool) -> Tensor:
-    """h_l of [B, L, T, D] as [B, T, D]."""
+    """Return h_l, [B, T, D], of states [B, L, T, D]."""
     state = states[:, layer].to(dtype)
     return nn.functional.layer_norm(state, state.shape[-1:]) if norm else state
 
 
 class WeightedSum(nn.Module):
-    """z = sum_l softmax(w)_l h_l with a learned w, zero at the start.
+    """z = sum_l softmax(w)_l h_l with a learned vector w that starts at zero.
 
     Args:
-        num_states: L, hidden states of the speech encoder that are mixed.
-        state_norm: LayerNorm without affine parameters over every h_l first (published Large models).
+        num_states: L, number of hidden states.
+        state_norm: apply a LayerNorm without affine parameters to every h_l first (published Large models).
     """
 
     def __init__(self, num_states: int, *, state_norm: bool = False) -> None:
@@ -50,6 +53,9 @@ class WeightedSum(nn.Module):
         self.state_norm = state_norm
 
     def forward(self, states: Tensor) -> Tensor:
-        """[B, L, T, D] of any floating type -> [B, T, D] in the type of the weights. The states get no gradient."""
+        """Mix states [B, L, T, D] of any floating type to [B, T, D] in the type of the weights.
+
+        The states get no gradient.
+        """
         mixed: Tensor = _FrozenWeightedSum.apply(self.weights.softmax(dim=0), states, self.state_norm)
         return mixed

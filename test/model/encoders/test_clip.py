@@ -177,15 +177,19 @@ def _no_model_cfg(folder: Path) -> None:
 
 
 BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("no_config", lambda f: (f / "open_clip_config.json").unlink(), "open_clip_config.json: no such file"),
+    ("no_config", lambda f: (f / "open_clip_config.json").unlink(), "open_clip_config.json: is missing"),
     (
         "bad_json",
         lambda f: (f / "open_clip_config.json").write_text("{"),
         "open_clip_config.json: not a JSON file with a mapping",
     ),
-    ("json_list", lambda f: (f / "open_clip_config.json").write_text("[]"), "open_clip_config.json: no key model_cfg"),
+    (
+        "json_list",
+        lambda f: (f / "open_clip_config.json").write_text("[]"),
+        "open_clip_config.json: the key model_cfg is missing",
+    ),
     ("json_number", lambda f: (f / "open_clip_config.json").write_text("3"), "open_clip_config.json: not a JSON file"),
-    ("no_model_cfg", _no_model_cfg, "open_clip_config.json: no key model_cfg"),
+    ("no_model_cfg", _no_model_cfg, "open_clip_config.json: the key model_cfg is missing"),
     ("no_weights", lambda f: (f / "open_clip_model.safetensors").unlink(), ": CLIP cannot be loaded: "),
     ("cut_weights", lambda f: (f / "open_clip_model.safetensors").write_bytes(b"x" * 50), ": CLIP cannot be loaded: "),
     ("bad_pieces", lambda f: (f / "spm.model").write_bytes(b"junk"), "spm.model: not a sentencepiece model"),

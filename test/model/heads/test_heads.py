@@ -202,4 +202,6 @@ def test_cascaded_head_has_the_published_number_of_parameters(
         projection_layers=layers,
     )  # fmt: skip
     assert _trained(head, WeightedSum(states)) == count
-    assert not {"quantizer.subword_embeddings", "quantizer.normalized"} & set(head.state_dict())  # CLIP's, not saved again
+    assert not {"quantizer.subword_embeddings", "quantizer.normalized"} & set(
+        head.state_dict()
+    )  # CLIP's, not saved again

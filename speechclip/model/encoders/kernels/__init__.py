@@ -1,6 +1,6 @@
-"""CPU kernels of the frozen encoders: the numbers of torch up to rounding, in less time or memory.
+"""CPU kernels of the frozen encoders. They compute torch's numbers up to rounding, in less time or memory.
 
-``SPEECHCLIP_CPU_KERNELS=0`` in the environment, or :func:`set_enabled`, switches all of them off.
+The environment variable ``SPEECHCLIP_CPU_KERNELS=0`` or :func:`set_enabled` switches all of them off.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ _enabled = os.environ.get("SPEECHCLIP_CPU_KERNELS", "1") != "0"
 
 
 def enabled() -> bool:
-    """Return whether the kernels are used where they apply."""
+    """Return whether the kernels are used."""
     return _enabled
 
 
 def set_enabled(value: bool) -> None:
-    """Switch all kernels on or off, for models that are loaded already as well."""
+    """Switch all kernels on or off, also for models that are already loaded."""
     global _enabled
     _enabled = value

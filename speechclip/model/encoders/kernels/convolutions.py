@@ -1,10 +1,11 @@
-"""The convolutional front end of HuBERT and its kin on a CPU: half of the encoder's time there.
+"""The convolutional front end of HuBERT and similar encoders on a CPU, where it takes half of the encoder's time.
 
-The same numbers as transformers' modules up to rounding, in another order. Frames lie channels-last, utterance by
-utterance and a second at a time, so that what a layer wrote is in the cache when the next one reads it; a convolution
-whose kernel is its stride is one matrix product. The group norm of Base models needs the mean and variance of every
-channel over time: both follow from the covariance of the waveform's windows, so the norm goes into the first layer's
-weights. Frames that see nothing but padding are not computed: the encoder's mask sets them to zero.
+The numbers equal those of transformers' modules up to rounding. The order of computation differs: it is channels-last
+and goes through each utterance second by second, so that the output of a layer is still in the cache when the next
+layer reads it. A convolution with kernel = stride is one matrix product. The group norm of Base models needs the mean
+and the variance of every channel over time. Both follow from the covariance of the waveform's windows, so the norm is
+folded into the weights of the first layer. Frames that see only padding are not computed, because the encoder's mask
+sets them to zero.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CHUNK = SAMPLE_RATE // HOP  # frames computed at a time
 
 
 class _Layer(NamedTuple):
-    """A convolution [O, I, k], its stride, and the LayerNorm before its GELU, if there is one."""
+    """A convolution [O, I, k], its stride, and the LayerNorm before its GELU (or None)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -31,7 +32,7 @@ class _Layer(NamedTuple):
 
 
 def can_run(extractor: Any, batch: Tensor) -> bool:
-    """Whether :func:`convolve` does what ``extractor``, of transformers, does on ``batch`` [B, N]."""
+    """Return whether :func:`convolve` can replace transformers' ``extractor`` on a batch [B, N]."""
     layers = getattr(extractor, "conv_layers", None)
     if not isinstance(layers, nn.ModuleList) or not by_onednn(batch):
         return False
@@ -52,13 +53,16 @@ def _is_plain_norm(norm: Any) -> bool:
 
 
 def convolve(extractor: Any, batch: Tensor, lengths: Sequence[int], field: int) -> Tensor:
-    """Features of padded waveforms.
+    """Compute the features of padded waveforms.
 
     Args:
-        extractor: transformers' feature encoder, for which :func:`can_run` holds. batch: [B, N], zeros after each
-            waveform. lengths: B, the samples of each. field: samples that a frame sees.
+        extractor: transformers' feature encoder. :func:`can_run` must hold for it.
+        batch: [B, N], zeros after each waveform.
+        lengths: B numbers, samples of each waveform.
+        field: number of samples that a frame sees.
+
     Returns:
-        [B, T, C]; frames that see padding alone are zero.
+        [B, T, C]; frames that see only padding are zero.
     """
     layers = [
         _Layer(layer.conv.weight, layer.conv.bias, layer.conv.stride[0], getattr(layer, "layer_norm", None))
@@ -80,7 +84,7 @@ def convolve(extractor: Any, batch: Tensor, lengths: Sequence[int], field: int) 
 
 
 def _folded(layer: _Layer, wave: Tensor) -> _Layer:
-    """The first layer with the group norm over a whole waveform [N] in its weights, in the place of after it."""
+    """Return the first layer with the group norm over a whole waveform [N] folded into its weights."""
     norm: Any = layer.norm
     kernel = layer.weight.shape[2]
     windows = wave.unfold(0, kernel, layer.stride).double()  # [T, k]
@@ -89,13 +93,13 @@ def _folded(layer: _Layer, wave: Tensor) -> _Layer:
     weight = layer.weight[:, 0].double()  # [O, k]
     variance = ((weight @ covariance) * weight).sum(dim=1).clamp(min=0)
     scale = norm.weight.double() * (variance + norm.eps).rsqrt()
-    # a bias of the convolution moves the mean with it
+    # A bias of the convolution would move the mean by the same amount, so it cancels out.
     bias = norm.bias.double() - scale * (weight @ mean)
     return _Layer((weight * scale[:, None]).float()[:, None], bias.float(), layer.stride, None)
 
 
 def _arranged(layer: _Layer) -> _Layer:
-    """A layer's weights as :func:`_apply` takes them: [O, k * I] where kernel and stride agree, else [O, I, 1, k]."""
+    """Arrange a layer's weights for :func:`_apply`: [O, k * I] if kernel = stride, else [O, I, 1, k]."""
     outputs, _, kernel = layer.weight.shape
     if kernel == layer.stride:
         return layer._replace(weight=layer.weight.transpose(1, 2).reshape(outputs, -1))
@@ -103,13 +107,13 @@ def _arranged(layer: _Layer) -> _Layer:
 
 
 def _enter(layer: _Layer, wave: Tensor) -> Tensor:
-    """The first layer: samples [n] -> [t, O]."""
+    """Apply the first layer to samples [n]: [t, O]."""
     windows = wave.unfold(0, layer.weight.shape[2], layer.stride).contiguous()
     return _finish(layer, windows, layer.weight[:, 0])
 
 
 def _apply(layer: _Layer, hidden: Tensor) -> Tensor:
-    """A further layer: [t, I] -> [t', O]."""
+    """Apply a later layer to [t, I]: [t', O]."""
     if layer.weight.ndim == 2:
         steps = len(hidden) // layer.stride
         return _finish(layer, hidden[: steps * layer.stride].reshape(steps, -1), layer.weight)
@@ -119,7 +123,7 @@ def _apply(layer: _Layer, hidden: Tensor) -> Tensor:
 
 
 def _finish(layer: _Layer, windows: Tensor, weight: Tensor) -> Tensor:
-    """Product, norm, GELU: [t, k] -> [t, O]."""
+    """Multiply windows [t, k] with weights, normalise, and apply GELU: [t, O]."""
     if layer.norm is None:
         return linear(windows, weight, layer.bias, gelu=True)
     return nn.functional.gelu(layer.norm(linear(windows, weight, layer.bias)))

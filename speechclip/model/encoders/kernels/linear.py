@@ -1,6 +1,6 @@
-"""Matrix products by oneDNN where it is there: MKL, which torch takes, does half of what an AMD processor can do.
+"""Matrix products by oneDNN. torch uses MKL, which reaches half of the speed of an AMD processor.
 
-The products are torch's own up to rounding. Anything that is not single precision on an x86 CPU goes the usual way.
+The products equal torch's up to rounding. Everything except single precision on an x86 CPU uses torch's operators.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ def by_onednn(*tensors: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """``x @ weight.T + bias``, and GELU after it if asked for: x [..., I], weight [O, I], bias [O] -> [..., O].
+    """Return ``x @ weight.T + bias``, [..., O].
 
-    Gradients reach ``x``; where ``weight`` or ``bias`` wants one, torch's own operator runs.
+    Gradients reach ``x``. If ``weight`` or ``bias`` needs a gradient, torch's operator runs.
+
+    Args:
+        x: [..., I].
+        weight: [O, I].
+        bias: [O] or None.
+        gelu: apply GELU to the result.
     """
     trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     if trained or not by_onednn(x, weight):
@@ -46,7 +52,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False)
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """A product with a gradient for its first factor alone."""
+    """A product with a gradient for its first factor only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,10 +66,11 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer with the parameters of another, for frozen models: see :func:`linear`.
+    """A linear layer for frozen models, computed by :func:`linear`.
 
     Args:
-        layer: whose parameters, shared. gelu: apply GELU to the output.
+        layer: the layer that it replaces; the parameters are shared.
+        gelu: apply GELU to the output.
     """
 
     def __init__(self, layer: nn.Linear, *, gelu: bool = False) -> None:
@@ -73,15 +80,15 @@ class FrozenLinear(nn.Linear):
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O]."""
+        """Apply the layer to [..., I]: [..., O]."""
         return linear(x, self.weight, self.bias, gelu=self.gelu)
 
 
 def freeze_linears(model: nn.Module) -> None:
-    """Put :class:`FrozenLinear` in the place of every ``nn.Linear`` of a frozen model; names and parameters stay.
+    """Replace every ``nn.Linear`` of a frozen model by :class:`FrozenLinear`. Names and parameters stay.
 
-    Subclasses are left alone: what they add is not known here. The GELU of transformers' feed-forward blocks goes into
-    the layer before it.
+    Subclasses of ``nn.Linear`` are kept. The GELU of transformers' feed-forward blocks becomes part of the layer before
+    it.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -93,7 +100,7 @@ def freeze_linears(model: nn.Module) -> None:
 
 
 def is_gelu(activation: Any) -> bool:
-    """Whether a module or function is the exact GELU, transformers' wrapper of it included."""
+    """Return whether a module or function is the exact GELU, or transformers' wrapper of it."""
     inner = getattr(activation, "act", activation)
     return inner is nn.functional.gelu or (isinstance(inner, nn.GELU) and inner.approximate == "none")
 

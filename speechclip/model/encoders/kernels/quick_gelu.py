@@ -11,7 +11,7 @@ from speechclip.model.encoders.kernels import enabled
 
 
 class QuickGelu(nn.Module):
-    """OpenAI's x * sigmoid(1.702 x), in the place of open_clip's."""
+    """OpenAI's x * sigmoid(1.702 x). It replaces open_clip's module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function to a tensor of any shape."""
@@ -20,7 +20,7 @@ class QuickGelu(nn.Module):
 
 
 class _QuickGelu(torch.autograd.Function):
-    """Keeps x alone for the gradient. Autograd keeps the sigmoid too: a quarter of what the text transformer needs."""
+    """Keep only x for the gradient. Autograd also keeps the sigmoid, a quarter of the text transformer's memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
