@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate by steps: linear warm-up, linear decay."""
+"""The optimiser and its learning rate: linear warm-up, then linear decay."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from speechclip.config import OptimConfig
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimConfig, precision: str = "32-true"
 ) -> torch.optim.Adam:
-    """Adam or AdamW over the parameters, in one kernel.
+    """Make a fused Adam or AdamW.
 
-    torch's default makes several copies of all of them in every update, which is most of a small batch's memory.
-    precision: Fabric's; with "16-mixed" the default stays, since Fabric cannot clip what the kernel itself unscales.
+    torch's default copies all parameters several times in every update. With a small batch that is most of the memory.
+
+    Args:
+        parameters: the trained parameters.
+        config: algorithm, learning rate, betas and weight decay.
+        precision: Fabric's. "16-mixed" keeps torch's default: Fabric cannot clip gradients that a fused kernel unscales.
     """
     algorithm = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return algorithm(

@@ -1,0 +1,53 @@
+"""Checks that settings and data fit together. They run before training writes anything."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from speechclip.common.errors import UserError
+from speechclip.config import Config
+
+if TYPE_CHECKING:
+    from speechclip.train.trainer import TrainingData
+
+logger = logging.getLogger(__name__)
+
+
+def check_batch_size(batch_size: int, processes: int) -> None:
+    """Check that a global batch gives the contrastive loss something to compare, and each process an utterance.
+
+    Args:
+        batch_size: utterances in a global batch, over all processes.
+        processes: the number of training processes.
+
+    Raises:
+        UserError: the batch is too small.
+    """
+    if batch_size < 2:
+        raise UserError(
+            f"data.batch_size: {batch_size} is too small. The contrastive loss compares the utterances of a batch. "
+            "Use at least 2, over all processes."
+        )
+    if batch_size < processes:
+        raise UserError(
+            f"data.batch_size: {batch_size} is less than the {processes} processes. Use at least {processes}."
+        )
+
+
+def check_data(config: Config, data: TrainingData) -> None:
+    """Check that the training split fills a batch and that both splits have images to tell apart.
+
+    Raises:
+        UserError: fewer training utterances than a batch, or a single training image.
+    """
+    train, dev = data.train, data.dev
+    size, count = config.data.batch_size, len(train.ids)
+    if size > count:
+        raise UserError(f"data.batch_size: {size} is more than the {count} training utterances. Use at most {count}.")
+    if len(set(train.utterance_image.tolist())) < 2:
+        raise UserError(
+            f"{train.data.path}: all utterances describe one image. The contrastive loss needs at least two images."
+        )
+    if len(set(dev.utterance_image.tolist())) < 2:
+        logger.warning("%s: all utterances describe one image. The best step cannot be chosen by R@10.", dev.data.path)
