@@ -58,9 +58,9 @@ def summary(folders: Sequence[Path], results: Path | None) -> list[str]:
 
 def _retrieval_table(reports: Mapping[Path, Mapping[str, Any]]) -> Iterator[str]:
     """Yield a row for each run, then the topline (written captions) and chance of the first run."""
-    yield f"  {'':{_NAME}}{'speech -> image':^19}{'image -> speech':^19}"
-    yield f"  {'':{_NAME}}" + "".join(f"{cutoff:>8}" if at % 2 == 0 else f"{cutoff:>8}   " for at, cutoff in
-                                      enumerate(_CUTOFFS * 2)).rstrip()  # fmt: skip
+    yield f"  {'':{_NAME}}{'speech -> image':>16}   {'image -> speech':>16}"
+    heads = "".join(f"{cutoff:>8}" for cutoff in _CUTOFFS)
+    yield f"  {'':{_NAME}}{heads}   {heads}"
     for folder, report in reports.items():
         path = folder / "scores" / "retrieval.json"
         cells = [[_number(path, report, name, cutoff) for cutoff in _CUTOFFS] for name in _DIRECTIONS]
@@ -101,10 +101,14 @@ def _next_steps(folders: Sequence[Path]) -> Iterator[str]:
     """Yield commands that a user may want to run next, with a path that fits the present folder."""
     best = next((folder / "best" for folder in folders if (folder / "best").is_dir()), None)
     if best is not None:
-        index = best.parent / "index"
-        model = shlex.quote(os.fspath(best))
-        yield f"  speechclip index --model {model} --images data/test --out {shlex.quote(os.fspath(index))}"
-        yield f"  speechclip serve --index {shlex.quote(os.fspath(index))}    # search images by voice"
+        yield "  . ./path.sh    # puts speechclip and tensorboard on the PATH"
+        yield f"  speechclip index --model {shlex.quote(os.fspath(best))} \\"
+        yield "      --images data/test --out exp/index"
+        yield "  speechclip serve --index exp/index    # search images by voice"
         yield "  tensorboard --logdir exp    # curves, attention, embeddings"
     yield '  ./run.sh --seed "0 1 2"    # means over three seeds'
     yield "  ./run.sh --stage 7    # pack the runs for another machine"
+
+
+if __name__ == "__main__":
+    main()
