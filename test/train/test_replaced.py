@@ -22,12 +22,16 @@ import speechclip.common.files
 import speechclip.train.trainer
 from speechclip.checkpoint.folder import WEIGHTS, load_model
 from speechclip.common.errors import UserError
-from speechclip.config import load
+from speechclip.config import Config, load
 from speechclip.train.logger import TrainLogger
 from speechclip.train.replaced import REPLACED, keep, restore_interrupted, set_aside
 from speechclip.train.trainer import STARTING, Trainer, TrainingData
 
 FILES = (f"best/{WEIGHTS}", f"last/{WEIGHTS}")
+
+
+def _settings(**changes: Any) -> Config:
+    return settings(**{"train__tensorboard_utterances": 0, **changes})  # the samples take most of the time
 
 
 class Killed(BaseException):
@@ -38,7 +42,7 @@ class Killed(BaseException):
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 12 steps with saves at 4, 8 and 12. Tests work on copies."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    trainer(settings(), training_data(corpus), folder).run()
+    trainer(_settings(), training_data(corpus), folder).run()
     (folder / "scores").mkdir()
     (folder / "scores" / "retrieval.json").write_text("{}")
     return folder
@@ -66,12 +70,12 @@ def _cut(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int 
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_update", update)
-        trainer(settings(**changes), training_data(corpus), folder).run()
+        trainer(_settings(**changes), training_data(corpus), folder).run()
 
 
 WITHOUT_EFFECT: list[dict[str, Any]] = [
     {}, {"eval__neighbours": 3}, {"eval__sweep": [1, 2]}, {"data__workers": 1}, {"data__eval_batch_size": 3},
-    {"train__log_interval": 1}, {"train__tensorboard_utterances": 0},
+    {"train__log_interval": 1}, {"train__tensorboard_utterances": 1},
 ]  # fmt: skip
 
 
@@ -81,7 +85,7 @@ def test_settings_without_effect_keep_a_finished_run(
 ) -> None:
     before = _weights(run)
     monkeypatch.setattr(Trainer, "_update", lambda self, batch: pytest.fail("a finished run trains"))
-    assert trainer(settings(**changes), training_data(corpus), run).run().finished
+    assert trainer(_settings(**changes), training_data(corpus), run).run().finished
     assert caplog.messages == [f"{run}: already trained: 12 steps, best at step {_best_step(run)}"]
     assert _weights(run) == before and len(before) == 2
     assert not (run / REPLACED).exists()
@@ -98,7 +102,7 @@ def test_settings_without_effect_resume_a_cut_run(
     corpus: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     _cut(corpus, tmp_path, monkeypatch)
-    resumed = trainer(settings(**changes), training_data(corpus), tmp_path)
+    resumed = trainer(_settings(**changes), training_data(corpus), tmp_path)
     assert resumed.progress.step == 4
     resumed.run()
     assert _weights(tmp_path)[FILES[1]] == _weights(finished)[FILES[1]]
@@ -106,7 +110,7 @@ def test_settings_without_effect_resume_a_cut_run(
 
 def test_scoring_settings_reach_the_finished_checkpoint(corpus: Path, run: Path) -> None:
     before = _weights(run)
-    trainer(settings(eval__neighbours=3, train__log_interval=1), training_data(corpus), run).run()
+    trainer(_settings(eval__neighbours=3, train__log_interval=1), training_data(corpus), run).run()
     stored = load([run / "best" / "config.yaml"])
     assert (stored.eval.neighbours, stored.train.log_interval) == (3, 3)  # logging stays as it was
     assert _weights(run) == before
@@ -115,7 +119,7 @@ def test_scoring_settings_reach_the_finished_checkpoint(corpus: Path, run: Path)
 
 def test_a_moved_encoder_with_the_same_weights_is_the_same(corpus: Path, run: Path, tmp_path: Path) -> None:
     parts = {"encoders": {"clip": {"weights": "1"}, "speech_encoder": {"weights": "2"}}}
-    config = with_paths(settings(optim__max_steps=2), hubert="a/hubert", clip="a/clip")
+    config = with_paths(_settings(optim__max_steps=2), hubert="a/hubert", clip="a/clip")
     moved = with_paths(config, hubert="b/hubert", clip="b/clip")
     made = trainer(config, training_data(corpus), tmp_path / "moved")
     made.origin.update(parts)
@@ -149,7 +153,7 @@ def test_a_changed_input_starts_over_and_keeps_the_weights(
 ) -> None:  # fmt: skip
     before = _weights(run)
     change = others.get("data", lambda data: data)
-    started = trainer(settings(**changes), change(training_data(corpus)), run, seed=others.get("seed", 0))
+    started = trainer(_settings(**changes), change(training_data(corpus)), run, seed=others.get("seed", 0))
     told = f"{run}: starting over: other values of: {names}. The earlier weights move to replaced/ after the first save."
     assert caplog.messages == [told]
     assert started.progress.step == 0
@@ -169,9 +173,9 @@ def test_a_changed_input_starts_over_and_keeps_the_weights(
 
 def test_a_third_run_keeps_both_earlier_ones(corpus: Path, run: Path) -> None:
     first = _weights(run)
-    trainer(settings(optim__lr=2e-3), training_data(corpus), run).run()
+    trainer(_settings(optim__lr=2e-3), training_data(corpus), run).run()
     second = _weights(run)
-    trainer(settings(optim__lr=3e-3), training_data(corpus), run).run()
+    trainer(_settings(optim__lr=3e-3), training_data(corpus), run).run()
     assert _weights(run / REPLACED / "1") == first
     assert _weights(run / REPLACED / "2") == second
 
@@ -180,7 +184,7 @@ def test_a_third_run_keeps_both_earlier_ones(corpus: Path, run: Path) -> None:
 def test_force_deletes_the_weights_after_the_first_save(
     corpus: Path, run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    before, config = _weights(run), settings(**changes)
+    before, config = _weights(run), _settings(**changes)
     started = trainer(config, training_data(corpus), run, force=True)
     assert caplog.messages == [
         f"{run}: starting over: --force is given. The earlier weights are deleted after the first save."
@@ -195,7 +199,7 @@ def test_best_without_a_training_state_is_kept(corpus: Path, run: Path, caplog: 
     before = _weights(run)[FILES[0]]
     for name in ("last", "last.old"):
         shutil.rmtree(run / name)
-    trainer(settings(), training_data(corpus), run).run()
+    trainer(_settings(), training_data(corpus), run).run()
     assert "starting over: there is no training state to resume from" in caplog.messages[0]
     assert (run / REPLACED / "1" / FILES[0]).read_bytes() == before
 
@@ -247,16 +251,16 @@ def test_a_start_that_fails_leaves_a_finished_run_untouched(
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
     data = training_data(corpus)
     with pytest.raises(UserError) as caught:
-        trainer(settings(**changes), change(data) if change else data, run).run()
+        trainer(_settings(**changes), change(data) if change else data, run).run()
     assert problem in str(caught.value)
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
-    assert trainer(settings(), training_data(corpus), run).progress.finished
+    assert trainer(_settings(), training_data(corpus), run).progress.finished
 
 
 @pytest.mark.parametrize("batch_size", [0, 1])
 def test_a_batch_without_negatives_is_refused(corpus: Path, tmp_path: Path, batch_size: int) -> None:
     with pytest.raises(UserError, match="^data.batch_size: "):
-        trainer(settings(data__batch_size=batch_size), training_data(corpus), tmp_path)
+        trainer(_settings(data__batch_size=batch_size), training_data(corpus), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -265,7 +269,7 @@ def test_one_dev_image_is_a_warning(corpus: Path, tmp_path: Path, caplog: pytest
     stored_split(tmp_path, "dev", images=1, each=2, seed=1)
     stored_split(tmp_path, "train", images=1, each=2, seed=1)
     one = training_data(tmp_path)
-    trainer(settings(), TrainingData(data.train, one.dev, data.train_speech, one.dev_speech), tmp_path / "run")
+    trainer(_settings(), TrainingData(data.train, one.dev, data.train_speech, one.dev_speech), tmp_path / "run")
     assert "data/dev: all utterances describe one image. The best step cannot be chosen by R@10." in caplog.text
 
 
@@ -284,10 +288,10 @@ def test_a_full_disk_at_the_first_save_restores_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(speechclip.common.files, "_write_sums", full)
         with pytest.raises(UserError, match="disk full"):
-            trainer(settings(optim__lr=2e-3), training_data(corpus), run).run()
+            trainer(_settings(optim__lr=2e-3), training_data(corpus), run).run()
     assert _weights(run) == before
     assert not list((run / REPLACED).iterdir()) and (run / "scores/retrieval.json").is_file()
-    assert trainer(settings(), training_data(corpus), run).progress.finished
+    assert trainer(_settings(), training_data(corpus), run).progress.finished
 
 
 # -- kills -----------------------------------------------------------------------------------------------------------
@@ -313,7 +317,7 @@ def _stop_before(patch: pytest.MonkeyPatch, name: str, call: int = 1) -> None:
 def test_a_kill_around_the_first_save_loses_nothing(
     corpus: Path, run: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int, saved: int
 ) -> None:
-    before, changed = _weights(run), settings(optim__lr=2e-3)
+    before, changed = _weights(run), _settings(optim__lr=2e-3)
     with monkeypatch.context() as patch:
         _stop_before(patch, name, call)
         patch.setattr(speechclip.train.trainer, "restore_interrupted", lambda folder: None)  # a kill repairs nothing
@@ -321,7 +325,7 @@ def test_a_kill_around_the_first_save_loses_nothing(
             trainer(changed, training_data(corpus), run).run()
     if not saved:  # the earlier command finds its run finished
         copy = Path(shutil.copytree(run, run.with_name("copy")))
-        assert trainer(settings(), training_data(corpus), copy).progress.finished
+        assert trainer(_settings(), training_data(corpus), copy).progress.finished
         assert _weights(copy) == before and (copy / "scores/retrieval.json").is_file()
     again = trainer(changed, training_data(corpus), run)
     assert again.progress.step == saved
@@ -369,9 +373,9 @@ def test_sigterm_before_the_first_evaluation_keeps_both(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainLogger, "step", step)
-        stopped = trainer(settings(optim__lr=2e-3), training_data(corpus), run)
+        stopped = trainer(_settings(optim__lr=2e-3), training_data(corpus), run)
         stopped.run()
     assert stopped.stopped and _weights(run / REPLACED / "1") == before
-    assert trainer(settings(optim__lr=2e-3), training_data(corpus), run).progress.step == 2
+    assert trainer(_settings(optim__lr=2e-3), training_data(corpus), run).progress.step == 2
     with safe_open(run / "last" / WEIGHTS, "pt") as file:
         assert list(file.keys())
