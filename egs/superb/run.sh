@@ -2,11 +2,11 @@
 # SUPERB tasks with a SpeechCLIP as the upstream, through s3prl.
 #
 #   stage 0  corpus   checks --corpus, or with --pseudo true generates data/
-#   stage 1  task     exp/<task>/<upstream>/lr_*/: trained and tested for each learning rate
+#   stage 1  task     exp/<task>/<upstream>/lr_*/: training and test for each learning rate
 #   stage 2  report   RESULTS.md, layer_weights.png
 #
 # ./run.sh --help prints the options.
-# shellcheck disable=SC2034 # they are read by name below
+# shellcheck disable=SC2034 # the loop below reads them by name
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./path.sh
@@ -14,22 +14,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=0                    #: first stage
 stop_stage=2               #: last stage
 task=                      #: pr asr ks ic sf er sid asv sd qbe
-upstream=speechclip_local  #: name in s3prl's hub, this project's or any other
-checkpoint=                #: of the upstream, where its name wants one
-baseline=speechclip_encoder_local  #: upstream to compare with, e.g. hubert; empty for none.
-                           #: speechclip_encoder_local is the checkpoint's own speech encoder without the head
-baseline_checkpoint=       #: of the baseline; the upstream's own where empty
-corpus=                    #: folder of the task's corpus, as published
-pseudo=false               #: run on generated speech, for tests and newcomers
-scale=1                    #: how much of it, 1 to 10
-lr=                        #: learning rates to try, "1e-3 1e-2 1e-1"; empty takes s3prl's one
-seed=0                     #: of generated data and training
-nj=1                       #: learning rates trained at the same time; of qbe, processes that compare
-workers=0                  #: loader processes of each
+upstream=speechclip_local  #: name of an upstream in s3prl's hub
+checkpoint=                #: checkpoint of the upstream, if it needs one
+baseline=speechclip_encoder_local  #: upstream to compare with, such as hubert; empty for none.
+                           #: speechclip_encoder_local is the speech encoder of --checkpoint without the head
+baseline_checkpoint=       #: checkpoint of the baseline; empty: --checkpoint, if the baseline is its encoder
+corpus=                    #: folder of the published corpus of the task
+pseudo=false               #: run on generated speech, for tests and first steps
+scale=1                    #: amount of generated speech, 1 to 10
+lr=                        #: learning rates to try: "1e-3 1e-2 1e-1"; empty: that of s3prl
+seed=0                     #: seed of generated data and of training
+nj=1                       #: learning rates trained at the same time; in qbe, comparing processes
+workers=0                  #: loader processes of each training
 device=cpu                 #: cpu or cuda
-config=                    #: one more YAML layer over conf/<task>.yaml
+config=                    #: one more YAML layer on top of conf/<task>.yaml
 tag=                       #: suffix of the experiment folder
-force=false                #: start over what was begun or done
+force=false                #: start over
 list_options="lr" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 20000]"
 . ../../utils/recipe_command.sh "$@"
 . ../../utils/parse_options.sh "$@"
