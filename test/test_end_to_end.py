@@ -137,7 +137,9 @@ def test_another_version_trains_and_prepares_nothing_again(recipe: Path, first: 
 
 def test_a_batch_larger_than_the_data_keeps_a_finished_run(recipe: Path, first: str) -> None:
     before = _stored(recipe, "tiny_parallel")
-    said = _run(recipe, "--head", "parallel", "--stage", "3", *SHORT, "--data.batch_size", str(SCENES * 3 + 1), status=1)
+    said = _run(
+        recipe, "--head", "parallel", "--stage", "3", *SHORT, "--data.batch_size", str(SCENES * 3 + 1), status=1
+    )
     assert said.count("error: data.batch_size: 151 is more than the 150 training utterances. Use at most 150.") == 1
     assert "Traceback" not in said and _stored(recipe, "tiny_parallel") == before
     said = _run(recipe, "--head", "parallel", *SHORT)

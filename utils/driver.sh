@@ -260,7 +260,7 @@ up_to_date() {
         reason="--force true"
     fi
     [[ -n $reason ]] || fail "$utils/stamp.py failed"
-    log "running: $reason"
+    log "running ($reason)"
     # a run that is killed halfway leaves outputs that do not fit the stamp
     [[ $dry_run == true ]] || rm -f "$stamp"
     return 1

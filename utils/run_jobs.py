@@ -144,7 +144,9 @@ class Slurm:
                     ["sbatch", "--wait", "--parsable", str(path)], stdout=subprocess.PIPE, text=True
                 )
             except FileNotFoundError:
-                sys.exit("error: sbatch: is not a program. Run on a machine of the cluster, or set jobs_launcher=local in cmd.sh.")
+                sys.exit(
+                    "error: sbatch: is not a program. Run on a machine of the cluster, or set jobs_launcher=local in cmd.sh."
+                )
             assert process.stdout is not None
             self.number = process.stdout.readline().strip().split(";")[0]
             print(f"{self.name}: {len(numbers)} jobs submitted as {self.number or 'none'}", flush=True)

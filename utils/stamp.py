@@ -162,7 +162,8 @@ def main() -> int:
     outputs = {path: state(Path(path)) for path in stage.outputs}
     record: dict[str, Any] = {"inputs": stage.inputs, "aside": stage.aside, "outputs": outputs}
     temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for path in (*filter(os.path.isfile, stage.outputs), str(temporary)):  # a stamp is valid only if the outputs are on the disk
+    # a stamp is valid only if the outputs are on the disk
+    for path in (*filter(os.path.isfile, stage.outputs), str(temporary)):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     os.replace(temporary, stamp)

@@ -20,7 +20,7 @@ def make_optimizer(
     Args:
         parameters: the trained parameters.
         config: algorithm, learning rate, betas and weight decay.
-        precision: Fabric's. "16-mixed" keeps torch's default: Fabric cannot clip gradients that a fused kernel unscales.
+        precision: Fabric's. "16-mixed" keeps torch's default: Fabric cannot clip gradients that the kernel unscales.
     """
     algorithm = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return algorithm(

@@ -99,7 +99,7 @@ def frozen_parts(data: TrainingData, dump: Path) -> dict[str, dict[str, str]]:
 
 
 def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
-    """Open the speech of a data directory: the feature store in ``dump``, or the waveforms if ``data.feats`` is online."""
+    """Open the speech of a data directory: its feature store in ``dump``, or waveforms if ``data.feats`` is online."""
     if config.data.feats == "online":
         return WaveSource(data)
     return StoreSource(dump, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)

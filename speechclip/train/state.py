@@ -30,7 +30,7 @@ TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
 
 @dataclass
 class Progress:
-    """The counters of a run. There is no random state: every step seeds its randomness from (seed, step, rank).
+    """The counters of a run. Random state is not saved: every step is seeded by (seed, step, rank).
 
     Attributes:
         step: finished updates.

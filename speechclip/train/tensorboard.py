@@ -120,7 +120,8 @@ def attention_picture(weights: np.ndarray, labels: list[str], title: str) -> Fig
     rows = 0.22 * len(labels)  # height in inches
     figure = Figure(figsize=(7.0, 0.9 + rows), dpi=80)
     axes = figure.add_axes((0.2, 0.5 / (0.9 + rows), 0.78, rows / (0.9 + rows)))
-    peaks = weights / weights.max(axis=1, keepdims=True).clip(min=1e-12)  # each row has its own scale, so that weak rows stay visible
+    # each row has its own scale, so that weak rows stay visible
+    peaks = weights / weights.max(axis=1, keepdims=True).clip(min=1e-12)
     seconds = weights.shape[1] * FRAME_SECONDS
     axes.imshow(peaks, aspect="auto", cmap="viridis", extent=(0.0, seconds, len(labels) - 0.5, -0.5), vmin=0, vmax=1)
     axes.set_yticks(range(len(labels)), [f"{number} {label}" for number, label in enumerate(labels, 1)], fontsize=8)

@@ -141,7 +141,7 @@ class Trainer:
         if folder is None:
             self._replaces = holds_weights(self.folder)
             if self._replaces:
-                self._log_start("--force is given" if self._force else "there is no training state to resume from")
+                self._log_start("--force is given" if self._force else "the training state is missing")
             return
         _, saved, origin = read_checkpoint(folder)
         changed = changed_inputs(saved, origin, self.config, self.origin, self.model)

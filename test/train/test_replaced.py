@@ -154,7 +154,9 @@ def test_a_changed_input_starts_over_and_keeps_the_weights(
     before = _weights(run)
     change = others.get("data", lambda data: data)
     started = trainer(_settings(**changes), change(training_data(corpus)), run, seed=others.get("seed", 0))
-    told = f"{run}: starting over: other values of: {names}. The earlier weights move to replaced/ after the first save."
+    told = (
+        f"{run}: starting over: other values of: {names}. The earlier weights move to replaced/ after the first save."
+    )
     assert caplog.messages == [told]
     assert started.progress.step == 0
     assert _weights(run) == before  # until the first save
@@ -200,7 +202,7 @@ def test_best_without_a_training_state_is_kept(corpus: Path, run: Path, caplog: 
     for name in ("last", "last.old"):
         shutil.rmtree(run / name)
     trainer(_settings(), training_data(corpus), run).run()
-    assert "starting over: there is no training state to resume from" in caplog.messages[0]
+    assert "starting over: the training state is missing." in caplog.messages[0]
     assert (run / REPLACED / "1" / FILES[0]).read_bytes() == before
 
 

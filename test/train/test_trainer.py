@@ -154,7 +154,9 @@ def test_nan_features_stop_training_and_name_the_utterance(corpus: Path, tmp_pat
     data = training_data(corpus)
     poisoned = _Poisoned(corpus / "dump" / "train", data.train.ids)
     data = TrainingData(data.train, data.dev, poisoned, data.dev_speech)
-    with pytest.raises(UserError, match=rf"data/train: the loss is nan at step \d+. Features are not finite: {data.train.ids[13]}") as caught:
+    with pytest.raises(
+        UserError, match=rf"data/train: the loss is nan at step \d+. Features are not finite: {data.train.ids[13]}"
+    ) as caught:
         trainer(settings(), data, tmp_path).run()
     assert sum(name in str(caught.value) for name in data.train.ids) == 1  # not the other utterances of the batch
     assert "\n" not in str(caught.value)

@@ -51,7 +51,7 @@ def wait_for(path: Path) -> None:
 def test_a_first_run_runs_every_stage_in_order(finished):
     recipe, result, names = finished
     assert names == ALL
-    assert "stage 3 (train): tiny_parallel seed 0: running: not done yet" in result.stdout
+    assert "stage 3 (train): tiny_parallel seed 0: running (not done yet)" in result.stdout
     assert "stage 3 (train): tiny_cascaded seed 0: done in" in result.stdout
     assert result.stderr == ""
     assert result.stdout.endswith("summary of --exp exp/tiny_parallel exp/tiny_cascaded --results exp/RESULTS.md\n")
@@ -97,7 +97,7 @@ def test_overrides_of_training_do_not_run_stage_2(done):
     result = done.run("--", "--optim.lr", "1e-4")
     assert result.returncode == 0
     assert done.names() == [*HEAD, *HEAD, "results"]
-    reason = "running: overrides changed from ' ' to ' --optim.lr 1e-4'"
+    reason = "running (overrides changed from ' ' to ' --optim.lr 1e-4')"
     assert f"stage 3 (train): tiny_parallel seed 0: {reason}" in result.stdout
     done.run("--", "--model.speech_encoder.normalize", "true")
     assert done.names() == [*FEATURES, *HEAD, *HEAD, "results"]
@@ -265,10 +265,14 @@ def test_training_to_equal_weights_scores_nothing_again(done):
     assert done.names() == HEAD
 
 
-@pytest.mark.parametrize("options", [["--force", "true"], ["--", "--optim.lr", "1"], ["--feats", "online"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [["--force", "true"], ["--", "--optim.lr", "1"], ["--feats", "online"]], ids=" ".join
+)
 def test_the_driver_deletes_no_weights(done, options):
     """The training script alone decides about earlier weights; here it fails at once."""
-    files = [path for name in ("best", "last") for path in sorted((done.folder / f"exp/tiny_parallel/{name}").iterdir())]
+    files = [
+        path for name in ("best", "last") for path in sorted((done.folder / f"exp/tiny_parallel/{name}").iterdir())
+    ]
     before = {path: path.read_bytes() for path in files}
     assert done.run("--head", "parallel", "--stage", "3", *options, FAIL="train").returncode == 1
     assert {path: path.read_bytes() for path in files} == before and len(files) == 3
@@ -279,7 +283,7 @@ def test_the_driver_deletes_no_weights(done, options):
 
 def test_a_missing_corpus_is_downloaded_unless_one_is_given(done):
     shutil.rmtree(done.folder / "corpus")
-    assert "stage 0 (download): running: corpus/captions.tsv is missing" in done.run("--stop_stage", "1").stdout
+    assert "stage 0 (download): running (corpus/captions.tsv is missing)" in done.run("--stop_stage", "1").stdout
     assert done.names() == ["download"]
     shutil.rmtree(done.folder / "corpus")
     (done.folder / "mine").mkdir()
@@ -304,7 +308,7 @@ def test_a_vocabulary_of_another_dump_is_counted_again(done):
     """Two dump folders have tokenizers of their own. Each run counts its own vocabulary again."""
     (done.folder / "data/clip_vocabulary.tsv").write_text("of another tokenizer")
     result = done.run()
-    assert "stage 2 (features): tiny: running: another run has changed data/clip_vocabulary.tsv" in result.stdout
+    assert "stage 2 (features): tiny: running (another run has changed data/clip_vocabulary.tsv)" in result.stdout
     assert done.names() == FEATURES  # the content is the same: nothing later runs
 
 
@@ -536,7 +540,10 @@ def test_launcher_and_torchrun(done):
 def test_several_machines_need_a_launcher(recipe):
     result = recipe.run("--num_nodes", "2")
     assert result.returncode == 2
-    assert "--num_nodes: train_cmd in cmd.sh is empty. Set a command that starts its arguments on 2 machines" in result.stderr
+    assert (
+        "--num_nodes: train_cmd in cmd.sh is empty. Set a command that starts its arguments on 2 machines"
+        in result.stderr
+    )
 
 
 def test_a_dry_run_prints_every_command_and_runs_none(done):

@@ -11,7 +11,9 @@ import fake_recipe
 import pytest
 
 
-def test_a_stamp_is_written_after_its_outputs(tmp_path: Path, synced: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stamp_is_written_after_its_outputs(
+    tmp_path: Path, synced: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "made").write_text("x")
     (tmp_path / "folder").mkdir()
     stamp = tmp_path / ".done" / "2_features"
