@@ -6,8 +6,8 @@ at least --each times, and --kills times in all (SIGKILL, every process). Each r
 hash seed, and sometimes file times that are years off. At the end weights, trainer states, stored features, embeddings
 and scores must equal those of the undisturbed run bit by bit.
 
-A third copy checks that trained weights survive (see :func:`check_weights_survive`): SIGTERM and another version, settings
-that change the weights, kills while they do, and settings that do not fit the data.
+A third copy checks that trained weights survive (see :func:`check_weights_survive`): SIGTERM and another version,
+settings that change the weights, kills while training starts over, and settings that do not fit the data.
 
 Usage: tools/kill_runs.py [--kills 24] [--each 2] [--scenes 60] [--steps 24] [--head "parallel cascaded"] [--seed 0]
        [--folder DIR] (kept; by default a temporary one)
@@ -60,8 +60,8 @@ class Recipe:
         environment = {**kept, "SPEECHCLIP_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **changes, MARK: self.mark}
         with self.says.open("wb") as says:
             return subprocess.Popen(
-                ["./run.sh", *options, *self.words, *overrides], cwd=self.folder, env=environment, stdout=says, stderr=says,
-                start_new_session=True,
+                ["./run.sh", *options, *self.words, *overrides], cwd=self.folder, env=environment,
+                stdout=says, stderr=says, start_new_session=True,
             )  # fmt: skip
 
     def stages(self) -> list[tuple[Unit, str]]:
@@ -128,7 +128,7 @@ class Recipe:
                 for path in [base / run / name / "model.safetensors"] if path.is_file()}  # fmt: skip
 
     def killed_in(self, unit: Unit, delay: float, options: list[str], changes: dict[str, str]) -> Unit | None:
-        """Start, kill ``delay`` seconds into a stage, and return the stage that was hit; None if the run ended before."""
+        """Start, kill ``delay`` seconds into a stage, and return the stage that was hit, or None if the run had ended."""
         process = self.start(options, changes)
         while process.poll() is None and unit not in [begun for begun, _ in self.stages()]:
             time.sleep(0.02)

@@ -145,7 +145,7 @@ class Slurm:
                 )
             except FileNotFoundError:
                 sys.exit(
-                    "error: sbatch: is not a program. Run on a machine of the cluster, or set jobs_launcher=local in cmd.sh."
+                    "error: sbatch: is not a program. Run on a cluster machine, or set jobs_launcher=local in cmd.sh."
                 )
             assert process.stdout is not None
             self.number = process.stdout.readline().strip().split(";")[0]

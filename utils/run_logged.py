@@ -2,9 +2,9 @@
 
     run_logged.py LOG COMMAND [ARGUMENT...]
 
-If standard output is a terminal, the command gets a terminal too and can draw a progress bar. The log keeps only the last
-state of a redrawn line. SIGINT, SIGTERM and the death of the caller end the command and its children. Exit status 75 of a
-command that has saved its state is passed on. Standard library only.
+If standard output is a terminal, the command gets a terminal too and can draw a progress bar. The log keeps only the
+last state of a redrawn line. SIGINT, SIGTERM and the death of the caller end the command and its children. Exit status
+75 of a command that has saved its state is passed on. Standard library only.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Log:
 
 
 def open_output() -> tuple[int, int]:
-    """Return the reading and the writing end for the output: a terminal of the same size if this is one, else a pipe."""
+    """Return the two ends of the output, for reading and writing: a terminal if this is one, else a pipe."""
     if not os.isatty(1):
         return os.pipe()
     reader, writer = pty.openpty()
@@ -88,7 +88,7 @@ def drain(reader: int, log: Log) -> None:
 
 
 def die_with_parent() -> None:
-    """Make the kernel end the command when this process is killed. Otherwise it would keep running and hold the lock."""
+    """Make the kernel end the command if this process is killed. Otherwise it would keep the lock of the recipe."""
     with contextlib.suppress(OSError, AttributeError):  # only Linux has it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 

@@ -68,9 +68,10 @@ def _cut(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int 
             raise Killed
         return plain(self, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", update)
-        trainer(_settings(**changes), training_data(corpus), folder).run()
+        with pytest.raises(Killed):
+            trainer(_settings(**changes), training_data(corpus), folder).run()
 
 
 WITHOUT_EFFECT: list[dict[str, Any]] = [
@@ -347,9 +348,10 @@ def test_a_kill_while_files_move_is_undone(run: Path, monkeypatch: pytest.Monkey
         calls.append(self)
         return plain(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
-        set_aside(run)
+        with pytest.raises(Killed):
+            set_aside(run)
     restore_interrupted(run)
     assert {path.relative_to(run): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
     assert not list((run / REPLACED).iterdir())

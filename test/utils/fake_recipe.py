@@ -79,8 +79,8 @@ for split in train dev test; do
 done
 """
 SCRIPTS = (
-    "extract_clip_embeddings", "extract_features", "train", "score_retrieval", "score_keywords", "results", "validate_data_dir",
-    "convert_checkpoint", "pack",
+    "extract_clip_embeddings", "extract_features", "train", "score_retrieval", "score_keywords", "results",
+    "validate_data_dir", "convert_checkpoint", "pack",
 )  # fmt: skip
 
 

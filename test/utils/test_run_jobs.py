@@ -122,7 +122,7 @@ def test_a_dry_run_prints_the_submitted_script(tmp_path: Path) -> None:
 def test_a_missing_sbatch_is_one_line(tmp_path: Path) -> None:
     ended = _run(tmp_path, "--launcher", "slurm", "--jobs", "2", PATH=str(tmp_path))
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: sbatch: is not a program. Run on a machine of the cluster")
+    assert ended.stderr.startswith("error: sbatch: is not a program. Run on a cluster machine")
 
 
 def test_jobs_share_the_cores_by_default(tmp_path: Path) -> None:
