@@ -128,7 +128,7 @@ class Recipe:
                 for path in [base / run / name / "model.safetensors"] if path.is_file()}  # fmt: skip
 
     def killed_in(self, unit: Unit, delay: float, options: list[str], changes: dict[str, str]) -> Unit | None:
-        """Start, kill ``delay`` seconds into a stage, and return the stage that was hit, or None if the run had ended."""
+        """Start, kill ``delay`` seconds into a stage, and return the stage that was hit, if any."""
         process = self.start(options, changes)
         while process.poll() is None and unit not in [begun for begun, _ in self.stages()]:
             time.sleep(0.02)

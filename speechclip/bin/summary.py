@@ -13,8 +13,7 @@ from speechclip.common.arguments import ArgumentParser
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import read_json
 
-WIDTH = 80  # columns
-_NAME = 28  # columns of the first column; a longer name is shortened
+_NAME = 28  # width of the first column
 _DIRECTIONS = ("speech->image", "image->speech")
 _CUTOFFS = ("R@1", "R@10")
 
@@ -43,7 +42,7 @@ def summary(folders: Sequence[Path], results: Path | None) -> list[str]:
     lines = ["", "Retrieval on the test split, recall in percent", *_retrieval_table(retrieval)]
     keywords = {folder: _keywords(folder) for folder in folders}
     if any(keywords.values()):
-        lines += ["", "Keywords on the test split, in percent: the nearest subword is a word of the caption"]
+        lines += ["", "Keywords on the test split, percent that are a word of the caption"]
         for folder, row in keywords.items():
             if row:
                 path = folder / "scores" / "keywords.json"
@@ -77,8 +76,10 @@ def _row(name: str, cells: Sequence[Sequence[float]]) -> str:
 
 
 def _short(name: str) -> str:
-    """Return a name in exactly ``_NAME`` columns."""
-    return f"{name if len(name) < _NAME else name[: _NAME - 4] + '...':{_NAME}}"
+    """Return a name in exactly ``_NAME`` columns. A long name loses its middle, because seeds are at the end."""
+    if len(name) >= _NAME:
+        name = f"{name[: _NAME // 2]}...{name[-(_NAME // 2 - 4) :]}"
+    return f"{name:{_NAME}}"
 
 
 def _keywords(folder: Path) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from speechclip.model.encoders.clip import load_clip
 from speechclip.train.state import TENSORS
 from speechclip.train.trainer import Trainer
 
-# BatchNorm removes a shift before it. The gradients of these tensors are only rounding, which Adam scales up to its step
+# BatchNorm removes a shift before it. The gradients of these tensors are only rounding, which Adam scales to its step
 # size with any number of processes. The running mean follows them.
 WITHOUT_EFFECT = ("head.norm.bias", "head.projection.bias", "head.batch_norm.running_mean")
 HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
