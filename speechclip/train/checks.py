@@ -36,7 +36,9 @@ def check_batch_size(batch_size: int, processes: int) -> None:
 
 
 def check_data(config: Config, data: TrainingData) -> None:
-    """Check that the training split fills a batch and that both splits have images to tell apart.
+    """Check that the training split fills a batch and that both splits have more than one image.
+
+    A single dev image, and a run that saves only at its end, are warnings.
 
     Raises:
         UserError: fewer training utterances than a batch, or a single training image.
@@ -51,3 +53,9 @@ def check_data(config: Config, data: TrainingData) -> None:
         )
     if len(set(dev.utterance_image.tolist())) < 2:
         logger.warning("%s: all utterances describe one image. The best step cannot be chosen by R@10.", dev.data.path)
+    interval, steps = config.train.eval_interval, config.optim.max_steps
+    if interval > steps:
+        logger.warning(
+            "train.eval_interval: %d is more than the %d steps of the run. Only the last step is scored and saved.",
+            interval, steps,
+        )  # fmt: skip

@@ -267,6 +267,17 @@ def test_a_batch_without_negatives_is_refused(corpus: Path, tmp_path: Path, batc
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_saves_only_at_the_end_is_a_warning(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(_settings(train__eval_interval=12), training_data(corpus), tmp_path)
+    assert not caplog.messages
+    trainer(_settings(train__eval_interval=13), training_data(corpus), tmp_path)
+    assert caplog.messages == [
+        "train.eval_interval: 13 is more than the 12 steps of the run. Only the last step is scored and saved."
+    ]
+
+
 def test_one_dev_image_is_a_warning(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = training_data(corpus)
     stored_split(tmp_path, "dev", images=1, each=2, seed=1)
