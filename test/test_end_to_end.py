@@ -163,7 +163,7 @@ def test_the_trained_model_loads_and_embeds(recipe: Path, first: str) -> None:
     stored = np.load(recipe / "exp/tiny_cascaded/scores/speech_embeddings.npz")
     embedding = model.encode_speech(recipe / wav)[0].numpy()
     assert float(embedding @ stored["embeddings"][0]) > 0.95  # fp16 store, and alone instead of in a padded batch
-    assert len(model.keywords(recipe / wav)[0]) == model.config.head.keywords
+    assert len(model.keywords(recipe / wav)[0]) == model.network.config.head.keywords
 
 
 def test_a_killed_run_resumes_to_equal_weights(recipe: Path, first: str) -> None:

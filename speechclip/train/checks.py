@@ -15,20 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 def check_batch_size(batch_size: int, processes: int) -> None:
-    """Check that a global batch gives the contrastive loss something to compare, and each process an utterance.
+    """Check that every process gets an utterance of each batch.
 
     Args:
         batch_size: utterances in a global batch, over all processes.
         processes: the number of training processes.
 
     Raises:
-        UserError: the batch is too small.
+        UserError: there are more processes than utterances.
     """
-    if batch_size < 2:
-        raise UserError(
-            f"data.batch_size: {batch_size} is too small. The contrastive loss compares the utterances of a batch. "
-            "Use at least 2, over all processes."
-        )
     if batch_size < processes:
         raise UserError(
             f"data.batch_size: {batch_size} is less than the {processes} processes. Use at least {processes}."

@@ -255,18 +255,9 @@ def test_text_supervision_replaces_images_by_captions(corpus: Path, tmp_path: Pa
         trainer(settings(train__supervision="text"), moved, tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "processes", "problem"),
-    [
-        (8, 9, "data.batch_size: 8 is less than the 9 processes. Use at least 9."),
-        (1, 1, "data.batch_size: 1 is too small. The contrastive loss compares the utterances of a batch. "
-               "Use at least 2, over all processes."),
-    ],
-)  # fmt: skip
-def test_a_batch_that_is_too_small_is_refused(batch_size: int, processes: int, problem: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_batch_size(batch_size, processes)
-    assert str(caught.value) == problem
+def test_a_batch_needs_an_utterance_for_each_process() -> None:
+    with pytest.raises(UserError, match="^data.batch_size: 8 is less than the 9 processes. Use at least 9.$"):
+        check_batch_size(8, 9)
     check_batch_size(2, 2)  # the global batch counts
 
 
