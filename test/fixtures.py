@@ -177,8 +177,9 @@ def training_data(folder: Path, *, feats: str = "dump") -> Any:
 
 
 def trainer(
-    config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0, fabric: Any = None
-) -> Any:
+    config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0, fabric: Any = None,
+    force: bool = False, origin: Any = None,
+) -> Any:  # fmt: skip
     """Return a ``Trainer`` with a fresh network for the features of :func:`store_features`, on one CPU by default."""
     from lightning_fabric import Fabric
 
@@ -192,8 +193,8 @@ def trainer(
     if fabric is None:
         fabric = Fabric(accelerator="cpu", devices=1, precision=config.train.precision)
         fabric.launch()
-    origin = {"seed": seed, "data": {"train": "0"}}
-    return Trainer(config, model, data, folder, fabric=fabric, seed=seed, origin=origin)
+    origin = {"seed": seed, "data": {"train": "0"}, **(origin or {})}
+    return Trainer(config, model, data, folder, fabric=fabric, seed=seed, origin=origin, force=force)
 
 
 def with_paths(config: Config, *, hubert: Path | str = "", clip: Path | str = "") -> Config:

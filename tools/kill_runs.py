@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Kills a shrunken run of egs/mini (SIGKILL, every process) at random moments, restarts it, and compares its end.
+"""Kill a small run of egs/mini at random moments, restart it, and compare its results with an undisturbed run.
 
-An undisturbed run in a copy of the recipe says how long each stage takes. In a second copy every stage is killed at
-least --each times, at moments drawn from those lengths, --kills times in all; at every restart the locale, the time
-zone and Python's hash seed are others, and sometimes all files' times are years off, as after a clock that was set. At
-the end weights, trainer states, stored features, embeddings and scores have to be equal to the undisturbed run's, bit
-by bit.
+An undisturbed run in a copy of the recipe measures the duration of each stage. In a second copy every stage is killed
+at least --each times, and --kills times in all (SIGKILL, every process). Each restart has another locale, time zone and
+hash seed, and sometimes file times that are years off. At the end weights, trainer states, stored features, embeddings
+and scores must equal those of the undisturbed run bit by bit.
+
+A third copy checks that trained weights survive (see :func:`check_weights_survive`): SIGTERM and another version,
+settings that change the weights, kills while training starts over, and settings that do not fit the data.
 
 Usage: tools/kill_runs.py [--kills 24] [--each 2] [--scenes 60] [--steps 24] [--head "parallel cascaded"] [--seed 0]
        [--folder DIR] (kept; by default a temporary one)
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ Unit = tuple[int, str]  # a stage, and the run it works on
 
 
 class Recipe:
-    """A copy of what a recipe needs, and egs/mini in it."""
+    """A copy of the repository as far as a recipe needs it, with egs/mini in it."""
 
     def __init__(self, top: Path, words: list[str]) -> None:
         for name in ("egs", "utils", "speechclip"):
@@ -50,23 +52,25 @@ class Recipe:
         self.folder, self.words, self.mark = top / "egs" / "mini", words, f"{os.getpid()}.{top.name}"
         self.says = top / "says.txt"
 
-    def start(self, options: list[str], changes: dict[str, str]) -> subprocess.Popen[bytes]:
-        """./run.sh with these options before the shared ones."""
+    def start(
+        self, options: list[str], changes: dict[str, str], overrides: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start ./run.sh with these options before the shared ones."""
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment = {**kept, "SPEECHCLIP_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **changes, MARK: self.mark}
         with self.says.open("wb") as says:
             return subprocess.Popen(
-                ["./run.sh", *options, *self.words], cwd=self.folder, env=environment, stdout=says, stderr=says,
-                start_new_session=True,
+                ["./run.sh", *options, *self.words, *overrides], cwd=self.folder, env=environment,
+                stdout=says, stderr=says, start_new_session=True,
             )  # fmt: skip
 
     def stages(self) -> list[tuple[Unit, str]]:
-        """The stages that the run has begun, ended or skipped so far, and what it says of each."""
+        """Return (stage, log message) for each line about a stage so far."""
         found = map(LINE.match, self.says.read_text(errors="replace").split("\n")[:-1])
         return [((int(line[1]), line[2] or ""), line[3]) for line in found if line]
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """End all processes of the run at once, as a power cut would."""
+        """Kill all processes of the run at the same time, like a power cut."""
         wanted = f"{MARK}={self.mark}".encode()
         while alive := [number for number in _processes() if wanted in _environment(number)]:
             for number in alive:
@@ -78,7 +82,7 @@ class Recipe:
         process.wait()
 
     def finish(self, changes: dict[str, str]) -> dict[Unit, float]:
-        """Run to the end; seconds of every stage that had to do something."""
+        """Run to the end, and return the seconds of every stage that was not up to date."""
         process, lengths, starts, told = self.start([], changes), {}, {}, 0
         while True:
             ended = process.poll() is not None  # asked before the last look
@@ -94,13 +98,37 @@ class Recipe:
         return lengths
 
     def check(self, process: subprocess.Popen[bytes]) -> None:
-        """UserError where a run ended by itself and not well."""
+        """Check the exit status of a run that ended by itself.
+
+        Raises:
+            UserError: the run failed.
+        """
         if process.returncode not in (0, -signal.SIGKILL):
             lines = self.says.read_text(errors="replace").strip().split("\n")
             raise UserError(f"{self.folder}: ended with status {process.returncode}: {lines[-1]}")
 
+    def run(self, *options: str, overrides: Sequence[str] = (), status: int = 0) -> str:
+        """Run to the end with more configuration overrides, check the exit status, and return the output.
+
+        Raises:
+            UserError: another exit status.
+        """
+        process = self.start(list(options), {}, overrides)
+        process.wait()
+        said = self.says.read_text(errors="replace")
+        if process.returncode != status:
+            last = said.strip().split("\n")[-1]
+            raise UserError(f"{self.folder}: ended with status {process.returncode} instead of {status}: {last}")
+        return said
+
+    def weights(self, run: str) -> dict[str, bytes]:
+        """Return the weights of a run, by their path below exp/."""
+        base = self.folder / "exp"
+        return {str(path.relative_to(base)): path.read_bytes() for name in ("best", "last")
+                for path in [base / run / name / "model.safetensors"] if path.is_file()}  # fmt: skip
+
     def killed_in(self, unit: Unit, delay: float, options: list[str], changes: dict[str, str]) -> Unit | None:
-        """Start, kill ``delay`` seconds into a stage; which one it hit, or None where the run did not get to any."""
+        """Start, kill ``delay`` seconds into a stage, and return the stage that was hit, if any."""
         process = self.start(options, changes)
         while process.poll() is None and unit not in [begun for begun, _ in self.stages()]:
             time.sleep(0.02)
@@ -112,7 +140,7 @@ class Recipe:
         return hit[0] if unit in self.at_work() and hit else None
 
     def at_work(self) -> list[Unit]:
-        """The stages that were begun, without those that are up to date."""
+        """Return the stages that have started and not ended."""
         return [unit for unit, said in self.stages() if not said.startswith(("up to date", "done in"))]
 
 
@@ -123,12 +151,12 @@ def _processes() -> Iterator[int]:
 def _environment(number: int) -> list[bytes]:
     try:
         return Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone, or somebody else's
+    except OSError:  # the process has ended, or belongs to another user
         return []
 
 
 def other_world(draw: random.Random, folder: Path) -> dict[str, str]:
-    """An environment for the next start; and the folder as after a clock that was set, one time in three."""
+    """Return an environment for the next start. One time in three, change the times of all files by years."""
     if draw.random() < 1 / 3:
         for path in folder.rglob("*"):
             moment = time.time() + draw.uniform(-3, 3) * 3.15e7
@@ -141,7 +169,7 @@ def other_world(draw: random.Random, folder: Path) -> dict[str, str]:
 
 
 def differences(whole: Path, killed: Path) -> tuple[int, list[str]]:
-    """How many files were compared, and those that differ."""
+    """Return the number of compared files, and the names of those that differ."""
     names = sorted(
         str(path.relative_to(whole))
         for pattern in ("data/*/*", "data/*.tsv", "dump/*/*/*.npz", "dump/*/*/feats.scp", "exp/*/*/*.safetensors",
@@ -153,7 +181,7 @@ def differences(whole: Path, killed: Path) -> tuple[int, list[str]]:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether two files hold the same; where and when a score was computed is no part of it."""
+    """Return whether two files have equal content. The provenance of a score is ignored."""
     if not second.is_file():
         return False
     if first.name == "feats.scp":
@@ -176,7 +204,7 @@ def _scores(path: Path) -> Any:
 
 
 def disturb(recipe: Recipe, lengths: dict[Unit, float], kills: int, each: int, draw: random.Random) -> Counter[int]:
-    """Kill the recipe again and again, stage after stage. Returns how often each was hit."""
+    """Kill the recipe many times, stage after stage. Return how often each stage was hit."""
     units = sorted(lengths, key=list(lengths).index)
     hits: Counter[int] = Counter()
     plan = [stage for stage in STAGES for _ in range(each)]
@@ -188,39 +216,106 @@ def disturb(recipe: Recipe, lengths: dict[Unit, float], kills: int, each: int, d
         delay = draw.uniform(0, 0.9) * lengths[unit]
         changes = other_world(draw, recipe.folder)
         hit = recipe.killed_in(unit, delay, [], changes)
-        if hit is None:  # it is past that: do the stage again, and what it needs is there
+        if hit is None:  # the stage is finished: run it again
             hit = recipe.killed_in(unit, delay, ["--stage", str(stage), "--force", "true"], changes)
         if hit is None:
             misses += 1
             if misses > kills:
-                raise UserError(f"stage {stage}: ends before it can be killed")
+                raise UserError(f"stage {stage}: ends before it can be killed. Use more --scenes or --steps.")
             continue
         hits[hit[0]] += 1
-        if hit[0] in plan:  # else one more than planned
+        if hit[0] in plan:  # otherwise it is one more than planned
             plan.remove(hit[0])
         print(f"kill {sum(hits.values()):2}: stage {hit[0]} {hit[1]}, {delay:.1f} s into stage {stage}", flush=True)
     return hits
 
 
+def check_weights_survive(recipe: Recipe, whole: Recipe, draw: random.Random) -> Iterator[str]:
+    """Check that no start without --force deletes trained weights. Yield a line for each case.
+
+    Args:
+        recipe: a fresh copy, whose options select no head and no stage.
+        whole: the finished, undisturbed run.
+        draw: chooses the moments of kills.
+
+    Raises:
+        UserError: weights are missing or differ.
+    """
+    run, other = "tiny_parallel", ["--optim.lr", "2e-4"]
+    stage_3 = ["--head", "parallel", "--stage", "3", "--stop_stage", "3"]
+
+    def expect(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"{recipe.folder / 'exp' / run}: {problem}")
+
+    recipe.run("--head", "parallel", "--stop_stage", "2")
+    process = recipe.start(stage_3, {})
+    state = recipe.folder / "exp" / run / "last" / "training_state.json"
+    while process.poll() is None and not state.is_file():
+        time.sleep(0.02)
+    process.terminate()
+    process.wait()
+    expect(process.returncode in (0, 75), f"SIGTERM ended with status {process.returncode}")
+    step = json.loads(state.read_text())["step"]
+    module = recipe.folder.parents[1] / "speechclip" / "__init__.py"
+    text = module.read_text()
+    module.write_text(re.sub(r'^__version__ = ".*"$', '__version__ = "99.0"', text, flags=re.MULTILINE))
+    said = recipe.run("--head", "parallel", "--stop_stage", "3")
+    expect(said.count("up to date") == 3, "another version ran stages 0 to 2 again")
+    expect(f"resuming after step {step}" in said or "already trained" in said, "another version started over")
+    finished = recipe.weights(run)
+    expect(finished == whole.weights(run), "the weights differ from the undisturbed run")
+    yield f"SIGTERM after step {step}, another version: resumed, equal weights, stages 0 to 2 up to date"
+
+    said = recipe.run(*stage_3, overrides=["--data.batch_size", "100000"], status=1)
+    expect(recipe.weights(run) == finished, "a batch larger than the data changed the weights")
+    yield "batch larger than the data: " + next(line for line in said.split("\n") if line.startswith("error: data."))
+
+    for overrides in (["--train.log_interval", "1"], ["--data.workers", "1"], ["--train.tensorboard_utterances", "0"]):
+        said = recipe.run(*stage_3, overrides=overrides)
+        expect("up to date" in said or "already trained" in said, f"{overrides[0]} trained again")
+        expect(recipe.weights(run) == finished, f"{overrides[0]} changed the weights")
+    yield "logging, workers and TensorBoard: nothing trained"
+
+    for _ in range(3):
+        process = recipe.start(stage_3, {}, other)
+        while process.poll() is None and (3, f"{run} seed 0") not in recipe.at_work():
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 8))
+        recipe.kill(process)
+        kept = [recipe.weights(run), *(recipe.weights(f"{run}/{path.parent.name}/{path.name}")
+                                       for path in (recipe.folder / "exp" / run).glob("replaced/*"))]  # fmt: skip
+        found = any(sorted(item.values()) == sorted(finished.values()) for item in kept)
+        expect(found, "a kill while training started over lost the earlier weights")
+    recipe.run(*stage_3, overrides=other)
+    earlier = recipe.weights(f"{run}/replaced/1")
+    expect(sorted(earlier.values()) == sorted(finished.values()), "replaced/1 does not hold the earlier weights")
+    expect(recipe.weights(run) != finished, "another learning rate trained equal weights")
+    yield "another learning rate, killed three times: the earlier weights are in replaced/1"
+
+
 @exit_on_user_error
 def main() -> None:
-    """Disturb and compare."""
+    """Kill, restart and compare."""
     parser = ArgumentParser(prog="kill_runs.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=24, help="in all")
-    parser.add_argument("--each", type=int, default=2, help="in every stage, at least")
+    parser.add_argument("--kills", type=int, default=24, help="number of kills")
+    parser.add_argument("--each", type=int, default=2, help="smallest number of kills in each stage")
     parser.add_argument("--scenes", type=int, default=60, help="training scenes of the mini corpus")
-    parser.add_argument("--steps", type=int, default=24, help="of training; every fourth one saves")
+    parser.add_argument("--steps", type=int, default=24, help="training steps; every fourth one saves")
     parser.add_argument("--head", default="parallel cascaded", help="heads to train")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and of everything else that is drawn")
-    parser.add_argument("--folder", default=None, help="where the copies go; has to be new")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
+    parser.add_argument("--folder", default=None, help="folder of the copies; must be new")
     options = parser.parse_args()
     if options.kills < options.each * len(STAGES):
-        raise UserError(f"--kills: {options.kills} are fewer than {options.each} in each of {len(STAGES)} stages")
+        raise UserError(
+            f"--kills: {options.kills} is less than {options.each} in each of {len(STAGES)} stages. Use more."
+        )
     draw = random.Random(options.seed)
-    words = ["--scenes", str(options.scenes), "--head", options.head, "--stop_stage", "7", "--"]
-    words += ["--data.batch_size", "32"]
-    words += ["--optim.max_steps", str(options.steps), "--optim.warmup_steps", "2", "--eval.bootstrap", "50"]
-    words += ["--train.eval_interval", "4", "--train.log_interval", "2"]
+    corpus = ["--scenes", str(options.scenes)]
+    training = ["--", "--data.batch_size", "32"]
+    training += ["--optim.max_steps", str(options.steps), "--optim.warmup_steps", "2", "--eval.bootstrap", "50"]
+    training += ["--train.eval_interval", "4", "--train.log_interval", "2"]
+    words = [*corpus, "--head", options.head, "--stop_stage", "7", *training]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         whole, killed = (Recipe(folder / name, words) for name in ("whole", "killed"))
@@ -229,12 +324,15 @@ def main() -> None:
         hits = disturb(killed, lengths, options.kills, options.each, draw)
         killed.finish({})
         if rest := killed.finish({}):
-            raise UserError(f"after the end there is still something to do in {sorted(rest)}")
+            raise UserError(f"{killed.folder}: after the end these stages still ran: {sorted(rest)}")
         count, wrong = differences(whole.folder, killed.folder)
         print(f"{sum(hits.values())} kills: " + ", ".join(f"{hits[at]} in stage {at}" for at in STAGES))
         if wrong:
-            raise UserError(f"{len(wrong)} of {count} files differ: {' '.join(wrong)}")
+            raise UserError(f"{killed.folder}: {len(wrong)} of {count} files differ: {' '.join(wrong)}")
         print(f"{count} files of weights, states, features, embeddings and scores: all equal to the undisturbed run's")
+        survivor = Recipe(folder / "weights", [*corpus, *training])
+        for line in check_weights_survive(survivor, whole, draw):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

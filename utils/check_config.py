@@ -1,4 +1,4 @@
-"""Checks configuration before anything is written: check_config.py [--config FILE]... [--key value]..."""
+"""Check a configuration before a recipe writes anything: check_config.py [--config FILE]... [--key value]..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from speechclip.config import build_parser, parse
 
 @exit_on_user_error
 def main() -> None:
-    """End with one line and a status other than 0 where a stage would do so."""
+    """Parse the configuration, and fail with the same line as a stage would."""
     parse(build_parser("check_config", __doc__ or ""))
 
 

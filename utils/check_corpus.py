@@ -1,4 +1,4 @@
-"""The end of stage 0: whether a corpus has all its parts, wherever they lie in it.
+"""Check at the end of stage 0 that a corpus has all its parts.
 
 check_corpus.py CORPUS FOLDER
 """
@@ -16,14 +16,14 @@ from speechclip.data.corpora.sources import SOURCES
 
 @exit_on_user_error
 def main() -> None:
-    """A part that is not there is told with what the parts are and who has them."""
+    """Search the corpus for its parts. The error for a missing part lists all parts and their sources."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     try:
         importlib.import_module(f"speechclip.data.corpora.preparation.{name}").find_parts(folder)
     except UserError as error:
         parts = "; ".join(remote.about for remote in SOURCES[name])
-        raise UserError(f"{error} ({parts}; without --corpus they are downloaded)") from error
-    print(f"{folder}: photographs, captions and recordings are there")
+        raise UserError(f"{error} The parts are: {parts}. Without --corpus they are downloaded.") from error
+    print(f"{folder}: found photographs, captions and recordings")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Stage 0 of a corpus that is downloaded: download_corpus.sh CORPUS OPTIONS, called by its local/download.sh in the recipe's folder.
+# Stage 0 of a published corpus: download_corpus.sh CORPUS OPTIONS. Its local/download.sh calls this in the recipe's folder.
 #
-# Downloads the encoders' files that --models lacks, and the corpus into corpus/ unless --corpus names a folder; then looks
-# whether all parts are there.
-# shellcheck disable=SC2034 # each recipe takes the same options, whether it needs them or not
+# Downloads missing files of the encoders into --models, and the corpus into corpus/ unless --corpus is given. Then it checks
+# that the corpus has all its parts.
+# shellcheck disable=SC2034 # every recipe has the same options, also if it does not use them
 set -euo pipefail
 
 name=$1
 shift
-corpus=  #: folder of the corpus as it is published; empty: it is downloaded into corpus/
-nj=2     #: not used, nothing is computed
-models=  #: folder of the encoders' original files; empty: the hub's are taken in stage 2
-model=   #: whose encoders
+corpus=  #: folder of the published corpus; empty: it is downloaded into corpus/
+nj=2     #: not used
+models=  #: folder of the encoders' original files; empty: stage 2 downloads them from the hub
+model=   #: name of the model, which decides the encoders
 mirror=  #: URL of a folder with the corpus's files, tried first
 # shellcheck source=utils/parse_options.sh
 . "$SPEECHCLIP_ROOT/utils/parse_options.sh" "$@"

@@ -1,4 +1,4 @@
-"""Stage 0's part on encoders: downloads those original files of a model that a folder lacks in every published form.
+"""Download the original files of a model's encoders in stage 0, unless the folder has them in any published form.
 
 download_models.py MODEL FOLDER
 """
@@ -15,7 +15,7 @@ from speechclip.data.corpora.sources import ENCODERS, FORMS
 
 @exit_on_user_error
 def main() -> None:
-    """A file or folder of another name that holds the same encoder will do."""
+    """Look for each encoder under all its published names, and download the missing ones."""
     model, folder = sys.argv[1], Path(sys.argv[2])
     lacking = []
     for remote in ENCODERS.get(model, ()):
@@ -23,7 +23,7 @@ def main() -> None:
         if found is None:
             lacking.append(remote)
         else:
-            print(f"{folder / found}: there")
+            print(f"{folder / found}: found")
     download(lacking, folder)
 
 

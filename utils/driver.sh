@@ -1,21 +1,25 @@
 # shellcheck shell=bash disable=SC2154 # the options come from utils/options.sh
-# Drives the stages of a recipe. Its run.sh sources this last, with the arguments, from the recipe's folder.
+# Runs the stages of a recipe. Its run.sh sources this last, with the arguments, in the recipe's folder.
 #
-# Each stage leaves a stamp of what it depended on (utils/stamp.py) and is skipped while that holds and its outputs exist.
+# Each finished stage records its inputs in a stamp (utils/stamp.py). It is skipped as long as they are the same and its
+# outputs exist.
 
 utils=$SPEECHCLIP_ROOT/utils
-recipe_models=$models  # the names that the recipe has; --models is a folder
+recipe_models=$models  # names of the recipe's models; the option --models is a folder
 models=
 usage_text="Usage: ./run.sh [options] [-- configuration overrides]
 
 ${title}
 
-Stages: 0 download the corpus and models; 1 prepare data/; 2 CLIP embeddings and speech features, into dump/; 3 train, into exp/; \
-4 score retrieval; 5 score keywords; 6 report, into RESULTS.md; 7 pack, on request. --stage N runs from N to the end, \
---stop_stage M ends with M. \
-Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}."
-overrides_text="What follows a lone -- changes the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4. eval.* is of \
-stages 4 and 5 and trains nothing anew: ./run.sh --stage 5 -- --eval.sweep '[1,2,7]'"
+Stages: 0 download the corpus and models; 1 prepare data/; 2 extract features into dump/; 3 train, into exp/; \
+4 score retrieval; 5 score keywords; 6 report, into exp/; 7 pack, on request. --stage N runs from N to the end, \
+--stop_stage M stops after M. Stages that are up to date are skipped. Models: ${recipe_models}. Heads: ${heads}.
+
+Training resumes if it was stopped. If an option changes the weights, it starts over in the same folder: the earlier \
+weights stay until the new run saves, and are then kept in exp/<run>/replaced/<number>. Only --force true deletes them. \
+Give --tag NAME to train next to an earlier run."
+overrides_text="Words after a lone -- override the configuration: ./run.sh --stage 3 -- --optim.lr 1e-4. Overrides of \
+eval.* go to stages 4 and 5 and do not train again: ./run.sh --stage 5 -- --eval.sweep '[1,2,7]'"
 # shellcheck source=utils/recipe_command.sh
 . "$utils/recipe_command.sh" "$@"
 option_files=("${BASH_SOURCE[1]}" "$utils/options.sh")
@@ -35,7 +39,7 @@ fail() {
 one_of() {
     local option=$1 value=$2
     shift 2
-    [[ " $* " == *" $value "* && -n $value ]] || fail "--$option: this recipe has no '$value' (it has: $*)" 2
+    [[ " $* " == *" $value "* && -n $value ]] || fail "--$option: '$value' is not one of: $*" 2
 }
 
 check_options() {
@@ -46,44 +50,44 @@ check_options() {
         one_of feats "$feats" dump online
         one_of vocabulary "$vocabulary" all train
         one_of supervision "$supervision" image text
-        [[ -n ${head// /} ]] || fail "--head: at least one is needed (this recipe has: $heads)" 2
+        [[ -n ${head// /} ]] || fail "--head: is empty. Give at least one of: $heads" 2
         for word in $head; do one_of head "$word" $heads; done
-        [[ -n ${seed// /} ]] || fail "--seed: at least one is needed" 2
+        [[ -n ${seed// /} ]] || fail "--seed: is empty. Give at least one number" 2
         for word in $seed; do
             [[ $word =~ ^[0-9]{1,9}$ ]] || fail "--seed: '$word' is not a whole number" 2
         done
         # shellcheck disable=SC2206
         local -a several=($head $seed)
         [[ -z $push || -n $checkpoint || ${#several[@]} -eq 2 ]] ||
-            fail "--push: a repository holds the pack of one run: give one --head and one --seed" 2
+            fail "--push: a hub repository holds one run. Give one --head and one --seed" 2
     }
-    ((stop_stage <= 7)) || fail "--stop_stage: there are stages 0 to 7, not $stop_stage" 2
+    ((stop_stage <= 7)) || fail "--stop_stage: $stop_stage is not a stage. The stages are 0 to 7" 2
     ((stage <= 6 || stop_stage == 7)) || stop_stage=7
-    ((stage <= stop_stage)) || fail "--stage: there is nothing to do from stage $stage to stage $stop_stage" 2
-    [[ ! $tag =~ ^plus(_|$) ]] || fail "--tag: 'plus' belongs to the names of heads" 2
-    [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' does not fit into a folder's name" 2
-    [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: no such folder"
-    [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: no such folder (stage 0 makes it)"
+    ((stage <= stop_stage)) || fail "--stage: $stage is after --stop_stage $stop_stage" 2
+    [[ ! $tag =~ ^plus(_|$) ]] || fail "--tag: 'plus' is part of the names of heads. Use another tag" 2
+    [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' cannot be part of a folder's name. Use letters, digits, '.', '_' and '-'" 2
+    [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: is not a folder"
+    [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: is not a folder. Run stage 0"
     for word in clip_embeddings text_embeddings config; do
-        [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: no such file"
+        [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: is missing"
     done
-    [[ -z $checkpoint || -e $checkpoint ]] || fail "--checkpoint: $checkpoint: no such checkpoint"
-    ((nj >= 1)) || fail "--nj: at least one process is needed" 2
-    ((num_nodes >= 1)) || fail "--num_nodes: at least one machine is needed" 2
+    [[ -z $checkpoint || -e $checkpoint ]] || fail "--checkpoint: $checkpoint: is missing"
+    ((nj >= 1)) || fail "--nj: 0 is too small. Use at least 1" 2
+    ((num_nodes >= 1)) || fail "--num_nodes: 0 is too small. Use at least 1" 2
     ((num_nodes == 1)) || [[ -n ${train_cmd-} ]] ||
-        fail "--num_nodes: train_cmd of cmd.sh has to start its arguments on each of $num_nodes machines (with Slurm: srun --nodes=$num_nodes --ntasks-per-node=1)" 2
+        fail "--num_nodes: train_cmd in cmd.sh is empty. Set a command that starts its arguments on $num_nodes machines, with Slurm: srun --nodes=$num_nodes --ntasks-per-node=1" 2
     [[ ${jobs_launcher-local} =~ ^(local|slurm)$ ]] ||
-        fail "cmd.sh: jobs_launcher: '$jobs_launcher' is neither local nor slurm" 2
-    command -v "$python" >/dev/null || fail "--python: $python: no such program"
+        fail "cmd.sh: jobs_launcher: '$jobs_launcher' is not one of: local slurm" 2
+    command -v "$python" >/dev/null || fail "--python: $python: is not a program"
     export SPEECHCLIP_PYTHON=$python
 }
 
-# The names under which encoders are published, by model, the original file first (see speechclip/data/corpora/sources.py).
+# File names of the published encoders, by model; the original file first (see speechclip/data/corpora/sources.py).
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
-# find_encoder NAMES: the first of them in --models; where there is none, the one that stage 0 downloads. Later on nothing,
-# with status 1.
+# find_encoder NAMES: prints the path of the first one in --models. If all are missing: in stage 0 the path that will be
+# downloaded, later nothing, with status 1.
 find_encoder() {
     local name
     for name in $1; do
@@ -96,27 +100,26 @@ find_encoder() {
     echo "$models/${1%% *}"
 }
 
-lacks() { fail "--models: $models has none of: $1 (stage 0 downloads it)"; }
+lacks() { fail "--models: $models has none of: $1. Run stage 0"; }
 
-# Whether --checkpoint is scored with its speech encoder at work: a published file, what it was converted to, a run that was
-# trained so.
+# Succeeds if scoring --checkpoint runs its speech encoder: a published file, or a run that was trained with feats online.
 takes_recordings() { [[ -f $checkpoint ]] || grep -qs '^  feats: online$' "$checkpoint/config.yaml"; }
 
-# Names that several stages share: the dump folder, the configuration layers of the encoders, the overrides they take.
+# Sets names that several stages share: the dump folder, the configuration layers of the encoders, and the overrides.
 name_encoders() {
     local file word
     if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
         [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") ||
-            [[ -f $checkpoint ]] || lacks "${hubert_names[$model]}"  # a published one has its own inside
+            [[ -f $checkpoint ]] || lacks "${hubert_names[$model]}"  # a published checkpoint contains its encoder
         [[ -n $clip || -n $clip_embeddings ]] || clip=$(find_encoder "${clip_names[$model]}") || lacks "${clip_names[$model]}"
     fi
     dump=dump/$model
     [[ -z $speech_encoder ]] || dump+=_$(basename "$speech_encoder")
     features_stamp=$dump/.done/2_features
-    # hundreds of gigabytes that nothing would read; the stamp of those that runs here are trained on stays as it is
+    # Stored features would be hundreds of gigabytes that nothing reads. Another stamp: runs of this recipe keep theirs.
     if [[ $feats == dump && -n $checkpoint ]] && takes_recordings; then
         feats=online features_stamp=$dump/.done/2_embeddings
-        echo "--feats online: $checkpoint takes recordings, no hidden states are stored for it"
+        echo "--feats online: scoring $checkpoint reads recordings, so no features are stored"
     fi
     vocabulary_file=data/clip_vocabulary.tsv
     [[ $vocabulary == all ]] || vocabulary_file=data/clip_vocabulary_$vocabulary.tsv
@@ -128,7 +131,7 @@ name_encoders() {
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
     for word in $head; do
         [[ $has_clip == true || $word == parallel ]] ||
-            fail "--clip_embeddings: a $word head needs CLIP's text transformer: give --clip too, or --head parallel" 2
+            fail "--clip_embeddings: a $word head needs CLIP's text transformer. Give --clip too, or --head parallel" 2
     done
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
@@ -137,18 +140,25 @@ name_encoders() {
     split_overrides
 }
 
-# The user's overrides by the stages that take them: those of scoring (4, 5), and those of training (3), of which
-# features (2) take their part too.
+# Splits the user's overrides: eval_overrides go to stages 4 and 5, training_overrides to stage 3, those of the encoders to
+# stage 2 too. learned_overrides are the training_overrides that change the weights: only they are inputs of stage 3.
+# WITHOUT_EFFECT in speechclip/train/state.py is the same list.
 split_overrides() {
     local i
     local -a words
-    eval_overrides=() training_overrides=()
+    eval_overrides=() training_overrides=() learned_overrides=()
     for ((i = 0; i < ${#overrides[@]}; i++)); do
         words=("${overrides[i]}")
         [[ ${words[0]} == *=* || $((i + 1)) -ge ${#overrides[@]} ]] || words+=("${overrides[++i]}")
         case ${words[0]} in
             --eval | --eval[.=]*) eval_overrides+=("${words[@]}") ;;
-            *) training_overrides+=("${words[@]}") ;;
+            --data.workers* | --data.eval_batch_size* | --train.log_interval* | --train.tensorboard_utterances*)
+                training_overrides+=("${words[@]}")
+                ;;
+            *)
+                training_overrides+=("${words[@]}")
+                learned_overrides+=("${words[@]}")
+                ;;
         esac
         case ${words[0]} in
             --model.speech_encoder.* | --model.clip.* | --data.store_dtype*) encoder_overrides+=("${words[@]}") ;;
@@ -156,7 +166,7 @@ split_overrides() {
     done
 }
 
-# name_run HEAD SEED: the experiment folder and the configuration layers of one run.
+# name_run HEAD SEED: sets the experiment folder and the configuration layers of one run.
 name_run() {
     local file tag=$tag
     [[ $supervision == image ]] || tag=supervised${tag:+_$tag}
@@ -169,7 +179,7 @@ name_run() {
         file=${checkpoint%/}
         [[ $file != */best && $file != */last ]] || file=${file%/*}
         exp=exp/$(basename "${file%.ckpt}")${tag:+_$tag}
-        # scores of somebody else's weights do not replace those of a run of the same name here
+        # a run with the same name keeps its scores
         [[ ! -d $exp/best || $checkpoint -ef $exp/best ]] || exp+=_checkpoint_$(realpath "$checkpoint" | cksum | cut -d' ' -f1)
         [[ ! -f $checkpoint ]] || weights=$exp/converted weights_stage=4
         label=$(basename "$exp")
@@ -180,7 +190,7 @@ name_run() {
     done
 }
 
-# A mistake in the user's own configuration is told before anything is written.
+# Reports a mistake in the user's own configuration before anything is written.
 check_configuration() {
     local word
     [[ -n $config || ${#overrides[@]} -gt 0 ]] || return 0
@@ -190,15 +200,15 @@ check_configuration() {
     done
 }
 
-# The lock lives as long as this shell or a stage it started: the kernel drops it with the last of them. A killed run's
-# stage takes a moment to end; it is waited for.
+# Takes the lock of the recipe folder. The kernel releases it when this shell and all its stages have ended. The stage of a
+# killed run takes a moment to end: wait for it.
 take_lock() {
     local patience=$((SECONDS + 30)) holder
     exec 9>>.run.lock
     until "$python" -SEc 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; do
         holder=$(<.run.lock)
         if [[ -z $holder ]] || kill -0 "$holder" 2>/dev/null || ((SECONDS > patience)); then
-            fail "another run is at work in $PWD (process $holder)"
+            fail "$PWD: another run is active (process $holder). Wait for it, or stop it"
         fi
         sleep 0.2
     done
@@ -214,12 +224,12 @@ interrupted() {
         wait "$child" || status=$?
     fi
     ((status != saved)) || stopped_and_saved
-    fail "stopped in stage $number ($name); the same command goes on from there" "$1"
+    fail "stopped in stage $number ($name). Run the same command to resume" "$1"
 }
 
-saved=75  # EX_TEMPFAIL: the status of a stage that was asked to stop and has saved what it did, and then of the recipe
+saved=75  # EX_TEMPFAIL: exit status of a stage that was stopped and has saved its state, and then of the recipe
 stopped_and_saved() {
-    fail "stage $number ($name) was stopped and has saved; the same command goes on from there" "$saved"
+    fail "stage $number ($name) was stopped and has saved its state. Run the same command to resume" "$saved"
 }
 
 log() { echo "stage $number ($name)${label:+: $label}: $1"; }
@@ -227,7 +237,6 @@ log() { echo "stage $number ($name)${label:+: $label}: $1"; }
 # begin STAMP LOG: starts the description of a stage.
 begin() {
     stamp=$1 log=$2 inputs='' produced=''
-    depends value "version=$version"
 }
 
 depends() { inputs+="$1"$'\t'"$2"$'\n'; }
@@ -237,34 +246,32 @@ makes() {
     for file; do produced+="output"$'\t'"$file"$'\n'; done
 }
 
-# shares FILE: an output that runs in another dump folder write too.
+# shares FILE: an output that runs with another dump folder write too.
 shares() { produced+="shared"$'\t'"$1"$'\n'; }
 
-# Whether the stage can be skipped; says so, or says what it does and why.
+# Succeeds if the stage can be skipped. Logs that, or the reason to run it. Removes the stamp of a stage that will run.
 up_to_date() {
     local reason
     if reason=$(printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" check "$stamp"); then
         if [[ $force == false ]]; then
-            log "up to date (--force true runs it again)"
+            log "up to date"
             return 0
         fi
         reason="--force true"
     fi
     [[ -n $reason ]] || fail "$utils/stamp.py failed"
-    log "$reason"
-    # what a cut run leaves is not what the stamp stands for
-    had_stamp=false
-    [[ ! -f $stamp ]] || had_stamp=true
+    log "running ($reason)"
+    # a run that is killed halfway leaves outputs that do not fit the stamp
     [[ $dry_run == true ]] || rm -f "$stamp"
     return 1
 }
 
-# needs FILE STAGE: an input that an earlier stage makes.
+# needs FILE STAGE: fails if an input from an earlier stage is missing.
 needs() {
-    [[ -e $1 || $dry_run == true ]] || fail "stage $number ($name): $1 is missing: stage $2 makes it (./run.sh --stage $2)"
+    [[ -e $1 || $dry_run == true ]] || fail "stage $number ($name): $1 is missing. Run stage $2: ./run.sh --stage $2"
 }
 
-# run COMMAND...: runs a command of the stage, logged; ends the recipe where it fails.
+# run COMMAND...: runs a command of the stage and appends its output to the log. Ends the recipe if it fails.
 run() {
     local status=0
     if [[ $dry_run == true ]]; then
@@ -280,17 +287,17 @@ run() {
     wait "$child" || status=$?
     child=
     ((status != saved)) || stopped_and_saved
-    ((status == 0)) || fail "stage $number ($name) failed${label:+ for $label} (status $status); its log: $log" "$status"
+    ((status == 0)) || fail "stage $number ($name) failed${label:+ for $label} with status $status. Log: $log" "$status"
 }
 
 finish() {
     [[ $dry_run == false ]] || return 0
     printf '%s%s' "$inputs" "$produced" | "$python" -SE "$utils/stamp.py" write "$stamp" ||
-        fail "stage $number ($name) is not done; its log: $log"
+        fail "stage $number ($name) is incomplete. Log: $log"
     log "done in $((SECONDS - started)) s"
 }
 
-# step NUMBER NAME: one stage, where it is among those asked for.
+# step NUMBER NAME: runs one stage if it is between --stage and --stop_stage.
 step() {
     number=$1 name=$2 started=$SECONDS
     ((stage <= number && number <= stop_stage)) || return 0
@@ -308,7 +315,7 @@ run_stages() {
     for word in $head; do
         for run_number in $seed; do
             name_run "$word" "$run_number"
-            [[ " ${exps[*]} " != *" $exp "* ]] || continue  # one checkpoint, whatever heads and seeds
+            [[ " ${exps[*]} " != *" $exp "* ]] || continue  # --checkpoint is one run for all heads and seeds
             exps+=("$exp")
             step 3 train
             step 4 retrieval
@@ -317,6 +324,7 @@ run_stages() {
     done
     label=
     step 6 report
+    ((stage > 6 || stop_stage < 6)) || summarize
     local folder
     for folder in "${exps[@]}"; do
         exp=$folder label=$(basename "$folder")
@@ -324,11 +332,16 @@ run_stages() {
     done
 }
 
+# Prints the main scores, the reports and what to try next.
+summarize() {
+    [[ $dry_run == false ]] || return 0
+    "$python" -m speechclip.bin.summary --exp "${exps[@]}" --results exp/RESULTS.md
+}
+
 check_options
 name_encoders
 check_configuration
 [[ $dry_run == true ]] || take_lock
-version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$SPEECHCLIP_ROOT/speechclip/__init__.py")
 trap 'interrupted 130' INT
 trap 'interrupted 143' TERM
 run_stages

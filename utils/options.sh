@@ -1,34 +1,35 @@
 # shellcheck shell=bash disable=SC2034 # utils/driver.sh reads them
-# The options that every recipe has, with their defaults. A recipe sources this, changes defaults and adds options of its
-# own in the same form, then sources utils/driver.sh. utils/parse_options.sh tells what the marks mean.
+# The options of every recipe, with their defaults. A recipe sources this, changes defaults and adds its own options in the
+# same form. Then it sources utils/driver.sh. utils/parse_options.sh explains the marks.
 
 list_options="head seed"  # options that take several words
 
-stage=0                  #: first stage; all later ones up to --stop_stage follow
-stop_stage=6             #: last stage; 7 packs each run for other machines, into exp/<model>_<head>/pack
-model=                   #: encoders, a name of conf/<model>.yaml
-head=parallel            #: heads to train and score, one or several: "parallel cascaded"
-seed=0                   #: seeds, one or several: "0 1 2"; each trains a run of its own
-feats=dump               #: dump stores the speech encoder's hidden states in stage 2,
-                         #: online computes them while training: slower, needs no disk
-nj=2                     #: jobs that data preparation and stage 2's features are split over; cmd.sh says where they run
-ngpu=0                   #: processes for training, a GPU each where there are any; torchrun starts more than one
-num_nodes=1              #: machines for training, each with --ngpu processes; train_cmd in cmd.sh reaches them
-endpoint=                #: HOST:PORT at which machines find each other; under Slurm its first machine's
-corpus=                  #: folder of the corpus, where the recipe cannot make or find it
-models=                  #: folder with the encoders' files: fairseq's and OpenAI's .pt, or transformers folders
-speech_encoder=          #: folder, file or hub id of another speech encoder than conf/'s, or
+stage=0                  #: first stage
+stop_stage=6             #: last stage; 7 packs each run for other machines into exp/<run>/pack
+model=                   #: encoders: the name of a file conf/<model>.yaml
+head=parallel            #: heads to train and score, one or more: "parallel cascaded"
+seed=0                   #: seeds, one or more: "0 1 2"; each trains its own run
+feats=dump               #: dump: stage 2 stores the hidden states of the speech encoder;
+                         #: online: training computes them, which is slower but needs no disk
+nj=2                     #: parallel jobs of stages 1 and 2; cmd.sh decides where they run
+ngpu=0                   #: training processes on each machine, one GPU each if there are GPUs; torchrun starts more than one
+num_nodes=1              #: training machines, each with --ngpu processes; train_cmd in cmd.sh starts them
+endpoint=                #: HOST:PORT of the first training machine; Slurm provides it
+corpus=                  #: folder of the corpus, if it is on this machine
+models=                  #: folder with the encoders: .pt files of fairseq and OpenAI, or transformers folders
+speech_encoder=          #: another speech encoder than that of conf/: folder, file or hub id, or
                          #: s3prl:NAME, s3prl:NAME:CHECKPOINT for an upstream of s3prl
-clip=                    #: another CLIP than conf/'s: folder, file or NAME:PRETRAINED
-vocabulary=all           #: captions counted for data/clip_vocabulary.tsv: all of the corpus, or only train
-                         #: (then data/clip_vocabulary_train.tsv)
-clip_embeddings=         #: .npz (ids, embeddings) of the images, in place of CLIP's image tower
-text_embeddings=         #: .npz (ids, embeddings) of the captions, in place of CLIP's text tower
-supervision=image        #: what trains the head: image, or text for the supervised topline (tag "supervised")
-config=                  #: one more YAML layer over those of conf/
-checkpoint=              #: score this checkpoint in stages 4 and 5, a folder or a published .ckpt; nothing is trained
-push=                    #: in stage 7: name on the hub (owner/name) to push the pack of one run to
+clip=                    #: another CLIP than that of conf/: folder, file or NAME:PRETRAINED
+vocabulary=all           #: captions that define the vocabulary: all (data/clip_vocabulary.tsv), or train
+                         #: (data/clip_vocabulary_train.tsv)
+clip_embeddings=         #: .npz (ids, embeddings) of the images, instead of CLIP's image tower
+text_embeddings=         #: .npz (ids, embeddings) of the captions, instead of CLIP's text tower
+supervision=image        #: targets of training: image; or text for the supervised topline (tag "supervised")
+config=                  #: one more YAML layer on top of conf/
+checkpoint=              #: checkpoint to score instead of training: a folder or a published .ckpt file
+push=                    #: in stage 7: hub repository (owner/name) that receives the pack of one run
 tag=                     #: suffix of the experiment folder, to keep runs apart
-dry_run=false            #: print what would be run, Slurm's script of stage 2 among it, and run nothing
-force=false              #: run the stages again that are up to date
+dry_run=false            #: print all commands, and the Slurm script of stage 2, but run nothing
+force=false              #: run stages again although they are up to date; training starts over and
+                         #: deletes the earlier weights after its first save
 python=$SPEECHCLIP_PYTHON  #: the Python that runs the stages

@@ -2,14 +2,14 @@
 # Reads a script's command line into its shell variables. Source it after the defaults, with the arguments:
 #
 #     nj=2           #: number of processes
-#     force=false    #: run again what is up to date; a longer text
-#                    #: goes on in lines that start with the mark
+#     force=false    #: run all stages again; a longer text
+#                    #: continues in lines that start with the mark
 #     . utils/parse_options.sh "$@"
 #
-# A line "name=default  #: help" in the script (or in the files named by the array option_files) declares an option.
-# --name value and --name=value are the same, dashes and underscores too. A default of true or false wants a boolean,
-# a whole number wants one. What follows a lone -- is kept in the array `overrides`. --help prints all options.
-# usage_text, where set, is the first paragraph of the help.
+# A line "name=default  #: help" in the script, or in the files of the array option_files, declares an option.
+# --name value and --name=value are the same. Dashes and underscores are the same. If the default is true or false, the value
+# must be a boolean; if it is a whole number, the value must be one. Words after a lone -- are stored in the array
+# `overrides`. --help prints usage_text, if it is set, and all options.
 
 parse_options() {
     local -a known=() texts=() files=("${option_files[@]}")
@@ -18,7 +18,7 @@ parse_options() {
     local declares='^[[:space:]]*([a-z][a-z0-9_]*)=.*[[:space:]]#:[[:space:]]?(.*)$'
     local continues='^[[:space:]]*#:[[:space:]]?(.*)$'
     for word in "${files[@]}"; do
-        [[ -f $word ]] || word=$OLDPWD/$word  # named as it was called, before the script went to its own folder
+        [[ -f $word ]] || word=$OLDPWD/$word  # relative to the folder that the script was called in
         while IFS= read -r line; do
             if [[ $line =~ $continues ]] && ((at >= 0)); then
                 texts[at]+=" ${BASH_REMATCH[1]}"
@@ -49,7 +49,7 @@ parse_options() {
                 return 0
                 ;;
             --?*) ;;
-            *) _option_error "'$word' is no option; options start with --, overrides of the configuration follow a lone --" ;;
+            *) _option_error "'$word' is not an option. Options start with --; overrides of the configuration follow a lone --" ;;
         esac
         name=${word#--}
         value=
@@ -58,7 +58,7 @@ parse_options() {
         [[ -n ${seen[$name]:-} ]] || _option_error "unknown option --$name$(_nearest_option "$name") (known: $(printf -- '--%s ' "${known[@]}")--help)"
         if [[ $word != *=* ]]; then
             (($#)) || _option_error "--$name: a value is missing"
-            [[ $1 == --* && $1 != *' '* ]] && _option_error "--$name: a value is missing before '$1' (a value that starts with -- is written --$name=VALUE)"
+            [[ $1 == --* && $1 != *' '* ]] && _option_error "--$name: a value is missing before '$1'. Write --$name=VALUE for a value that starts with --"
             value=$1
             shift
         fi
@@ -75,7 +75,7 @@ _set_option() {
         *) type=integer ;;
     esac
     if [[ $type == boolean && $2 != true && $2 != false ]]; then
-        _option_error "--$1: '$2' is neither true nor false"
+        _option_error "--$1: '$2' is not true or false"
     elif [[ $type == integer && ! $2 =~ ^[0-9]{1,9}$ && " ${list_options:-} " != *" $1 "* ]]; then
         _option_error "--$1: '$2' is not a whole number"
     fi
@@ -87,7 +87,7 @@ _option_error() {
     exit 2
 }
 
-# The known option that the given one starts, or that starts it, or that differs in one letter.
+# Prints the known option that is a prefix of the given one, or the reverse, or that differs in one letter.
 _nearest_option() {
     local option i
     for option in "${known[@]}"; do
@@ -98,7 +98,7 @@ _nearest_option() {
     done
     for option in "${known[@]}"; do
         for ((i = 0; i <= ${#1}; i++)); do
-            # one letter more, less or other in the option than in what was typed
+            # the option has one letter more, less or different
             if [[ $option == "${1:0:i}"?"${1:i}" || $option == "${1:0:i}${1:i+1}" || $option == "${1:0:i}"?"${1:i+1}" ]]; then
                 echo ", did you mean --$option?"
                 return

@@ -6,7 +6,7 @@
 
 SPEECHCLIP_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export SPEECHCLIP_ROOT
-# the modules of this checkout, not those of another one that the environment was installed from
+# use the modules of this checkout, also if another one was installed
 export PYTHONPATH=$SPEECHCLIP_ROOT${PYTHONPATH:+:$PYTHONPATH}
 
 _find_python() {
@@ -14,7 +14,7 @@ _find_python() {
     local has='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "transformers", "open_clip"))))'
     if [[ -n ${SPEECHCLIP_PYTHON:-} ]]; then
         if ! command -v "$SPEECHCLIP_PYTHON" >/dev/null; then
-            echo "error: SPEECHCLIP_PYTHON=$SPEECHCLIP_PYTHON: no such program" >&2
+            echo "error: SPEECHCLIP_PYTHON: $SPEECHCLIP_PYTHON: is not a program" >&2
             return 1
         fi
         SPEECHCLIP_PYTHON=$(command -v "$SPEECHCLIP_PYTHON")
@@ -23,7 +23,7 @@ _find_python() {
     elif [[ -f $SPEECHCLIP_ROOT/tools/venv/.speechclip ]]; then
         SPEECHCLIP_PYTHON=$SPEECHCLIP_ROOT/tools/venv/bin/python
     else
-        echo "error: no environment yet: run $SPEECHCLIP_ROOT/tools/install.sh" >&2
+        echo "error: no Python environment found. Run $SPEECHCLIP_ROOT/tools/install.sh" >&2
         return 1
     fi
     export SPEECHCLIP_PYTHON

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Source it with a recipe's arguments: SPEECHCLIP_RECIPE_COMMAND, which goes with every number, is then its command line
-# as one types it, quoted where a shell would split or expand an argument.
+# Sets SPEECHCLIP_RECIPE_COMMAND to the command line of a recipe, quoted so that it can be typed again. Every result stores
+# it. Source this file with the arguments of the recipe.
 
 recipe_command() {
     local word

@@ -1,10 +1,10 @@
-"""Runs a command as several jobs, here or through Slurm, and those that fail once more.
+"""Run a command as several jobs, here or through Slurm. Failed jobs run again.
 
     run_jobs.py [--launcher local|slurm] [--options="SBATCH OPTIONS"] [--retries N] [--dry_run]
                 --jobs N --log FILE -- COMMAND [ARGUMENT...]
 
-JOB in FILE and in the command's arguments is each job's number, from 1. What a job has finished it keeps itself: a
-retry goes on where it was. SIGTERM ends all jobs, and this with status 75 where they have saved. Standard library only.
+JOB in FILE and in the arguments of the command is replaced by the number of each job, from 1. Jobs store finished work
+themselves, so a retry resumes. SIGTERM ends all jobs; the exit status is 75 if all have saved. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from run_logged import GRACE, STOPPED, die_with_parent
 
 
 def of_job(word: str, number: object) -> str:
-    """A word of the command with the job's number in it."""
+    """Replace JOB in a word of the command by the number of the job."""
     return re.sub(r"\bJOB\b", str(number), word)
 
 
-def tell(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
-    """Send a signal to a job and its children, where it still runs."""
+def send_signal(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    """Send a signal to a job and its children, if it still runs."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
 
 
 def tail(path: Path) -> str:
-    """The last line of a log."""
+    """Return the last line of a log that is not empty."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "says nothing")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 class Local:
-    """Jobs as processes of this machine, all at once; each has its share of the cores and one of the GPUs."""
+    """Jobs as processes of this machine, all at the same time. Each has its share of the cores and one of the GPUs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.log, self.command, self.total = options.log, options.command, options.jobs
         self.running: dict[int, subprocess.Popen[bytes]] = {}
 
     def environment(self, number: int) -> dict[str, str]:
-        """Of one job: what the user has set stays."""
+        """Return the environment of one job. Settings of the user take precedence."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         found = {"OMP_NUM_THREADS": str(max(1, cores // self.total)), **os.environ}
         devices = [item for item in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if item]
@@ -61,7 +61,7 @@ class Local:
         return found
 
     def script(self, numbers: list[int]) -> str:
-        """What a dry run prints."""
+        """Return the commands, as a dry run prints them."""
         lines = []
         for number in numbers:
             words = " ".join(shlex.quote(of_job(word, number)) for word in self.command)
@@ -69,7 +69,7 @@ class Local:
         return "\n".join([*lines, "    wait"])
 
     def run(self, numbers: list[int]) -> dict[int, str]:
-        """Run jobs; why those failed that did, by number."""
+        """Run jobs, and return the reasons of the failed ones by number."""
         for number in numbers:
             path = Path(of_job(self.log, number))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Local:
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(number),
                     start_new_session=True, close_fds=False, preexec_fn=die_with_parent,
                 )  # fmt: skip
-        print(f"{len(numbers)} jobs; their logs: {self.log}", flush=True)
+        print(f"{len(numbers)} jobs. Logs: {self.log}", flush=True)
         failed = {}
         for number in numbers:
             status = self.running[number].wait()
@@ -89,21 +89,21 @@ class Local:
         return failed
 
     def stop(self) -> bool:
-        """End what runs; whether every job was done or has saved."""
-        for process in self.running.values():  # once: a second signal would kill one that has saved and is leaving
-            tell(process, signal.SIGTERM)
+        """End all jobs, and return whether each was finished or has saved its state."""
+        for process in self.running.values():  # once: a second signal would kill a job that has saved and is ending
+            send_signal(process, signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         for process in self.running.values():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                tell(process, signal.SIGKILL)
+                send_signal(process, signal.SIGKILL)
                 process.wait()
         return all(process.returncode in (0, STOPPED) for process in self.running.values())
 
 
 class Slurm:
-    """Jobs as one array of Slurm, waited for; the folder is one that all machines see."""
+    """Jobs as one Slurm array. All machines must share the folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.log, self.command, self.options = Path(options.log).resolve(), options.command, options.options
@@ -111,7 +111,7 @@ class Slurm:
         self.number = ""
 
     def script(self, numbers: list[int], done: str = "DONE") -> str:
-        """The batch script; every task that ends well leaves a file of its number in ``done``."""
+        """Return the batch script. Each successful task writes a file with its number into ``done``."""
         task = '"$SLURM_ARRAY_TASK_ID"'
         words = " ".join(
             task.join(shlex.quote(part) if part else "" for part in re.split(r"\bJOB\b", word)) or "''"
@@ -134,7 +134,7 @@ class Slurm:
         )
 
     def run(self, numbers: list[int]) -> dict[int, str]:
-        """Submit jobs and wait; why those failed that did, by number."""
+        """Submit jobs, wait, and return the reasons of the failed ones by number."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.log.parent, prefix=f".{self.name}.") as folder:
             path = Path(folder, "script.sh")
@@ -144,32 +144,34 @@ class Slurm:
                     ["sbatch", "--wait", "--parsable", str(path)], stdout=subprocess.PIPE, text=True
                 )
             except FileNotFoundError:
-                sys.exit("error: sbatch: no such program: is this a machine of the cluster? (jobs_launcher in cmd.sh)")
+                sys.exit(
+                    "error: sbatch: is not a program. Run on a cluster machine, or set jobs_launcher=local in cmd.sh."
+                )
             assert process.stdout is not None
             self.number = process.stdout.readline().strip().split(";")[0]
             print(f"{self.name}: {len(numbers)} jobs submitted as {self.number or 'none'}", flush=True)
             if process.wait() == 0:
                 return {}
-            return {at: "no success of its task" for at in numbers if not Path(folder, str(at)).exists()}
+            return {at: "its task did not succeed" for at in numbers if not Path(folder, str(at)).exists()}
 
     def stop(self) -> bool:
-        """Take back what was submitted: Slurm asks the tasks to stop, and they save as anywhere."""
+        """Cancel the array. Slurm sends SIGTERM to the tasks, and they save their state."""
         if self.number:
             subprocess.run(["scancel", self.number], check=False)
         return True
 
 
 class Stopped(Exception):
-    """A signal, by its number."""
+    """A signal came; the argument is its number."""
 
 
 def stop(number: int, _: FrameType | None) -> None:
-    """Leave whatever is waited for."""
+    """Interrupt waiting."""
     raise Stopped(number)
 
 
 def main() -> int:
-    """0 where every job has ended well."""
+    """Run all jobs, and return 0 if every job succeeded."""
     parser = argparse.ArgumentParser(prog="run_jobs.py", allow_abbrev=False)
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument("--options", default="")
@@ -195,7 +197,7 @@ def main() -> int:
 
 
 def run(launcher: Local | Slurm, todo: list[int], options: argparse.Namespace) -> int:
-    """0 where every job has ended well, some after a second attempt."""
+    """Run jobs with retries, and return 0 if every job succeeded in the end."""
     for attempt in range(options.retries + 1):
         failed = launcher.run(todo)
         for number in todo:

@@ -1,10 +1,10 @@
-"""Runs a command and appends what it prints to a log, also while it draws a progress bar on the terminal.
+"""Run a command and append its output to a log. The output also goes to the terminal.
 
     run_logged.py LOG COMMAND [ARGUMENT...]
 
-Where this is a terminal, the command gets one too; of a line drawn over and over, the log keeps the last state.
-SIGINT and SIGTERM end the command and its children, and so does the death of the caller; a command that saves on being
-ended says so with status 75, which is passed on. Standard library only.
+If standard output is a terminal, the command gets a terminal too and can draw a progress bar. The log keeps only the
+last state of a redrawn line. SIGINT, SIGTERM and the death of the caller end the command and its children. Exit status
+75 of a command that has saved its state is passed on. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from types import FrameType
 from typing import BinaryIO
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-GRACE = 30.0  # seconds between SIGTERM and SIGKILL: what Slurm gives
-STOPPED = 75  # EX_TEMPFAIL: a command that was asked to stop, and has saved
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as in Slurm
+STOPPED = 75  # EX_TEMPFAIL: a command that was stopped and has saved its state
 
 
 class Log:
-    """A log file that keeps of each line what stands after the last carriage return."""
+    """A log file. It keeps only the text after the last carriage return of each line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class Log:
         self.rest = b""
 
     def write(self, data: bytes) -> None:
-        """Append the lines that are complete."""
+        """Append the complete lines."""
         *lines, self.rest = (self.rest + data.replace(b"\r\n", b"\n")).split(b"\n")
         self.rest = self.rest[self.rest.rfind(b"\r", 0, -1) + 1 :]
         for line in lines:
@@ -51,7 +51,7 @@ class Log:
 
 
 def open_output() -> tuple[int, int]:
-    """Reading and writing end for the command's output: a terminal of the same size where this one is, else a pipe."""
+    """Return the two ends of the output, for reading and writing: a terminal if this is one, else a pipe."""
     if not os.isatty(1):
         return os.pipe()
     reader, writer = pty.openpty()
@@ -64,7 +64,7 @@ def open_output() -> tuple[int, int]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the command and its children, first asking."""
+    """End the command and its children, first with SIGTERM, then with SIGKILL."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
@@ -74,7 +74,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def drain(reader: int, log: Log) -> None:
-    """What the command said last."""
+    """Copy the remaining output of the command."""
     while select.select([reader], [], [], 0)[0]:
         try:
             data = os.read(reader, 65536)
@@ -88,26 +88,26 @@ def drain(reader: int, log: Log) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end the command when this process is killed outright: it would go on and keep the lock."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+    """Make the kernel end the command if this process is killed. Otherwise it would keep the lock of the recipe."""
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def copy(reader: int, log: Log, process: subprocess.Popen[bytes], parent: int) -> None:
-    """Copy output until the command has ended, watching that the caller lives."""
+    """Copy output until the command has ended. End the command if the caller dies."""
     while True:
         ready, _, _ = select.select([reader], [], [], 1.0)
         if ready:
             try:
                 data = os.read(reader, 65536)
-            except OSError:  # a terminal whose other side has closed
+            except OSError:  # the other side of the terminal is closed
                 data = b""
             if not data:
                 return
             with contextlib.suppress(BrokenPipeError):
                 os.write(1, data)
             log.write(data)
-        elif process.poll() is not None:  # a child left in the background holds the pipe
+        elif process.poll() is not None:  # a background child still holds the pipe
             return
         if os.getppid() != parent:
             end(process)
@@ -115,7 +115,7 @@ def copy(reader: int, log: Log, process: subprocess.Popen[bytes], parent: int) -
 
 
 def main() -> int:
-    """Run the command; its exit status, or 128 + the signal that ended it."""
+    """Run the command, and return its exit status, or 128 + the signal that ended it."""
     log, parent = Log(Path(sys.argv[1])), os.getppid()
     reader, writer = open_output()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with it ignored

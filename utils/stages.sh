@@ -1,8 +1,9 @@
 # shellcheck shell=bash disable=SC2154 # the options and the run's names come from utils/driver.sh
-# The stages of every recipe: what each depends on, what it makes, the command. utils/driver.sh calls them.
+# The stages of every recipe: their inputs, outputs and commands. utils/driver.sh calls them.
 #
-# A stage function lists its inputs (depends KIND VALUE, see utils/stamp.py) and its outputs (makes FILE..., shares FILE). It then says
-# `up_to_date && return`, names the files it cannot do without (needs FILE STAGE) and runs its commands (run COMMAND...).
+# A stage function lists its inputs (depends KIND VALUE, see utils/stamp.py) and its outputs (makes FILE..., shares FILE).
+# Then it calls `up_to_date && return`, names the files it needs (needs FILE STAGE), and runs its commands (run COMMAND...).
+# Inputs are only those that change the outputs: not the version, the number of jobs, logging or loader processes.
 
 splits=(train dev test)
 
@@ -13,9 +14,9 @@ stage_download() {  # corpus and models
     for option in "${download_options[@]}"; do
         options+=("--$option" "${!option}")
         case ${!option} in
-            true) again=true ;;  # such an option asks for work; its result counts, not the asking
+            true) again=true ;;  # such an option requests work; only its result is an input of later stages
             false) ;;
-            *) depends aside "$option=${!option}" ;;  # later stages see what came, not from where
+            *) depends aside "$option=${!option}" ;;  # the place a file comes from does not matter to later stages
         esac
     done
     depends script local
@@ -54,8 +55,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
-    # what has no part in a run is not in its stamp: older stamps hold on
-    [[ $vocabulary == all ]] || depends value "vocabulary=$vocabulary"
+    depends value "vocabulary=$vocabulary"
     [[ ! -f data/captions.tsv ]] || depends file data/captions.tsv
     [[ ! -d models ]] || depends file models
     for split in "${splits[@]}"; do
@@ -77,9 +77,10 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     finish
 }
 
-stage_train() {  # one head with one seed
+# One head with one seed. bin/train.py decides whether a run resumes, is finished or starts over, and keeps earlier weights.
+stage_train() {
     if [[ -n $checkpoint ]]; then
-        log "nothing to train, --checkpoint $checkpoint is given"
+        log "skipped: --checkpoint $checkpoint is scored instead of a trained head"
         return
     fi
     local -a launch=("$python")
@@ -88,34 +89,24 @@ stage_train() {  # one head with one seed
     begin "$exp/.done/3_train" "$exp/log/3_train.log"
     depends after "$dump/.done/2_features"
     depends_on_layers "${layers[@]}"
-    depends value "overrides=${encoder_overrides[*]} ${training_overrides[*]}"
+    depends value "overrides=${encoder_overrides[*]} ${learned_overrides[*]}"
     depends value "seed=$run_seed"
-    local -a supervised=()
-    if [[ $supervision != image ]]; then
-        supervised=(--train.supervision "$supervision")
-        depends value "supervision=$supervision"
-    fi
-    depends value "processes=$processes"
+    depends value "feats=$feats"
+    depends value "supervision=$supervision"
+    depends later outputs
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
     [[ $run_head == parallel ]] || needs "$vocabulary_file" 2
-    # a cut run goes on where it was; one that is to be done again, or with other inputs, does not
-    local same=true
-    same_as_started || same=false
-    if [[ $dry_run == false && ($had_stamp == true || $same == false) ]]; then
-        rm -rf "$exp"/{last,last.old,best,best.old,tensorboard}
-    fi
-    record_start
-    # glibc gives the memory of large tensors back after each use and takes it page by page anew: half of a step's time
+    # glibc returns the memory of large tensors after each use and requests it again page by page: half of a step's time
     local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
-        "${supervised[@]}" "${training_overrides[@]}" --data_root data --dump_root "$dump" --vocabulary "$vocabulary_file" \
-        --out "$exp" --seed "$run_seed"
+        --train.supervision "$supervision" "${training_overrides[@]}" --data_root data --dump_root "$dump" \
+        --vocabulary "$vocabulary_file" --out "$exp" --seed "$run_seed" --force "$force"
     finish
 }
 
@@ -137,7 +128,7 @@ stage_retrieval() {  # scores/retrieval.json
     finish
 }
 
-stage_keywords() {  # scores/keywords.json of a head that has keywords
+stage_keywords() {  # scores/keywords.json, for heads with keywords
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
@@ -152,7 +143,7 @@ stage_keywords() {  # scores/keywords.json of a head that has keywords
     finish
 }
 
-stage_report() {  # RESULTS.md, figures and pages of the runs above
+stage_report() {  # exp/RESULTS.md, and the figures and the page of each run
     local folder
     begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
     for folder in "${exps[@]}"; do
@@ -160,11 +151,11 @@ stage_report() {  # RESULTS.md, figures and pages of the runs above
         depends after "$folder/.done/5_keywords"
         makes "$folder/figures" "$folder/report/index.html"
     done
-    makes RESULTS.md
+    makes exp/RESULTS.md
     up_to_date && return
     for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     needs "$dump/test/image_embeddings.npz" 2
-    run "$python" -m speechclip.bin.results --out RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
+    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
     finish
 }
 
@@ -210,11 +201,9 @@ depends_on_weights() {
     fi
 }
 
-depends_on_eval() {  # no line where there are none: older stamps hold on
-    [[ ${#eval_overrides[@]} -eq 0 ]] || depends value "eval=${eval_overrides[*]}"
-}
+depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }
 
-# run_jobs LOG COMMAND...: the same, split over --nj jobs; JOB in the log's name and in the command is the number of each.
+# run_jobs LOG COMMAND...: runs the command as --nj jobs. JOB in LOG and COMMAND is replaced by the number of each job.
 run_jobs() {
     local jobs_log=$1
     local -a jobs=("$python" -SE "$utils/run_jobs.py" --launcher "${jobs_launcher:-local}" --jobs "$nj" --log "$jobs_log")
@@ -225,15 +214,4 @@ run_jobs() {
     else
         run "${jobs[@]}" -- "$@"
     fi
-}
-
-# Whether the last start of this stage, finished or not, was with these inputs.
-same_as_started() {
-    [[ $force == false ]] || return 1
-    printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" check "$stamp.started" >/dev/null
-}
-
-# Records them, after what another start has left is gone: a kill between the two must not make it this one's.
-record_start() {
-    [[ $dry_run == true ]] || printf '%s' "$inputs" | "$python" -SE "$utils/stamp.py" write "$stamp.started"
 }

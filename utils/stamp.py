@@ -1,17 +1,18 @@
-"""Records what a finished stage depended on, and tells whether that still holds. Standard library only, for speed.
+"""Record the inputs of a finished stage, and check whether they are still the same. Standard library only, for speed.
 
-    stamp.py check STAMP < inputs     exit 0: up to date; 3: not, and why, on one line
-    stamp.py write STAMP < inputs     records them; needs every output
+    stamp.py check STAMP < inputs     exit status 0: up to date; 3: not up to date, and one line says why
+    stamp.py write STAMP < inputs     records the inputs; fails if an output is missing
 
-`inputs` are lines of a kind, a tab and a value:
+Each line of `inputs` is a kind, a tab and a value:
     value NAME=TEXT     a setting
-    aside NAME=TEXT     the same, of no interest to later stages: where something is from, not what it is
-    file PATH           compared by content (a folder: by all contents in it)
-    script PATH         the same, of no interest to later stages where the outputs stay as they were
+    aside NAME=TEXT     a setting that later stages ignore, such as the place that a file comes from
+    file PATH           a file or folder, compared by content
+    script PATH         the same; later stages ignore it
     path PATH           the user's own file or folder, compared by sizes and times
     after STAMP         the stamp of an earlier stage
-    output PATH         must exist afterwards; what follows depends on its content
-    shared PATH         the same, where other runs write the file too: it has to be as it was left
+    output PATH         must exist afterwards; later stages depend on its content
+    shared PATH         an output that other runs write too; its content must be unchanged
+    later outputs       later stages ignore all inputs of this stage, and depend on its outputs only
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-READ_WHOLE = 64 << 20  # bytes; a larger output is compared by size and time
-MANY = 1000  # files in a folder of the user's from which on the folder's own time has to do
+READ_WHOLE = 64 << 20  # bytes; larger outputs are compared by size and time
+MANY = 1000  # in a user's folder with more files, only the time of the folder itself is compared
 
 
 def content(path: Path) -> str:
-    """Hash of a file's content, or of the names and contents below a folder; "absent" where there is none."""
+    """Return the hash of a file, or of the names and contents below a folder; "absent" if the path is missing."""
     if path.is_dir():
         files = sorted(item for item in path.rglob("*") if item.is_file() and "__pycache__" not in item.parts)
         return digest([[str(item.relative_to(path)), content(item)] for item in files])
@@ -39,7 +40,7 @@ def content(path: Path) -> str:
 
 
 def identity(path: Path) -> str:
-    """Sizes and modification times of a file or of a folder's content."""
+    """Return the hash of the sizes and times of a file or of everything below a folder; "absent" if it is missing."""
     return digest(list(_identities(path))) if path.exists() else "absent"
 
 
@@ -54,32 +55,36 @@ def _identities(path: Path) -> Iterator[list[object]]:
 
 
 def state(path: Path) -> str:
-    """What later stages see of an output."""
+    """Return the hash of an output that later stages compare."""
     if path.is_file() and path.stat().st_size > READ_WHOLE:
         return identity(path)
     return content(path)
 
 
 def digest(value: object) -> str:
-    """Hash of plain containers."""
+    """Return the hash of plain containers."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def outcome(path: Path) -> str:
-    """What a stage that comes after the one with this stamp depends on."""
+    """Return the hash of a stage that later stages compare: its inputs, unless they are aside, and its outputs."""
     try:
         stamp = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "absent"
-    aside = stamp.get("aside", ())  # older stamps have none: what came after them saw all
-    seen = {
-        name: value for name, value in stamp["inputs"].items() if not name.startswith("script ") and name not in aside
-    }
+    seen = {name: value for name, value in stamp["inputs"].items() if name not in stamp["aside"]}
     return digest([seen, stamp["outputs"]])
 
 
 class Described(NamedTuple):
-    """A stage: its inputs, name to what each is now, and which of them are aside; its outputs, and which are shared."""
+    """The description of a stage.
+
+    Attributes:
+        inputs: the present value of each input, by name.
+        aside: names of the inputs that later stages ignore.
+        outputs: paths.
+        shared: those outputs that other runs write too.
+    """
 
     inputs: dict[str, str]
     aside: list[str]
@@ -88,9 +93,9 @@ class Described(NamedTuple):
 
 
 def read_inputs(lines: list[str]) -> Described:
-    """What the lines describe."""
+    """Read the description of a stage."""
     stage = Described({}, [], [], [])
-    inputs = stage.inputs
+    inputs, outputs_only = stage.inputs, False
     for line in lines:
         kind, _, value = line.rstrip("\n").partition("\t")
         if kind in ("value", "aside"):
@@ -102,6 +107,7 @@ def read_inputs(lines: list[str]) -> Described:
             inputs[value] = content(Path(value))
         elif kind == "script":
             inputs[f"script {value}"] = content(Path(value))
+            stage.aside.append(f"script {value}")
         elif kind == "path":
             inputs[value] = identity(Path(value))
         elif kind == "after":
@@ -110,13 +116,15 @@ def read_inputs(lines: list[str]) -> Described:
             stage.outputs.append(value)
             if kind == "shared":
                 stage.shared.append(value)
+        elif line.rstrip("\n") == "later\toutputs":
+            outputs_only = True
         else:
             raise SystemExit(f"error: stamp.py: unknown kind of input '{kind}'")
-    return stage
+    return stage._replace(aside=sorted(inputs)) if outputs_only else stage
 
 
 def why_not(stamp: Path, stage: Described) -> str:
-    """Why the stage has to run; empty where it is up to date."""
+    """Return the reason why the stage must run; "" if it is up to date."""
     try:
         old = json.loads(stamp.read_text(encoding="utf-8"))
     except OSError:
@@ -133,7 +141,7 @@ def why_not(stamp: Path, stage: Described) -> str:
             return f"{name} changed from '{before}' to '{now}'" if short else f"{name} changed"
     for path in stage.shared:
         if old["outputs"].get(path) != state(Path(path)):
-            return f"{path} is another run's"
+            return f"another run has changed {path}"
     return ""
 
 
@@ -147,15 +155,15 @@ def main() -> int:
         return 3 if reason else 0
     missing = [path for path in stage.outputs if not os.path.exists(path)]
     if missing:
-        print(f"error: the stage ended without making {missing[0]}", file=sys.stderr)
+        print(f"error: the stage ended without writing {missing[0]}", file=sys.stderr)
         return 1
     stamp.parent.mkdir(parents=True, exist_ok=True)
     temporary = stamp.with_name(f".{stamp.name}.{os.getpid()}")
-    record: dict[str, Any] = {"inputs": stage.inputs, "outputs": {path: state(Path(path)) for path in stage.outputs}}
-    if stage.aside:
-        record["aside"] = stage.aside
+    outputs = {path: state(Path(path)) for path in stage.outputs}
+    record: dict[str, Any] = {"inputs": stage.inputs, "aside": stage.aside, "outputs": outputs}
     temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for path in (*filter(os.path.isfile, stage.outputs), str(temporary)):  # done means on the disk
+    # a stamp is valid only if the outputs are on the disk
+    for path in (*filter(os.path.isfile, stage.outputs), str(temporary)):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     os.replace(temporary, stamp)

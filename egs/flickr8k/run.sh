@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # SpeechCLIP on Flickr8k: 8,000 photographs with five spoken captions each.
 #
-#   stage 0  download   downloads the corpus, or finds it under --corpus DIR
+#   stage 0  download   corpus/, unless --corpus DIR is given
 #   stage 1  prepare    data/{train,dev,test}/
-#   stage 2  features   dump/: CLIP embeddings and the speech encoder's hidden states
-#   stage 3  train      exp/<model>_<head>/best/
-#   stage 4  retrieval  exp/<model>_<head>/scores/retrieval.json
-#   stage 5  keywords   exp/<model>_<head>/scores/keywords.json
-#   stage 6  report     RESULTS.md, exp/<model>_<head>/{figures,report}/
-#   stage 7  pack       exp/<model>_<head>/pack/, with --stop_stage 7
+#   stage 2  features   dump/: CLIP embeddings and hidden states of the speech encoder
+#   stage 3  train      exp/<run>/best/
+#   stage 4  retrieval  exp/<run>/scores/retrieval.json
+#   stage 5  keywords   exp/<run>/scores/keywords.json
+#   stage 6  report     exp/RESULTS.md, exp/<run>/{figures,report}/
+#   stage 7  pack       exp/<run>/pack/, with --stop_stage 7
 #
-# ./run.sh --help prints the options. The stages themselves stand in utils/stages.sh.
-# shellcheck disable=SC2034 # utils/driver.sh reads what is set here
+# ./run.sh --help prints the options. The stages are defined in utils/stages.sh.
+# shellcheck disable=SC2034 # utils/driver.sh reads these variables
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./path.sh
@@ -27,9 +27,9 @@ prepare_options=(min_seconds max_seconds max_bad)
 
 model=base
 head=parallel
-mirror=                  #: URL of a folder with the corpus's files, tried before the published places
-min_seconds=0.3          #: shorter recordings are left out and counted
-max_seconds=60.0         #: so are longer ones
-max_bad=0.01             #: share of the utterances that may be left out
+mirror=                  #: URL of a folder with the files of the corpus, tried first
+min_seconds=0.3          #: shorter recordings are skipped and counted
+max_seconds=60.0         #: longer recordings are skipped and counted
+max_bad=0.01             #: largest share of skipped utterances
 
 . ../../utils/driver.sh "$@"

@@ -1,8 +1,9 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a progress bar or a line at intervals."""
+"""The logs of a run: metrics.jsonl, TensorBoard, and a progress bar or a line at intervals."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from datetime import timedelta
@@ -17,26 +18,30 @@ if TYPE_CHECKING:
     from speechclip.model.network import SpeechNetwork
     from speechclip.train.tensorboard import TensorBoardSamples
 
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+logger = logging.getLogger(__name__)
+
 
 class TrainLogger:
-    """Writes a run's progress.
+    """Logs the progress of a run.
 
     Args:
-        folder: where metrics.jsonl and tensorboard/ go. step: steps done by an earlier part of this run; what was
-            written after them (by a part that was killed) is dropped.
-        total: steps of the whole run. samples: utterances to show in TensorBoard, None for none.
+        folder: receives metrics.jsonl and tensorboard/.
+        step: finished steps. Later records are dropped: a killed process wrote them.
+        total: the number of steps of the whole run.
+        samples: utterances to show in TensorBoard, or None.
     """
 
     def __init__(self, folder: Path, *, step: int, total: int, samples: TensorBoardSamples | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         replace_file(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        self._handful = samples
+        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1 if step else None)
+        self._samples = samples
         if samples is not None and not step:
             samples.introduce(self._board)
         self._total = total
@@ -44,12 +49,18 @@ class TrainLogger:
         self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def step(self, step: int) -> None:
-        """One more step is done."""
+        """Log that ``step`` steps are finished."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def training(self, step: int, values: dict[str, Any], utterances: int) -> None:
-        """Scalars of training at ``step``, ``utterances`` seen since this part of the run began."""
+        """Log scalars of training.
+
+        Args:
+            step: finished steps.
+            values: loss, lr, temperature and layer_weights.
+            utterances: the number of utterances since this logger was opened.
+        """
         self._record({"step": step, **values})
         for key, value in values.items():
             if isinstance(value, list):
@@ -62,12 +73,17 @@ class TrainLogger:
         if self._bar is not None:
             self._bar.set_postfix_str(f"{shown} {utterances / seconds:.0f} utt/s")
             return
-        left = seconds / max(1, step - self._first) * (self._total - step)
-        rate = f"{utterances / seconds:.0f} utt/s {timedelta(seconds=round(left))} left"
-        print(f"step {step}/{self._total} {shown} | {rate}", flush=True)
+        left = timedelta(seconds=round(seconds / max(1, step - self._first) * (self._total - step)))
+        logger.info("step %d/%d %s | %.0f utt/s %s left", step, self._total, shown, utterances / seconds, left)
 
     def dev(self, step: int, report: dict[str, Any], best: bool) -> None:
-        """A dev evaluation at ``step``."""
+        """Log an evaluation on dev.
+
+        Args:
+            step: finished steps.
+            report: see :func:`speechclip.eval.retrieval.retrieval_report`.
+            best: it is the best evaluation so far.
+        """
         scores = {name: {k: v for k, v in row.items() if k in ("R@1", "R@5", "R@10", "MRR")}
                   for name, row in report.items() if isinstance(row, dict) and "R@1" in row}  # fmt: skip
         self._record({"step": step, "dev": {**scores, "mean_R@10": report["mean_R@10"]}})
@@ -77,22 +93,28 @@ class TrainLogger:
         self._board.add_scalar("dev/mean_R@10", report["mean_R@10"], step)
         there, back = scores["speech->image"], scores["image->speech"]
         line = (
-            f"step {step} dev speech->image {there['R@1']:.1f}/{there['R@5']:.1f}/{there['R@10']:.1f} "
+            f"step {step} dev R@1/R@5/R@10 speech->image {there['R@1']:.1f}/{there['R@5']:.1f}/{there['R@10']:.1f} "
             f"image->speech {back['R@1']:.1f}/{back['R@5']:.1f}/{back['R@10']:.1f} "
             f"mean R@10 {report['mean_R@10']:.2f}" + (" (best)" if best else "")
         )
         if self._bar is not None:
             self._bar.write(line)
         else:
-            print(line, flush=True)
+            logger.info("%s", line)
 
-    def show(self, step: int, model: SpeechNetwork, embeddings: np.ndarray) -> None:
-        """What the model makes of the samples at ``step``. embeddings: [U, J] of all dev utterances."""
-        if self._handful is not None:
-            self._handful.show(self._board, model, embeddings, step)
+    def samples(self, step: int, model: SpeechNetwork, embeddings: np.ndarray) -> None:
+        """Show attention and embeddings of the samples in TensorBoard.
+
+        Args:
+            step: finished steps.
+            model: in evaluation mode.
+            embeddings: [U, J] of all dev utterances.
+        """
+        if self._samples is not None:
+            self._samples.show(self._board, model, embeddings, step)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Write everything to disk, and close the files."""
         if self._bar is not None:
             self._bar.close()
         self._file.close()
@@ -104,7 +126,7 @@ class TrainLogger:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines of a logger; a last one that a kill cut short is dropped."""
+    """Return the complete lines of a log. A last line without its end was cut by a kill, and is dropped."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Puts together what stage scripts work on: models and speech sources from a configuration and stage 2's files."""
+"""Builds the parts of a training run from a configuration, data directories and extracted features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from speechclip.train.trainer import TrainingData
 
 
 def launch(precision: str) -> Fabric:
-    """Fabric on the GPU if there is one, else the CPU; one process, or those that torchrun started."""
+    """Launch Fabric on the GPUs if there are any, else on the CPU, with one process or those that torchrun started."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(
@@ -37,10 +37,15 @@ def launch(precision: str) -> Fabric:
 
 
 def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork:
-    """A fresh model for training: only those frozen parts are loaded that the training step runs.
+    """Build a fresh model for training. Only the frozen parts that a training step runs are loaded.
 
     Args:
-        dump: stage 2's folder of the training split. vocabulary: reduced, a file, for a head with keywords.
+        config: the whole configuration.
+        dump: the folder with the features and embeddings of the training split.
+        vocabulary: the file of the reduced vocabulary; only a head with keywords reads it.
+
+    Raises:
+        UserError: an encoder, the features, the embeddings or the vocabulary is missing, or their dimensions differ.
     """
     settings = config.model
     speech_encoder, clip, words = None, None, None
@@ -56,7 +61,10 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork
         words = Vocabulary.load(vocabulary)
     joint = int(load_embeddings(_embeddings(dump))[1].shape[1])
     if clip is not None and clip.joint_dim != joint:
-        raise UserError(f"{dump}/image_embeddings.npz: {joint} dimensions, {settings.clip.path} has {clip.joint_dim}")
+        raise UserError(
+            f"{dump}/image_embeddings.npz: {joint} dimensions, but {settings.clip.path} has {clip.joint_dim}. "
+            "Extract the CLIP embeddings with this CLIP model."
+        )
     dimensions = Dimensions(speech=width, states=states, joint=joint)
     return build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=words)
 
@@ -69,7 +77,13 @@ def _embeddings(dump: Path) -> Path:
 
 
 def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
-    """The train and dev splits with their embeddings and speech."""
+    """Load the train and dev splits with their embeddings and speech.
+
+    Args:
+        config: decides whether speech is features or waveforms.
+        data: the folder with the data directories train/ and dev/.
+        dump: the folder with the features and embeddings of each.
+    """
     train, dev = (Split.load(data / name, dump / name) for name in ("train", "dev"))
     return TrainingData(
         train, dev, speech_source(config, train.data, dump / "train"), speech_source(config, dev.data, dump / "dev")
@@ -77,7 +91,7 @@ def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
 
 
 def frozen_parts(data: TrainingData, dump: Path) -> dict[str, dict[str, str]]:
-    """Descriptions of the frozen encoders whose stored outputs are trained on."""
+    """Return the descriptions of the frozen encoders whose stored outputs training reads."""
     parts = {"clip": embeddings_source(dump / "image_embeddings.npz")}
     if isinstance(data.train_speech, StoreSource):
         parts["speech_encoder"] = data.train_speech.store.encoder
@@ -85,7 +99,7 @@ def frozen_parts(data: TrainingData, dump: Path) -> dict[str, dict[str, str]]:
 
 
 def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
-    """Speech of a data directory: from the feature store in ``dump``, or the waveforms, as ``data.feats`` says."""
+    """Open the speech of a data directory: its feature store in ``dump``, or waveforms if ``data.feats`` is online."""
     if config.data.feats == "online":
         return WaveSource(data)
     return StoreSource(dump, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)

@@ -1,32 +1,44 @@
-"""What a run needs beside its weights to go on exactly where it stopped, and whether it may."""
+"""The state from which a run resumes, and the comparison that decides whether it may."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.checkpoint.folder import read_weights
+from speechclip.checkpoint.folder import SETTINGS, read_weights
 from speechclip.common.errors import UserError
-from speechclip.config import Config, known_keys, to_dict
+from speechclip.common.files import SUMS, lines_fingerprint, replace_folder
+from speechclip.config import Config, known_keys, load, save, to_dict
 from speechclip.model.network import SpeechNetwork
+
+if TYPE_CHECKING:
+    from speechclip.train.trainer import TrainingData
 
 TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
 
 
 @dataclass
 class Progress:
-    """Counters of a run. There is no random state: every step seeds its own randomness from (seed, step, rank).
+    """The counters of a run. Random state is not saved: every step is seeded by (seed, step, rank).
 
-    step: updates done. best: highest dev mean R@10. best_step: when. stale: evaluations since. seconds: spent training.
-    finished: reached the last step or ran out of patience.
+    Attributes:
+        step: finished updates.
+        best: the highest mean R@10 on dev, in percent; -1 before the first evaluation.
+        best_step: the step of that evaluation.
+        stale: evaluations since then.
+        seconds: time spent training.
+        finished: the run reached the last step, or ran out of patience.
     """
 
     step: int = 0
@@ -36,8 +48,14 @@ class Progress:
     seconds: float = 0.0
     finished: bool = False
 
-    def scored(self, score: float, max_steps: int, patience: int) -> bool:
-        """Take in the dev score at :attr:`step`; whether it is the best one yet. patience: 0 for any."""
+    def record_score(self, score: float, max_steps: int, patience: int) -> bool:
+        """Record the dev score at :attr:`step`, and return whether it is the best one so far.
+
+        Args:
+            score: mean R@10, in percent.
+            max_steps: the last step of the run.
+            patience: evaluations without a better score after which the run ends; 0 for no limit.
+        """
         better = score > self.best
         if better:
             self.best, self.best_step, self.stale = score, self.step, 0
@@ -48,11 +66,12 @@ class Progress:
 
 
 class EmaWeights:
-    """An exponential moving average of the trained parameters; statistics (BatchNorm) are taken as they are.
+    """An exponential moving average of the trained parameters. Buffers, such as BatchNorm's statistics, have none.
 
     Args:
-        model: whose parameters are followed. decay: d of average = d * average + (1 - d) * parameter; early on it is
-            (1 + step) / (10 + step) where that is less, so that the start is soon forgotten.
+        model: the network whose parameters are averaged.
+        decay: d of average = d * average + (1 - d) * parameter, in [0, 1). Early in training (1 + step) / (10 + step)
+            is used instead if it is smaller, so that the random start soon loses its weight.
     """
 
     def __init__(self, model: SpeechNetwork, decay: float) -> None:
@@ -62,18 +81,18 @@ class EmaWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Follow the parameters after update number ``step``."""
+        """Update the average after update number ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     def copy_parameters(self) -> None:
-        """Start again from the parameters as they are now."""
+        """Set the average to the present parameters."""
         for average, parameter in zip(self.average, self.parameters):
             average.copy_(parameter.detach())
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside the block."""
+        """Put the average into the model inside the block."""
         kept = [p.detach().clone() for p in self.parameters]
         self._set(self.average)
         try:
@@ -95,23 +114,30 @@ def save_state(folder: Path, progress: Progress, optimizer: torch.optim.Optimize
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    # shared memory between entries is refused by safetensors: clone
+    # safetensors refuses entries that share memory: clone
     save_file({name: value.clone() for name, value in tensors.items()}, folder / TENSORS)
     (folder / COUNTERS).write_text(json.dumps(dataclasses.asdict(progress)) + "\n", encoding="utf-8")
 
 
 def read_progress(folder: Path) -> Progress:
-    """Counters that :func:`save_state` wrote. Raises UserError where they are damaged."""
+    """Read the counters that :func:`save_state` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         return Progress(**json.loads((folder / COUNTERS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / COUNTERS}: missing or damaged; remove the folder to train anew") from error
+        raise UserError(
+            f"{folder / COUNTERS}: missing or damaged. Move {folder} away to start training over."
+        ) from error
 
 
 def restore_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Load the optimiser's state into it and return the unaveraged weights.
+    """Load the optimiser's state into ``optimizer``, and return the unaveraged weights.
 
-    Raises UserError where the file is damaged.
+    Raises:
+        UserError: the file is damaged.
     """
     weights: dict[str, Tensor] = {}
     states: dict[int, dict[str, Any]] = {}
@@ -126,22 +152,110 @@ def restore_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, T
     return weights
 
 
-def weights_of(origin: dict[str, Any]) -> dict[str, Any]:
-    """Fingerprints of the frozen encoders that a run's provenance names."""
-    return {part: facts.get("weights") for part, facts in origin.get("encoders", {}).items() if facts.get("weights")}
+# -- the comparison that decides whether a run resumes ---------------------------------------------------------------
+
+#: Settings that do not change the weights: scoring, loading, logging. A key that ends with "." stands for a section.
+#: utils/driver.sh keeps the same settings out of the stamp of stage 3.
+WITHOUT_EFFECT = (
+    "eval.", "data.workers", "data.eval_batch_size", "train.log_interval", "train.tensorboard_utterances",
+)  # fmt: skip
+#: The path of a frozen encoder has no effect either, if the weights at both paths are known to be the same.
+_PATHS = {"model.speech_encoder.path": "speech_encoder", "model.clip.path": "clip"}
 
 
-# what changes how a run is told, scored or fed, but not what it learns
-_IMMATERIAL = ("eval.", "data.workers", "data.eval_batch_size", "train.log_interval", "train.tensorboard_utterances")
+def frozen_weights(encoders: dict[str, Any], model: SpeechNetwork | None = None) -> dict[str, str]:
+    """Return the fingerprint of the weights of each frozen encoder, "" if it is unknown.
+
+    Args:
+        encoders: descriptions by the name of the part, as provenance stores them.
+        model: its loaded encoders take precedence over ``encoders``.
+    """
+    loaded = {} if model is None else {"speech_encoder": model.speech_encoder, "clip": model.clip}
+    described = {**encoders, **{part: encoder.description for part, encoder in loaded.items() if encoder is not None}}
+    return {part: str(facts.get("weights") or "") for part, facts in described.items()}
 
 
-def differences(saved: Config, wanted: Config) -> list[str]:
-    """Dotted keys in which two configurations differ, as far as they change what is learnt."""
+def data_fingerprints(data: TrainingData, model: SpeechNetwork, config: Config) -> dict[str, str]:
+    """Return fingerprints of everything that training reads, except the encoders.
 
-    def value(config: Config, key: str) -> Any:
-        node: Any = to_dict(config)
+    Paths of recordings and images are left out: a corpus that was moved trains the same weights.
+
+    Returns:
+        utterances: of ids, images and lengths of both splits.
+        embeddings: of the image embeddings of both splits, and of the caption embeddings if they supervise training.
+        vocabulary: of the subword ids and their counts; "" for a head without keywords.
+    """
+    lines, digest = [], hashlib.sha256()
+    for split, speech in ((data.train, data.train_speech), (data.dev, data.dev_speech)):
+        images = [split.image_ids[at] for at in split.utterance_image]
+        lines += [f"{u}\t{i}\t{s:.2f}" for u, i, s in zip(split.ids, images, speech.lengths, strict=True)]
+        digest.update(np.ascontiguousarray(split.images).data)
+    if config.train.supervision == "text" and data.train.texts is not None:
+        digest.update(np.ascontiguousarray(data.train.texts).data)
+    words = model.vocabulary
+    subwords = [] if words is None else [f"{number}\t{count}" for number, count in zip(words.ids, words.counts)]
+    return {
+        "utterances": lines_fingerprint(lines),
+        "embeddings": digest.hexdigest()[:16],
+        "vocabulary": lines_fingerprint(subwords) if subwords else "",
+    }
+
+
+def changed_inputs(
+    saved: Config, origin: dict[str, Any], wanted: Config, wanted_origin: dict[str, Any], model: SpeechNetwork
+) -> list[str]:
+    """Return the names of all inputs that change the weights and differ between a saved run and the wanted one.
+
+    The number of processes is not an input: it changes dropout masks and rounding, not what is learned.
+
+    Args:
+        saved, wanted: the two configurations.
+        origin, wanted_origin: the two provenances, with "seed", "encoders" and "inputs" (:func:`data_fingerprints`).
+        model: the network of the wanted run.
+    """
+    before, now = frozen_weights(origin.get("encoders", {})), frozen_weights(wanted_origin.get("encoders", {}), model)
+    known = {part for part in before.keys() & now.keys() if before[part] and now[part]}
+    first, second = _values(saved), _values(wanted)
+    found = [
+        key for key in first
+        if not key.startswith(WITHOUT_EFFECT) and _PATHS.get(key) not in known and first[key] != second[key]
+    ]  # fmt: skip
+    found += [part for part in sorted(known) if before[part] != now[part]]
+    if origin.get("seed") != wanted_origin.get("seed"):
+        found.append("seed")
+    read = origin.get("inputs", {})
+    return found + [name for name, value in wanted_origin["inputs"].items() if read.get(name) != value]
+
+
+def update_settings(folder: Path, config: Config) -> None:
+    """Write settings of scoring and paths of encoders into a checkpoint of the same run. Scoring reads them from there.
+
+    All other settings stay as the weights were trained with. Nothing is written if nothing differs.
+    """
+    saved = load([folder / SETTINGS])
+    first, second = _values(saved), _values(config)
+    if all(first[key] == second[key] for key in first if key.startswith("eval.") or key in _PATHS):
+        return
+    speech_encoder = dataclasses.replace(saved.model.speech_encoder, path=config.model.speech_encoder.path)
+    clip = dataclasses.replace(saved.model.clip, path=config.model.clip.path)
+    model = dataclasses.replace(saved.model, speech_encoder=speech_encoder, clip=clip)
+    merged = dataclasses.replace(saved, model=model, eval=config.eval)
+
+    def write(part: Path) -> None:
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in (SETTINGS, SUMS):
+                shutil.copy2(path, part / path.name)
+        save(merged, part / SETTINGS)
+
+    replace_folder(folder, write, keep=True)
+
+
+def _values(config: Config) -> dict[str, Any]:
+    """Return the value of every dotted key."""
+    content, values = to_dict(config), {}
+    for key in known_keys():
+        node: Any = content
         for part in key.split("."):
             node = node[part]
-        return node
-
-    return [key for key in known_keys() if not key.startswith(_IMMATERIAL) and value(saved, key) != value(wanted, key)]
+        values[key] = node
+    return values

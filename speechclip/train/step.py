@@ -15,11 +15,15 @@ from speechclip.model.network import SpeechNetwork
 
 
 class TrainBatch:
-    """What a training step works on. A plain class: Fabric rounds tensors and named tuples of them to the training
-    precision on their way into a module, and waveforms, stored states and targets have to arrive as they are.
+    """The input of a training step.
+
+    This is a plain class on purpose. Fabric converts tensors and named tuples to the training precision when they
+    enter a module, but waveforms, stored hidden states and targets must arrive unrounded.
 
     Args:
-        batch: B utterances. targets: [B, J] L2-normalised. groups: [B] int, their images.
+        batch: B utterances.
+        targets: [B, J], L2-normalised.
+        groups: [B] int, the image of each utterance.
     """
 
     def __init__(self, batch: Batch, targets: Tensor, groups: Tensor) -> None:
@@ -27,10 +31,10 @@ class TrainBatch:
 
 
 class LossStep(nn.Module):
-    """From a batch to its loss, as one module, so that DistributedDataParallel sees every trained parameter used.
+    """The network and its loss as one module, so that DistributedDataParallel sees every trained parameter in use.
 
-    With several processes the embeddings of all of them are gathered with their gradients: the loss is that of the
-    global batch, negatives included, also where they share it unevenly.
+    Several processes gather their embeddings with gradients. The loss is that of the global batch with all its
+    negatives, also if the processes have unequal shares of the batch.
     """
 
     def __init__(self, model: SpeechNetwork, config: Config, fabric: Fabric) -> None:
@@ -40,11 +44,11 @@ class LossStep(nn.Module):
         self._fabric = fabric
 
     def forward(self, train_batch: TrainBatch) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """Return the loss of a batch, a scalar."""
         batch, targets, groups = train_batch.batch, train_batch.targets, train_batch.groups
         output: SpeechOutput = self.model(batch)
         world = self._fabric.world_size
-        # gradients are averaged over processes, whatever each one's share
+        # Gradients are averaged over processes, whatever the share of each: undo that.
         share = len(groups) * world / self._config.data.batch_size if world > 1 else 1.0
         if world > 1:
             targets, groups = self._gather(targets), self._gather(groups)
@@ -54,14 +58,14 @@ class LossStep(nn.Module):
             speech = nn.functional.normalize(embedding.float(), dim=-1)
             if world > 1:
                 speech = self._gather(speech, sync_grads=True)
-            # one branch is weighed against nothing but its quantity loss
+            # The weights balance two branches. A single branch has weight 1.
             weight = {PARALLEL: weights.parallel_weight, CASCADED: weights.cascaded_weight}[name]
             weight = weight if len(output.branches) > 1 else 1.0
             total = total + weight * self.model.loss(speech, targets, groups)
         return cast(Tensor, total)
 
     def _gather(self, rows: Tensor, sync_grads: bool = False) -> Tensor:
-        """Rows [b, ...] of every process, one after the other: [B, ...]. Some have one row less than others."""
+        """Return the rows [b, ...] of all processes in order of rank: [B, ...]. Shares may differ by one row."""
         world, batch = self._fabric.world_size, self._config.data.batch_size
         longest = -(-batch // world)
         padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])

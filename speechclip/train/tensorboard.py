@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a fixed samples of dev utterances: how they sound, what is attended to, where they lie."""
+"""Audio, attention and embeddings of a few dev utterances in TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from speechclip.model.network import SpeechNetwork
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROJECTOR = "projector"  # folder of the vectors, beside the event files
+PROJECTOR = "projector"  # folder of the vectors, next to the event files
 
 
 class Writer(Protocol):
-    """The part of torch's ``SummaryWriter`` that is used."""
+    """The methods of torch's ``SummaryWriter`` that are used here."""
 
     def add_audio(self, tag: str, snd_tensor: Any, global_step: int, sample_rate: int) -> None:
-        """A waveform [1, n]."""
+        """Add a waveform [1, n]."""
 
     def add_text(self, tag: str, text_string: str, global_step: int) -> None:
-        """A text."""
+        """Add a text."""
 
     def add_figure(self, tag: str, figure: Any, global_step: int) -> None:
-        """A matplotlib figure."""
+        """Add a matplotlib figure."""
 
 
 class TensorBoardSamples:
-    """A few utterances of a split, always the same: evenly spaced in its order, so of several speakers.
+    """A few utterances of a split. They are evenly spaced in its order, so they have several speakers.
 
     Args:
-        split: with the images' embeddings. speech: of its utterances. count: how many; fewer where it has fewer.
-        folder: of the event files; the vectors for the projector go below it.
+        split: a split with image embeddings.
+        speech: the speech of its utterances.
+        count: the number of samples; a smaller split gives all its utterances.
+        folder: the folder of the event files. The vectors for the projector are written below it.
     """
 
     def __init__(self, split: Split, speech: SpeechSource, count: int, folder: Path) -> None:
@@ -47,7 +49,7 @@ class TensorBoardSamples:
         self.rows: list[int] = sorted(set(spaced.round().astype(int).tolist()))
 
     def introduce(self, writer: Writer) -> None:
-        """Audio, where the file is still there (stored features do not need it), and caption, once a run."""
+        """Write caption and audio of each sample once. Training on stored features works without the audio file."""
         for row in self.rows:
             utterance = self.split.data.utterances[row]
             if utterance.wav.is_file():
@@ -57,9 +59,13 @@ class TensorBoardSamples:
 
     @torch.no_grad()
     def show(self, writer: Writer, model: SpeechNetwork, embeddings: np.ndarray, step: int) -> None:
-        """Attention pictures, and the latest vectors for the projector.
+        """Draw the attention of each sample, and write the vectors for the projector.
 
-        embeddings: [U, J], L2-normalised, of all utterances of the split. The model is in eval mode.
+        Args:
+            writer: TensorBoard's writer.
+            model: in evaluation mode.
+            embeddings: [U, J], L2-normalised, of all utterances of the split.
+            step: finished steps.
         """
         batch = self.speech.batch(self.rows)
         states, frames = model.features(batch)
@@ -77,7 +83,7 @@ class TensorBoardSamples:
         self._project(embeddings)
 
     def _project(self, embeddings: np.ndarray) -> None:
-        """Vectors of the utterances and of their images, with ids and captions, as the projector reads them."""
+        """Write the vectors of the samples and of their images, with ids and captions, for the projector."""
         from google.protobuf import text_format
         from tensorboard.plugins.projector import ProjectorConfig
 
@@ -102,13 +108,20 @@ class TensorBoardSamples:
 
 
 def attention_picture(weights: np.ndarray, labels: list[str], title: str) -> Figure:
-    """Weights over frames [K, T] as rows of shades, each labelled, over time."""
+    """Draw attention weights over time, one row per keyword.
+
+    Args:
+        weights: [K, T], non-negative.
+        labels: K row labels.
+        title: shown above the rows.
+    """
     from matplotlib.figure import Figure
 
-    rows = 0.22 * len(labels)  # inches
+    rows = 0.22 * len(labels)  # height in inches
     figure = Figure(figsize=(7.0, 0.9 + rows), dpi=80)
     axes = figure.add_axes((0.2, 0.5 / (0.9 + rows), 0.78, rows / (0.9 + rows)))
-    peaks = weights / weights.max(axis=1, keepdims=True).clip(min=1e-12)  # of each row, for it to be seen
+    # each row has its own scale, so that weak rows stay visible
+    peaks = weights / weights.max(axis=1, keepdims=True).clip(min=1e-12)
     seconds = weights.shape[1] * FRAME_SECONDS
     axes.imshow(peaks, aspect="auto", cmap="viridis", extent=(0.0, seconds, len(labels) - 0.5, -0.5), vmin=0, vmax=1)
     axes.set_yticks(range(len(labels)), [f"{number} {label}" for number, label in enumerate(labels, 1)], fontsize=8)

@@ -1,8 +1,9 @@
-"""Training a head: Lightning Fabric for devices, precision and processes, the rest in plain sight."""
+"""Training of a head. Lightning Fabric handles devices, precision and processes; the loop itself is in plain sight."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -31,24 +32,32 @@ from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_b
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.model.inference import embed_speech
 from speechclip.model.network import SpeechNetwork, TimeMask
-from speechclip.train.logger import TrainLogger
+from speechclip.train.checks import check_batch_size, check_data
+from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
 from speechclip.train.optim import learning_rate, make_optimizer
+from speechclip.train.replaced import holds_weights, keep, restore_interrupted, set_aside
 from speechclip.train.state import (
     EmaWeights,
     Progress,
-    differences,
+    changed_inputs,
+    data_fingerprints,
     read_progress,
     restore_state,
     save_state,
-    weights_of,
+    update_settings,
 )
 from speechclip.train.step import LossStep, TrainBatch
 from speechclip.train.tensorboard import TensorBoardSamples
 
+logger = logging.getLogger(__name__)
+
+#: Folder of the logs of a run that has not saved yet, while the weights of another run are in the run folder.
+STARTING = "starting"
+
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Both splits and where their speech comes from."""
+    """The train and dev splits, and the sources of their speech."""
 
     train: Split
     dev: Split
@@ -57,24 +66,44 @@ class TrainingData:
 
 
 class Trainer:
-    """One training run in one folder, which it resumes if it finds the same configuration there.
+    """One training run in one folder.
 
-    The best weights are those of the highest mean R@10 between speech and images of dev, of the supervised topline
-    (``train.supervision: text``) too: no text of dev has a part in any choice.
+    The run resumes if the folder holds the same run, and does nothing if that run is finished. If the folder holds
+    another run, training starts over. The weights of the other run stay in place until this run saves for the first
+    time. Then they move to ``replaced/<number>``.
+
+    The best weights are those with the highest mean R@10 between speech and images of dev. This also holds for the
+    supervised topline (``train.supervision: text``): captions of dev choose nothing.
 
     Args:
-        config: all of it. model: freshly built. data: both splits. folder: best/, last/, metrics.jsonl, tensorboard/.
-        fabric: launched. seed: of batches, crops and dropout. origin: provenance for the checkpoints.
+        config: the whole configuration.
+        model: a fresh network.
+        data: both splits.
+        folder: receives best/, last/, metrics.jsonl and tensorboard/.
+        fabric: launched.
+        seed: of batches, crops and dropout, at least 0.
+        origin: provenance for the checkpoints.
+        force: start over also if the folder holds the same run, and delete the weights of the earlier run after the
+            first save.
+
+    Attributes:
+        progress: the counters of the run.
+        stopped: SIGTERM ended the run before its last step.
+
+    Raises:
+        UserError: the settings do not fit the data, or the saved run is damaged.
     """
 
     def __init__(
         self, config: Config, model: SpeechNetwork, data: TrainingData, folder: Path, *,
-        fabric: Fabric, seed: int, origin: dict[str, Any],
+        fabric: Fabric, seed: int, origin: dict[str, Any], force: bool = False,
     ) -> None:  # fmt: skip
-        if config.data.batch_size < fabric.world_size:
-            raise UserError(f"data.batch_size: {config.data.batch_size} is less than the {fabric.world_size} processes")
+        check_batch_size(config.data.batch_size, fabric.world_size)
+        check_data(config, data)
         self.config, self.model, self.data, self.folder = config, model, data, folder
-        self.fabric, self.seed, self.origin = fabric, seed, {**origin, **model.count_parameters()}
+        self.fabric, self.seed, self._force = fabric, seed, force
+        inputs = data_fingerprints(data, model, config)
+        self.origin = {**origin, **model.count_parameters(), "inputs": inputs}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
         plain = make_optimizer(model.trained_parameters(), config.optim, config.train.precision)
@@ -82,124 +111,161 @@ class Trainer:
         self.stopped, self._first = False, 0
         self.step_module, self.optimizer = fabric.setup(LossStep(model, config, fabric), plain)
         self.ema = EmaWeights(model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self._resume(plain)
         self._targets = self._training_targets()
         self._groups = torch.from_numpy(data.train.utterance_image).to(fabric.device)
+        self._logger: TrainLogger | None = None
+        self._replaces = False  # the folder holds another run until the first save
+        self._resume(plain)
 
     def _training_targets(self) -> Tensor:
-        """[U, J] L2-normalised: each training utterance's image, or its caption for the supervised topline."""
+        """Return [U, J], L2-normalised: each training utterance's image, or its caption for the supervised topline."""
         split = self.data.train
         if self.config.train.supervision == "image":
             rows = split.images[split.utterance_image]
         else:
             if split.texts is None or split.text_utterance is None or len(split.texts) != len(split.ids):
-                raise UserError("train.supervision: text needs the text embedding of every training caption (stage 2)")
+                raise UserError(
+                    "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
+                    "Extract the CLIP embeddings again."
+                )
             rows = split.texts[split.text_utterance.argsort()]
         return torch.from_numpy(rows).to(self.fabric.device)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from ``last``, or a whole one before it, if it holds this run; clear the folder if it holds another."""
+        """Load ``last``, or the intact checkpoint before it, if it is of this run. Otherwise training starts over."""
+        if self._is_main:
+            restore_interrupted(self.folder)
+        self.fabric.barrier()
         last = self.folder / "last"
-        folder = intact_folder(last, all_files=True)
+        folder = None if self._force else intact_folder(last, all_files=True)
         if folder is None:
+            self._replaces = holds_weights(self.folder)
+            if self._replaces:
+                self._log_start("--force is given" if self._force else "the training state is missing")
             return
-        folder, saved, origin = read_checkpoint(folder)
-        changed = differences(saved, self.config)
-        changed += [key for key in ("seed", "data") if origin.get(key) != self.origin[key]]
-        before, now = weights_of(origin), weights_of(self.origin)
-        changed += [part for part in sorted(before.keys() & now.keys()) if before[part] != now[part]]
+        _, saved, origin = read_checkpoint(folder)
+        changed = changed_inputs(saved, origin, self.config, self.origin, self.model)
         if changed:
-            self.fabric.print(f"{self.folder}: trained with another {', '.join(changed)}; starting anew")
-            self.fabric.barrier()
-            if self.fabric.global_rank == 0:
-                for name in ("best", "last", "best.old", "last.old", "tensorboard", "scores", "figures"):
-                    shutil.rmtree(self.folder / name, ignore_errors=True)
-                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            self.fabric.barrier()
+            self._replaces = True
+            self._log_start(f"other values of: {', '.join(changed)}")
             return
         self.progress = read_progress(folder)
-        if self.ema is not None:  # the checkpoint proper holds the average
+        if self.ema is not None:  # the checkpoint's own weights are the average
             load_weights(self.model, read_weights(folder / WEIGHTS), folder)
             self.ema.copy_parameters()
         load_weights(self.model, restore_state(folder, optimizer), folder)
-        self._check_best()
+        best = self._intact_best()
         self._first = self.progress.step
         self.fabric.barrier()
-        if folder != last and self.fabric.global_rank == 0:  # the next save must not put a damaged one in its place
-            shutil.rmtree(last, ignore_errors=True)
-            folder.rename(last)
-        self.fabric.print(f"{self.folder}: resuming after step {self.progress.step}")
+        if self._is_main:
+            if folder != last:  # the next save must not rename the damaged checkpoint to last.old
+                shutil.rmtree(last, ignore_errors=True)
+                folder.rename(last)
+            if best is not None:
+                update_settings(best, self.config)
+        self.fabric.barrier()
+        if not self.progress.finished:
+            self._log(f"{self.folder}: resuming after step {self.progress.step}")
 
-    def _check_best(self) -> None:
-        """What a later evaluation may never write again has to be whole."""
+    def _log_start(self, reason: str) -> None:
+        """Log that training starts over, and where the earlier weights will be."""
+        fate = "are deleted" if self._force else "move to replaced/"
+        self._log(f"{self.folder}: starting over: {reason}. The earlier weights {fate} after the first save.")
+
+    def _intact_best(self) -> Path | None:
+        """Return the folder of the best checkpoint, or None before the first evaluation.
+
+        Raises:
+            UserError: it is missing or damaged. A later evaluation may never write it again.
+        """
+        if not self.progress.best_step:
+            return None
         best = find_checkpoint(self.folder / "best")
-        if self.progress.best_step and (best is None or damaged_file(best, all_files=False)):
+        if best is None or damaged_file(best, all_files=False):
             raise UserError(
-                f"{self.folder / 'best'}: missing or damaged, and training is past its step {self.progress.best_step}; "
-                f"remove {self.folder / 'last'} to train anew"
+                f"{self.folder / 'best'}: missing or damaged, and training is past its step {self.progress.best_step}. "
+                f"Restore it, or start training over with --force."
             )
+        return best
+
+    @property
+    def _is_main(self) -> bool:
+        return self.fabric.global_rank == 0
+
+    def _log(self, message: str) -> None:
+        """Log a line in the main process."""
+        if self._is_main:
+            logger.info("%s", message)
 
     def run(self) -> Progress:
-        """Train to the end, evaluating and saving on the way. Returns the final counters.
+        """Train to the end, evaluate and save at intervals, and return the final counters.
 
-        SIGTERM ends it after the step at hand, saved; :attr:`stopped` tells that.
+        SIGTERM ends training after the current step, which is saved, and sets :attr:`stopped`.
+
+        Raises:
+            UserError: the loss is not finite, an input cannot be read, or the disk is full.
         """
-        config, main = self.config, self.fabric.global_rank == 0
-        progress = self.progress  # one object for the whole run: what other processes send is copied into it
+        config, progress = self.config, self.progress  # one object for the whole run: other processes copy into it
         if progress.finished:
-            self.fabric.print(f"{self.folder}: already trained, {progress.step} steps, best at {progress.best_step}")
+            self._log(f"{self.folder}: already trained: {progress.step} steps, best at step {progress.best_step}")
             return progress
-        logger = self._open_logger() if main else None
         per_epoch = len(self.data.train.ids) // config.data.batch_size
         try:
+            if self._is_main:
+                shutil.rmtree(self.folder / STARTING, ignore_errors=True)
+                self._logger = self._open_logger(self.folder / STARTING if self._replaces else self.folder)
             with GracefulShutdown() as shutdown:
                 clock, losses = _Clock(progress.seconds), list[Tensor]()
                 while not progress.finished and not self.stopped:
-                    epoch, position = divmod(progress.step, max(1, per_epoch))
+                    epoch, position = divmod(progress.step, per_epoch)
                     for batch in self._epoch(epoch, position):
                         losses.append(self._update(batch))
                         progress.seconds = clock.seconds()
-                        self._tell(logger, losses)
+                        self._log_step(losses)
                         due = progress.step % config.train.eval_interval == 0 or progress.step == config.optim.max_steps
                         self.stopped = self._any_process(shutdown())
                         if due or self.stopped:
-                            self._save(logger, evaluate=due)
+                            self._save(evaluate=due)
                             self.stopped = self.stopped and not progress.finished
                         if progress.finished or self.stopped:
                             break
         finally:
-            if logger is not None:
-                logger.close()
+            if self._logger is not None:
+                self._logger.close()
+            if self._is_main:
+                shutil.rmtree(self.folder / STARTING, ignore_errors=True)
+                restore_interrupted(self.folder)
         if self.stopped:
-            self.fabric.print(f"{self.folder}: stopped by SIGTERM after step {progress.step}, which is saved")
+            self._log(f"{self.folder}: stopped by SIGTERM after step {progress.step}, which is saved")
         return progress
 
     def _any_process(self, condition: bool) -> bool:
-        """Return whether the condition holds in any process: the same answer in all. Every process has to call it."""
+        """Return whether the condition holds in any process. Every process must call this and gets the same answer."""
         if self.fabric.world_size == 1:
             return condition
         flag = torch.tensor(float(condition), device=self.fabric.device)
         return bool(self.fabric.all_reduce(flag, reduce_op="sum"))
 
-    def _open_logger(self) -> TrainLogger:
+    def _open_logger(self, folder: Path) -> TrainLogger:
         config, count, data = self.config, self.config.train.tensorboard_utterances, self.data
-        samples = TensorBoardSamples(data.dev, data.dev_speech, count, self.folder / "tensorboard") if count else None
-        return TrainLogger(self.folder, step=self.progress.step, total=config.optim.max_steps, samples=samples)
+        self._first = self.progress.step
+        samples = TensorBoardSamples(data.dev, data.dev_speech, count, folder / TENSORBOARD) if count else None
+        return TrainLogger(folder, step=self.progress.step, total=config.optim.max_steps, samples=samples)
 
-    def _tell(self, logger: TrainLogger | None, losses: list[Tensor]) -> None:
-        """The step in the logger, and at intervals the mean of ``losses``, which starts anew then."""
-        if logger is not None:
-            logger.step(self.progress.step)
+    def _log_step(self, losses: list[Tensor]) -> None:
+        """Log the step, and at intervals the mean of ``losses``, which is then cleared."""
+        if self._logger is not None:
+            self._logger.step(self.progress.step)
         if self.progress.step % self.config.train.log_interval == 0:
-            # each process knows the number of keywords of its own utterances alone
+            # Each process knows the quantity loss of its own utterances only.
             loss = cast(Tensor, self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean"))
-            if logger is not None:
+            if self._logger is not None:
                 seen = (self.progress.step - self._first) * self.config.data.batch_size
-                logger.training(self.progress.step, self._scalars(loss), seen)
+                self._logger.training(self.progress.step, self._scalars(loss), seen)
             losses.clear()
 
     def _epoch(self, epoch: int, position: int) -> Any:
-        """This process's share of an epoch's batches, from ``position`` on."""
+        """Read this process's share of an epoch's batches, from batch number ``position`` on."""
         data = self.config.data
         batches = bucketed_batches(
             self.data.train_speech.lengths,
@@ -214,9 +280,13 @@ class Trainer:
         return read_batches(self.data.train_speech, mine, crop=crop, workers=data.workers)
 
     def _update(self, batch: Batch) -> Tensor:
-        """One optimiser step. Returns the loss, detached."""
+        """Do one optimiser step, and return the loss, detached.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
         fabric, optim, step = self.fabric, self.config.optim, self.progress.step
-        # all randomness of a step comes from here, so a resumed run needs no saved random state
+        # All randomness of a step starts here, so a resumed run needs no saved random state.
         torch.manual_seed((self.seed * 1_000_003 + step) * 1_009 + fabric.global_rank)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, optim)
@@ -225,7 +295,9 @@ class Trainer:
         indices = batch.indices.to(fabric.device)
         loss = self.step_module(TrainBatch(batch, self._targets[indices], self._groups[indices]))
         if not torch.isfinite(loss):
-            raise UserError(f"training: the loss is {loss.item()} at step {step + 1}; {self._suspects(batch)}")
+            raise UserError(
+                f"{self.data.train.data.path}: the loss is {loss.item()} at step {step + 1}. {self._suspects(batch)}"
+            )
         self.optimizer.zero_grad()
         fabric.backward(loss)
         if optim.clip_norm:
@@ -237,11 +309,13 @@ class Trainer:
         return cast(Tensor, loss.detach())
 
     def _suspects(self, batch: Batch) -> str:
-        """Whose features are not finite, or how the batch begins where all are."""
+        """Name utterances whose features are not finite, or the first of the batch if all features are finite."""
         states, frames = self.model.features(batch)
         bad = [at for at, count in enumerate(frames.tolist()) if not states[at, :, :count].isfinite().all()]
         ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
-        return ("features that are not finite: " if bad else "the batch begins with ") + ", ".join(ids[:5])
+        if bad:
+            return f"Features are not finite: {', '.join(ids[:5])}. Extract them again, or remove the utterances."
+        return f"All features are finite. Lower optim.lr. The batch begins with {', '.join(ids[:5])}."
 
     def _scalars(self, loss: Tensor) -> dict[str, Any]:
         weights = self.model.weighted_sum.weights.detach().softmax(dim=0)
@@ -252,47 +326,68 @@ class Trainer:
             "layer_weights": [round(value, 6) for value in weights.tolist()],
         }
 
-    def _save(self, logger: TrainLogger | None, evaluate: bool) -> None:
-        """Save the last weights; ``evaluate`` dev before, and save the best. The average where there is one."""
+    def _save(self, evaluate: bool) -> None:
+        """Score dev if ``evaluate`` is set, then save. The moving average is scored and saved if there is one."""
         unaveraged = {name: value.clone() for name, value in self.model.trained_state().items()}
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             embeddings = self._dev_embeddings() if evaluate else None
-            if logger is not None:  # the main process
-                self._write(logger, embeddings, unaveraged)
+            if self._is_main:
+                self._write(embeddings, unaveraged)
         self.fabric.barrier()
         vars(self.progress).update(vars(self.fabric.broadcast(self.progress)))
 
     def _dev_embeddings(self) -> np.ndarray:
-        """Of all dev utterances, [U, J]; each process embeds its share of the batches."""
+        """Return the embeddings of all dev utterances, [U, J]. Each process embeds its share of the batches."""
         share = (self.fabric.global_rank, self.fabric.world_size)
         rows = embed_speech(self.model, self.data.dev_speech, self.config.data.eval_batch_size, share=share)
         if self.fabric.world_size == 1:
             return rows
-        # every row is zero in all processes but one
+        # Every row is zero in all processes but one.
         summed = self.fabric.all_reduce(torch.from_numpy(rows).to(self.fabric.device), reduce_op="sum")
         return cast(Tensor, summed).cpu().numpy()
 
-    def _write(self, logger: TrainLogger, embeddings: np.ndarray | None, unaveraged: dict[str, Tensor]) -> None:
-        """Score dev, where its embeddings are given, and write the checkpoints."""
+    def _write(self, embeddings: np.ndarray | None, unaveraged: dict[str, Tensor]) -> None:
+        """Score dev if its embeddings are given, and write the checkpoints."""
         config, progress, dev = self.config, self.progress, self.data.dev
         weights, origin = self.model.trained_state(), {**self.origin, "step": progress.step}
         origin["train_seconds"] = round(progress.seconds, 1)
+        earlier = self._take_over_folder() if self._replaces else None
+        assert self._logger is not None
+        better = False
         if embeddings is not None:
             report = retrieval_report(embeddings, dev.utterance_image, dev.images, n_bootstrap=0)
-            better = progress.scored(float(report["mean_R@10"]), config.optim.max_steps, config.train.patience)
-            logger.dev(progress.step, report, better)
-            logger.show(progress.step, self.model, embeddings)
-            origin["dev_mean_R@10"] = float(report["mean_R@10"])
-            if better:
-                save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
+            score = float(report["mean_R@10"])
+            better = progress.record_score(score, config.optim.max_steps, config.train.patience)
+            self._logger.dev(progress.step, report, better)
+            self._logger.samples(progress.step, self.model, embeddings)
+            origin["dev_mean_R@10"] = score
+        if better:
+            save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
         save_checkpoint(
             self.folder / "last", self.model, weights, config, origin, keep=True,
             extra=lambda part: save_state(part, progress, self.optimizer, unaveraged),
         )  # fmt: skip
+        if earlier is not None:
+            self._replaces = False
+            kept = keep(earlier)
+            if self._force:
+                shutil.rmtree(kept)
+            else:
+                self._log(f"{self.folder}: the earlier weights are in {kept}")
+
+    def _take_over_folder(self) -> Path:
+        """Set the earlier run aside, and move this run's logs to its place. Returns the folder of the earlier run."""
+        assert self._logger is not None
+        self._logger.close()
+        earlier = set_aside(self.folder)
+        for name in (METRICS, TENSORBOARD):
+            (self.folder / STARTING / name).rename(self.folder / name)
+        self._logger = self._open_logger(self.folder)
+        return earlier
 
 
 class _Clock:
-    """Seconds spent, ``before`` included, by a clock that nobody sets."""
+    """Seconds of training, including those ``before``. A monotonic clock: changes of the system time do not matter."""
 
     def __init__(self, before: float) -> None:
         self._start = time.monotonic() - before

@@ -1,4 +1,4 @@
-"""What holds for every recipe and every shell file."""
+"""Rules that every recipe and every shell file follow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CORPORA = [path for path in RECIPES if "utils/driver.sh" in (path / "run.sh").re
 
 
 def shell_files() -> list[Path]:
-    """All shell files of the repository, with or without the suffix."""
+    """Return all shell files of the repository, with or without the suffix."""
     files = [
         path for folder in ("egs", "utils", "tools", ".ci") for path in (ROOT / folder).rglob("*") if path.is_file()
     ]
@@ -27,7 +27,7 @@ def shell_files() -> list[Path]:
     return [path for path in kept if path.suffix == ".sh" or path.read_bytes()[:20].startswith(b"#!/usr/bin/env bash")]
 
 
-def test_there_are_recipes():
+def test_recipes_are_found():
     assert {"mini", "flickr8k"} <= {path.name for path in CORPORA}
     assert {path.name for path in RECIPES} - {path.name for path in CORPORA} == {"superb"}
     assert len(shell_files()) > 15
@@ -62,7 +62,7 @@ def test_help_of_every_recipe(recipe: Path):
 
 
 @pytest.mark.parametrize("recipe", CORPORA, ids=lambda path: path.name)
-def test_every_model_and_head_has_a_layer(recipe: Path):
+def test_every_model_and_head_has_a_configuration(recipe: Path):
     text = (recipe / "run.sh").read_text()
     for kind in ("models", "heads"):
         found = re.search(rf'^{kind}="([^"]+)"', text, re.MULTILINE)
@@ -76,7 +76,7 @@ PLUS = ("hybrid", "cascaded_plus", "hybrid_plus")
 
 
 class Setting(NamedTuple):
-    """What published settings differ in. projection, parallel: linear layers. cif: convolutions and their width."""
+    """The settings in which published models differ. projection, parallel: linear layers. cif: convolutions, width."""
 
     heads: int
     projection: int = 1
@@ -138,8 +138,8 @@ def test_published_settings(corpus: str, model: str, head: str):
 
 
 @pytest.mark.parametrize("recipe", CORPORA, ids=lambda path: path.name)
-def test_stage_0_knows_what_it_leaves(recipe: Path):
-    """Files that a download leaves for sure, or that are generated; folders of recordings would take long to read."""
+def test_stage_0_checks_files_of_the_download(recipe: Path):
+    """The stamp names small files of the download. Hashing folders of recordings would take too long."""
     from speechclip.data.corpora.sources import SOURCES
 
     found = re.search(r'^downloaded="([^"]+)"', (recipe / "run.sh").read_text(), re.MULTILINE)
@@ -201,7 +201,7 @@ def test_install_options(options: list[str], status: int, told: str):
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_install_leaves_a_folder_that_is_no_environment_alone(tmp_path: Path):
+def test_install_keeps_a_folder_that_is_not_an_environment(tmp_path: Path):
     (tmp_path / "precious").write_text("x")
     result = subprocess.run(
         [ROOT / "tools/install.sh", "--venv", tmp_path], capture_output=True, text=True, timeout=60, check=False
@@ -222,7 +222,7 @@ def test_path_names_the_install_command(tmp_path: Path):
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr == f"error: no environment yet: run {tmp_path}/tools/install.sh\n"
+    assert result.stderr == f"error: no Python environment found. Run {tmp_path}/tools/install.sh\n"
 
 
 def test_doctor_reports_a_missing_environment(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""tools/kill_runs.py and tools/plan_corpus.py: what they compare, kill, measure and compute."""
+"""tools/kill_runs.py and tools/plan_corpus.py: comparing, killing, measuring and planning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fixtures import JOINT, STATES, WIDTH, save_hubert
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "test" / "shell")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "test" / "utils")]
 import fake_recipe  # noqa: E402
 import kill_runs  # noqa: E402
 import plan_corpus  # noqa: E402
@@ -28,11 +28,11 @@ from speechclip.data.features import FeatureWriter  # noqa: E402
 
 
 def _ended(top: Path) -> Path:
-    """What a run leaves, as far as it is compared."""
+    """Write the files of a finished run that are compared."""
     for name in ("data/train", "dump/tiny/train", "exp/a/best", "exp/a/last.old", "exp/a/scores", "data/.done"):
         (top / name).mkdir(parents=True)
     (top / "data/train/text").write_text("u a dog\n")
-    (top / "data/.done/1_prepare").write_text(str(top))  # a stamp, of no interest
+    (top / "data/.done/1_prepare").write_text(str(top))  # a stamp, which is not compared
     for name in ("best", "last.old"):
         save_file({"w": torch.arange(4.0)}, top / f"exp/a/{name}/model.safetensors")
     with FeatureWriter(top / "dump/tiny/train", encoder={}, layers=[0]) as writer:
@@ -62,7 +62,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_runs_that_end_in_the_same_are_equal_and_every_difference_is_seen(tmp_path: Path) -> None:
+def test_every_difference_between_two_runs_is_found(tmp_path: Path) -> None:
     whole, killed = _ended(tmp_path / "whole"), _ended(tmp_path / "killed")
     assert kill_runs.differences(whole, killed) == (5, [])
     for count, (name, change) in enumerate(CHANGES.items(), 1):
@@ -75,27 +75,27 @@ def test_runs_that_end_in_the_same_are_equal_and_every_difference_is_seen(tmp_pa
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> kill_runs.Recipe:
-    """A recipe of stubs."""
+    """A recipe whose stages are stubs."""
     made = object.__new__(kill_runs.Recipe)
     made.folder = fake_recipe.FakeRecipe(tmp_path).folder
     made.words, made.mark, made.says = ["--head", "parallel"], f"test{os.getpid()}", tmp_path / "says.txt"
     return made
 
 
-def test_a_kill_leaves_no_process_and_knows_the_stage_it_hit(recipe: kill_runs.Recipe) -> None:
+def test_a_kill_ends_all_processes_and_names_the_stage(recipe: kill_runs.Recipe) -> None:
     unit = (3, "tiny_parallel seed 0")
     assert recipe.killed_in(unit, 0.2, [], {"SLEEP": "train"}) == unit
     wanted = f"{kill_runs.MARK}={recipe.mark}".encode()
     assert not [number for number in kill_runs._processes() if wanted in kill_runs._environment(number)]
     lengths = recipe.finish({})
-    assert list(lengths) == [unit, (4, unit[1]), (5, unit[1]), (6, "")]  # what was done before is not done again
+    assert list(lengths) == [unit, (4, unit[1]), (5, unit[1]), (6, "")]  # earlier stages are up to date
     assert recipe.finish({}) == {}
-    assert recipe.killed_in(unit, 0.0, [], {}) is None  # nothing to hit any more
+    assert recipe.killed_in(unit, 0.0, [], {}) is None  # every stage is up to date
     with pytest.raises(kill_runs.UserError, match="ended with status 1: error: run.sh: stage 3 .train. failed"):
         recipe.killed_in((5, unit[1]), 0.0, ["--stage", "3", "--force", "true"], {"FAIL": "train"})
 
 
-def test_the_world_changes_between_starts(recipe: kill_runs.Recipe) -> None:
+def test_the_environment_changes_between_starts(recipe: kill_runs.Recipe) -> None:
     draw, seen, moved = random.Random(0), set(), 0
     for _ in range(20):
         before = recipe.says.parent.stat().st_mtime
@@ -107,12 +107,14 @@ def test_the_world_changes_between_starts(recipe: kill_runs.Recipe) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_is_not(tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_ends_undisturbed(tmp_path: Path) -> None:
     words = ["--kills", "8", "--each", "1", "--scenes", "40", "--steps", "8", "--head", "parallel"]
     command = [sys.executable, str(ROOT / "tools/kill_runs.py"), *words, "--folder", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "all equal to the undisturbed run's" in ended.stdout
+    assert "another version: resumed, equal weights, stages 0 to 2 up to date" in ended.stdout
+    assert "killed three times: the earlier weights are in replaced/1" in ended.stdout
     assert len(re.findall("^kill ", ended.stdout, re.MULTILINE)) >= 8
 
 

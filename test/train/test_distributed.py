@@ -1,9 +1,10 @@
-"""Two processes train to the weights of one with the same global batch, share it unevenly, are cut and go on."""
+"""Two processes with the same global batch train to the weights of one, also with unequal shares and after a kill."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,15 +21,15 @@ from speechclip.model.encoders.clip import load_clip
 from speechclip.train.state import TENSORS
 from speechclip.train.trainer import Trainer
 
-# BatchNorm takes a shift before it away, so the gradients of these are rounding alone, which Adam blows up to its
-# step size whatever the number of processes; the running mean follows them.
+# BatchNorm removes a shift before it. The gradients of these tensors are only rounding, which Adam scales to its step
+# size with any number of processes. The running mean follows them.
 WITHOUT_EFFECT = ("head.norm.bias", "head.projection.bias", "head.batch_norm.running_mean")
 HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
 STEPS = 20
 RUNS = {  # name: head, utterances in the global batch; 7 are 4 and 3, and dev's 5 batches are 3 and 2
     **{head: (head, 8) for head in HEADS}, "uneven_parallel": ("parallel", 7), "uneven_hybrid_plus": ("hybrid_plus", 7),
 }  # fmt: skip
-CUT = "uneven_hybrid_plus"  # this one is cut in the two processes after step CUT_AT, which is not saved
+CUT = "uneven_hybrid_plus"  # a kill ends both processes of this run after step CUT_AT, which is not saved
 CUT_AT = 14
 
 
@@ -83,7 +84,7 @@ def _worker(folder: Path, out: Path) -> None:
 
 
 def start_two(command: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
-    """The command as two processes that find each other, as torchrun starts them; rank0.log and rank1.log."""
+    """Start the command as two processes, as torchrun does. Their logs are rank0.log and rank1.log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,7 +105,7 @@ def start_two(command: list[str], folder: Path) -> list[subprocess.Popen[bytes]]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every run by one process and by two: one/NAME and two/NAME."""
+    """A folder with every run by one process in one/NAME and by two in two/NAME."""
     folder = tmp_path_factory.mktemp("trained")
     stored_split(folder, "train", images=8, each=3, seed=0)
     stored_split(folder, "dev", images=5, each=2, seed=1)
@@ -114,7 +115,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _train(folder, folder / "one")
         for rank, process in enumerate(started):
             assert process.wait(timeout=200) == 0, (folder / f"rank{rank}.log").read_text()[-3000:]
-    finally:  # where one waits for the other for ever
+    finally:  # one process may wait for the other forever
         for process in started:
             process.kill()
     return folder
@@ -136,7 +137,7 @@ def test_two_processes_train_as_one(trained: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_tell_every_step_and_score_once(trained: Path, name: str) -> None:
+def test_two_processes_log_every_step_once(trained: Path, name: str) -> None:
     one, two = (
         [json.loads(line) for line in (trained / processes / name / "metrics.jsonl").read_text().splitlines()]
         for processes in ("one", "two")
@@ -150,13 +151,23 @@ def test_two_processes_tell_every_step_and_score_once(trained: Path, name: str) 
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
-def test_a_cut_run_of_two_goes_on_as_if_nothing_had_been(trained: Path) -> None:
+def test_a_killed_run_of_two_processes_resumes(trained: Path) -> None:
     said = (trained / "rank0.log").read_text()
     assert f"{CUT}: resuming after step 10" in said
     assert said.count("resuming after") == 1
     one, two = _both(trained, CUT, TENSORS)
     for key, value in one.items():  # Adam's moments, too
         assert key.startswith("weights.") or (value - two[key]).abs().max() < 1e-5, key
+
+
+@pytest.mark.parametrize("name", ["parallel", "uneven_hybrid_plus"])
+def test_one_process_resumes_a_run_of_two(trained: Path, tmp_path: Path, name: str) -> None:
+    """The number of processes is not an input of a run: a finished run stays finished, and nothing is replaced."""
+    clip = load_clip(ClipConfig(str(trained / "clip"))) if "parallel" not in name else None
+    copied = Path(shutil.copytree(trained / "two" / name, tmp_path / name))
+    run = trainer(_config(name), training_data(trained), copied, clip=clip)
+    assert run.run().finished and run.progress.step == STEPS
+    assert not (copied / "replaced").exists()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What may happen to a training run: SIGTERM, a flipped byte, a full disk, a second run beside it, another clock."""
+"""Faults during training: SIGTERM, a flipped byte, a full disk, a second run in the same folder, another clock."""
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -30,12 +31,12 @@ from speechclip.train.logger import TrainLogger
 from speechclip.train.state import COUNTERS, TENSORS
 from speechclip.train.trainer import Trainer
 
-CHANGES: dict[str, Any] = {"optim__ema_decay": 0.9, "data__time_masks": 1}  # and 12 steps, an evaluation every 4
+CHANGES: dict[str, Any] = {"optim__ema_decay": 0.9, "data__time_masks": 1}  # 12 steps, an evaluation every 4
 
 
 @pytest.fixture(scope="module")
 def corpus(corpus: Path) -> Path:
-    """With an undisturbed run in ``whole``."""
+    """The corpus with an undisturbed run in ``whole``."""
     trainer(settings(**CHANGES), training_data(corpus), corpus / "whole").run()
     return corpus
 
@@ -67,16 +68,17 @@ def _flip(path: Path, at: int = -3) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 4, 7])
-def test_sigterm_saves_after_the_step_and_the_next_run_goes_on_from_there(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
+def test_sigterm_saves_the_step_and_the_next_run_resumes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: int
 ) -> None:
+    caplog.set_level(logging.INFO, "speechclip")
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         _stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         run = _again(corpus, tmp_path)
         progress = run.run()
     assert (run.stopped, progress.step, progress.finished) == (True, step, False)
-    assert f"stopped by SIGTERM after step {step}, which is saved" in capsys.readouterr().out
+    assert f"stopped by SIGTERM after step {step}, which is saved" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
     assert json.loads((tmp_path / "last" / COUNTERS).read_text())["step"] == step
     rest = _again(corpus, tmp_path)
@@ -86,7 +88,7 @@ def test_sigterm_saves_after_the_step_and_the_next_run_goes_on_from_there(
     _ends_as_undisturbed(corpus, tmp_path)
 
 
-def test_outside_the_main_thread_sigterm_is_left_alone() -> None:
+def test_sigterm_is_ignored_outside_the_main_thread() -> None:
     found = []
 
     def look() -> None:
@@ -113,7 +115,7 @@ def _wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
         time.sleep(0.02)
 
 
-def test_the_script_ends_with_a_status_of_its_own_and_a_second_one_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_script_exits_with_75_and_a_second_one_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = _command(corpus, out, optim__max_steps=1_000_000, train__eval_interval=1_000_000, data__workers=1)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -121,14 +123,14 @@ def test_the_script_ends_with_a_status_of_its_own_and_a_second_one_is_refused(co
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 1
     assert second.stderr == f"error: {out}: another run is at work in it (process {process.pid})\n"
-    os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the loader's workers get it, too
+    os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the loader's workers get the signal too
     said, _ = process.communicate(timeout=60)
     assert process.returncode == STOPPED == 75
     step = json.loads((out / "last" / COUNTERS).read_text())["step"]
     assert step > 0 and f"stopped by SIGTERM after step {step}, which is saved" in said
 
 
-def test_two_processes_of_which_one_is_asked_stop_at_one_step(corpus: Path, tmp_path: Path) -> None:
+def test_sigterm_to_one_of_two_processes_stops_both(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "pair"
     command = _command(corpus, out, optim__max_steps=1_000_000, train__eval_interval=1_000_000)
     started = start_two(command, tmp_path)
@@ -145,7 +147,7 @@ def test_two_processes_of_which_one_is_asked_stop_at_one_step(corpus: Path, tmp_
     assert (out / "last" / TENSORS).is_file()
 
 
-def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     with only_one(tmp_path):
         assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
         with pytest.raises(UserError, match="another run is at work in it"), only_one(tmp_path):
@@ -169,29 +171,28 @@ def cut(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, TENSORS, COUNTERS, SETTINGS, SUMS])
-def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(
+def test_a_flipped_byte_makes_training_resume_from_last_old(
     corpus: Path, cut: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _flip(cut / "last" / name, 64 if name == SUMS else -3)  # the gap behind the first digest
+    _flip(cut / "last" / name, 64 if name == SUMS else -3)  # the gap after the first digest
     assert damaged_file(cut / "last", all_files=True) == name
     rest = _again(corpus, cut)
     assert rest.progress.step == 4
-    assert caplog.messages == [
-        f"{cut}/last/{name}: damaged or truncated: its checksum differs. {cut}/last.old, the checkpoint before it, is used."
-    ]
-    assert not damaged_file(cut / "last", all_files=True)  # the good one has its place
+    (message,) = caplog.messages
+    assert f"{cut}/last/{name}: " in message and f"{cut}/last.old" in message
+    assert not damaged_file(cut / "last", all_files=True)  # the intact checkpoint has replaced it
     rest.run()
     _ends_as_undisturbed(corpus, cut)
 
 
-def test_with_both_damaged_it_is_told(corpus: Path, cut: Path) -> None:
+def test_two_damaged_checkpoints_are_an_error(corpus: Path, cut: Path) -> None:
     _flip(cut / "last" / TENSORS)
     _flip(cut / "last.old" / TENSORS)
-    with pytest.raises(UserError, match="its checksum differs; there is none before it to fall back on$"):
+    with pytest.raises(UserError, match=f"{cut}/last/{TENSORS}: .*its checksum differs"):
         _again(corpus, cut)
 
 
-def test_a_damaged_best_is_no_model_to_score_nor_to_train_on_beside(
+def test_a_damaged_best_is_neither_scored_nor_ignored(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(corpus / "whole", tmp_path / "run")
@@ -209,7 +210,7 @@ def test_a_damaged_best_is_no_model_to_score_nor_to_train_on_beside(
 
 
 @pytest.mark.parametrize(("call", "step"), [(1, 0), (2, 0), (3, 4)])
-def test_a_full_disk_at_a_save_is_one_line_and_costs_no_more_than_that_save(
+def test_a_full_disk_costs_only_the_save_it_hits(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
 ) -> None:
     """The first three saves: best and last of step 4, one of them of step 8."""
@@ -233,7 +234,7 @@ def test_a_full_disk_at_a_save_is_one_line_and_costs_no_more_than_that_save(
     _ends_as_undisturbed(corpus, tmp_path)
 
 
-def test_the_clock_may_be_set_while_training_and_between_runs(
+def test_changes_of_the_system_time_do_not_matter(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, jumps = time.time, iter([0, 1e9, -1e9, 3.6e3] * 1000)
@@ -256,7 +257,7 @@ def test_the_clock_may_be_set_while_training_and_between_runs(
     assert steps == sorted(steps)
 
 
-def test_the_environment_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_locale_time_zone_and_hash_seed_do_not_matter(corpus: Path, tmp_path: Path) -> None:
     weights = []
     for number, changes in enumerate(
         (

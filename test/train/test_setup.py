@@ -1,4 +1,4 @@
-"""What stage scripts put together, and what they say when a stage before them has not run."""
+"""Building the parts of a training run, and the errors for missing or damaged inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dump(tmp_path: Path) -> Path:
     return tmp_path / "dump" / "train"
 
 
-def test_a_model_for_training_loads_only_what_its_step_runs(dump: Path, tmp_path: Path) -> None:
+def test_training_loads_only_the_parts_of_its_step(dump: Path, tmp_path: Path) -> None:
     model = training_model(settings(), dump, "")
     assert model.dimensions == Dimensions(WIDTH, STATES, JOINT)
     assert model.speech_encoder is None
@@ -48,10 +48,10 @@ def test_a_model_for_training_loads_only_what_its_step_runs(dump: Path, tmp_path
     model = training_model(config, dump, str(tmp_path / "v.tsv"))
     assert model.clip is not None
     assert model.speech_encoder is None
-    with pytest.raises(UserError, match="nothing.tsv: no such file; stage 2 makes it"):
+    with pytest.raises(UserError, match="nothing.tsv: "):
         training_model(config, dump, str(tmp_path / "nothing.tsv"))
     save_embeddings(dump / "image_embeddings.npz", ["a"], np.eye(1, JOINT + 1))
-    with pytest.raises(UserError, match=f"image_embeddings.npz: {JOINT + 1} dimensions, .*clip has {JOINT}"):
+    with pytest.raises(UserError, match=f"image_embeddings.npz: {JOINT + 1} dimensions, but .*clip has {JOINT}"):
         training_model(config, dump, str(tmp_path / "v.tsv"))
 
 

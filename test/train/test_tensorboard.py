@@ -1,4 +1,4 @@
-"""What TensorBoard gets of a few dev utterances, read back from the event files."""
+"""Audio, attention and vectors of dev utterances in TensorBoard, read back from the event files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_audio_attention_and_vectors_of_the_same_utterances(
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(names)), abs=1e-3)
 
 
-def test_none_are_shown_where_none_are_asked_for_and_weights_stay_the_same(corpus: Path, tmp_path: Path) -> None:
+def test_samples_are_optional_and_do_not_change_weights(corpus: Path, tmp_path: Path) -> None:
     weights = []
     for count in (0, 3):
         folder = tmp_path / str(count)
@@ -76,24 +76,24 @@ def test_none_are_shown_where_none_are_asked_for_and_weights_stay_the_same(corpu
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def test_audio_is_told_once_and_may_be_gone(tmp_path: Path) -> None:
+def test_audio_is_optional(tmp_path: Path) -> None:
     split = stored_split(tmp_path, "dev", images=2, each=1, seed=1)
     split.data.utterances[1].wav.unlink()
-    told: list[tuple[str, str]] = []
+    written: list[tuple[str, str]] = []
 
     class Writer:
         def add_audio(self, tag: str, *_: object) -> None:
-            told.append(("audio", tag))
+            written.append(("audio", tag))
 
         def add_text(self, tag: str, text: str, _: int) -> None:
-            told.append((text, tag))
+            written.append((text, tag))
 
     TensorBoardSamples(split, None, 9, tmp_path).introduce(Writer())
     one, other = split.data.utterances
-    assert told == [("audio", f"dev/{one.id}"), (one.text, f"dev/{one.id}"), (other.text, f"dev/{other.id}")]
+    assert written == [("audio", f"dev/{one.id}"), (one.text, f"dev/{one.id}"), (other.text, f"dev/{other.id}")]
 
 
-def test_a_picture_shows_time_labels_and_the_peak_of_every_row() -> None:
+def test_attention_picture_scales_every_row() -> None:
     figure = attention_picture(np.array([[0.1, 0.2, 0.1], [0.0, 0.0, 0.0]]), ["dog</w>", "red</w>"], "a dog")
     (axes,) = figure.axes
     (image,) = axes.get_images()
@@ -103,7 +103,7 @@ def test_a_picture_shows_time_labels_and_the_peak_of_every_row() -> None:
     assert axes.get_title(loc="left") == "a dog"
 
 
-def test_a_resumed_run_tells_the_audio_no_second_time(corpus: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_writes_the_audio_only_once(corpus: Path, tmp_path: Path) -> None:
     trainer(settings(optim__max_steps=8, train__tensorboard_utterances=2), training_data(corpus), tmp_path).run()
     before = len(read(tmp_path).Tags()["audio"])
     data = training_data(corpus)

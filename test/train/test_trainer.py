@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes exactly, it stops where it should, and stored features train as online ones do."""
+"""Training: the loss falls, a killed run resumes exactly, patience stops it, and stored features equal online ones."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ from speechclip.data.features import FeatureWriter
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.network import Dimensions, build_network, random_spans
+from speechclip.train.checks import check_batch_size
 from speechclip.train.logger import TrainLogger
 from speechclip.train.optim import learning_rate
 from speechclip.train.state import COUNTERS, TENSORS
-from speechclip.train.trainer import Trainer, TrainingData
+from speechclip.train.trainer import TrainingData
 
 
 class Killed(Exception):
@@ -53,7 +54,7 @@ def _same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_loss_goes_down_and_both_checkpoints_load(corpus: Path, tmp_path: Path) -> None:
+def test_loss_falls_and_both_checkpoints_load(corpus: Path, tmp_path: Path) -> None:
     config = settings(optim__max_steps=60, optim__lr=3e-3, train__eval_interval=20, train__log_interval=6)
     progress = trainer(config, training_data(corpus), tmp_path).run()
     assert progress.step == 60
@@ -76,10 +77,10 @@ KILLS += [("hybrid_plus", 0.9, 6)]
 
 
 @pytest.mark.parametrize(("head", "decay", "at"), KILLS)
-def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(
+def test_a_killed_run_resumes_to_equal_weights(
     corpus: Path, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, decay: float, at: int
 ) -> None:
-    config = settings(  # dropout, masks and crops: everything that is random; the saves at 4 and 8 are amid epochs of 3
+    config = settings(  # dropout, masks and crops: everything random; the saves at 4 and 8 are inside epochs of 3 steps
         model__head__name=head, model__head__input_dropout=0.1, data__time_masks=2, data__time_mask_frames=5,
         data__max_seconds=0.4, optim__ema_decay=decay, model__loss__learn_temperature=True,
         model__head__cif__frames_per_keyword=4, model__head__cif__scaling_steps=7,  # ends after the kill
@@ -104,11 +105,11 @@ def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(
     for name in (f"last/{WEIGHTS}", f"best/{WEIGHTS}", f"last/{TENSORS}"):
         whole, cut = read_weights(tmp_path / "whole" / name), read_weights(tmp_path / "cut" / name)
         assert _same(whole, cut), name
-    if decay:  # and the average is something else than the weights
+    if decay:  # the average differs from the weights
         averaged = read_weights(tmp_path / "whole" / "last" / WEIGHTS)
         state = read_weights(tmp_path / "whole" / "last" / TENSORS)
         assert not torch.equal(averaged["head.cls"], state["weights.head.cls"])
-    strip = ("loss", "step", "dev", "temperature")  # of an interval that was cut only what was redone is averaged
+    strip = ("loss", "step", "dev", "temperature")  # the loss of a cut interval averages only the repeated steps
     whole_log, cut_log = (_records(tmp_path / name) for name in ("whole", "cut"))
     assert [r["step"] for r in whole_log] == [r["step"] for r in cut_log]
     for ours, theirs in zip(whole_log, cut_log, strict=True):
@@ -116,7 +117,7 @@ def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(
             assert {key: ours.get(key) for key in strip} == {key: theirs.get(key) for key in strip}
 
 
-def test_the_seed_decides_everything(corpus: Path, tmp_path: Path) -> None:
+def test_seed_determines_the_weights(corpus: Path, tmp_path: Path) -> None:
     config = settings(optim__max_steps=4)
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -126,37 +127,12 @@ def test_the_seed_decides_everything(corpus: Path, tmp_path: Path) -> None:
     assert not _same(weights[0], weights[2])
 
 
-def test_a_finished_run_returns_at_once_and_a_changed_option_starts_anew(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = settings(optim__max_steps=4)
-    trainer(config, training_data(corpus), tmp_path).run()
-    before = (tmp_path / "last" / WEIGHTS).stat().st_mtime_ns
-    (tmp_path / "scores").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", lambda self, batch: pytest.fail("a finished run trains on"))
-        scoring_differs = settings(optim__max_steps=4, eval__neighbours=3)
-        assert trainer(scoring_differs, training_data(corpus), tmp_path).run().step == 4
-    assert "already trained, 4 steps" in capsys.readouterr().out
-    assert (tmp_path / "last" / WEIGHTS).stat().st_mtime_ns == before
-    changed = settings(optim__max_steps=4, optim__lr=2e-3, model__head__dropout=0.2)
-    anew = trainer(changed, training_data(corpus), tmp_path)
-    assert anew.progress.step == 0
-    assert "trained with another model.head.dropout, optim.lr; starting anew" in capsys.readouterr().out
-    assert not (tmp_path / "last").exists()
-    assert not (tmp_path / "scores").exists()
-    anew.run()
-    assert [record["step"] for record in _records(tmp_path)] == [3, 4]
-    assert trainer(changed, training_data(corpus), tmp_path, seed=5).progress.step == 0
-    assert "trained with another seed" in capsys.readouterr().out
-
-
 def test_damaged_training_state_is_one_line(corpus: Path, tmp_path: Path) -> None:
     config = settings(optim__max_steps=4)
     trainer(config, training_data(corpus), tmp_path).run()
     state = tmp_path / "last" / TENSORS
     state.write_bytes(state.read_bytes()[:-10])
-    (tmp_path / "last" / SUMS).unlink()  # as of a run begun before there were checksums
+    (tmp_path / "last" / SUMS).unlink()  # so that the file itself is read
     with pytest.raises(UserError, match=f"{TENSORS}: damaged or truncated"):
         trainer(config, training_data(corpus), tmp_path)
     (tmp_path / "last" / COUNTERS).write_text("{")
@@ -178,14 +154,16 @@ def test_nan_features_stop_training_and_name_the_utterance(corpus: Path, tmp_pat
     data = training_data(corpus)
     poisoned = _Poisoned(corpus / "dump" / "train", data.train.ids)
     data = TrainingData(data.train, data.dev, poisoned, data.dev_speech)
-    with pytest.raises(UserError, match=rf"the loss is nan at step \d.*{data.train.ids[13]}") as caught:
+    with pytest.raises(
+        UserError, match=rf"data/train: the loss is nan at step \d+. Features are not finite: {data.train.ids[13]}"
+    ) as caught:
         trainer(settings(), data, tmp_path).run()
-    assert sum(name in str(caught.value) for name in data.train.ids) == 1  # that one, not the batch it was in
+    assert sum(name in str(caught.value) for name in data.train.ids) == 1  # not the other utterances of the batch
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "last").exists()
 
 
-def test_the_optimiser_gets_the_scheduled_rate_and_clipped_gradients(
+def test_optimiser_gets_scheduled_rate_and_clipped_gradients(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(optim__max_steps=5, optim__clip_norm=0.01, optim__final_lr=1e-5)
@@ -205,7 +183,7 @@ def test_the_optimiser_gets_the_scheduled_rate_and_clipped_gradients(
 
 
 @pytest.mark.parametrize("learn", [False, True])
-def test_the_temperature_moves_only_where_it_is_learned(corpus: Path, tmp_path: Path, learn: bool) -> None:
+def test_temperature_changes_only_if_it_is_learned(corpus: Path, tmp_path: Path, learn: bool) -> None:
     trainer(settings(model__loss__learn_temperature=learn), training_data(corpus), tmp_path).run()
     scale = read_weights(tmp_path / "last" / WEIGHTS)["loss.log_scale"].exp().item()
     assert (abs(scale - 1 / 0.07) > 1e-3) == learn
@@ -230,7 +208,7 @@ def test_patience_stops_early(corpus: Path, tmp_path: Path, monkeypatch: pytest.
 def test_mixed_precision_rounds_no_input(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feats: str
 ) -> None:
-    """Waveforms, stored states and targets reach the model as they were read, whatever the training precision."""
+    """The training precision does not round waveforms, stored hidden states or targets."""
     seen: list[tuple[Batch, Tensor]] = []
     encoder = load_speech_encoder(SpeechEncoderConfig(str(save_hubert(tmp_path / "hubert"))))
     data = training_data(corpus, feats=feats)
@@ -258,7 +236,7 @@ def test_mixed_precision_rounds_no_input(
         assert torch.equal(target, run._targets[batch.indices])
 
 
-def test_supervision_by_text_puts_each_caption_in_its_images_place(corpus: Path, tmp_path: Path) -> None:
+def test_text_supervision_replaces_images_by_captions(corpus: Path, tmp_path: Path) -> None:
     data = training_data(corpus)
     images = trainer(settings(), data, tmp_path / "image")._targets
     assert torch.equal(images, torch.from_numpy(data.train.images[data.train.utterance_image]))
@@ -277,14 +255,13 @@ def test_supervision_by_text_puts_each_caption_in_its_images_place(corpus: Path,
         trainer(settings(train__supervision="text"), moved, tmp_path / "none")
 
 
-def test_a_batch_of_fewer_utterances_than_processes_is_refused(tmp_path: Path) -> None:
-    data: Any = None
-    fabric: Any = SimpleNamespace(world_size=9)
-    with pytest.raises(UserError, match="data.batch_size: 8 is less than the 9 processes"):
-        Trainer(settings(), data, data, tmp_path, fabric=fabric, seed=0, origin={})
+def test_a_batch_needs_an_utterance_for_each_process() -> None:
+    with pytest.raises(UserError, match="^data.batch_size: 8 is less than the 9 processes. Use at least 9.$"):
+        check_batch_size(8, 9)
+    check_batch_size(2, 2)  # the global batch counts
 
 
-def test_random_spans_lie_within_the_utterance_and_are_no_longer_than_asked() -> None:
+def test_random_spans_fit_the_utterance_and_the_limit() -> None:
     torch.manual_seed(0)
     frames = torch.tensor([4, 30, 1])
     many = torch.stack([random_spans(frames, 30, 1, 6) for _ in range(400)])
@@ -300,8 +277,8 @@ def test_random_spans_lie_within_the_utterance_and_are_no_longer_than_asked() ->
 
 
 @pytest.mark.parametrize("head", ["parallel", "cascaded"])
-def test_stored_features_train_to_the_weights_of_online_ones(clip: OpenClip, tmp_path: Path, head: str) -> None:
-    """fp32 store of exactly what each training batch is encoded to, padding and Base's group norm included; no crop."""
+def test_stored_and_online_features_give_equal_weights(clip: OpenClip, tmp_path: Path, head: str) -> None:
+    """Store in fp32 what the encoder returns for each training batch, so that padding affects both runs alike."""
     encoder = load_speech_encoder(SpeechEncoderConfig(str(save_hubert(tmp_path / "hubert"))))
     for name, images, seed in (("train", 8, 0), ("dev", 4, 1)):
         data = make_data(tmp_path / "data" / name, images=images, each=3, seed=seed)

@@ -1,4 +1,4 @@
-"""A copy of utils/ around a recipe whose stages are stubs: the driver is real, the work takes no time."""
+"""A recipe whose stage scripts are stubs. The driver is real; the stages take no time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Notes its arguments in calls.log, makes what the real script would make, fails where the environment says so.
+# Appends its arguments to calls.log and writes the outputs of the real script. FAIL names the script that fails.
 STUB = """
 import os, sys, time
 from pathlib import Path
@@ -46,9 +46,8 @@ elif name == "extract_features":
         for split in ("train", "dev", "test"):
             make(f"{value('--dump_root')}/{split}/feats.scp", content)
 elif name == "train":
-    resumed = Path(value("--out") + "/last").exists()
-    make(value("--out") + "/last/state", "resumed" if resumed else "fresh")
-    make(value("--out") + "/best/model.safetensors", content)
+    make(value("--out") + "/last/state")
+    make(value("--out") + "/best/model.safetensors", os.environ.get("WEIGHTS", content))
     make(value("--out") + "/best/config.yaml")
 elif name == "score_retrieval":
     make(value("--out") + "/retrieval.json", content)
@@ -65,6 +64,7 @@ elif name == "results":
         make(f"{folder}/figures/training.svg")
         make(f"{folder}/report/index.html")
 """
+SUMMARY = "import sys; print('summary of', *sys.argv[1:])\n"
 DOWNLOAD = """#!/usr/bin/env bash
 set -euo pipefail
 echo "download $*" >>calls.log
@@ -79,13 +79,13 @@ for split in train dev test; do
 done
 """
 SCRIPTS = (
-    "extract_clip_embeddings", "extract_features", "train", "score_retrieval", "score_keywords", "results", "validate_data_dir",
-    "convert_checkpoint", "pack",
+    "extract_clip_embeddings", "extract_features", "train", "score_retrieval", "score_keywords", "results",
+    "validate_data_dir", "convert_checkpoint", "pack",
 )  # fmt: skip
 
 
 class FakeRecipe:
-    """A recipe folder below `root` (a temporary one), made from egs/mini/run.sh as it stands."""
+    """A recipe folder below a temporary ``root``, with the run.sh of egs/mini."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "egs" / "mini"
@@ -110,17 +110,18 @@ class FakeRecipe:
         (package / "__init__.py").write_text("")
         for name in SCRIPTS:
             (package / f"{name}.py").write_text(STUB)
+        (package / "summary.py").write_text(SUMMARY)
         (root / "utils" / "check_config.py").write_text(
             "import sys\nif '--bad.key' in sys.argv:\n    sys.exit('error: unknown configuration key bad.key')\n"
         )
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What run.sh is started with: this Python, and nothing of the caller's recipe."""
+        """Return the environment of run.sh: this Python, without settings of the caller's recipe."""
         kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
         return {**kept, "SPEECHCLIP_PYTHON": sys.executable, **more}
 
     def run(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """./run.sh with these options, to its end."""
+        """Run ./run.sh with these options to its end."""
         return subprocess.run(
             ["./run.sh", *options],
             cwd=self.folder,
@@ -132,7 +133,7 @@ class FakeRecipe:
         )
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen[str]:
-        """./run.sh with these options, in the background, in a process group of its own."""
+        """Start ./run.sh with these options in a process group of its own."""
         return subprocess.Popen(
             ["./run.sh", *options],
             cwd=self.folder,
@@ -141,17 +142,17 @@ class FakeRecipe:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # tests that run in the background are started with it ignored, which a shell cannot undo
+            # a background job starts with SIGINT ignored, and a shell cannot undo that
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
 
     def calls(self) -> list[str]:
-        """The command lines of the stages since the last call of this."""
+        """Return the command lines of the stage scripts since the last call of this method."""
         log = self.folder / "calls.log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
         return lines
 
     def names(self) -> list[str]:
-        """Their first words."""
+        """Return the first words of :meth:`calls`."""
         return [line.split()[0] for line in self.calls()]

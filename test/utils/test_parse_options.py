@@ -1,4 +1,4 @@
-"""utils/parse_options.sh, driven through a small script."""
+"""utils/parse_options.sh in a small script."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SCRIPT = f"""#!/usr/bin/env bash
 set -euo pipefail
 HIDDEN=1
 nj=2            #: number of processes
-force=false     #: run again whatever is up to date, which is a long story told in many words on several lines
-                #: and goes on here
+force=false     #: run again whatever is up to date, a long help text that fills more than one line of a terminal
+                #: and continues here
 max_bad=        #: largest share of bad files
 not_an_option=7 # no mark
 . {ROOT}/utils/parse_options.sh "$@"
@@ -49,7 +49,7 @@ def parse(tmp_path: Path):
         (["--"], "nj=2 force=false max_bad= overrides= n=0"),
     ],
 )
-def test_values(parse, arguments, printed):
+def test_options_set_variables(parse, arguments, printed):
     result = parse(*arguments)
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, printed, "")
 
@@ -67,12 +67,12 @@ def test_values(parse, arguments, printed):
         (["--nj", "two"], "--nj: 'two' is not a whole number"),
         (["--nj", "-1"], "--nj: '-1' is not a whole number"),
         (["--nj="], "--nj: '' is not a whole number"),
-        (["--force", "yes"], "--force: 'yes' is neither true nor false"),
-        (["data/train"], "'data/train' is no option"),
-        (["-n", "3"], "'-n' is no option"),
+        (["--force", "yes"], "--force: 'yes' is not true or false"),
+        (["data/train"], "'data/train' is not an option"),
+        (["-n", "3"], "'-n' is not an option"),
     ],
 )
-def test_mistakes_are_one_line(parse, arguments, reason):
+def test_a_wrong_option_is_one_line(parse, arguments, reason):
     result = parse(*arguments)
     assert result.returncode == 2
     assert result.stdout == ""
@@ -81,13 +81,13 @@ def test_mistakes_are_one_line(parse, arguments, reason):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_help(parse):
+def test_help_prints_options_and_defaults(parse):
     result = parse("--help")
     assert result.returncode == 0
     text = " ".join(result.stdout.split())
     assert "--nj 2 number of processes" in text
     assert '--max_bad "" largest share' in text
-    assert "on several lines and goes on here" in text
+    assert "line of a terminal and continues here" in text
     assert "HIDDEN" not in text
     assert "not_an_option" not in text
     assert max(map(len, result.stdout.splitlines())) <= 80

@@ -1,4 +1,4 @@
-"""utils/run_jobs.py and utils/torchrun.py: jobs here and through a stand-in for Slurm, and training as processes."""
+"""utils/run_jobs.py and utils/torchrun.py: local jobs, jobs through a stand-in for Slurm, and training processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fake_recipe
 import pytest
 
 RUN_JOBS, TORCHRUN = (fake_recipe.ROOT / "utils" / name for name in ("run_jobs.py", "torchrun.py"))
-# A job notes that it ran; job 2 fails as many times as the file "failures" says.
+# Each job writes that it ran. Job 2 fails as often as the number in the file "failures".
 JOB = """
 import os, sys
 from pathlib import Path
@@ -29,7 +29,7 @@ if number == 2 and left.exists() and int(left.read_text()):
     sys.exit(3)
 print(f"shard {number}: 7 utterances")
 """
-# What sbatch does with a script: the options of its head, a task for each number of the array, the worst status.
+# A stand-in for sbatch: reads the options of the script, runs a task for each number, and returns the worst status.
 SBATCH = f"""#!{sys.executable}
 import os, re, subprocess, sys
 assert sys.argv[1:3] == ["--wait", "--parsable"], sys.argv
@@ -70,13 +70,13 @@ def _ran(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
-def test_a_failed_job_is_run_again_and_a_finished_one_is_not(tmp_path: Path, launcher: str) -> None:
+def test_only_failed_jobs_run_again(tmp_path: Path, launcher: str) -> None:
     _program(tmp_path / "bin", "sbatch", SBATCH)
     (tmp_path / "failures").write_text("2")
     ended = _run(tmp_path, "--launcher", launcher, "--jobs", "3")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert _ran(tmp_path) == [1, 2, 2, 2, 3]
-    reason = "status 3" if launcher == "local" else "no success of its task"
+    reason = "status 3" if launcher == "local" else "its task did not succeed"
     said = f"job 2 of 3 failed ({reason}), trying again; log/x.2.log: error: shard 2: no good\n"
     assert ended.stdout.count(said) == 2
     assert "job 2 of 3: shard 2: 7 utterances\n" in ended.stdout
@@ -87,7 +87,7 @@ def test_a_failed_job_is_run_again_and_a_finished_one_is_not(tmp_path: Path, lau
 
 
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
-def test_a_job_that_goes_on_failing_is_given_up(tmp_path: Path, launcher: str) -> None:
+def test_a_job_that_fails_every_time_is_given_up(tmp_path: Path, launcher: str) -> None:
     _program(tmp_path / "bin", "sbatch", SBATCH)
     (tmp_path / "failures").write_text("9")
     ended = _run(tmp_path, "--launcher", launcher, "--jobs", "2", "--retries", "1")
@@ -96,7 +96,7 @@ def test_a_job_that_goes_on_failing_is_given_up(tmp_path: Path, launcher: str) -
     assert ended.stdout.splitlines()[-1].endswith("given up; log/x.2.log: error: shard 2: no good")
 
 
-def test_a_dry_run_prints_what_is_submitted_word_by_word(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_submitted_script(tmp_path: Path) -> None:
     _program(tmp_path / "bin", "sbatch", SBATCH)
     options = ["--launcher", "slurm", "--jobs", "2", "--options=--partition=gpu --time=4:00:00"]
     ended = _run(tmp_path, *options, "--dry_run")
@@ -119,13 +119,13 @@ def test_a_dry_run_prints_what_is_submitted_word_by_word(tmp_path: Path) -> None
     assert submitted[:-1] == ended.stdout.splitlines()[:-1]
 
 
-def test_without_sbatch_it_is_told(tmp_path: Path) -> None:
+def test_a_missing_sbatch_is_one_line(tmp_path: Path) -> None:
     ended = _run(tmp_path, "--launcher", "slurm", "--jobs", "2", PATH=str(tmp_path))
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: sbatch: no such program")
+    assert ended.stderr.startswith("error: sbatch: is not a program. Run on a cluster machine")
 
 
-def test_jobs_share_the_cores_unless_the_user_has_said(tmp_path: Path) -> None:
+def test_jobs_share_the_cores_by_default(tmp_path: Path) -> None:
     _run(tmp_path, "--jobs", "1")
     cores = len(os.sched_getaffinity(0))
     assert (tmp_path / "ran").read_text() == f"1 {cores}\n"
@@ -133,12 +133,12 @@ def test_jobs_share_the_cores_unless_the_user_has_said(tmp_path: Path) -> None:
     assert (tmp_path / "ran").read_text().endswith("1 7\n")
 
 
-# of two jobs the first saves, the second as the test says
+# the first of two jobs saves; the parameter decides about the second
 SAVING = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(75)); "
 
 
 @pytest.mark.parametrize("second", [SAVING, ""], ids=["saves", "does not"])
-def test_sigterm_ends_the_jobs_and_is_passed_on_as_saved_where_all_have(tmp_path: Path, second: str) -> None:
+def test_sigterm_exits_with_75_only_if_all_jobs_saved(tmp_path: Path, second: str) -> None:
     note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     sleeper = f"import sys\nif '1' in sys.argv[1]: {SAVING}\nelse: {second or 'pass'}\n{note}"
     command = [sys.executable, str(RUN_JOBS), "--jobs", "2", "--log", "JOB.log", "--", sys.executable, "-c", sleeper]
@@ -163,7 +163,7 @@ def test_the_recipe_submits_stage_2_to_slurm(tmp_path: Path) -> None:
     before = sorted(recipe.folder.rglob("*"))
     dry = recipe.run("--nj", "3", "--dry_run", "true", PATH=path)
     assert dry.returncode == 0, dry.stderr
-    assert sorted(recipe.folder.rglob("*")) == before  # nothing run, nothing written
+    assert sorted(recipe.folder.rglob("*")) == before  # nothing ran, nothing was written
     script = dry.stdout[dry.stdout.index("#!/usr") : dry.stdout.index("stage 3")]
     assert "#SBATCH --array=1,2,3\n" in script and "#SBATCH --partition=cpu\n" in script
     assert '--jobs 3 --job "$SLURM_ARRAY_TASK_ID"\n' in script
@@ -172,7 +172,7 @@ def test_the_recipe_submits_stage_2_to_slurm(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     names = [line for line in recipe.calls() if line.startswith("extract_features")]
     assert [line.rpartition(" ")[2] for line in names] == ["1", "2", "3", "0"]
-    again = recipe.run("--nj", "2", "--stop_stage", "2", PATH=path)  # what it is split over changes nothing in it
+    again = recipe.run("--nj", "2", "--stop_stage", "2", PATH=path)  # the number of jobs is not an input
     assert again.stdout.count("up to date") == 3
 
 
@@ -201,7 +201,7 @@ def _torchrun(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subp
     )  # fmt: skip
 
 
-def test_torchrun_starts_processes_and_passes_a_failure_on(tmp_path: Path) -> None:
+def test_torchrun_passes_on_a_failure(tmp_path: Path) -> None:
     process = _torchrun(tmp_path, "--ngpu", "2", "--num_nodes", "1", "--endpoint", "", "--out", "a b")
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
@@ -209,12 +209,12 @@ def test_torchrun_starts_processes_and_passes_a_failure_on(tmp_path: Path) -> No
     process = _torchrun(tmp_path, "--ngpu", "2", "--num_nodes", "1", "--endpoint", "", "fail")
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 9
-    assert re.search(r"^error: process [01] of the training ended with status 9$", errors, re.MULTILINE)
+    assert re.search(r"^error: training process [01] ended with status 9$", errors, re.MULTILINE)
     assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_a_stop_through_torchrun_has_the_status_of_one_that_saved(tmp_path: Path, whole_group: bool) -> None:
+def test_torchrun_exits_with_75_after_sigterm(tmp_path: Path, whole_group: bool) -> None:
     process = _torchrun(tmp_path, "--ngpu", "2", "--num_nodes", "1", "--endpoint", "", "wait")
     deadline = time.monotonic() + 60
     while not all((tmp_path / f"ready{rank}").exists() for rank in (0, 1)):
@@ -225,7 +225,7 @@ def test_a_stop_through_torchrun_has_the_status_of_one_that_saved(tmp_path: Path
     assert process.returncode == 75
 
 
-def test_machines_meet_at_the_endpoint(tmp_path: Path) -> None:
+def test_machines_find_each_other_at_the_endpoint(tmp_path: Path) -> None:
     """Two machines with two processes each, started by a stand-in for srun."""
     _program(tmp_path / "bin", "srun", SRUN)
     with socket.socket() as free:
@@ -238,7 +238,7 @@ def test_machines_meet_at_the_endpoint(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("rank*")) == [f"rank{rank}of4" for rank in range(4)]
 
 
-def test_a_machine_outside_slurm_wants_an_endpoint(tmp_path: Path) -> None:
+def test_an_endpoint_is_needed_outside_slurm(tmp_path: Path) -> None:
     process = _torchrun(tmp_path, "--ngpu", "1", "--num_nodes", "2", "--endpoint", "")
-    assert process.communicate()[1].startswith("error: --endpoint: HOST:PORT of the first machine is needed")
+    assert process.communicate()[1].startswith("error: --endpoint: is empty, and this is not a Slurm job")
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""utils/stamp.py, where the driver's tests do not show it."""
+"""utils/stamp.py: outputs reach the disk before the stamp, and later stages see only what they depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import fake_recipe
 import pytest
 
 
-def test_done_means_on_the_disk(tmp_path: Path, synced: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stamp_is_written_after_its_outputs(
+    tmp_path: Path, synced: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "made").write_text("x")
     (tmp_path / "folder").mkdir()
     stamp = tmp_path / ".done" / "2_features"
@@ -22,3 +24,31 @@ def test_done_means_on_the_disk(tmp_path: Path, synced: list[Path], monkeypatch:
     assert stamp.is_file()
     made, temporary = synced
     assert made == tmp_path / "made" and temporary.parent == stamp.parent and temporary.name.startswith(".2_features.")
+
+
+@pytest.mark.parametrize(
+    ("changed", "unchanged"),
+    [
+        ("value\tlr=2", False), ("aside\tmirror=b", True), ("value\tlr=2\nlater\toutputs", True),
+        ("file\tscript.sh", False), ("script\tscript.sh", True), ("file\tscript.sh\nlater\toutputs", True),
+    ],
+)  # fmt: skip
+def test_later_stages_see_inputs_unless_they_are_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, unchanged: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stamp = runpy.run_path(str(fake_recipe.ROOT / "utils" / "stamp.py"))
+
+    def outcome(lines: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["stamp.py", "write", "1_stage"])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"output\tmade\n{lines}\n"))
+        assert stamp["main"]() == 0
+        return str(stamp["outcome"](tmp_path / "1_stage"))
+
+    (tmp_path / "made").write_text("x")
+    (tmp_path / "script.sh").write_text("one")
+    before = outcome(changed.replace("lr=2", "lr=1").replace("mirror=b", "mirror=a"))
+    (tmp_path / "script.sh").write_text("two")
+    assert (outcome(changed) == before) == unchanged
+    (tmp_path / "made").write_text("y")
+    assert outcome(changed) != before  # outputs always count
