@@ -147,7 +147,9 @@ CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "others", "names"), CHANGED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("changes", "others", "names"), CHANGED, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+)
 def test_a_changed_input_starts_over_and_keeps_the_weights(
     corpus: Path, run: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], others: dict[str, Any],
     names: str,
@@ -247,7 +249,9 @@ FAILING: list[tuple[dict[str, Any], Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "change", "problem"), FAILING, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("changes", "change", "problem"), FAILING, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+)
 def test_a_start_that_fails_leaves_a_finished_run_untouched(
     corpus: Path, run: Path, changes: dict[str, Any], change: Any, problem: str
 ) -> None:
