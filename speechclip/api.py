@@ -58,7 +58,8 @@ class SpeechCLIP:
         """Load a model with its frozen encoders.
 
         Args:
-            path: a checkpoint folder, a published SpeechCLIP ``.ckpt``, or the id of a model on the hub.
+            path: a checkpoint folder, a published SpeechCLIP ``.ckpt``, the name of a published model (see
+                `speechclip models`), "mini", or the id of a model on the hub.
             device: "cpu" or "cuda".
             clip: path of the CLIP that belongs to a ``.ckpt``; None for OpenAI's, downloaded by name; "" for none
                 (parallel head).

@@ -11,16 +11,16 @@ from speechclip.common.arguments import ArgumentParser
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read a Lightning .ckpt without running anything in it and write a checkpoint folder with its HuBERT."""
+    """Read a Lightning .ckpt, without executing code of the file, and write a checkpoint folder with its HuBERT."""
     parser = ArgumentParser(prog="convert_checkpoint", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a published .ckpt")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="published .ckpt")
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
         "--clip",
         default=None,
         metavar="PATH",
-        help="the CLIP it was trained with: folder, file or NAME:PRETRAINED; by default OpenAI's of its width; empty "
-        "leaves it out (parallel head)",
+        help="CLIP of the checkpoint: folder, file or NAME:PRETRAINED. Without this option, OpenAI's of the same width; "
+        "empty for none (parallel head)",
     )
     args = parser.parse_args(argv)
 
@@ -48,12 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.trained_state(),
         config,
         origin,
-        extra=lambda folder: save_speech_encoder(
-            encoder.model, bool(config.model.speech_encoder.normalize), folder / SPEECH_ENCODER
-        ),
+        extra=lambda folder: save_speech_encoder(encoder.model, published.encoder_normalize, folder / SPEECH_ENCODER),
     )
     used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
-    print(f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,")
+    print(f"{args.checkpoint}: {config.model.head.name} head. All tensors are accounted for: {used} trained,")
     print(f"  {total - used} frozen, {len(published.table)} subword rows, {len(published.dropped)} dropped copies")
     print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters")
 

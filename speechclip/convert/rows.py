@@ -12,7 +12,9 @@ from speechclip.common.errors import UserError
 
 
 def match_rows(reduced: Tensor, full: Tensor, source: str) -> tuple[int, ...]:
-    """Return the index of the row of ``full`` that equals each row of ``reduced``. All bits must agree, except of zeros.
+    """Return the index of the row of ``full`` that equals each row of ``reduced``.
+
+    All bits must be equal. Only the signs of zeros may differ.
 
     Args:
         reduced: [V, D], the reduced table.

@@ -24,7 +24,7 @@ from torch import Tensor
 from speechclip.common.errors import UserError
 from speechclip.convert.unpickle import Name, Record, Unpickler
 
-#: Prefixes of classes in the files of trainers and of TorchScript. Their objects are read as dictionaries of their attributes.
+#: Prefixes of classes in files of trainers and of TorchScript. Objects become dictionaries of their attributes.
 RECORDS = (
     "__torch__.", "argparse.Namespace", "avssl.", "easydict.", "fairseq.", "hydra.", "numpy.", "omegaconf.", "pathlib.",
     "pytorch_lightning.", "lightning.", "lightning_fabric.", "torch.nn.modules.", "torch.optim.", "typing.", "enum.",

@@ -198,7 +198,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 
 
 def _hashed(items: list[Any]) -> list[Any]:
-    """Return the items if they may be keys. The hash of a tuple that holds one tuple twice, and so on, takes forever."""
+    """Return the items if they may be keys. The hash of nested tuples can take forever."""
     for item in items:
         if isinstance(item, (tuple, frozenset)) and any(isinstance(part, (tuple, frozenset)) for part in item):
             raise TypeError("a key is a nested container")

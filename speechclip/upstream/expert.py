@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,13 @@ def _load(ckpt: str | Path, model_config: str | None) -> SpeechNetwork:
         if model_config is not None:
             raise UserError(f"{model_config}: a configuration goes with a checkpoint folder; {ckpt} is a file")
         return load_published_states(ckpt)
-    folder, _, _ = read_checkpoint(ckpt)
-    layers = [folder / SETTINGS] + ([Path(model_config)] if model_config is not None else [])
-    return load_model(folder, with_clip=False, config=load(layers))  # a cascaded head brings its CLIP all the same
+    folder, _, origin = read_checkpoint(ckpt)
+    config = load([folder / SETTINGS] + ([Path(model_config)] if model_config is not None else []))
+    if origin.get("published", {}).get("normalize_waveform"):
+        # A converted SpeechCLIP+ Base. The authors' feature extraction for s3prl reads raw waveforms.
+        encoder = dataclasses.replace(config.model.speech_encoder, normalize=None)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, speech_encoder=encoder))
+    return load_model(folder, with_clip=False, config=config)  # a cascaded head brings its CLIP all the same
 
 
 def _check_scale(wave: Tensor) -> None:
