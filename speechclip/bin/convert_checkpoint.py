@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--clip",
         default=None,
         metavar="PATH",
-        help="CLIP of the checkpoint: folder, file or NAME:PRETRAINED. Without this option, OpenAI's of the same width; "
+        help="CLIP of the checkpoint: folder, file or NAME:PRETRAINED. Default: OpenAI's of the same width; "
         "empty for none (parallel head)",
     )
     args = parser.parse_args(argv)

@@ -102,7 +102,7 @@ PUBLISHED_MODELS = {
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """Return the published model of a name, with or without "speechclip_" in front; None if there is no such model."""
+    """Return the published model of a name, with or without "speechclip_" in front; None for other names."""
     return PUBLISHED_MODELS.get(name.removeprefix(PREFIX))
 
 

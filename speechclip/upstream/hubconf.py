@@ -3,8 +3,9 @@
 ``speechclip_<head>_<model>`` stands for a checkpoint published by the authors (Shih et al. 2022; Wang et al. 2024),
 Flickr8k's, and with ``_coco`` SpokenCOCO's. It is downloaded once into the cache of
 :mod:`speechclip.checkpoint.published`; ``ckpt`` names a file or folder to take instead. ``speechclip_local`` takes any
-checkpoint of this project or a published one, ``speechclip_url`` an address of one. ``speechclip_encoder_local`` leaves the head's layer out: the same encoder on the same waveforms, the
-baseline of a comparison.
+checkpoint of this project or a published one, ``speechclip_url`` an address of one.
+``speechclip_encoder_local`` leaves the head's layer out: the same encoder on the same waveforms, the baseline of a
+comparison.
 """
 
 from __future__ import annotations
