@@ -151,7 +151,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("cut_weights", "parallel", lambda f: _cut(f / WEIGHTS), f"{WEIGHTS}: damaged or truncated"),
     ("no_provenance", "parallel", lambda f: (f / PROVENANCE).unlink(), f"{PROVENANCE}: is missing"),
     ("cut_provenance", "parallel", lambda f: _cut(f / PROVENANCE), f"{PROVENANCE}: not valid JSON"),
-    ("list_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("[]"), f"{PROVENANCE}: a JSON object is needed"),
+    ("list_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("[]"), f"{PROVENANCE}: a JSON object is"),
     ("empty_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("{}"), f"{PROVENANCE}: damaged: dimensions"),
     (
         "odd_dimensions", "parallel", lambda f: _edit(f, lambda o: o["dimensions"].update(depth=3)),
@@ -167,7 +167,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ),
     ("head", "parallel", lambda f: _replace(f / SETTINGS, "name: parallel", "name: cascaded"), VOCABULARY),
     ("other", "cascaded", lambda f: _replace(f / SETTINGS, "name: cascaded", "name: parallel"), "head.cls is [3, "),
-    ("missing_tensor", "parallel", lambda f: _weights(f, lambda t: t.pop("head.cls")), "the tensor head.cls is missing"),
+    ("missing_tensor", "parallel", lambda f: _weights(f, lambda t: t.pop("head.cls")), "tensor head.cls is missing"),
     (
         "unknown_tensor", "parallel", lambda f: _weights(f, lambda t: t.update({"head.extra": torch.ones(1)})),
         "the tensor head.extra is unknown: a checkpoint of another head",
