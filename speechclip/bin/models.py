@@ -15,7 +15,7 @@ COLUMNS = ("name", "size", "corpus", "published", "cache")
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one line for each name that SpeechCLIP.from_pretrained accepts."""
-    parser = ArgumentParser(prog="models", description=__doc__)
+    parser = ArgumentParser(prog="speechclip models", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON with the address of each model")
     args = parser.parse_args(argv)
 

@@ -146,7 +146,7 @@ def read_hubert(path: str | Path) -> tuple[Any, bool]:
     content = read_torch_file(path)
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: not a fairseq checkpoint: no tensors under 'model'")
+        raise UserError(f"{path}: not a fairseq checkpoint: 'model' is missing")
     if any(name.startswith("w2v_encoder.") for name in tensors):
         raise UserError(f"{path}: a fine-tuned checkpoint. Give the pretrained HuBERT.")
     settings, task = _section(content, "model"), _section(content, "task")

@@ -60,7 +60,7 @@ def read_torch_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: the file is missing")
+        raise UserError(f"{path}: is missing")
     if zipfile.is_zipfile(path):
         return _Archive(path).read()
     with path.open("rb") as stream:

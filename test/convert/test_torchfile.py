@@ -181,13 +181,13 @@ def archived(path: Path, pickled: bytes) -> Path:
     return path
 
 
-KEY_BOMB = b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))  # a pair of the last pair
+KEY_BOMB = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))  # a pair of the last pair
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x80\x02})q\x00" + KEY_BOMB + b"K\x01s.", "a key is a nested container"),
+        (b"\x80\x02}()q\x00" + KEY_BOMB + b"K\x01u.", "a key is a nested container"),
         (b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.", "a key is a nested container"),
         (b"\x80\x02c__builtin__\nbytearray\n\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"\x85R.", "bytearray"),
     ],
@@ -255,7 +255,7 @@ def test_reader_refuses_other_files(tmp_path: Path) -> None:
         ("text", "pickle"),
         ("pickle", "not written by torch"),
         ("zip", "data.pkl is missing"),
-        ("no", "the file is missing"),
+        ("no", "no: is missing"),
     ):
         with pytest.raises(UserError, match=message):
             read_torch_file(tmp_path / name)
