@@ -184,7 +184,8 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
 def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "Recall in percent. An utterance is to find its image among all images of the set. An image is to find any of",
-        "its utterances. A caption is that of the utterance, or any of the image if the row says so. Ties count as errors.",
+        "its utterances. A caption is that of the utterance, or any of the image if the row says so.",
+        "Ties count as errors.",
         "",
         "| direction | R@1 | R@5 | R@10 | queries | gallery |",
         "|---|---:|---:|---:|---:|---:|",

@@ -157,7 +157,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], Any], str]] = [
         "odd_dimensions", "parallel", lambda f: _edit(f, lambda o: o["dimensions"].update(depth=3)),
         f"{PROVENANCE}: damaged: dimensions",
     ),
-    ("no_settings", "parallel", lambda f: (f / SETTINGS).unlink(), f"{SETTINGS}: no such configuration file"),
+    ("no_settings", "parallel", lambda f: (f / SETTINGS).unlink(), f"{SETTINGS}: is missing"),
     ("settings", "parallel", lambda f: _replace(f / SETTINGS, "dropout", "dropuot"), "unknown configuration key"),
     ("cut_vocabulary", "cascaded", _last_line, f"{VOCABULARY}: "),
     ("no_vocabulary", "cascaded", lambda f: (f / VOCABULARY).unlink(), f"best/{VOCABULARY}: is missing"),

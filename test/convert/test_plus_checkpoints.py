@@ -28,6 +28,7 @@ from speechclip.api import SpeechCLIP
 from speechclip.bin.convert_checkpoint import main as convert
 from speechclip.checkpoint.pretrained import load_published_states
 from speechclip.common.errors import UserError
+from speechclip.config import published_config
 from speechclip.convert.reader import read_published
 from speechclip.upstream.expert import UpstreamExpert
 
@@ -222,6 +223,17 @@ def test_plus_reader_names_unfit_tensor(
 def test_plus_reader_takes_attention_heads_from_settings(tmp_path: Path, head: str) -> None:
     path = save_checkpoint_file(tmp_path / "plus.ckpt", state_dict(head, reduced_ids()), nhead=4)
     assert read_published(path).config.head.attention_heads == 4
+
+
+@pytest.mark.parametrize("item", NINE, ids=NAMES)
+def test_published_settings_agree_with_the_files(item: Published) -> None:
+    size, corpus = "large" if item.large else "base", {"flickr": "flickr8k", "coco": "spokencoco"}[item.corpus]
+    model = published_config(size, item.head, corpus).model
+    assert (model.head.name, model.head.attention_heads, model.head.projection_layers, model.head.block) == (
+        item.head, item.heads, item.layers, item.block
+    )  # fmt: skip
+    assert model.loss.learn_temperature is item.learned
+    assert model.speech_encoder.state_norm is (item.large and item.head == "hybrid")
 
 
 def test_transformer_block_gives_states_before_last_norm(tmp_path: Path) -> None:
