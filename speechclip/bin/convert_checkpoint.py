@@ -7,13 +7,16 @@ from pathlib import Path
 
 from speechclip.bin import stage_script
 from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import UserError
 
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Read a Lightning .ckpt, without executing code of the file, and write a checkpoint folder with its HuBERT."""
     parser = ArgumentParser(prog="convert_checkpoint", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="published .ckpt")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="published .ckpt, or a name of speechclip models"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
         "--clip",
@@ -27,18 +30,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     import dataclasses
 
     from speechclip.checkpoint.folder import save_checkpoint
-    from speechclip.checkpoint.pretrained import SPEECH_ENCODER, converted_config, load_published, save_speech_encoder
+    from speechclip.checkpoint.pretrained import (
+        SPEECH_ENCODER,
+        converted_config,
+        load_published,
+        published_file,
+        save_speech_encoder,
+    )
     from speechclip.common.provenance import provenance
     from speechclip.config import Config, DataConfig
 
-    model, published = load_published(args.checkpoint, clip=args.clip)
+    file = published_file(args.checkpoint)
+    if file is None:
+        raise UserError(
+            f"{args.checkpoint}: neither a file nor a published model. `speechclip models` lists the models."
+        )
+    model, published = load_published(file, clip=args.clip)
     assert model.speech_encoder is not None
     encoder = model.speech_encoder
     config = Config(model=converted_config(model.config), data=DataConfig(feats="online"))
     origin = {
         **provenance(command=None, seed=None, data=[]),
         **model.count_parameters(),
-        "converted_from": Path(args.checkpoint).name,
+        "converted_from": file.name,
         "published": published.facts,
     }
     encoder.description["path"] = SPEECH_ENCODER

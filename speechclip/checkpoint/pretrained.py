@@ -49,12 +49,10 @@ def load_pretrained(path: str | Path, *, clip: str | None = None) -> SpeechNetwo
         UserError: an encoder is missing or has other weights.
     """
     name = str(path)
-    if Path(path).is_file():
-        return load_published(path, clip=clip)[0]
     if find_checkpoint(Path(path)) is not None:
         return load_model(path)
-    if published := find_published(name):
-        return load_published(download_published(published), clip=clip)[0]
+    if file := published_file(path):
+        return load_published(file, clip=clip)[0]
     if name == MINI:
         return load_model(mini_folder())
     if not Path(path).exists():
@@ -82,6 +80,21 @@ def mini_folder() -> Path:
     if not (folder / WEIGHTS).is_file():
         raise MissingFileError(folder / WEIGHTS)
     return folder
+
+
+def published_file(path: str | Path) -> Path | None:
+    """Return the file of a published checkpoint, or None if the path is neither a file nor a published name.
+
+    Args:
+        path: the file, or the name of a published model, which is downloaded.
+
+    Raises:
+        UserError: the file cannot be downloaded.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    model = find_published(str(path))
+    return None if model is None else download_published(model)
 
 
 def download_published(model: PublishedModel) -> Path:

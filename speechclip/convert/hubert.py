@@ -157,13 +157,15 @@ def read_hubert(path: str | Path) -> tuple[Any, bool]:
 
 def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a section of the checkpoint's configuration, empty if it is missing. ``args`` of older files is flat."""
-    cfg = content.get("cfg")
-    section = cfg.get(name) if isinstance(cfg, dict) else content.get("args")
-    if isinstance(section, dict) and isinstance(section.get("_content"), dict):  # an omegaconf container
-        section = {key: _plain(value) for key, value in section["_content"].items()}
-    return section if isinstance(section, dict) else {}
+    cfg = _unwrapped(content.get("cfg"))
+    section = _unwrapped(cfg.get(name) if isinstance(cfg, dict) else content.get("args"))
+    return {key: _unwrapped(value) for key, value in section.items()} if isinstance(section, dict) else {}
 
 
-def _plain(value: Any) -> Any:
-    """Return the value of an omegaconf node that was read as a dictionary of its attributes."""
-    return value["_val"] if isinstance(value, dict) and "_val" in value else value
+def _unwrapped(value: Any) -> Any:
+    """Return the content of an omegaconf container or node that was read as a dictionary of its attributes."""
+    if isinstance(value, dict):
+        if isinstance(value.get("_content"), dict):
+            return value["_content"]
+        return value.get("_val", value)
+    return value

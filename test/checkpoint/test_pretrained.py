@@ -17,6 +17,7 @@ from fixtures import wave, whole_model
 from published_files import reduced_ids, save_checkpoint_file, state_dict
 
 from speechclip.api import SpeechCLIP
+from speechclip.bin.convert_checkpoint import main as convert
 from speechclip.bin.models import main as list_models
 from speechclip.checkpoint import pretrained, published
 from speechclip.checkpoint.folder import save_checkpoint
@@ -111,6 +112,17 @@ def test_from_pretrained_downloads_a_name_once(server: Server, tmp_path: Path) -
         assert torch.equal(SpeechCLIP.from_pretrained(name, clip="").encode_speech(WAVES), expected)
     assert server.ranges == [""]
     assert cached_file(PUBLISHED_MODELS[NAME]) == tmp_path / "cache" / NAME / "val_recall_mean_1=36.0100.ckpt"
+
+
+def test_convert_checkpoint_takes_a_name(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(["--checkpoint", NAME, "--out", str(tmp_path / "out"), "--clip", ""])
+    origin = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert origin["converted_from"] == "val_recall_mean_1=36.0100.ckpt"
+    expected = SpeechCLIP.from_pretrained(NAME, clip="").encode_speech(WAVES)
+    assert torch.equal(SpeechCLIP.from_pretrained(tmp_path / "out").encode_speech(WAVES), expected)
+    with pytest.raises(SystemExit):
+        convert(["--checkpoint", "none.ckpt", "--out", str(tmp_path / "other")])
+    assert "error: none.ckpt: neither a file nor a published model." in capsys.readouterr().err
 
 
 def test_every_published_name_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,28 @@ def test_hubert_shape_follows_tensors_without_settings(tmp_path: Path, large: bo
     assert (config.do_stable_layer_norm, config.conv_bias, loaded.normalize) == (large, large, large)
     assert torch.isfinite(loaded(WAVES).states).all()
     assert encoder(tmp_path / "h.pt", normalize=not large).normalize is not large
+
+
+def omegaconf_settings(values: dict[str, Any]) -> Any:
+    return pytest.importorskip("omegaconf", reason="extra 'fairseq' is not installed").OmegaConf.create(values)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalised"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda model, task: {"cfg": {"model": model, "task": task}},
+        lambda model, task: {"cfg": omegaconf_settings({"model": model, "task": task})},
+        lambda model, task: {"cfg": {"model": omegaconf_settings(model), "task": omegaconf_settings(task)}},
+        lambda model, task: {"args": argparse.Namespace(**model, **task), "cfg": None},
+    ],
+    ids=["dictionary", "omegaconf", "omegaconf sections", "namespace"],
+)
+def test_hubert_reader_follows_settings(tmp_path: Path, settings: Any, normalize: bool) -> None:
+    content = settings({"encoder_attention_heads": 2}, {"normalize": normalize})
+    torch.save({"model": hubert_tensors(), **content}, tmp_path / "h.pt")
+    loaded = encoder(tmp_path / "h.pt")
+    assert (loaded.model.config.num_attention_heads, loaded.normalize) == (2, normalize)
 
 
 @pytest.mark.parametrize(
