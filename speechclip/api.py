@@ -58,7 +58,8 @@ class SpeechCLIP:
         """Load a model with its frozen encoders.
 
         Args:
-            path: a checkpoint folder, a published SpeechCLIP ``.ckpt``, or the id of a model on the hub.
+            path: a checkpoint folder, a published SpeechCLIP ``.ckpt``, the name of a published model (see
+                `speechclip models`), "mini", or the id of a model on the hub.
             device: "cpu" or "cuda".
             clip: path of the CLIP that belongs to a ``.ckpt``; None for OpenAI's, downloaded by name; "" for none
                 (parallel head).
@@ -164,7 +165,10 @@ class SpeechCLIP:
 
     @torch.no_grad()
     def hidden_states(self, waves: Wave | Sequence[Wave]) -> tuple[list[Tensor], Tensor]:
-        """Return what the s3prl upstream returns, for one padded batch: see :meth:`SpeechNetwork.hidden_states`."""
+        """Return the hidden states of one padded batch, as the s3prl upstream: see :meth:`SpeechNetwork.hidden_states`.
+
+        They differ for SpeechCLIP+ Base: this method normalises its waveforms, the upstream does not.
+        """
         return self.network.hidden_states(self._tensors(waves))
 
     def _check_branch(self, branch: str | None) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "report": Command("speechclip.bin.report", "write the HTML page of a run, or of two runs side by side"),
     "index": Command("speechclip.bin.index", "index images, so that they can be searched by voice"),
     "search": Command("speechclip.bin.search", "find images with a recording"),
+    "models": Command("speechclip.bin.models", "list the published models and those in the cache"),
     "serve": Command("speechclip.bin.serve", "serve a local page for searching by voice"),
 }
 

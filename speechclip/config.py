@@ -139,6 +139,8 @@ class HeadConfig:
     Attributes:
         name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, or a head that a module of
             speechclip/model/heads registers.
+        block: of a head with keywords: "attention", or "transformer" for a whole transformer layer and one more
+            LayerNorm (COCO's Large Hybrid).
         attention_heads: heads of the self-attention.
         dropout: dropout of attention and feed-forward.
         input_dropout: dropout on the weighted sum of hidden states.
@@ -150,6 +152,7 @@ class HeadConfig:
     """
 
     name: str = "parallel"
+    block: Literal["attention", "transformer"] = "attention"
     attention_heads: int = bounded(8, AT_LEAST_ONE)
     dropout: float = bounded(0.1, PROBABILITY)
     input_dropout: float = bounded(0.0, PROBABILITY)

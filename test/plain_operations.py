@@ -1,4 +1,4 @@
-"""What a published checkpoint computes, by plain tensor operations on its own tensors, one utterance at a time."""
+"""Plain tensor operations on the tensors of a published checkpoint, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import layer_norm, normalize
 def attend(
     tokens: torch.Tensor, state: dict[str, torch.Tensor], name: str, heads: int, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Multi-head self-attention by plain operations. tokens [S, d], mask [S] or [S, S], True where not to look."""
+    """Apply multi-head self-attention to tokens [S, d]. The mask, [S] or [S, S], is True at hidden positions."""
     q, k, v = (tokens @ state[f"{name}.in_proj_weight"].T + state[f"{name}.in_proj_bias"]).chunk(3, dim=-1)
     size = tokens.shape[1] // heads
     outputs = []
@@ -32,7 +32,7 @@ def linear(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> torch.
 
 
 def mixed(states: torch.Tensor, state: dict[str, torch.Tensor], large: bool) -> torch.Tensor:
-    """[L, T, d] to [T, d]."""
+    """Return the weighted sum [T, d] of hidden states [L, T, d]."""
     weights = state["audio_encoder.weightedsum_layer.weights"].softmax(0)
     if large:
         states = layer_norm(states, states.shape[-1:])
@@ -40,7 +40,7 @@ def mixed(states: torch.Tensor, state: dict[str, torch.Tensor], large: bool) -> 
 
 
 def read_by_clip(keywords: torch.Tensor, full: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Keyword embeddings [K, D] between SOT and EOT through CLIP's text transformer, by plain operations."""
+    """Apply CLIP's text transformer to keyword embeddings [K, D] between SOT and EOT."""
     table = full["token_embedding.weight"]
     x = torch.cat([table[SUBWORDS - 2 : SUBWORDS - 1], keywords, table[SUBWORDS - 1 :]])
     x = x + full["positional_embedding"][: len(x)]
@@ -52,7 +52,7 @@ def read_by_clip(keywords: torch.Tensor, full: dict[str, torch.Tensor]) -> torch
 
 
 def nearest_ids(vectors: torch.Tensor, ids: list[int]) -> list[int]:
-    """Ids of the subwords nearest to keyword vectors, special tokens excluded."""
+    """Return the ids of the subwords nearest to keyword vectors, without special tokens."""
     table = clip_tensors()["token_embedding.weight"][ids]
     cosines = normalize(vectors, dim=-1) @ normalize(table, dim=-1).T
     special = torch.tensor([token in (0, SUBWORDS - 2, SUBWORDS - 1) for token in ids])

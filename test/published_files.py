@@ -1,4 +1,4 @@
-"""Files in the formats SpeechCLIP, HuBERT and CLIP were published in, with small random weights, for tests."""
+"""Small random files in the published formats of SpeechCLIP, HuBERT and CLIP, for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLUS = ("hybrid", "cascaded_plus", "hybrid_plus")
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int, scale: float = 0.3) -> dict[str, Tensor]:
-    """Random tensors, exact in half precision, as CLIP's are; LayerNorm scales around one."""
+    """Return random tensors that half precision represents exactly, as those of CLIP. LayerNorm scales are around 1."""
     generator = torch.Generator().manual_seed(seed)
     made = {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
     return {
@@ -28,7 +28,7 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int, scale: float =
 
 
 def hubert_tensors(*, large: bool = False, seed: int = 1) -> dict[str, Tensor]:
-    """A HuBERT under fairseq's names, the pretraining's parts included."""
+    """Return a HuBERT under fairseq's names, with the parts of its pretraining."""
     shapes: dict[str, tuple[int, ...]] = {"mask_emb": (WIDTH,), "label_embs_concat": (10, 16)}
     for i, kernel in enumerate((10, 3, 3, 3, 3, 2, 2)):
         conv = f"feature_extractor.conv_layers.{i}"
@@ -58,7 +58,7 @@ def hubert_tensors(*, large: bool = False, seed: int = 1) -> dict[str, Tensor]:
 
 
 def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
-    """A CLIP under OpenAI's names, with the whole BPE vocabulary."""
+    """Return a CLIP under OpenAI's names, with the whole BPE vocabulary."""
     shapes: dict[str, tuple[int, ...]] = {
         "positional_embedding": (CONTEXT, TEXT), "text_projection": (TEXT, JOINT), "logit_scale": (),
         "token_embedding.weight": (SUBWORDS, TEXT), "visual.class_embedding": (WIDTH,),
@@ -79,24 +79,29 @@ def clip_tensors(seed: int = 2) -> dict[str, Tensor]:
     return random_tensors(shapes, seed)
 
 
-def head_tensors(head: str, *, layers: int = 1, one_cls: bool = False, seed: int = 3) -> dict[str, Tensor]:
-    """The trained tensors of a published head, weighted sum included.
+def head_tensors(
+    head: str, *, layers: int = 1, one_cls: bool = False, seed: int = 3, block: str = "attention"
+) -> dict[str, Tensor]:
+    """Return the trained tensors of a published head and its weighted sum.
 
-    layers: of the keyword projection. one_cls: a hybrid head's [CLS] vectors in one tensor.
+    Args:
+        head: the name of the head.
+        layers: linear layers of the keyword projection, 1 or 2.
+        one_cls: store the [CLS] vectors of a hybrid head in one tensor.
+        seed: of the random numbers.
+        block: "attention", or "transformer" for the layout of COCO's Large Hybrid.
     """
     shapes: dict[str, tuple[int, ...]] = {"audio_encoder.weightedsum_layer.weights": (LAYERS + 1,)}
     if head == "parallel":
-        layer = "parallel_branch.self_att.model.layers.0"
-        shapes |= {"parallel_branch.cls": (1, 1, WIDTH), **_attention(f"{layer}.self_attn")}
-        shapes |= {f"{layer}.linear1.weight": (4 * WIDTH, WIDTH), f"{layer}.linear1.bias": (4 * WIDTH,)}
-        shapes |= {f"{layer}.linear2.weight": (WIDTH, 4 * WIDTH), f"{layer}.linear2.bias": (WIDTH,)}
-        for norm in (f"{layer}.norm1", f"{layer}.norm2", "parallel_branch.self_att.model.norm"):
-            shapes |= {f"{norm}.{part}": (WIDTH,) for part in ("weight", "bias")}
+        shapes |= {"parallel_branch.cls": (1, 1, WIDTH), **_transformer("parallel_branch")}
         shapes |= {"parallel_branch.linear_proj.weight": (JOINT, WIDTH), "parallel_branch.linear_proj.bias": (JOINT,)}
         return random_tensors(shapes, seed)
     branch = "cascaded_branch"
-    shapes |= _attention(f"{branch}.self_att.multihead_attn_layer")
-    shapes |= {f"{branch}.self_att.attentionBlock_Norm.{part}": (WIDTH,) for part in ("weight", "bias")}
+    if block == "transformer":
+        shapes |= _transformer(branch)
+    else:
+        shapes |= _attention(f"{branch}.self_att.multihead_attn_layer")
+        shapes |= {f"{branch}.self_att.attentionBlock_Norm.{part}": (WIDTH,) for part in ("weight", "bias")}
     split = head == "hybrid" and not one_cls
     cls = {"cascaded": KEYWORDS, "hybrid": 1 + KEYWORDS, "cascaded_plus": 0, "hybrid_plus": 1}[head]
     counts = {"parallel_cls": 1, "cascaded_cls": KEYWORDS} if split else {"cls": cls}
@@ -126,6 +131,17 @@ def _projection(name: str, width: int, layers: int) -> dict[str, tuple[int, ...]
     return weights | {f"{name}{part}.bias": (out,) for part, out in parts.items()}
 
 
+def _transformer(branch: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a transformer layer and the additional LayerNorm."""
+    layer = f"{branch}.self_att.model.layers.0"
+    shapes = _attention(f"{layer}.self_attn")
+    shapes |= {f"{layer}.linear1.weight": (4 * WIDTH, WIDTH), f"{layer}.linear1.bias": (4 * WIDTH,)}
+    shapes |= {f"{layer}.linear2.weight": (WIDTH, 4 * WIDTH), f"{layer}.linear2.bias": (WIDTH,)}
+    for norm in (f"{layer}.norm1", f"{layer}.norm2", f"{branch}.self_att.model.norm"):
+        shapes |= {f"{norm}.{part}": (WIDTH,) for part in ("weight", "bias")}
+    return shapes
+
+
 def _attention(name: str) -> dict[str, tuple[int, ...]]:
     return {
         f"{name}.in_proj_weight": (3 * WIDTH, WIDTH), f"{name}.in_proj_bias": (3 * WIDTH,),
@@ -134,7 +150,7 @@ def _attention(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def reduced_ids(count: int = 60, seed: int = 4) -> list[int]:
-    """Subword ids in an order that no sort of counts gives again, padding, SOT and EOT among them."""
+    """Return subword ids in random order, with padding, SOT and EOT."""
     generator = torch.Generator().manual_seed(seed)
     ids = [0, SUBWORDS - 2, SUBWORDS - 1, *(torch.randperm(SUBWORDS - 3, generator=generator)[:count] + 1).tolist()]
     return [ids[at] for at in torch.randperm(len(ids), generator=generator).tolist()]
@@ -142,12 +158,18 @@ def reduced_ids(count: int = 60, seed: int = 4) -> list[int]:
 
 def state_dict(
     head: str, ids: list[int], *, large: bool = False, layers: int = 1, learned: bool | None = None,
-    original: bool = True,
+    original: bool = True, block: str = "attention",
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The ``state_dict`` of a published checkpoint: both encoders, the head, CLIP's second copy, the loss's buffers.
+    """Return the ``state_dict`` of a published checkpoint: encoders, head, second copy of CLIP, buffers of the loss.
 
-    learned: whether the temperature is, as in Large and in SpeechCLIP+ unless told otherwise. original: with the table
-    that CLIP's was reduced from, as the authors' code registers it.
+    Args:
+        head: the name of the head.
+        ids: the reduced vocabulary.
+        large: use the layout of a Large model.
+        layers: linear layers of the keyword projection, 1 or 2.
+        learned: whether the temperature is trained; None for True in Large and in SpeechCLIP+.
+        original: include CLIP's full subword table, as the authors' code does.
+        block: see :func:`head_tensors`.
     """
     clip = clip_tensors()
     full = clip["token_embedding.weight"]
@@ -157,7 +179,7 @@ def state_dict(
         clip = {"original_text_emb_weight": full, **clip}
     state = {f"audio_encoder.encoder.{name}": value for name, value in hubert_tensors(large=large).items()}
     state |= {f"clip.{name}": value for name, value in clip.items()}
-    state |= head_tensors(head, layers=layers)
+    state |= head_tensors(head, layers=layers, block=block)
     if head != "parallel":
         state |= {f"cascaded_branch.clip.{name}": value for name, value in clip.items()}
     eye = torch.eye(4, dtype=torch.bool)
@@ -168,9 +190,10 @@ def state_dict(
 
 
 def save_checkpoint_file(
-    path: Path, state: dict[str, Tensor], *, legacy: bool = False, nhead: int | None = None
-) -> Path:
-    """A Lightning checkpoint whose settings are objects of classes that exist only while it is written."""
+    path: Path, state: dict[str, Tensor], *, legacy: bool = False, nhead: int | None = None,
+    normalize_waveform: bool | None = None,
+) -> Path:  # fmt: skip
+    """Write a Lightning checkpoint. Its settings are objects of classes that exist only while it is written."""
     module = types.ModuleType("avssl.base")
     kind = type("OrderedNamespace", (), {"__module__": "avssl.base"})
     module.OrderedNamespace = kind  # type: ignore[attr-defined]
@@ -179,10 +202,14 @@ def save_checkpoint_file(
         settings, branch, transformer = kind(), kind(), kind()
         transformer.__dict__["nhead"] = nhead
         branch.__dict__["transformer_args"] = transformer
+        if normalize_waveform is not None:
+            dataset = kind()
+            dataset.__dict__["normalize_waveform"] = normalize_waveform
+            settings.__dict__["data"] = {"dataset": dataset}
         settings.__dict__["model_settings"] = {"parallel_branch": branch, "cascaded_branch": branch}
         content: dict[str, Any] = {
             "epoch": 3, "global_step": 50000, "pytorch-lightning_version": "1.5.10", "state_dict": OrderedDict(state),
-            "hyper_parameters": settings if nhead else kind(), "callbacks": {kind: {"best": torch.tensor(1.0)}},
+            "hyper_parameters": settings, "callbacks": {kind: {"best": torch.tensor(1.0)}},
             "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}}],
         }  # fmt: skip
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -192,18 +219,18 @@ def save_checkpoint_file(
 
 
 class _Module(torch.nn.Module):
-    """A module with given tensors under given names."""
+    """A module for tensors under given names."""
 
     def __init__(self) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Nothing of interest; TorchScript wants one."""
+        """Return the input. TorchScript needs a forward."""
         return x
 
 
 def save_script(path: Path, tensors: dict[str, Tensor]) -> Path:
-    """A TorchScript archive in half precision, as OpenAI's CLIP is published."""
+    """Write a TorchScript archive in half precision, as OpenAI published CLIP."""
     root = _Module()
     for name, value in tensors.items():
         node = root

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Converts a published SpeechCLIP checkpoint (.ckpt) to this project's format: tools/convert_checkpoint.sh --help
+# Convert a published SpeechCLIP checkpoint (.ckpt) to a checkpoint folder: tools/convert_checkpoint.sh --help
 set -euo pipefail
 # shellcheck source=utils/path.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../utils/path.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Converts fairseq's HuBERT or OpenAI's CLIP from the original file: tools/convert_encoder.sh --help
+# Convert fairseq's HuBERT or OpenAI's CLIP from the original file: tools/convert_encoder.sh --help
 set -euo pipefail
 # shellcheck source=utils/path.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../utils/path.sh"

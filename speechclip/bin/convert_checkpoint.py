@@ -7,38 +7,52 @@ from pathlib import Path
 
 from speechclip.bin import stage_script
 from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import UserError
 
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read a Lightning .ckpt without running anything in it and write a checkpoint folder with its HuBERT."""
+    """Read a Lightning .ckpt, without executing code of the file, and write a checkpoint folder with its HuBERT."""
     parser = ArgumentParser(prog="convert_checkpoint", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a published .ckpt")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="published .ckpt, or a name of speechclip models"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
         "--clip",
         default=None,
         metavar="PATH",
-        help="the CLIP it was trained with: folder, file or NAME:PRETRAINED; by default OpenAI's of its width; empty "
-        "leaves it out (parallel head)",
+        help="CLIP of the checkpoint: folder, file or NAME:PRETRAINED. Default: OpenAI's of the same width; "
+        "empty for none (parallel head)",
     )
     args = parser.parse_args(argv)
 
     import dataclasses
 
     from speechclip.checkpoint.folder import save_checkpoint
-    from speechclip.checkpoint.pretrained import SPEECH_ENCODER, converted_config, load_published, save_speech_encoder
+    from speechclip.checkpoint.pretrained import (
+        SPEECH_ENCODER,
+        converted_config,
+        load_published,
+        published_file,
+        save_speech_encoder,
+    )
     from speechclip.common.provenance import provenance
     from speechclip.config import Config, DataConfig
 
-    model, published = load_published(args.checkpoint, clip=args.clip)
+    file = published_file(args.checkpoint)
+    if file is None:
+        raise UserError(
+            f"{args.checkpoint}: neither a file nor a published model. `speechclip models` lists the models."
+        )
+    model, published = load_published(file, clip=args.clip)
     assert model.speech_encoder is not None
     encoder = model.speech_encoder
     config = Config(model=converted_config(model.config), data=DataConfig(feats="online"))
     origin = {
         **provenance(command=None, seed=None, data=[]),
         **model.count_parameters(),
-        "converted_from": Path(args.checkpoint).name,
+        "converted_from": file.name,
         "published": published.facts,
     }
     encoder.description["path"] = SPEECH_ENCODER
@@ -48,12 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.trained_state(),
         config,
         origin,
-        extra=lambda folder: save_speech_encoder(
-            encoder.model, bool(config.model.speech_encoder.normalize), folder / SPEECH_ENCODER
-        ),
+        extra=lambda folder: save_speech_encoder(encoder.model, published.encoder_normalize, folder / SPEECH_ENCODER),
     )
     used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
-    print(f"{args.checkpoint}: a {config.model.head.name} head; every tensor accounted for: {used} trained,")
+    print(f"{args.checkpoint}: {config.model.head.name} head. All tensors are accounted for: {used} trained,")
     print(f"  {total - used} frozen, {len(published.table)} subword rows, {len(published.dropped)} dropped copies")
     print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters")
 

@@ -12,11 +12,11 @@ from speechclip.common.errors import UserError
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """HuBERT becomes a transformers folder, CLIP an open_clip folder; nothing in the file is run."""
+    """Write HuBERT as a transformers folder or CLIP as an open_clip folder. No code of the file is executed."""
     parser = ArgumentParser(prog="convert_encoder", description=__doc__)
-    parser.add_argument("--kind", required=True, choices=("hubert", "clip"), help="what the file holds")
+    parser.add_argument("--kind", required=True, choices=("hubert", "clip"), help="model in the file")
     parser.add_argument(
-        "--file", required=True, metavar="PATH", help="fairseq .pt; OpenAI .pt or a transformers folder"
+        "--file", required=True, metavar="PATH", help="fairseq .pt, OpenAI .pt or a transformers folder"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     args = parser.parse_args(argv)
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechclip.model.encoders.base import weights_fingerprint
 
     if not Path(args.file).exists():
-        raise UserError(f"{args.file}: no such file")
+        raise UserError(f"{args.file}: is missing")
     if args.kind == "hubert":
         model, normalize = read_hubert(args.file)
         replace_folder(Path(args.out), lambda folder: save_speech_encoder(model, normalize, folder))

@@ -1,4 +1,4 @@
-"""Stage 7: pack a scored model for other machines, and push it to the hub on request."""
+"""Stage 7: pack a scored model for other machines, and push it to the hub if --push is given."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from speechclip.common.arguments import ArgumentParser
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write weights, settings, vocabulary, scores and model card into one folder that from_pretrained loads."""
+    """Write weights, settings, vocabulary, scores and model card into one folder for from_pretrained."""
     parser = ArgumentParser(prog="pack", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="checkpoint folder")
     parser.add_argument("--scores", required=True, metavar="DIR", help="folder with retrieval.json (stage 4)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--corpus", default=Path.cwd().name, help="what it was trained on, for the model card")
-    parser.add_argument("--push", default="", metavar="OWNER/NAME", help="also push it to the hub, private at first")
+    parser.add_argument("--corpus", default=Path.cwd().name, help="training corpus, for the model card")
+    parser.add_argument(
+        "--push", default="", metavar="OWNER/NAME", help="also push the pack to the hub as a private model"
+    )
     args = parser.parse_args(argv)
 
     from speechclip.checkpoint.hub import pack, push

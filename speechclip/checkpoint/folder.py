@@ -1,9 +1,8 @@
-"""Checkpoints: a folder with safetensors, the configuration and where everything came from. No pickle."""
+"""Checkpoint folders: weights in safetensors, the configuration, the provenance and the vocabulary. No pickle."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from speechclip.common.errors import MissingFileError, UserError
-from speechclip.common.files import damaged_file, previous, replace_folder
+from speechclip.common.files import damaged_file, previous, read_json, replace_folder, write_json
 from speechclip.config import Config, load, save
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.clip import load_clip
@@ -27,30 +26,35 @@ logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(target: Path) -> Path | None:
-    """``target``, or what a kill while it was being replaced left of it, or None."""
+    """Return ``target``, or the previous folder if a kill interrupted its replacement, or None."""
     return next((folder for folder in (target, previous(target)) if (folder / WEIGHTS).is_file()), None)
 
 
 def intact_folder(target: Path, *, all_files: bool, strict: bool = False) -> Path | None:
-    """:func:`find_checkpoint`; the one before it, said aloud, where a file differs from its checksum.
+    """Return the folder of :func:`find_checkpoint` if its files have their checksums.
+
+    If one does not, log a warning and return the previous checkpoint.
 
     Args:
-        all_files: see :func:`damaged_file`. strict: a damaged file is an error also where there is one before it.
+        target: the folder.
+        all_files: see :func:`damaged_file`.
+        strict: raise an error for a damaged file although a previous checkpoint exists.
+
     Raises:
-        UserError: damaged, and none before it.
+        UserError: the checkpoint is damaged and no intact previous one exists.
     """
     folder, before = find_checkpoint(target), previous(target)
     wrong = damaged_file(folder, all_files=all_files) if folder is not None else ""
     if folder is None or not wrong:
         return folder
-    told = "damaged or truncated: its checksum differs" if (folder / wrong).exists() else "no such file"
-    reason = f"{folder / wrong}: {told}"
+    problem = "damaged or truncated: its checksum differs" if (folder / wrong).exists() else "is missing"
+    reason = f"{folder / wrong}: {problem}"
     usable = folder != before and (before / WEIGHTS).is_file() and not damaged_file(before, all_files=all_files)
     if not usable:
-        raise UserError(f"{reason}; there is none before it to fall back on")
+        raise UserError(f"{reason}. No previous checkpoint exists.")
     if strict:
-        raise UserError(f"{reason}; {before} is the one before it")
-    logger.warning("%s. %s, the checkpoint before it, is used.", reason, before)
+        raise UserError(f"{reason}. The previous checkpoint is {before}.")
+    logger.warning("%s. The previous checkpoint, %s, is used.", reason, before)
     return before
 
 
@@ -58,13 +62,17 @@ def save_checkpoint(
     target: Path, model: SpeechNetwork, weights: dict[str, Tensor], config: Config, origin: dict[str, Any],
     extra: Callable[[Path], None] | None = None, keep: bool = False,
 ) -> None:  # fmt: skip
-    """Write ``weights`` (as of :meth:`SpeechNetwork.trained_state`) and what is needed to rebuild the model around them.
+    """Write weights and the files that rebuild the model around them.
 
     Args:
-        target: the folder, replaced as a whole. origin: see :func:`provenance`; "encoders" in it describes frozen parts
-            that are not loaded, because what they gave was stored.
-        extra: writes further files into the folder (the trainer's state).
-        keep: leave the checkpoint that stood there as ``<target>.old``, to fall back on.
+        target: the folder. It is replaced as a whole.
+        model: the network.
+        weights: tensors as of :meth:`SpeechNetwork.trained_state`.
+        config: the configuration.
+        origin: see :func:`provenance`. Its key "encoders" describes frozen parts that are not loaded, because their
+            outputs were stored.
+        extra: writes further files into the folder, such as the trainer's state.
+        keep: keep the previous checkpoint as ``<target>.old``.
     """
     from safetensors.torch import save_file
 
@@ -83,9 +91,9 @@ def save_checkpoint(
         facts = {**origin, "encoders": encoders, "dimensions": dataclasses.asdict(model.dimensions)}
         if model.vocabulary is not None:
             facts["subwords"] = len(model.vocabulary)
-        # so that relative encoder paths are found from anywhere the recipe folder is moved to
+        # Relative encoder paths are then found after the recipe folder was moved.
         facts["recipe"] = os.path.relpath(Path.cwd(), target.resolve())
-        (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / PROVENANCE, facts)
         if extra is not None:
             extra(folder)
 
@@ -93,28 +101,39 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | Path, *, strict: bool = False) -> tuple[Path, Config, dict[str, Any]]:
-    """Folder, configuration and provenance of a checkpoint, without its weights.
+    """Read a checkpoint without its weights.
 
-    Where a file differs from its checksum, those of the checkpoint before it, if there is one and not ``strict``.
+    Args:
+        path: the folder.
+        strict: see :func:`intact_folder`.
+
+    Returns:
+        The folder, the configuration and the provenance. The folder is the previous one if a file is damaged.
 
     Raises:
-        UserError: nothing there, or files that are damaged.
+        UserError: the checkpoint is missing or damaged.
     """
     if Path(path).is_file():
-        raise UserError(f"{path}: a file; a published checkpoint is converted first (tools/convert_checkpoint.sh)")
+        raise UserError(
+            f"{path}: a file, not a checkpoint folder. Convert a published checkpoint with tools/convert_checkpoint.sh."
+        )
     folder = intact_folder(Path(path), all_files=False, strict=strict)
     if folder is None:
         raise MissingFileError(Path(path) / WEIGHTS)
     try:
-        origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        origin = read_json(folder / PROVENANCE)
         Dimensions(**origin["dimensions"])
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{folder / PROVENANCE}: missing or damaged") from error
+    except (TypeError, LookupError) as error:
+        raise UserError(f"{folder / PROVENANCE}: damaged: dimensions are missing or unknown") from error
     return folder, load([folder / SETTINGS]), origin
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Raises UserError where it is damaged."""
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -125,23 +144,28 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: SpeechNetwork, weights: dict[str, Tensor], source: str | Path) -> None:
-    """Put ``weights`` into the trained parts of ``model``; every tensor has to fit.
+    """Load weights into the trained parts of a network. Every tensor must fit.
+
+    Args:
+        model: the network.
+        weights: tensors as of :meth:`SpeechNetwork.trained_state`.
+        source: the file, for errors.
 
     Raises:
-        UserError: a tensor that is missing, unknown or of another shape, naming it.
+        UserError: a tensor is missing, unknown or of another shape. The message names it.
     """
     wanted = model.trained_state()
     for name, value in wanted.items():
         if name not in weights:
-            raise UserError(f"{source}: no tensor {name}")
+            raise UserError(f"{source}: the tensor {name} is missing")
         if weights[name].shape != value.shape:
             raise UserError(
-                f"{source}: {name} is {list(weights[name].shape)}, this model has {list(value.shape)}: "
+                f"{source}: {name} is {list(weights[name].shape)}, but this model needs {list(value.shape)}: "
                 "a checkpoint for other dimensions"
             )
     unknown = sorted(set(weights) - set(wanted))
     if unknown:
-        raise UserError(f"{source}: unknown tensor {unknown[0]}: a checkpoint of another head")
+        raise UserError(f"{source}: the tensor {unknown[0]} is unknown: a checkpoint of another head")
     for part, module in model.trained_modules().items():
         prefix = f"{part}."
         module.load_state_dict({n[len(prefix) :]: v for n, v in weights.items() if n.startswith(prefix)})
@@ -154,12 +178,14 @@ def load_model(
 
     Args:
         path: the folder.
-        with_speech_encoder, with_clip: load the frozen encoders. One with keywords always has its CLIP; a configuration
-            without one (precomputed embeddings) loads none.
-        config: overrides the saved configuration (encoder paths of another machine).
+        with_speech_encoder: load the speech encoder.
+        with_clip: load CLIP. A head with keywords always loads it. A configuration without a path of CLIP (precomputed
+            embeddings) never does.
+        config: replaces the saved configuration, for example with the encoder paths of another machine.
+
     Raises:
-        UserError: see :func:`read_checkpoint` and :func:`load_weights`; an encoder that is missing or
-            has other weights.
+        UserError: see :func:`read_checkpoint` and :func:`load_weights`.
+        UserError: an encoder is missing or has other weights.
     """
     folder, saved, origin = read_checkpoint(path)
     settings = (config or saved).model
@@ -177,8 +203,8 @@ def load_model(
     dimensions = Dimensions(**origin["dimensions"])
     if speech_encoder is not None and speech_encoder.dim != dimensions.speech:
         raise UserError(
-            f"{folder}: for speech features of {dimensions.speech} dimensions, {settings.speech_encoder.path} has "
-            f"{speech_encoder.dim}: a checkpoint for other dimensions"
+            f"{folder}: needs speech features of {dimensions.speech} dimensions, but {settings.speech_encoder.path} "
+            f"has {speech_encoder.dim}: a checkpoint for other dimensions"
         )
     model = build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=vocabulary)
     load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
@@ -186,7 +212,15 @@ def load_model(
 
 
 def locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
-    """A configured encoder path: inside the checkpoint, as it is, or relative to the recipe it was trained in."""
+    """Return the present path of an encoder.
+
+    It is inside the checkpoint, or exists as configured, or is relative to the recipe that trained the checkpoint.
+
+    Args:
+        path: the configured path; hub ids and names are returned unchanged.
+        folder: the checkpoint folder.
+        origin: its provenance.
+    """
     if path and not Path(path).is_absolute() and (folder / path).exists():
         return str(folder / path)
     prefix, path = re.fullmatch(r"(s3prl:[^:]*:)?(.*)", path, re.DOTALL).groups(default="")  # type: ignore[union-attr]
@@ -195,9 +229,9 @@ def locate(path: str, folder: Path, origin: dict[str, Any]) -> str:
 
 
 def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:
-    """The reduced vocabulary of a checkpoint. A file cut at the end of a line would else be taken for a smaller one."""
+    """Return the reduced vocabulary. Check its length, because a file cut at the end of a line is a valid table."""
     if not (folder / VOCABULARY).is_file():
-        raise UserError(f"{folder / VOCABULARY}: no such file; a checkpoint of a head with keywords holds one")
+        raise MissingFileError(folder / VOCABULARY, "is missing. A head with keywords needs it.")
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     if origin.get("subwords", len(vocabulary)) != len(vocabulary):
         raise UserError(

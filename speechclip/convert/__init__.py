@@ -1,6 +1,6 @@
-"""Checkpoints as their authors published them, read without running anything in them.
+"""Readers of other projects' checkpoints. No code of a file is executed.
 
-:mod:`unpickle` interprets the pickle, :mod:`torchfile` the containers around it, :mod:`hubert` and :mod:`clip`
-translate the encoders' tensors, :mod:`layout`, :mod:`plus_layout` and :mod:`reader` those of SpeechCLIP and
-SpeechCLIP+, :mod:`rows` finds the subword ids.
+:mod:`unpickle` interprets a pickle and :mod:`torchfile` the containers around it. :mod:`hubert` and :mod:`clip`
+translate the encoders. :mod:`layout`, :mod:`plus_layout` and :mod:`reader` translate SpeechCLIP and SpeechCLIP+.
+:mod:`rows` finds the subword ids.
 """

@@ -1,8 +1,7 @@
-"""OpenAI's CLIP in its original files, and transformers' CLIP folders, as open_clip models."""
+"""OpenAI's original CLIP files and transformers' CLIP folders as open_clip models."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechclip.common.errors import UserError
+from speechclip.common.errors import UserError, first_line
+from speechclip.common.files import read_json, write_json
 from speechclip.convert.clip_transformers import image_processor, open_clip_preprocess, tower_settings
 from speechclip.convert.torchfile import read_torch_file, script_state
 from speechclip.convert.unpickle import Record
 
-HEAD_WIDTH = 64  # of every CLIP transformer; OpenAI's files do not say
+HEAD_WIDTH = 64  # of every CLIP transformer; OpenAI's files do not hold it
 PREPROCESS = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
     "interpolation": "bicubic",
 }
-#: Entries of OpenAI's files that are no weights.
+#: Entries of OpenAI's files that are not weights.
 _FACTS = ("input_resolution", "context_length", "vocab_size")
 
 
 def clip_settings(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """open_clip's ``model_cfg`` of a CLIP with a vision transformer, from its tensors under OpenAI's names.
+    """Return open_clip's ``model_cfg`` of a CLIP with a vision transformer.
 
-    Raises UserError for anything else.
+    Args:
+        tensors: the weights under OpenAI's names.
+        source: the file, for errors.
+
+    Raises:
+        UserError: the tensors are not those of such a CLIP.
     """
     try:
         patches, position = tensors["visual.conv1.weight"], tensors["visual.positional_embedding"]
@@ -39,7 +44,9 @@ def clip_settings(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             for tower in ("visual.transformer.resblocks.", "transformer.resblocks.")
         ]
     except KeyError as error:
-        raise UserError(f"{source}: no tensor {error.args[0]}: not a CLIP with a vision transformer") from error
+        raise UserError(
+            f"{source}: the tensor {error.args[0]} is missing: not a CLIP with a vision transformer"
+        ) from error
     width, size = int(patches.shape[0]), int(patches.shape[-1])
     grid = round((position.shape[0] - 1) ** 0.5)
     text = int(table.shape[1])
@@ -64,10 +71,15 @@ def clip_settings(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def clip_model(tensors: Mapping[str, Tensor], settings: dict[str, Any], source: str) -> Any:
-    """An open_clip model of ``settings`` with these weights, in single precision, its preprocessing set.
+    """Build an open_clip model in single precision, with its preprocessing.
+
+    Args:
+        tensors: the weights under OpenAI's names.
+        settings: open_clip's ``model_cfg``.
+        source: the file, for errors.
 
     Raises:
-        UserError: a tensor that is missing, unknown or of another shape, naming it.
+        UserError: a tensor is missing, unknown or of another shape. The message names it.
     """
     from speechclip.common.compat import prepare
 
@@ -79,18 +91,26 @@ def clip_model(tensors: Mapping[str, Tensor], settings: dict[str, Any], source: 
     state = {name: value.float() for name, value in tensors.items() if name not in (*_FACTS, "attn_mask")}
     for name in sorted(set(state) | set(wanted)):
         if name not in wanted or name not in state:
-            raise UserError(f"{source}: {'unknown tensor' if name in state else 'no tensor'} {name} in its CLIP")
+            problem = "is unknown" if name in state else "is missing"
+            raise UserError(f"{source}: the tensor {name} of its CLIP {problem}")
         if state[name].shape != wanted[name].shape:
-            raise UserError(f"{source}: {name} is {list(state[name].shape)}, a CLIP has {list(wanted[name].shape)}")
+            raise UserError(
+                f"{source}: {name} is {list(state[name].shape)}, but this CLIP needs {list(wanted[name].shape)}"
+            )
     model.load_state_dict(state)
     model.visual.preprocess_cfg = {**PREPROCESS, "size": settings["vision_cfg"]["image_size"]}
     return model.eval()
 
 
 def read_clip(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """OpenAI's CLIP, TorchScript or a state dict ``.pt``, or a transformers folder: open_clip model and ``model_cfg``.
+    """Read OpenAI's CLIP (TorchScript or a state dict ``.pt``) or a transformers folder.
 
-    Raises UserError: see :func:`clip_model`, and what is wrong with the file.
+    Returns:
+        The open_clip model and its ``model_cfg``.
+
+    Raises:
+        UserError: the file cannot be read.
+        UserError: see :func:`clip_model`.
     """
     path = Path(path)
     if path.is_dir():
@@ -111,27 +131,28 @@ def read_clip(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 def save_clip_folder(model: Any, settings: dict[str, Any], folder: Path) -> None:
-    """Write an open_clip folder that needs no network: configuration, weights."""
+    """Write an open_clip folder: configuration and weights. Loading it needs no network."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     processor = getattr(model.visual, "image_processor", None)
     preprocess = PREPROCESS if processor is None else open_clip_preprocess(*processor)
-    content = {"model_cfg": settings, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": preprocess})
 
 
 def is_transformers_clip(folder: Path) -> bool:
-    """Whether a folder holds a CLIP of transformers."""
-    try:
-        return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "clip")
-    except (OSError, ValueError, AttributeError):
-        return False
+    """Return whether a folder holds a CLIP of transformers.
+
+    Raises:
+        UserError: ``config.json`` cannot be read.
+    """
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == "clip"
 
 
 def _transformers_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors under OpenAI's names and ``model_cfg`` of a transformers CLIP folder."""
+    """Return the tensors of a transformers CLIP folder under OpenAI's names, and ``model_cfg``."""
     from speechclip.common.compat import prepare
 
     prepare()
@@ -139,8 +160,8 @@ def _transformers_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any
 
     try:
         model = transformers.CLIPModel.from_pretrained(folder)
-    except Exception as error:  # safetensors, JSON and zip errors have no common class
-        raise UserError(f"{folder}: CLIP cannot be loaded: {(str(error).splitlines() or [''])[0]}") from error
+    except Exception as error:  # the errors of safetensors, JSON and zip have no common class
+        raise UserError(f"{folder}: CLIP cannot be loaded: {first_line(error)}") from error
     given = {name: value for name, value in model.state_dict().items() if not name.endswith("position_ids")}
     tensors = _openai_names(given, str(folder))
     settings = clip_settings(tensors, str(folder))
@@ -171,7 +192,7 @@ _BLOCK = {
 
 
 def _openai_names(given: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """transformers' CLIP tensors under OpenAI's names; the three projections of an attention become one."""
+    """Return transformers' CLIP tensors under OpenAI's names. The three projections of an attention become one."""
     found: dict[str, Tensor] = {}
     for name, value in given.items():
         if name in _TOP:
@@ -183,7 +204,7 @@ def _openai_names(given: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
             number, _, part = rest.partition(".")
             block = f"{'' if tower == 'text_model' else 'visual.'}transformer.resblocks.{number}."
             if part.startswith(("self_attn.k_proj.", "self_attn.v_proj.")):
-                continue  # with the query's
+                continue  # joined to the query's
             if part.startswith("self_attn.q_proj."):
                 kind = part.rsplit(".", 1)[1]
                 parts = [given[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
@@ -199,4 +220,4 @@ def _renamed(part: str, table: Mapping[str, str], name: str, source: str) -> str
     for old, new in table.items():
         if part.startswith(old):
             return new + part[len(old) :]
-    raise UserError(f"{source}: unknown tensor {name} in its CLIP")
+    raise UserError(f"{source}: the tensor {name} of its CLIP is unknown")

@@ -1,4 +1,4 @@
-"""fairseq's HuBERT under transformers' names: checkpoints of fairseq, and the copy inside a SpeechCLIP checkpoint."""
+"""fairseq's HuBERT as a model of transformers. It is read from fairseq's files and from SpeechCLIP checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from speechclip.common.errors import UserError
 from speechclip.convert.torchfile import read_torch_file
 
-HEAD_WIDTH = 64  # of every published HuBERT; a file without its settings does not say
+HEAD_WIDTH = 64  # of every published HuBERT; a file without settings does not hold it
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
-#: Parts of the pretraining objective, of no use to an encoder.
+#: Parts of the pretraining objective. An encoder does not need them.
 _PRETRAINING = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
 _PARTS = (
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
@@ -31,27 +31,29 @@ _LAYER = (
 
 
 def hubert_settings(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """transformers' ``HubertConfig`` arguments of a fairseq model, from its tensors.
+    """Return the arguments of transformers' ``HubertConfig`` for a fairseq model.
 
     Args:
-        tensors: fairseq's names. settings: the file's own ``cfg["model"]``, where it has one; empty else.
-        source: for messages.
+        tensors: the weights under fairseq's names.
+        settings: the file's ``cfg["model"]``; empty if the file does not have it.
+        source: the file, for errors.
+
     Raises:
-        UserError: tensors that are no HuBERT's.
+        UserError: the tensors are not those of a HuBERT.
     """
     try:
         convolutions = [tensors[f"feature_extractor.conv_layers.{i}.0.weight"] for i in range(len(_STRIDES))]
         position = tensors["encoder.pos_conv.0.weight_v"]
         inner = tensors["encoder.layers.0.fc1.weight"].shape[0]
     except KeyError as error:
-        raise UserError(f"{source}: no tensor {error.args[0]}: not a fairseq HuBERT") from error
+        raise UserError(f"{source}: the tensor {error.args[0]} is missing: not a fairseq HuBERT") from error
     width = int(position.shape[0])
     layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})
-    # the two published shapes: group norm and post-norm layers, layer norms and pre-norm layers
+    # Two variants were published: group norm with post-norm layers, and LayerNorms with pre-norm layers.
     layered = "feature_extractor.conv_layers.0.2.1.weight" in tensors
     heads = settings.get("encoder_attention_heads", width // HEAD_WIDTH)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{source}: {heads} attention heads for a width of {width}")
+        raise UserError(f"{source}: {heads} attention heads do not divide the width {width}")
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": int(inner),
@@ -66,7 +68,12 @@ def hubert_settings(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], 
 
 
 def transformers_name(name: str, layered: bool) -> str:
-    """transformers' name of a fairseq tensor. layered: layer norms in the convolutions (Large)."""
+    """Return transformers' name of a fairseq tensor.
+
+    Args:
+        name: fairseq's name.
+        layered: whether the convolutions have LayerNorms (Large).
+    """
     for old, new in _PARTS:
         if name.startswith(old):
             return new + name[len(old) :]
@@ -90,10 +97,13 @@ def transformers_name(name: str, layered: bool) -> str:
 
 
 def hubert_model(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: str) -> Any:
-    """A transformers ``HubertModel`` with fairseq's weights; every tensor is used, or one of the pretraining's.
+    """Return a transformers ``HubertModel`` with fairseq's weights. Only tensors of the pretraining are not used.
+
+    Args:
+        tensors, settings, source: see :func:`hubert_settings`.
 
     Raises:
-        UserError: a tensor that is missing, unknown or of another shape, naming it.
+        UserError: a tensor is missing, unknown or of another shape. The message names it.
     """
     from speechclip.common.compat import prepare
 
@@ -114,26 +124,31 @@ def hubert_model(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sou
             raise UserError(f"{source}: unknown tensor {name} in its HuBERT")
         if value.shape != wanted[name].shape:
             raise UserError(
-                f"{source}: {name} is {list(value.shape)}, a HuBERT of its shape has {list(wanted[name].shape)}"
+                f"{source}: {name} is {list(value.shape)}, but a HuBERT of this width needs {list(wanted[name].shape)}"
             )
     missing = sorted(set(wanted) - set(state) - {"masked_spec_embed"})
     if missing:
-        raise UserError(f"{source}: no tensor for {missing[0]} of its HuBERT")
-    model.load_state_dict(state, strict=False)  # what may be missing is the mask of pretraining
+        raise UserError(f"{source}: the tensor for {missing[0]} of its HuBERT is missing")
+    model.load_state_dict(state, strict=False)  # only the mask of the pretraining may be missing
     return model.eval()
 
 
 def read_hubert(path: str | Path) -> tuple[Any, bool]:
-    """A fairseq HuBERT checkpoint ``.pt``: the transformers model, and whether its input is normalised.
+    """Read a fairseq HuBERT checkpoint ``.pt``.
 
-    Raises UserError: see :func:`hubert_model`; no fairseq checkpoint, or one that was fine-tuned.
+    Returns:
+        The transformers model, and whether its input is normalised.
+
+    Raises:
+        UserError: not a fairseq checkpoint, or a fine-tuned one.
+        UserError: see :func:`hubert_model`.
     """
     content = read_torch_file(path)
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: not a fairseq checkpoint: no tensors under 'model'")
+        raise UserError(f"{path}: not a fairseq checkpoint: 'model' is missing")
     if any(name.startswith("w2v_encoder.") for name in tensors):
-        raise UserError(f"{path}: a fine-tuned checkpoint; the pretrained HuBERT is needed")
+        raise UserError(f"{path}: a fine-tuned checkpoint. Give the pretrained HuBERT.")
     settings, task = _section(content, "model"), _section(content, "task")
     model = hubert_model(tensors, settings, str(path))
     layered = model.config.feat_extract_norm == "layer"
@@ -141,14 +156,16 @@ def read_hubert(path: str | Path) -> tuple[Any, bool]:
 
 
 def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of the checkpoint's own configuration, empty where it has none (``args`` of older files is flat)."""
-    cfg = content.get("cfg")
-    section = cfg.get(name) if isinstance(cfg, dict) else content.get("args")
-    if isinstance(section, dict) and isinstance(section.get("_content"), dict):  # an omegaconf container
-        section = {key: _plain(value) for key, value in section["_content"].items()}
-    return section if isinstance(section, dict) else {}
+    """Return a section of the checkpoint's configuration, empty if it is missing. ``args`` of older files is flat."""
+    cfg = _unwrapped(content.get("cfg"))
+    section = _unwrapped(cfg.get(name) if isinstance(cfg, dict) else content.get("args"))
+    return {key: _unwrapped(value) for key, value in section.items()} if isinstance(section, dict) else {}
 
 
-def _plain(value: Any) -> Any:
-    """The value in an omegaconf node that was read as a dictionary of its attributes."""
-    return value["_val"] if isinstance(value, dict) and "_val" in value else value
+def _unwrapped(value: Any) -> Any:
+    """Return the content of an omegaconf container or node that was read as a dictionary of its attributes."""
+    if isinstance(value, dict):
+        if isinstance(value.get("_content"), dict):
+            return value["_content"]
+        return value.get("_val", value)
+    return value

@@ -1,8 +1,8 @@
-"""Tensors of the published heads under this project's names (Shih et al. 2022; Wang et al. 2024).
+"""Tensors of the published SpeechCLIP heads under this project's names (Shih et al. 2022).
 
-A layout is a function ``convert(tensors) -> (ModelConfig, state dict)``. It gets the whole state dict of a checkpoint
-and takes out what it uses (``tensors.pop``); what is then left and is no part of a frozen encoder is an error, so
-nothing is dropped in silence. The state dict it returns is what :meth:`speechclip.model.network.SpeechCLIP.trained_state` has.
+A layout is a function ``convert(tensors) -> (ModelConfig, state dict)``. It gets the state dict of a checkpoint and
+takes out the tensors that it uses. The reader refuses a file with other tensors left, so no tensor is dropped silently.
+The result has the names of :meth:`speechclip.model.network.SpeechNetwork.trained_state`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from speechclip.config import HeadConfig, LossConfig, ModelConfig, SpeechEncoder
 from speechclip.convert.plus_layout import convert_plus
 from speechclip.convert.tensors import (
     is_large,
-    take_attention,
     take_attention_block,
     take_batch_norm,
     take_cls,
@@ -24,20 +23,21 @@ from speechclip.convert.tensors import (
     take_mix_and_loss,
     take_projection,
     take_temperature,
+    take_transformer_block,
 )
 
 Converted = tuple[ModelConfig, dict[str, Tensor]]
 Layout = Callable[[dict[str, Tensor]], Converted]
 
-#: Only SpeechCLIP+ has these below ``cascaded_branch``.
+#: Only SpeechCLIP+ has these names below ``cascaded_branch``.
 _PLUS = ("parallel_cls", "cascaded_cls", "parallel_proj", "downsampling", "cif")
 
 
 def layout_of(tensors: dict[str, Tensor], source: str) -> Layout:
-    """The layout of a published checkpoint, by the names of its tensors.
+    """Return the layout of a published checkpoint. The names of its tensors decide.
 
     Raises:
-        UserError: no head of SpeechCLIP.
+        UserError: the tensors hold no head of SpeechCLIP.
     """
     heads = {branch for branch in ("parallel", "cascaded") if _has(tensors, f"{branch}_branch.")}
     if any(_has(tensors, f"cascaded_branch.{name}") for name in _PLUS) or len(heads) == 2:
@@ -46,7 +46,7 @@ def layout_of(tensors: dict[str, Tensor], source: str) -> Layout:
         return convert_parallel
     if heads == {"cascaded"}:
         return convert_cascaded
-    raise UserError(f"{source}: no checkpoint of SpeechCLIP: neither parallel_branch nor cascaded_branch in it")
+    raise UserError(f"{source}: not a checkpoint of SpeechCLIP: it has neither a parallel_branch nor a cascaded_branch")
 
 
 def _has(tensors: dict[str, Tensor], prefix: str) -> bool:
@@ -59,22 +59,17 @@ def _model(tensors: dict[str, Tensor], head: HeadConfig, loss: LossConfig) -> Mo
 
 
 def convert_parallel(tensors: dict[str, Tensor]) -> Converted:
-    """The parallel head: a transformer layer of 8 heads over [CLS] and frames, one more LayerNorm, a projection."""
-    old, layer = "parallel_branch", "parallel_branch.self_att.model.layers.0"
+    """Convert a parallel head: a transformer layer with 8 attention heads, one more LayerNorm, a projection."""
+    old = "parallel_branch"
     loss, state = take_mix_and_loss(tensors)
     state["head.cls"] = take_cls(tensors, f"{old}.cls")
-    state |= take_attention(tensors, f"{layer}.self_attn", "head.attention.attention")
-    state |= take_linear(tensors, f"{layer}.norm1", "head.norm_attention")
-    state |= take_linear(tensors, f"{layer}.linear1", "head.feed_forward.0")
-    state |= take_linear(tensors, f"{layer}.linear2", "head.feed_forward.3")
-    state |= take_linear(tensors, f"{layer}.norm2", "head.norm_feed_forward")
-    state |= take_linear(tensors, f"{old}.self_att.model.norm", "head.norm")
+    state |= take_transformer_block(tensors, old)
     state |= take_linear(tensors, f"{old}.linear_proj", "head.projection")
     return _model(tensors, HeadConfig(name="parallel", attention_heads=8), loss), state
 
 
 def convert_cascaded(tensors: dict[str, Tensor]) -> Converted:
-    """The cascaded head: one attention of 1 head, LayerNorm, projection, keyword BatchNorm."""
+    """Convert a cascaded head: an attention block with 1 attention head, a projection, the keyword BatchNorm."""
     old = "cascaded_branch"
     loss, state = take_mix_and_loss(tensors)
     cls = state["head.cls"] = take_cls(tensors, f"{old}.cls")

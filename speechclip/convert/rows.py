@@ -1,7 +1,7 @@
-"""Which subword each row of a reduced embedding table is.
+"""The subword id of each row of a reduced embedding table.
 
-A published cascaded checkpoint holds the rows of the subwords in its training captions and not their ids, and the order
-came from an unstable sort by count: only the rows themselves tell.
+A published checkpoint with keywords holds the rows of the subwords in its training captions, without their ids. Their
+order came from an unstable sort by count. So the ids can only be found by comparing the rows with CLIP's full table.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from speechclip.common.errors import UserError
 
 
 def match_rows(reduced: Tensor, full: Tensor, source: str) -> tuple[int, ...]:
-    """The row of ``full`` [N, D] that equals each row of ``reduced`` [V, D], bit for bit (zeros of either sign alike).
+    """Return the index of the row of ``full`` that equals each row of ``reduced``.
+
+    All bits must be equal. Only the signs of zeros may differ.
+
+    Args:
+        reduced: [V, D], the reduced table.
+        full: [N, D], CLIP's table.
+        source: the file, for errors.
 
     Raises:
-        UserError: another width; a row that ``full`` has not, has twice, or that ``reduced`` has twice. Then the tables
-            are of different models, and any decoding would be wrong without showing it.
+        UserError: the widths differ, or a row has no match or several, or two rows have the same one. Then the tables
+            belong to different models, and decoding would give wrong subwords without an error.
     """
     if reduced.ndim != 2 or full.ndim != 2 or reduced.shape[1] != full.shape[1]:
         raise UserError(
             f"{source}: subword embeddings {list(reduced.shape)}, CLIP's table {list(full.shape)}: another CLIP"
         )
-    # half precision is what CLIP was published in: both sides are exact in single
+    # CLIP was published in half precision. Single precision represents both sides exactly. Adding 0.0 removes -0.0.
     known: dict[bytes, list[int]] = {}
     for at, row in enumerate((full.detach().float().cpu() + 0.0).numpy()):
         known.setdefault(row.tobytes(), []).append(at)
@@ -31,7 +38,7 @@ def match_rows(reduced: Tensor, full: Tensor, source: str) -> tuple[int, ...]:
     for at, row in enumerate((reduced.detach().float().cpu() + 0.0).numpy()):
         found = known.get(row.tobytes(), [])
         if not found:
-            raise UserError(f"{source}: row {at} of the subword embeddings is in CLIP's table nowhere: another CLIP")
+            raise UserError(f"{source}: row {at} of the subword embeddings is not in CLIP's table: another CLIP")
         if len(found) > 1:
             raise UserError(f"{source}: row {at} of the subword embeddings is both subword {found[0]} and {found[1]}")
         if found[0] in first:

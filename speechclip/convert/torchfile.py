@@ -1,7 +1,12 @@
-"""Files that ``torch.save`` and ``torch.jit.save`` write, read without running anything in them.
+"""A reader of files that ``torch.save`` and ``torch.jit.save`` wrote. No code of a file is executed.
 
-Three containers: the zip archive (torch >= 1.6), the stream of pickles before it, and TorchScript, a zip archive with
-code, of which the code is left alone. Tensors of an archive are mapped from the file, not read, until they are used.
+It reads three containers: the zip archive (torch >= 1.6), the older stream of pickles, and TorchScript, whose code is
+ignored. The tensors of an archive are memory-mapped.
+
+``torch.load(weights_only=True, mmap=True)`` of torch 2.13 is not used for the zip archive, because it fails on hostile
+and damaged files that the tests hold. It hashes a dictionary key of nested tuples: a key of a few hundred bytes takes
+forever, and a deep key ends the process. It does not compare the size of a record with the size of its tensor, so a
+short record gives the bytes of its neighbours. It also cannot restore a subclass of dict (Lightning's AttributeDict).
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from torch import Tensor
 from speechclip.common.errors import UserError
 from speechclip.convert.unpickle import Name, Record, Unpickler
 
-#: Classes that trainers leave in their checkpoints, or TorchScript in its: read as dictionaries of their attributes.
+#: Prefixes of classes in files of trainers and of TorchScript. Objects become dictionaries of their attributes.
 RECORDS = (
     "__torch__.", "argparse.Namespace", "avssl.", "easydict.", "fairseq.", "hydra.", "numpy.", "omegaconf.", "pathlib.",
     "pytorch_lightning.", "lightning.", "lightning_fabric.", "torch.nn.modules.", "torch.optim.", "typing.", "enum.",
@@ -29,13 +34,13 @@ _DTYPES = {
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
     "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
-_MOST_PACKED = 100  # times that an archive may be larger unpacked; torch itself packs nothing
-_MOST_MODULES = 1_000_000
+_MAX_EXPANSION = 100  # times that an archive may be larger unpacked; torch itself does not compress
+_MAX_MODULES = 1_000_000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _Storage:
-    """A flat run of values, filled in when its bytes are found."""
+    """A flat array of values. ``values`` is set when the bytes are read."""
 
     def __init__(self, dtype: torch.dtype, count: int) -> None:
         self.dtype, self.count = dtype, count
@@ -43,16 +48,19 @@ class _Storage:
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """The value in a ``.pt``, ``.pth``, ``.ckpt`` or TorchScript file: tensors, numbers, strings, containers.
+    """Read a ``.pt``, ``.pth``, ``.ckpt`` or TorchScript file.
 
-    Objects of the classes in :data:`RECORDS` come out as dictionaries of their attributes.
+    Returns:
+        Tensors, numbers, strings and containers. Objects of the classes in :data:`RECORDS` are dictionaries of their
+        attributes.
 
     Raises:
-        UserError: missing, in no such format, damaged, or wants something else than these, naming it.
+        UserError: the file is missing, damaged or in another format.
+        UserError: the file holds an object of any other class, or calls a function. The message names it.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: is missing")
     if zipfile.is_zipfile(path):
         return _Archive(path).read()
     with path.open("rb") as stream:
@@ -63,20 +71,25 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def script_state(value: Any, source: str) -> dict[str, Tensor]:
-    """The state dict of a TorchScript module that :func:`read_torch_file` read: attribute path to tensor.
+    """Return the state dict of a TorchScript module.
 
-    Raises UserError where there is no module.
+    Args:
+        value: the result of :func:`read_torch_file`.
+        source: the file, for errors.
+
+    Raises:
+        UserError: the value is not a TorchScript module.
     """
     if not isinstance(value, Record) or not value.kind.startswith("__torch__."):
-        raise UserError(f"{source}: no TorchScript module")
+        raise UserError(f"{source}: not a TorchScript module")
     found: dict[str, Tensor] = {}
     visited = 0
 
     def walk(record: Record, prefix: str) -> None:
         nonlocal visited
         visited += 1
-        if visited > _MOST_MODULES:  # each within the next, twice
-            raise UserError(f"{source}: more than {_MOST_MODULES} modules")
+        if visited > _MAX_MODULES:  # a module may hold another one twice, and so on
+            raise UserError(f"{source}: more than {_MAX_MODULES} modules")
         for name, item in record.items():
             if isinstance(item, Tensor):
                 found[prefix + name] = item
@@ -100,17 +113,17 @@ class _Archive:
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"{path}: damaged or truncated ({error})") from error
         unpacked, packed = sum(info.file_size for info in self.file.infolist()), path.stat().st_size
-        if unpacked > _MOST_PACKED * packed:
-            raise UserError(f"{path}: would unpack to {unpacked} bytes from {packed}: refused")
+        if unpacked > _MAX_EXPANSION * packed:
+            raise UserError(f"{path}: would unpack from {packed} to {unpacked} bytes: refused")
         pickles = [name for name in self.file.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if not pickles:
-            raise UserError(f"{path}: a zip archive without data.pkl: not written by torch")
+            raise UserError(f"{path}: data.pkl is missing in the zip archive: not written by torch")
         self.pickle = min(pickles, key=len)
         self.prefix = self.pickle.removesuffix("data.pkl")
         self._storages: dict[str, _Storage] = {}
 
     def read(self) -> Any:
-        """The value."""
+        """Return the value."""
         with self.path.open("rb") as stream:
             self.memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         order = f"{self.prefix}byteorder"
@@ -133,14 +146,14 @@ class _Archive:
         return self._storages[key]
 
     def _map(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
-        """Values of a record, mapped where the archive stores it as it is."""
+        """Return the values of a record, memory-mapped if the record is not compressed."""
         size = count * dtype.itemsize
         try:
             info = self.file.getinfo(name)
         except KeyError:
             raise UserError(f"{self.path}: {name} is missing: damaged or truncated") from None
         if info.file_size != size:
-            raise UserError(f"{self.path}: {name} has {info.file_size} bytes, its tensor {size}: damaged")
+            raise UserError(f"{self.path}: {name} has {info.file_size} bytes, its tensor needs {size}: damaged")
         if not count:
             return torch.empty(0, dtype=dtype)
         if info.compress_type != zipfile.ZIP_STORED:
@@ -148,26 +161,26 @@ class _Archive:
         lengths = self.memory[info.header_offset + 26 : info.header_offset + 30]
         start = info.header_offset + 30 + sum(struct.unpack("<HH", lengths))
         if start + size > len(self.memory):
-            raise UserError(f"{self.path}: {name} ends behind the file: truncated")
+            raise UserError(f"{self.path}: {name} ends after the end of the file: truncated")
         if start % dtype.itemsize:
             return torch.frombuffer(bytearray(self.memory[start : start + size]), dtype=dtype)
         return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
 
 
 def _read_stream(path: Path, stream: BinaryIO) -> Any:
-    """The older container: magic number, version, system, value, storage keys, then every storage's bytes."""
+    """Read the older container: magic number, version, system, value, storage keys, then the bytes of each storage."""
     storages: dict[str, _Storage] = {}
 
     def storage(persistent: Any) -> _Storage:
         dtype, key, count = _described(persistent, str(path))
         if len(persistent) > 5 and persistent[5] is not None:
-            raise UserError(f"{path}: storages that are views of others: save the file again with a newer torch")
+            raise UserError(f"{path}: a storage is a view of another one. Save the file again with a newer torch.")
         return storages.setdefault(key, _Storage(dtype, count))
 
     unpickler = Unpickler(str(path), functions=_FUNCTIONS, records=RECORDS, storage=storage)
     magic = unpickler.load(stream)
     if magic != _LEGACY_MAGIC:
-        raise UserError(f"{path}: a pickle, but none that torch wrote")
+        raise UserError(f"{path}: a pickle, but not written by torch")
     unpickler.load(stream)  # protocol version
     system = unpickler.load(stream)
     if isinstance(system, dict) and system.get("little_endian") is False:
@@ -175,7 +188,7 @@ def _read_stream(path: Path, stream: BinaryIO) -> Any:
     value = unpickler.load(stream)
     for key in unpickler.load(stream):
         if key not in storages:
-            raise UserError(f"{path}: a storage {key!r} that no tensor uses: damaged")
+            raise UserError(f"{path}: no tensor uses the storage {key!r}: damaged")
         target = storages.pop(key)
         head = stream.read(8)
         data = stream.read(target.count * target.dtype.itemsize)
@@ -191,27 +204,27 @@ def _read_stream(path: Path, stream: BinaryIO) -> Any:
 
 
 def _described(persistent: Any, source: str) -> tuple[torch.dtype, str, int]:
-    """dtype, key and number of values of a persistent id ``("storage", type, key, device, count)``."""
+    """Return dtype, key and number of values of a persistent id ``("storage", type, key, device, count)``."""
     fits = isinstance(persistent, tuple) and len(persistent) >= 5 and persistent[0] == "storage"
     if not fits or not isinstance(persistent[4], int) or persistent[4] < 0:
-        raise UserError(f"{source}: a reference that is no storage")
+        raise UserError(f"{source}: a reference is not a storage")
     kind = str(persistent[1]).rsplit(".", 1)[-1]
     if not isinstance(persistent[1], Name) or kind not in _DTYPES:
-        raise UserError(f"{source}: a storage of type {persistent[1]}, not one of {', '.join(_DTYPES)}")
+        raise UserError(f"{source}: a storage has the type {persistent[1]}, not one of {', '.join(_DTYPES)}")
     return _DTYPES[kind], str(persistent[2]), persistent[4]
 
 
 class _Pending:
-    """A tensor of the older container, whose bytes follow later."""
+    """A tensor of the older container. Its bytes follow later."""
 
     def __init__(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
         self.storage, self.view = storage, (offset, size, stride)
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
-    """A tensor as a view of a storage, within its bounds."""
+    """Build a tensor as a view of a storage, within its bounds."""
     if not isinstance(storage, _Storage):
-        raise ValueError("a tensor of no storage")
+        raise ValueError("a tensor without storage")
     size, stride = tuple(size), tuple(stride)
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or any(not isinstance(n, int) or n < 0 for n in numbers):
@@ -231,9 +244,9 @@ def _tensor(pending: _Pending) -> Tensor:
 
 
 def _materialise(value: Any) -> Any:
-    """Replace pending tensors, in place where a container can hold them."""
+    """Replace pending tensors, in place if the container is mutable."""
     seen: set[int] = set()
-    tuples: dict[int, tuple[Any, Any]] = {}  # by the id of one that is kept, so that no other gets it
+    tuples: dict[int, tuple[Any, Any]] = {}  # by id; the tuple is kept, so that its id is not used again
 
     def walk(item: Any) -> Any:
         if isinstance(item, _Pending):
@@ -253,7 +266,7 @@ def _materialise(value: Any) -> Any:
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A tensor subclass, as the tensor it is made of."""
+    """Build the tensor that a tensor subclass was made of."""
     if function not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"):
         raise ValueError(f"{function} is refused")
     return _FUNCTIONS[function](*arguments)
@@ -280,7 +293,9 @@ _FUNCTIONS: dict[str, Any] = {
     "collections.OrderedDict": dict,
     "collections.defaultdict": lambda *_: {},
     "collections.Counter": dict,
-    "_codecs.encode": lambda text, encoding="latin1": _latin(text, encoding),  # bytes, before they had an operation
+    "_codecs.encode": lambda text, encoding="latin1": _latin(
+        text, encoding
+    ),  # bytes, in protocols without an operation for them
 } | {
     f"{module}.{kind.__name__}": kind
     for module in ("builtins", "__builtin__")

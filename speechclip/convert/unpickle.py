@@ -1,8 +1,8 @@
-"""A pickle interpreter that calls nothing the pickle names.
+"""A pickle interpreter that imports and calls nothing that a pickle names.
 
-Python's own unpickler imports and calls whatever a file asks for. This one walks the opcodes itself: what comes out are
-tensors (built by the reader's own code), numbers, strings and containers. Objects of a few known classes, such as the
-configuration of a trainer that nobody has installed, become dictionaries of their attributes. The rest is refused.
+Python's unpickler imports and calls every function that a file names. This interpreter executes the opcodes itself. Its
+results are tensors (built by the reader's own code), numbers, strings and containers. Objects of a few known classes,
+such as the configuration of a trainer, become dictionaries of their attributes. Everything else is refused.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, BinaryIO
 from speechclip.common.errors import UserError
 
 _MARK = object()
-_MAX_ITEMS = 50_000_000  # opcodes; the largest published checkpoint has some ten thousand
+_MAX_ITEMS = 50_000_000  # opcodes; the largest published checkpoint has about ten thousand
 
 
 class Name(str):
-    """A class or function that a pickle names, as ``module.name``; never imported."""
+    """The name of a class or function in a pickle, as ``module.name``. It is never imported."""
 
     __slots__ = ()
 
 
 class Record(dict[Any, Any]):
-    """An object of a class that is not loaded: a dictionary of its attributes."""
+    """An object of a class that is not imported: a dictionary of its attributes."""
 
     def __init__(self, kind: Name, arguments: Sequence[Any]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Record(dict[Any, Any]):
         self.arguments = tuple(arguments)
 
     def set_state(self, state: Any) -> None:
-        """What the object's ``__setstate__`` or ``__dict__`` would have got."""
+        """Store the state that the object's ``__setstate__`` or ``__dict__`` would have received."""
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         for part in parts:
             if isinstance(part, dict):
@@ -45,14 +45,14 @@ Rebuild = Callable[..., Any]
 
 
 class Unpickler:
-    """Interprets one pickle.
+    """An interpreter of one pickle.
 
     Args:
-        source: the file, for messages.
-        functions: what may be "called", by name: the reader's own code, which takes any arguments and does nothing but
+        source: the file, for errors.
+        functions: functions of the reader by the name of the function they replace. They accept any arguments and only
             build values.
-        records: prefixes of class names whose objects become a :class:`Record`.
-        storage: builds what a persistent id stands for.
+        records: prefixes of class names. Objects of these classes become a :class:`Record`.
+        storage: builds the value of a persistent id.
     """
 
     def __init__(
@@ -64,10 +64,11 @@ class Unpickler:
         self._storage = storage
 
     def load(self, stream: BinaryIO) -> Any:
-        """The value of the pickle that starts at the stream's position; the stream is left behind it.
+        """Return the value of the pickle at the stream's position. The stream is then at the end of the pickle.
 
         Raises:
-            UserError: damaged, or wants something that is not known to be harmless, naming it.
+            UserError: the pickle is damaged.
+            UserError: the pickle needs a function or an operation that is not allowed. The message names it.
         """
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -83,11 +84,11 @@ class Unpickler:
         except (
             ValueError, IndexError, KeyError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
         ) as error:  # fmt: skip
-            raise UserError(f"{self.source}: a damaged pickle ({type(error).__name__}: {error})") from error
-        raise UserError(f"{self.source}: a pickle without an end")
+            raise UserError(f"{self.source}: damaged pickle ({type(error).__name__}: {error})") from error
+        raise UserError(f"{self.source}: damaged pickle (its end is missing)")
 
     def _step(self, name: str, argument: Any) -> None:
-        """One operation."""
+        """Execute one operation."""
         if name in _NOTHING:
             return
         if name in _VALUES:
@@ -97,7 +98,7 @@ class Unpickler:
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
         else:
-            raise UserError(f"{self.source}: wants the pickle operation {name}, which is refused")
+            raise UserError(f"{self.source}: needs the pickle operation {name}, which is refused")
 
     def _since_mark(self) -> list[Any]:
         at = next((i for i in range(len(self._stack) - 1, -1, -1) if self._stack[i] is _MARK), None)
@@ -115,7 +116,7 @@ class Unpickler:
     def _set_items(self, pairs: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict):
-            raise TypeError("items for what is no dictionary")
+            raise TypeError("items are added to a value that is not a dictionary")
         target.update(_pairs(pairs))
 
     def _append(self, items: list[Any]) -> None:
@@ -125,30 +126,30 @@ class Unpickler:
         elif isinstance(target, list):
             target.extend(items)
         else:
-            raise TypeError("items for what is no list")
+            raise TypeError("items are added to a value that is not a list")
 
     def _add(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, set):
-            raise TypeError("members for what is no set")
+            raise TypeError("members are added to a value that is not a set")
         target.update(_hashed(items))
 
     def _call(self, function: Any, arguments: Any, named: Any = None) -> Any:
-        """What a call would have given: the reader's own function, or a record of the arguments."""
+        """Return the result of the reader's own function, or a record of the arguments."""
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise TypeError("a call of what is no name")
+            raise TypeError("a value that is not a name is called")
         if function == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Name):
             return self._call(arguments[0], ())
         if function in self._functions:
             try:
                 return self._functions[function](*arguments)
             except (TypeError, ValueError, KeyError, RuntimeError) as error:
-                raise UserError(f"{self.source}: {function} with arguments that do not fit ({error})") from error
+                raise UserError(f"{self.source}: {function} has arguments that do not fit ({error})") from error
         if function.startswith(self._records):
             record = Record(function, arguments)
             record.update(named or {})
             return record
-        raise UserError(f"{self.source}: wants to call {function}, which is refused: only plain values are read")
+        raise UserError(f"{self.source}: calls {function}, which is refused: only plain values are read")
 
     def _build(self) -> None:
         state = self._stack.pop()
@@ -156,10 +157,9 @@ class Unpickler:
         if isinstance(target, Record):
             target.set_state(state)
         elif type(target) is dict and isinstance(state, dict):
-            # attributes of an ordered dictionary, as torch gives its state dicts; they carry no data
-            return
+            return  # attributes of an ordered dictionary; torch writes them for state dicts, and they hold no data
         else:
-            raise UserError(f"{self.source}: wants to change the state of a {type(target).__name__}, which is refused")
+            raise UserError(f"{self.source}: changes the state of a {type(target).__name__}, which is refused")
 
     def _new(self, count: int) -> None:
         (*head,) = self._stack[-count:]
@@ -173,7 +173,7 @@ class Unpickler:
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError("a name that is no string")
+            raise TypeError("a name is not a string")
         self._stack.append(Name(f"{module}.{name}"))
 
     def _put(self, key: int) -> None:
@@ -198,10 +198,10 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 
 
 def _hashed(items: list[Any]) -> list[Any]:
-    """Items that may be keys. The hash of a tuple of tuples of one tuple, and so on, would take for ever."""
+    """Return the items if they may be keys. The hash of nested tuples can take forever."""
     for item in items:
         if isinstance(item, (tuple, frozenset)) and any(isinstance(part, (tuple, frozenset)) for part in item):
-            raise TypeError("a key of nested containers")
+            raise TypeError("a key is a nested container")
     return items
 
 

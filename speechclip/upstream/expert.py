@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,9 +109,13 @@ def _load(ckpt: str | Path, model_config: str | None) -> SpeechNetwork:
         if model_config is not None:
             raise UserError(f"{model_config}: a configuration needs a checkpoint folder, but {ckpt} is a file.")
         return load_published_states(ckpt)
-    folder, _, _ = read_checkpoint(ckpt)
-    layers = [folder / SETTINGS] + ([Path(model_config)] if model_config is not None else [])
-    return load_model(folder, with_clip=False, config=load(layers))  # a head with keywords loads its CLIP anyway
+    folder, _, origin = read_checkpoint(ckpt)
+    config = load([folder / SETTINGS] + ([Path(model_config)] if model_config is not None else []))
+    if origin.get("published", {}).get("normalize_waveform"):
+        # A converted SpeechCLIP+ Base. The authors' feature extraction for s3prl reads raw waveforms.
+        encoder = dataclasses.replace(config.model.speech_encoder, normalize=None)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, speech_encoder=encoder))
+    return load_model(folder, with_clip=False, config=config)  # a head with keywords loads its CLIP anyway
 
 
 def _merge_parametrizations(model: nn.Module) -> None:

@@ -1,10 +1,11 @@
 """The names that are added to s3prl's hub. As in s3prl, each takes ``ckpt``, ``model_config`` and ``refresh``.
 
 ``speechclip_<head>_<model>`` is the checkpoint that the authors published for Flickr8k (Shih et al. 2022; Wang et al.
-2024); with ``_coco`` it is the one for SpokenCOCO. It is downloaded once into s3prl's cache. ``ckpt`` replaces it by a
-local file or folder. ``speechclip_local`` loads any checkpoint of this project or a published file. ``speechclip_url``
-loads a file from its address. ``speechclip_encoder_local`` omits the head's layer. It is the baseline of a comparison:
-the same encoder on the same waveforms.
+2024); with ``_coco`` it is the one for SpokenCOCO. It is downloaded once into the cache of
+:mod:`speechclip.checkpoint.published`. ``ckpt`` replaces it by a local file or folder. ``speechclip_local`` loads any
+checkpoint of this project or a published file. ``speechclip_url`` loads a file from its address.
+``speechclip_encoder_local`` omits the head's layer. It is the baseline of a comparison: the same encoder on the same
+waveforms.
 """
 
 from __future__ import annotations
@@ -12,44 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from speechclip.checkpoint.pretrained import download_published
+from speechclip.checkpoint.published import PREFIX, PUBLISHED_MODELS, cached_file
 from speechclip.common.errors import UserError
 from speechclip.upstream.expert import UpstreamExpert
 
 Entry = Callable[..., UpstreamExpert]
-
-# Addresses as in the download_ckpts.sh of atosystem/SpeechCLIP and of ShampooWang/SpeechCLIP_plus (commit f0d9c9a)
-SPEECHCLIP = "https://huggingface.co/speechclip/models/resolve/main"
-SPEECHCLIP_PLUS = "https://huggingface.co/ShampooWang/speechclip_plus/resolve/main"
-# (address that <model>/<corpus>/ follows, head, folder of the head, {(model, corpus): file})
-_FILES: tuple[tuple[str, str, str, dict[tuple[str, str], str]], ...] = (
-    (SPEECHCLIP, "parallel", "parallel", {
-        ("base", "flickr"): "epoch_131-step_15443-val_recall_mean_1_36.0100.ckpt",
-        ("large", "flickr"): "epoch_56-step_6668-val_recall_mean_10_89.0000.ckpt",
-        ("large", "coco"): "epoch_14-step_33224-val_recall_mean_10_84.0128.ckpt",
-    }),
-    (SPEECHCLIP, "cascaded", "cascaded", {
-        ("base", "flickr"): "epoch_58-step_6902-val_recall_mean_1_7.7700.ckpt",
-        ("large", "flickr"): "epoch_187-step_21995-val_recall_mean_10_62.7700.ckpt",
-        ("large", "coco"): "epoch_12-step_28794-val_recall_mean_10_36.1455.ckpt",
-    }),
-    (SPEECHCLIP_PLUS, "hybrid", "hybrid", {
-        ("base", "flickr"): "epoch%3D134-step%3D15794-val_recall_mean_10%3D80.0100.ckpt",
-        ("large", "flickr"): "epoch%3D85-step%3D10061-val_recall_mean_10%3D90.1000.ckpt",
-        ("large", "coco"): "epoch%3D12-step%3D28794-val_recall_mean_10%3D79.2988.ckpt",
-    }),
-    (SPEECHCLIP_PLUS, "cascaded_plus", "cascaded%2B", {
-        ("base", "flickr"): "epoch%3D326-step%3D38258-val_recall_mean_10%3D42.1100.ckpt",
-        ("large", "flickr"): "epoch%3D112-step%3D26441-val_recall_mean_10%3D60.0500.ckpt",
-        ("large", "coco"): "epoch%3D10-step%3D48740-val_recall_mean_10%3D31.2973.ckpt",
-    }),
-    (SPEECHCLIP_PLUS, "hybrid_plus", "hybrid%2B", {
-        ("base", "flickr"): "epoch%3D80-step%3D9476-val_recall_mean_10%3D81.0300.ckpt",
-        ("large", "flickr"): "epoch%3D50-step%3D5966-val_recall_mean_10%3D89.3500.ckpt",
-        ("large", "coco"): "epoch%3D21-step%3D48729-val_recall_mean_10%3D83.5408.ckpt",
-    }),
-)  # fmt: skip
-_WIDTHS = {"base": 768, "large": 1024}  # of the speech encoder
-
 
 class Published(NamedTuple):
     """A published checkpoint: its address, its head, and the width of its speech encoder."""
@@ -59,13 +28,7 @@ class Published(NamedTuple):
     width: int
 
 
-PUBLISHED = {
-    f"speechclip_{head}_{model}" + ("" if corpus == "flickr" else f"_{corpus}"): Published(
-        f"{at}/{model}/{corpus}/{folder}/{file}", head, _WIDTHS[model]
-    )
-    for at, head, folder, files in _FILES
-    for (model, corpus), file in files.items()
-}
+PUBLISHED = {PREFIX + name: Published(item.url, item.head, item.width) for name, item in PUBLISHED_MODELS.items()}
 
 
 def speechclip_local(
@@ -126,7 +89,12 @@ def _published(name: str) -> Entry:
 
 
 def _fetch(url: str, refresh: bool) -> str:
-    """Return the path of a file in s3prl's cache. It is downloaded if it is missing."""
+    """Return the local path of a file: of a published model in this project's cache, of others in s3prl's."""
+    published = next((model for model in PUBLISHED_MODELS.values() if model.url == url), None)
+    if published is not None:
+        if refresh:
+            cached_file(published).unlink(missing_ok=True)
+        return str(download_published(published))
     import requests
     from s3prl.util.download import urls_to_filepaths
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is what is loaded, whatever is wrong is one line, and a kill loses nothing."""
+"""Tests of checkpoint folders: equal after loading, one line for each problem, safe against kills."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import JOINT, STATES, WIDTH, make_data, save_hubert, settings, wave, whole_model
+from fixtures import JOINT, STATES, WIDTH, make_data, save_hubert, wave, whole_model
 from safetensors.torch import load_file, save_file
 
 from speechclip.api import SpeechCLIP
@@ -37,7 +37,7 @@ HEADS = ("parallel", "cascaded", "hybrid_plus")
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, SpeechCLIP]]:
-    """A recipe folder with a checkpoint of each head, exp/<head>/best, trained with relative encoder paths."""
+    """Return a recipe folder with a checkpoint of each head, exp/<head>/best, with relative encoder paths."""
     folder = tmp_path_factory.mktemp("recipe")
     models, before = {}, Path.cwd()
     for head in HEADS:
@@ -55,7 +55,7 @@ WAVES = [wave(9000, 1), wave(5000, 2)]
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_loaded_model_is_the_saved_one_from_anywhere(
+def test_loaded_model_equals_saved_after_move(
     recipe: tuple[Path, dict[str, SpeechCLIP]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     folder, models = recipe
@@ -67,7 +67,7 @@ def test_a_loaded_model_is_the_saved_one_from_anywhere(
     assert torch.equal(elsewhere.encode_speech(WAVES), expected)
     assert not elsewhere.network.training
     assert torch.equal(elsewhere.encode_text(["red dog"]), models[head].encode_text(["red dog"]))
-    shutil.copytree(folder, tmp_path / "moved")  # the whole recipe has moved
+    shutil.copytree(folder, tmp_path / "moved")  # the recipe moves with its encoders
     monkeypatch.chdir(tmp_path / "moved" / "exp")
     assert torch.equal(SpeechCLIP.from_pretrained(f"{head}/best").encode_speech(WAVES), expected)
     if head != "parallel":
@@ -75,7 +75,7 @@ def test_a_loaded_model_is_the_saved_one_from_anywhere(
         assert elsewhere.network.vocabulary == models[head].network.vocabulary
 
 
-def test_a_checkpoint_holds_what_was_trained_and_where_it_comes_from(
+def test_checkpoint_holds_weights_and_provenance(
     recipe: tuple[Path, dict[str, SpeechCLIP]],
 ) -> None:
     folder, models = recipe
@@ -94,7 +94,7 @@ def test_a_checkpoint_holds_what_was_trained_and_where_it_comes_from(
         assert origin["recipe"] == os.path.relpath(folder, folder / "exp" / head / "best")
 
 
-def test_frozen_parts_can_be_left_out(recipe: tuple[Path, dict[str, SpeechCLIP]]) -> None:
+def test_load_model_can_omit_frozen_parts(recipe: tuple[Path, dict[str, SpeechCLIP]]) -> None:
     folder, _ = recipe
     model = load_model(folder / "exp" / "parallel" / "best", with_speech_encoder=False, with_clip=False)
     assert model.speech_encoder is None
@@ -104,7 +104,7 @@ def test_frozen_parts_can_be_left_out(recipe: tuple[Path, dict[str, SpeechCLIP]]
     with pytest.raises(UserError, match="needs CLIP itself"):
         SpeechCLIP(model).encode_text("dog")
     cascaded = load_model(folder / "exp" / "cascaded" / "best", with_speech_encoder=False, with_clip=False)
-    assert cascaded.clip is not None  # its head cannot do without
+    assert cascaded.clip is not None  # a head with keywords needs it
 
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -114,7 +114,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    (folder / SUMS).unlink()  # as of a checkpoint made before there were checksums
+    (folder / SUMS).unlink()  # so that the checksum is not the first error
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
@@ -130,7 +130,7 @@ def _replace(path: Path, old: str, new: str) -> None:
 
 
 def _last_line(folder: Path) -> None:
-    """Cut the vocabulary where a line ends: each line that is left is in order."""
+    """Cut the vocabulary at the end of a line. Every remaining line is valid."""
     lines = (folder / VOCABULARY).read_text().splitlines(keepends=True)
     (folder / VOCABULARY).write_text("".join(lines[:-1]))
 
@@ -143,37 +143,37 @@ def _other_encoder(folder: Path) -> None:
 def _wider_encoder(folder: Path) -> None:
     shutil.rmtree(folder.parents[2] / "models" / "hubert0")
     save_hubert(folder.parents[2] / "models" / "hubert0", width=48)
-    _edit(folder, lambda origin: origin.pop("encoders"))  # so that the fingerprint does not speak first
+    _edit(folder, lambda origin: origin.pop("encoders"))  # so that the fingerprint is not the first error
 
 
 DAMAGE: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("nothing", "parallel", lambda f: shutil.rmtree(f), f"best/{WEIGHTS}: is missing"),
     ("cut_weights", "parallel", lambda f: _cut(f / WEIGHTS), f"{WEIGHTS}: damaged or truncated"),
-    ("no_provenance", "parallel", lambda f: (f / PROVENANCE).unlink(), f"{PROVENANCE}: missing or damaged"),
-    ("cut_provenance", "parallel", lambda f: _cut(f / PROVENANCE), f"{PROVENANCE}: missing or damaged"),
-    ("list_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("[]"), f"{PROVENANCE}: missing or damaged"),
-    ("empty_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("{}"), f"{PROVENANCE}: missing or damaged"),
+    ("no_provenance", "parallel", lambda f: (f / PROVENANCE).unlink(), f"{PROVENANCE}: is missing"),
+    ("cut_provenance", "parallel", lambda f: _cut(f / PROVENANCE), f"{PROVENANCE}: not valid JSON"),
+    ("list_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("[]"), f"{PROVENANCE}: a JSON object is"),
+    ("empty_provenance", "parallel", lambda f: (f / PROVENANCE).write_text("{}"), f"{PROVENANCE}: damaged: dimensions"),
     (
         "odd_dimensions", "parallel", lambda f: _edit(f, lambda o: o["dimensions"].update(depth=3)),
-        f"{PROVENANCE}: missing or damaged",
+        f"{PROVENANCE}: damaged: dimensions",
     ),
-    ("no_settings", "parallel", lambda f: (f / SETTINGS).unlink(), f"{SETTINGS}: no such configuration file"),
+    ("no_settings", "parallel", lambda f: (f / SETTINGS).unlink(), f"{SETTINGS}: is missing"),
     ("settings", "parallel", lambda f: _replace(f / SETTINGS, "dropout", "dropuot"), "unknown configuration key"),
     ("cut_vocabulary", "cascaded", _last_line, f"{VOCABULARY}: "),
-    ("no_vocabulary", "cascaded", lambda f: (f / VOCABULARY).unlink(), f"best/{VOCABULARY}: no such file"),
+    ("no_vocabulary", "cascaded", lambda f: (f / VOCABULARY).unlink(), f"best/{VOCABULARY}: is missing"),
     (
         "dimension", "parallel", lambda f: _edit(f, lambda o: o["dimensions"].update(joint=JOINT + 1)),
-        f"projection.weight is [{JOINT}, {WIDTH}], this model has [{JOINT + 1}, {WIDTH}]: a checkpoint for other dim",
+        f"projection.weight is [{JOINT}, {WIDTH}], but this model needs [{JOINT + 1}, {WIDTH}]: a checkpoint for",
     ),
     ("head", "parallel", lambda f: _replace(f / SETTINGS, "name: parallel", "name: cascaded"), VOCABULARY),
     ("other", "cascaded", lambda f: _replace(f / SETTINGS, "name: cascaded", "name: parallel"), "head.cls is [3, "),
-    ("missing_tensor", "parallel", lambda f: _weights(f, lambda t: t.pop("head.cls")), "no tensor head.cls"),
+    ("missing_tensor", "parallel", lambda f: _weights(f, lambda t: t.pop("head.cls")), "tensor head.cls is missing"),
     (
         "unknown_tensor", "parallel", lambda f: _weights(f, lambda t: t.update({"head.extra": torch.ones(1)})),
-        "unknown tensor head.extra: a checkpoint of another head",
+        "the tensor head.extra is unknown: a checkpoint of another head",
     ),
     ("encoder", "parallel", _other_encoder, "trained with another speech_encoder than"),
-    ("wider", "parallel", _wider_encoder, f"for speech features of {WIDTH} dimensions"),
+    ("wider", "parallel", _wider_encoder, f"needs speech features of {WIDTH} dimensions"),
     (
         "no_encoder", "parallel", lambda f: shutil.rmtree(f.parents[2] / "models" / "hubert0"),
         "models/hubert0: the folder is missing, and as a hub id it is not readable",
@@ -183,7 +183,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "head", "damage", "message"), DAMAGE, ids=[row[0] for row in DAMAGE])
-def test_what_is_wrong_with_a_checkpoint_is_one_line(
+def test_load_model_names_problem_in_one_line(
     recipe: tuple[Path, dict[str, SpeechCLIP]],
     tmp_path: Path, name: str, head: str, damage: Callable[[Path], Any], message: str,
 ) -> None:  # fmt: skip
@@ -200,7 +200,7 @@ def _text(folder: Path, text: str) -> Callable[[Path], Any]:
     return lambda part: (part / WEIGHTS).write_text(text)
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_replace_folder_keeps_old_one_on_full_disk(tmp_path: Path) -> None:
     target = tmp_path / "last"
     replace_folder(target, _text(target, "old"))
 
@@ -217,23 +217,21 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
-def test_a_folder_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, synced: list[Path]) -> None:
+def test_replace_folder_syncs_before_rename(tmp_path: Path, synced: list[Path]) -> None:
     def write(part: Path) -> None:
         (part / "inside").mkdir()
         (part / "inside" / "a").write_text("a")
         (part / WEIGHTS).write_text("b")
 
     replace_folder(tmp_path / "last", write)
-    part = tmp_path / "last.part"  # what it was called then
+    part = tmp_path / "last.part"  # its name at that time
     assert set(synced[:-2]) == {part / WEIGHTS, part / SUMS, part / "inside", part / "inside" / "a"}
     assert synced.index(part / "inside" / "a") < synced.index(part / "inside")
     assert synced[-2:] == [part, tmp_path]
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_kill_around_the_renames_leaves_one_that_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_replace_folder_survives_kill_at_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     target = tmp_path / "last"
     replace_folder(target, _text(target, "old"))
     plain, seen = Path.rename, []
@@ -259,7 +257,7 @@ def test_a_kill_around_the_renames_leaves_one_that_is_whole(
     assert find_checkpoint(tmp_path / "none") is None
 
 
-def test_provenance_says_where_a_result_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_holds_origin_of_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_data(tmp_path / "train", images=2, each=1)
     monkeypatch.setenv("SPEECHCLIP_RECIPE_COMMAND", "./run.sh --head parallel")
     facts = provenance(command=["python", "-m", "x"], seed=4, data=[tmp_path / "train"])
@@ -272,9 +270,7 @@ def test_provenance_says_where_a_result_comes_from(tmp_path: Path, monkeypatch: 
     assert fingerprint(tmp_path / "train") != before
 
 
-def test_commit_says_dirty_where_code_differs_but_not_for_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commit_ignores_changed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "clone"
     (root / "speechclip" / "common").mkdir(parents=True)
     (root / "egs" / "mini").mkdir(parents=True)
@@ -291,7 +287,3 @@ def test_commit_says_dirty_where_code_differs_but_not_for_results(
     assert provenance_module.commit() == head[:12]
     (root / "egs/mini/run.sh").write_text("two")
     assert provenance_module.commit() == f"{head[:12]}-dirty"
-
-
-def test_settings_of_the_fixture_are_a_configuration() -> None:
-    assert settings(model__head__name="cascaded").model.head.name == "cascaded"

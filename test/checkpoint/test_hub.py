@@ -1,4 +1,4 @@
-"""Packs: complete, free of this machine's paths, loadable elsewhere, pushed only on request."""
+"""Tests of packs: complete, without paths of the machine, loadable elsewhere, pushed only on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW = {"R@1": 12.5, "R@5": 50.0, "R@10": 62.25, "MRR": 20.0, "n_queries": 5000, 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, SpeechCLIP]:
-    """A recipe folder, the working directory, with a scored cascaded run."""
+    """Return a recipe folder with a scored cascaded run. It is the working directory."""
     folder = tmp_path / "somewhere" / "flickr8k"
     model, config = whole_model(folder, "cascaded")
     monkeypatch.chdir(folder)
@@ -42,12 +42,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Speec
     return folder, SpeechCLIP(model)
 
 
-def test_a_pack_loads_on_another_machine(recipe: tuple[Path, SpeechCLIP], tmp_path: Path, monkeypatch: Any) -> None:
+def test_pack_loads_on_another_machine(recipe: tuple[Path, SpeechCLIP], tmp_path: Path, monkeypatch: Any) -> None:
     folder, model = recipe
     main(["--checkpoint", "exp/x/best", "--scores", "exp/x/scores", "--out", "exp/x/pack"])
     shutil.move(folder / "exp/x/pack", tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    shutil.rmtree(folder)  # nothing of the machine it was made on is left
+    shutil.rmtree(folder)  # no file of the first machine remains
     again = SpeechCLIP.from_pretrained("elsewhere")
     assert torch.equal(again.encode_speech(WAVES), model.encode_speech(WAVES))
     assert again.keywords(WAVES) == model.keywords(WAVES)
@@ -66,29 +66,29 @@ def test_a_pack_loads_on_another_machine(recipe: tuple[Path, SpeechCLIP], tmp_pa
     }
 
 
-def test_the_card_tells_data_licences_scores_and_command(recipe: tuple[Path, SpeechCLIP], tmp_path: Path) -> None:
+def test_card_holds_licences_scores_and_command(recipe: tuple[Path, SpeechCLIP], tmp_path: Path) -> None:
     main(["--checkpoint", "exp/x/best", "--scores", "exp/x/scores", "--out", "exp/x/pack"])
     card = Path("exp/x/pack/README.md").read_text()
     assert card.startswith("---\nlicense: ")
-    for told in (
+    for text in (
         "Hodosh et al. 2013",
         "Harwath and Glass 2015",
         "HuBERT: ",
         "CLIP: MIT",
         "| speech->image | 12.50 | 50.00 | 62.25 | 5,000 | 1,000 |",
         "clean 22.7",
-        "any of its utterances",
+        "its utterances.",
         "recipe command: `./run.sh --corpus corpus`",
         "4321 trained",
     ):
-        assert told in card, told
+        assert text in card, text
     for path in Path("exp/x/pack").iterdir():
         if path.is_file() and path.suffix in (".md", ".json", ".yaml"):
             assert str(tmp_path) not in path.read_text(), path
             assert os.sep + "secret" not in path.read_text()
 
 
-def test_a_pack_without_scores_or_encoder_is_refused(recipe: tuple[Path, SpeechCLIP]) -> None:
+def test_pack_needs_scores(recipe: tuple[Path, SpeechCLIP]) -> None:
     shutil.move("exp/x/scores/retrieval.json", "kept")
     with pytest.raises(UserError, match=r"retrieval.json: is missing"):
         pack("exp/x/best", Path("exp/x/scores"), Path("exp/x/pack"))
@@ -97,7 +97,7 @@ def test_a_pack_without_scores_or_encoder_is_refused(recipe: tuple[Path, SpeechC
     assert "Hodosh" not in Path("exp/x/pack/README.md").read_text()  # no corpus was named
 
 
-def test_pushing_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_reports_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     calls: list[tuple[str, Any]] = []
@@ -119,5 +119,5 @@ def test_pushing_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     with pytest.raises(UserError, match="someone/else: cannot be pushed to the hub: 401 Unauthorized$"):
         push(tmp_path, "someone/else")
-    with pytest.raises(UserError, match="is called owner/name"):
+    with pytest.raises(UserError, match="model: not the name of a model on the hub"):
         push(tmp_path, "model")

@@ -1,4 +1,4 @@
-"""Published SpeechCLIP checkpoints: the layout of every tensor, outputs against plain tensor operations, refusals."""
+"""Tests of published SpeechCLIP checkpoints: layout of every tensor, outputs by plain tensor operations, refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parallel(frames: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The parallel head of the published file by plain operations, [J]."""
+    """Compute the parallel head of the published file by plain operations: [J]."""
     layer = "parallel_branch.self_att.model.layers.0"
     tokens = torch.cat([state["parallel_branch.cls"][0], frames])
     nothing = torch.zeros(len(tokens), dtype=torch.bool)
@@ -50,7 +50,7 @@ def parallel(frames: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def keyword_vectors(frames: torch.Tensor, state: dict[str, torch.Tensor], layers: int) -> torch.Tensor:
-    """The cascaded head's z_k by plain operations, [K, D]; BatchNorm on (B, D * K), the dimension major."""
+    """Compute z_k of the cascaded head by plain operations: [K, D]. BatchNorm is on (B, D * K), dimension major."""
     branch = "cascaded_branch"
     tokens = torch.cat([state[f"{branch}.cls"][0], frames])
     nothing = torch.zeros(len(tokens), dtype=torch.bool)
@@ -75,7 +75,7 @@ def keyword_vectors(frames: torch.Tensor, state: dict[str, torch.Tensor], layers
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-def test_parallel_equals_plain_operations(tmp_path: Path, clip: Path, large: bool) -> None:
+def test_parallel_checkpoint_equals_plain_operations(tmp_path: Path, clip: Path, large: bool) -> None:
     state = state_dict("parallel", IDS, large=large)
     path = save_checkpoint_file(tmp_path / "p.ckpt", state, legacy=large)
     model = SpeechCLIP.from_pretrained(path, clip=str(clip))
@@ -96,7 +96,7 @@ def test_parallel_equals_plain_operations(tmp_path: Path, clip: Path, large: boo
 
 
 @pytest.mark.parametrize(("large", "layers"), [(False, 1), (True, 2)], ids=["base", "large"])
-def test_cascaded_equals_plain_operations(tmp_path: Path, clip: Path, large: bool, layers: int) -> None:
+def test_cascaded_checkpoint_equals_plain_operations(tmp_path: Path, clip: Path, large: bool, layers: int) -> None:
     state, full = state_dict("cascaded", IDS, large=large, layers=layers), clip_tensors()
     model = SpeechCLIP.from_pretrained(save_checkpoint_file(tmp_path / "c.ckpt", state), clip=str(clip))
     assert model.network.config.head.projection_layers == layers and model.network.vocabulary.ids == tuple(IDS)
@@ -109,22 +109,24 @@ def test_cascaded_equals_plain_operations(tmp_path: Path, clip: Path, large: boo
         expected.append(read_by_clip(full["token_embedding.weight"][nearest], full))
     torch.testing.assert_close(model.encode_speech(WAVES), normalize(torch.stack(expected), dim=-1), rtol=0, atol=2e-5)
     wrong = state["cascaded_branch.bn_layer.bn_layer.weight"].view(TEXT, KEYWORDS).T.reshape(-1)
-    assert (wrong - state["cascaded_branch.bn_layer.bn_layer.weight"]).abs().max() > 0.1  # the order is seen
+    assert (
+        wrong - state["cascaded_branch.bn_layer.bn_layer.weight"]
+    ).abs().max() > 0.1  # the test distinguishes the two orders
 
 
 @pytest.mark.parametrize("head", ["parallel", "cascaded"])
-def test_a_converted_checkpoint_gives_the_same_anywhere(
+def test_converted_checkpoint_equals_original_after_move(
     tmp_path: Path, clip: Path, head: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save_checkpoint_file(tmp_path / "x.ckpt", state_dict(head, IDS, large=True))
     model = SpeechCLIP.from_pretrained(path, clip=str(clip))
     convert(["--checkpoint", str(path), "--out", str(tmp_path / "out"), "--clip", str(clip)])
-    assert "every tensor accounted for" in capsys.readouterr().out
+    assert "All tensors are accounted for" in capsys.readouterr().out
     (tmp_path / "out").rename(tmp_path / "moved")
     path.unlink()
     monkeypatch.chdir(tmp_path)
-    told = json.loads(Path("moved/provenance.json").read_text())
-    assert told["converted_from"] == "x.ckpt" and told["seed"] is None and told["published"]["step"] == 50000
+    origin = json.loads(Path("moved/provenance.json").read_text())
+    assert origin["converted_from"] == "x.ckpt" and origin["seed"] is None and origin["published"]["step"] == 50000
     again = SpeechCLIP.from_pretrained("moved")
     assert torch.equal(again.encode_speech(WAVES), model.encode_speech(WAVES))
     assert again.network.config.speech_encoder.normalize is True
@@ -132,7 +134,7 @@ def test_a_converted_checkpoint_gives_the_same_anywhere(
         assert again.keywords(WAVES) == model.keywords(WAVES)
 
 
-def test_attention_heads_follow_the_settings_in_the_file(tmp_path: Path) -> None:
+def test_reader_takes_attention_heads_from_settings(tmp_path: Path) -> None:
     state = state_dict("parallel", IDS)
     assert read_published(save_checkpoint_file(tmp_path / "a.ckpt", state)).config.head.attention_heads == 8
     assert read_published(save_checkpoint_file(tmp_path / "b.ckpt", state, nhead=4)).config.head.attention_heads == 4
@@ -143,8 +145,8 @@ def test_attention_heads_follow_the_settings_in_the_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("head", ["parallel", "cascaded", "hybrid_plus"])
-def test_a_file_without_the_table_that_was_reduced_gives_the_same(tmp_path: Path, clip: Path, head: str) -> None:
-    """The authors' code keeps CLIP's whole subword table beside the reduced one, twice in a head with keywords."""
+def test_reader_accepts_file_without_full_table(tmp_path: Path, clip: Path, head: str) -> None:
+    """Compare files with and without CLIP's full subword table. The authors' code stores it, twice with keywords."""
     name = f"clip.{FULL}"
     files = [
         save_checkpoint_file(tmp_path / f"{original}.ckpt", state_dict(head, IDS, original=original))
@@ -178,12 +180,20 @@ def renamed(old: str, new: str) -> Any:
             "unknown tensor parallel_branch.extra",
         ),
         ("parallel", lambda s: s.update({"something": torch.ones(1)}), "unknown tensor something"),
-        ("parallel", without("parallel_branch.linear_proj.bias"), "no tensor parallel_branch.linear_proj.bias"),
-        ("parallel", without("audio_encoder.weightedsum_layer.weights"), "no tensor audio_encoder.weightedsum"),
+        (
+            "parallel",
+            without("parallel_branch.linear_proj.bias"),
+            "the tensor parallel_branch.linear_proj.bias is missing",
+        ),
+        (
+            "parallel",
+            without("audio_encoder.weightedsum_layer.weights"),
+            "the tensor audio_encoder.weightedsum_layer.weights is missing",
+        ),
         (
             "parallel",
             without("clip.model.token_embedding.weight"),
-            "no tensors under clip.model.token_embedding.weight",
+            "tensors under clip.model.token_embedding.weight are missing",
         ),
         (
             "parallel",
@@ -195,7 +205,7 @@ def renamed(old: str, new: str) -> Any:
         (
             "parallel",
             without("audio_encoder.encoder.encoder.layers.1.fc1.bias"),
-            "no tensor for encoder.layers.1.feed_forward.intermediate_dense.bias",
+            "the tensor for encoder.layers.1.feed_forward.intermediate_dense.bias of its HuBERT is missing",
         ),
         (
             "parallel",
@@ -213,31 +223,43 @@ def renamed(old: str, new: str) -> Any:
             lambda s: s.update({"cascaded_branch.clip.model.ln_final.bias": torch.ones(TEXT)}),
             "cascaded_branch.clip.model.ln_final.bias differs",
         ),
-        ("cascaded", lambda s: s.update({"cascaded_branch.clip.model.more": torch.ones(1)}), "no counterpart"),
+        (
+            "cascaded",
+            lambda s: s.update({"cascaded_branch.clip.model.more": torch.ones(1)}),
+            "is not below clip. with the same shape",
+        ),
         (
             "cascaded",
             lambda s: s.update({f"cascaded_branch.clip.{FULL}": s[f"clip.{FULL}"] + 1}),
             f"cascaded_branch.clip.{FULL} differs",
         ),
-        ("cascaded", without(f"clip.{FULL}"), "no counterpart"),
+        ("cascaded", without(f"clip.{FULL}"), "is not below clip. with the same shape"),
         ("parallel", lambda s: s[f"clip.{FULL}"].add_(1), "another CLIP .*token_embedding.weight differs"),
         (
             "parallel",
             lambda s: s.update({f"clip.{FULL}": torch.ones(9, TEXT + 1)}),
-            rf"clip.{FULL} is \[9, 65\], clip.model.token_embedding.weight \[63, 64\]",
+            rf"clip.{FULL} is \[9, 65\], clip.model.token_embedding.weight is \[63, 64\]",
         ),
         (
             "cascaded",
             without("cascaded_branch.bn_layer.bn_layer.running_var"),
-            "no tensor cascaded_branch.bn_layer.bn_layer.running_var",
+            "the tensor cascaded_branch.bn_layer.bn_layer.running_var is missing",
         ),
-        ("cascaded", without("cascaded_branch.linear_proj.bias"), "no tensor cascaded_branch.linear_proj.bias"),
-        ("cascaded", lambda s: s["clip.model.token_embedding.weight"][5].add_(1), "differs|is in CLIP's table nowhere"),
-        ("cascaded", lambda s: [s.pop(n) for n in list(s) if n.startswith("cascaded")], "no checkpoint of SpeechCLIP"),
+        (
+            "cascaded",
+            without("cascaded_branch.linear_proj.bias"),
+            "the tensor cascaded_branch.linear_proj.bias is missing",
+        ),
+        ("cascaded", lambda s: s["clip.model.token_embedding.weight"][5].add_(1), "differs|is not in CLIP's table"),
+        (
+            "cascaded",
+            lambda s: [s.pop(n) for n in list(s) if n.startswith("cascaded")],
+            "not a checkpoint of SpeechCLIP",
+        ),
         ("cascaded", lambda s: s.update({"x": "text"}), "x is a str, not a tensor"),
     ],
 )
-def test_every_tensor_is_accounted_for(tmp_path: Path, clip: Path, head: str, change: Any, message: str) -> None:
+def test_reader_names_unfit_tensor(tmp_path: Path, clip: Path, head: str, change: Any, message: str) -> None:
     state = state_dict(head, IDS)
     change(state)
     path = save_checkpoint_file(tmp_path / "x.ckpt", state)
@@ -246,15 +268,17 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, clip: Path, head: str, ch
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_cascaded_checkpoint_needs_its_clip(tmp_path: Path) -> None:
+def test_cascaded_checkpoint_needs_its_clip(tmp_path: Path) -> None:
     path = save_checkpoint_file(tmp_path / "x.ckpt", state_dict("cascaded", IDS))
-    with pytest.raises(UserError, match="subword embeddings of width 64 are of no published CLIP: name it with --clip"):
+    with pytest.raises(
+        UserError, match="no published CLIP has subword embeddings of width 64. Name the CLIP with --clip"
+    ):
         SpeechCLIP.from_pretrained(path)
     with pytest.raises(UserError, match="cascaded head needs CLIP"):
         SpeechCLIP.from_pretrained(path, clip="")
 
 
-def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+def test_reader_refuses_other_files(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="no Lightning checkpoint"):
+    with pytest.raises(UserError, match="not a Lightning checkpoint: state_dict is missing"):
         read_published(tmp_path / "a.ckpt")

@@ -1,7 +1,8 @@
-"""HuBERT and CLIP in their original files: equal outputs before and after, and what is refused."""
+"""Tests of the original files of HuBERT and CLIP: equal outputs after conversion, refusals."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def encoder(path: Path, **settings: Any) -> Any:
 
 
 def fairseq_file(path: Path, *, large: bool) -> Any:
-    """A checkpoint that fairseq wrote, with its dictionary objects; and the model in it."""
+    """Let fairseq write a checkpoint with its dictionary objects. Return the model in it."""
     pytest.importorskip("fairseq", reason="extra 'fairseq' is not installed")
     prepare()
     from fairseq.checkpoint_utils import torch_persistent_save
@@ -53,7 +54,7 @@ def fairseq_file(path: Path, *, large: bool) -> Any:
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-def test_a_file_of_fairseq_gives_fairseqs_states(tmp_path: Path, large: bool) -> None:
+def test_fairseq_file_gives_fairseq_states(tmp_path: Path, large: bool) -> None:
     path = tmp_path / "hubert.pt"
     reference = fairseq_file(path, large=large)
     seen: list[torch.Tensor] = []
@@ -78,7 +79,7 @@ def test_a_file_of_fairseq_gives_fairseqs_states(tmp_path: Path, large: bool) ->
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-def test_the_shape_comes_from_the_tensors_where_the_file_has_no_settings(tmp_path: Path, large: bool) -> None:
+def test_hubert_shape_follows_tensors_without_settings(tmp_path: Path, large: bool) -> None:
     torch.save({"model": hubert_tensors(large=large), "cfg": None}, tmp_path / "h.pt")
     loaded = encoder(tmp_path / "h.pt")
     config = loaded.model.config
@@ -88,21 +89,46 @@ def test_the_shape_comes_from_the_tensors_where_the_file_has_no_settings(tmp_pat
     assert encoder(tmp_path / "h.pt", normalize=not large).normalize is not large
 
 
+def omegaconf_settings(values: dict[str, Any]) -> Any:
+    return pytest.importorskip("omegaconf", reason="extra 'fairseq' is not installed").OmegaConf.create(values)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalised"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda model, task: {"cfg": {"model": model, "task": task}},
+        lambda model, task: {"cfg": omegaconf_settings({"model": model, "task": task})},
+        lambda model, task: {"cfg": {"model": omegaconf_settings(model), "task": omegaconf_settings(task)}},
+        lambda model, task: {"args": argparse.Namespace(**model, **task), "cfg": None},
+    ],
+    ids=["dictionary", "omegaconf", "omegaconf sections", "namespace"],
+)
+def test_hubert_reader_follows_settings(tmp_path: Path, settings: Any, normalize: bool) -> None:
+    content = settings({"encoder_attention_heads": 2}, {"normalize": normalize})
+    torch.save({"model": hubert_tensors(), **content}, tmp_path / "h.pt")
+    loaded = encoder(tmp_path / "h.pt")
+    assert (loaded.model.config.num_attention_heads, loaded.normalize) == (2, normalize)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"a": torch.ones(1)}}, "no tensor feature_extractor.conv_layers.0.0.weight: not a fairseq HuBERT"),
+        (
+            {"model": {"a": torch.ones(1)}},
+            "the tensor feature_extractor.conv_layers.0.0.weight is missing: not a fairseq HuBERT",
+        ),
         ({"model": {"w2v_encoder.x": torch.ones(1)}}, "a fine-tuned checkpoint"),
         ({"weights": {}}, "not a fairseq checkpoint"),
         ({"model": {**hubert_tensors(), "extra": torch.ones(1)}}, "unknown tensor extra in its HuBERT"),
         ({"model": {**hubert_tensors(), "layer_norm.bias": torch.ones(3)}}, r"layer_norm.bias is \[3\]"),
         (
             {"model": hubert_tensors(), "cfg": {"model": {"encoder_attention_heads": 5}}},
-            "5 attention heads for a width of 64",
+            "5 attention heads do not divide the width 64",
         ),
     ],
 )
-def test_other_files_are_no_hubert(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+def test_hubert_reader_refuses_other_files(tmp_path: Path, content: dict[str, Any], message: str) -> None:
     torch.save(content, tmp_path / "h.pt")
     with pytest.raises(UserError, match=message) as caught:
         encoder(tmp_path / "h.pt")
@@ -113,7 +139,7 @@ def picture(size: tuple[int, int] = (50, 40)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(1).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
 
 
-def test_openais_file_gives_what_open_clip_gives(tmp_path: Path) -> None:
+def test_openai_file_equals_open_clip(tmp_path: Path) -> None:
     prepare()
     from open_clip import tokenize
     from open_clip.model import build_model_from_openai_state_dict
@@ -137,7 +163,7 @@ def test_openais_file_gives_what_open_clip_gives(tmp_path: Path) -> None:
     assert folder.description["weights"] == clip.description["weights"]
 
 
-def test_a_transformers_folder_gives_what_transformers_gives(tmp_path: Path) -> None:
+def test_transformers_clip_folder_equals_transformers(tmp_path: Path) -> None:
     prepare()
     import transformers
 
@@ -162,13 +188,13 @@ def test_a_transformers_folder_gives_what_transformers_gives(tmp_path: Path) -> 
     torch.testing.assert_close(clip.encode_images([picture()]), pictured, rtol=0, atol=1e-5)
 
 
-def test_other_files_are_no_clip(tmp_path: Path) -> None:
+def test_clip_reader_refuses_other_files(tmp_path: Path) -> None:
     tensors = clip_tensors()
     for change, message in (
-        ({"extra": torch.ones(1)}, "unknown tensor extra in its CLIP"),
+        ({"extra": torch.ones(1)}, "the tensor extra of its CLIP is unknown"),
         ({"ln_final.bias": torch.ones(3)}, r"ln_final.bias is \[3\]"),
-        ({"visual.conv1.weight": None}, "no tensor visual.conv1.weight: not a CLIP with a vision transformer"),
-        ({"visual.ln_pre.bias": None}, "no tensor visual.ln_pre.bias in its CLIP"),
+        ({"visual.conv1.weight": None}, "the tensor visual.conv1.weight is missing: not a CLIP with a"),
+        ({"visual.ln_pre.bias": None}, "the tensor visual.ln_pre.bias of its CLIP is missing"),
     ):
         changed = {name: value for name, value in {**tensors, **change}.items() if value is not None}
         torch.save(changed, tmp_path / "c.pt")

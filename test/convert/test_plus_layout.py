@@ -1,4 +1,4 @@
-"""SpeechCLIP+ checkpoints in their published layout: what a loaded model gives against plain operations on the file."""
+"""Tests of the published SpeechCLIP+ layout: a loaded model against plain operations on the file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,16 @@ def _linear(name: str, out: int, inside: int) -> dict[str, Tensor]:
 
 
 def _file(head: str, *, large: bool = False, two: bool = False, one_cls: bool = False) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint; two: two-layer projections and convolutions; one_cls: in one tensor."""
+    """Return the tensors of a published checkpoint.
+
+    Args:
+        head: the name of the head.
+        large: whether it is a Large model.
+        two: use two-layer projections and two convolutions.
+        one_cls: store all [CLS] vectors in one tensor.
+    """
     torch.manual_seed(11)
-    fires, features = head != "hybrid", SUBWORD * (KEYWORDS if head == "hybrid" else 1)
+    has_cif, features = head != "hybrid", SUBWORD * (KEYWORDS if head == "hybrid" else 1)
     tensors = {
         "audio_encoder.weightedsum_layer.weights": torch.randn(STATES),
         "criterion.temperature": torch.tensor(2.5),
@@ -63,20 +70,20 @@ def _file(head: str, *, large: bool = False, two: bool = False, one_cls: bool = 
         tensors |= {f"{B}cls": cls} if one_cls else {B + name: value for name, value in split.items()}
     if head == "hybrid_plus":
         tensors[f"{B}cls"] = torch.randn(1, 1, WIDTH)
-    if fires:
+    if has_cif:
         for at in (0, 3) if two else (0,):
             weight = torch.randn(WIDTH, WIDTH, 5 if two else 3) / (3 * WIDTH) ** 0.5
             tensors[f"{B}downsampling.conv.{at}.weight"] = weight
             tensors[f"{B}downsampling.conv.{at}.bias"] = torch.randn(WIDTH) * 0.2
         tensors |= _linear(f"{B}downsampling.weight_proj.1", 1, WIDTH)
-        tensors[f"{B}downsampling.weight_proj.1.bias"] -= 1  # no more keywords than the small text tower takes
+        tensors[f"{B}downsampling.weight_proj.1.bias"] -= 1  # so that all keywords fit into the small text tower
     if large:
         tensors["audio_encoder.encoder.feature_extractor.conv_layers.0.2.1.weight"] = torch.ones(16)
     return tensors
 
 
 def _layers(file: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """One linear layer, or two with a ReLU between."""
+    """Apply one linear layer, or two with a ReLU between them."""
     name = B + name
     if f"{name}.weight" in file:
         return x @ file[f"{name}.weight"].T + file[f"{name}.bias"]
@@ -90,7 +97,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _block(file: dict[str, Tensor], tokens: Tensor, heads: int) -> Tensor:
-    """Self-attention over tokens [N, d], head by head, residual, LayerNorm."""
+    """Apply self-attention to tokens [N, d], head by head, then residual and LayerNorm."""
     old = f"{B}self_att.multihead_attn_layer"
     qkv = tokens @ file[f"{old}.in_proj_weight"].T + file[f"{old}.in_proj_bias"]
     size, parts = WIDTH // heads, []
@@ -103,8 +110,8 @@ def _block(file: dict[str, Tensor], tokens: Tensor, heads: int) -> Tensor:
     return _norm(tokens + attended, file[f"{norm}.weight"], file[f"{norm}.bias"])
 
 
-def _fire(file: dict[str, Tensor], frames: Tensor) -> Tensor:
-    """Integrate-and-fire of one utterance [T, d], frame by frame, its tail fired from a half on."""
+def _integrate_and_fire(file: dict[str, Tensor], frames: Tensor) -> Tensor:
+    """Apply integrate-and-fire to one utterance [T, d], frame by frame. The tail fires from 0.5 on."""
     hidden, at = frames, 0
     while f"{B}downsampling.conv.{at}.weight" in file:
         weight, bias = file[f"{B}downsampling.conv.{at}.weight"], file[f"{B}downsampling.conv.{at}.bias"]
@@ -130,7 +137,7 @@ def _fire(file: dict[str, Tensor], frames: Tensor) -> Tensor:
 
 
 def _batch_norm(file: dict[str, Tensor], keywords: Tensor, shared: bool) -> Tensor:
-    """[K, D] as published: flattened with the dimension major, or position by position."""
+    """Normalise [K, D] as published: flattened with the dimension major, or each position by itself."""
     weight, bias, mean, variance = (
         file[f"{B}bn_layer.bn_layer.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
     )
@@ -143,7 +150,7 @@ def _batch_norm(file: dict[str, Tensor], keywords: Tensor, shared: bool) -> Tens
 def _expected(
     head: str, file: dict[str, Tensor], states: Tensor, clip: OpenClip, ids: list[int], *, large: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Parallel embedding, keyword vectors and cascaded embedding of one utterance's hidden states [L, T, d]."""
+    """Compute parallel embedding, keyword vectors and cascaded embedding of hidden states [L, T, d]."""
     if large and head == "hybrid":
         states = _norm(states, torch.ones(WIDTH), torch.zeros(WIDTH))
     mix = file["audio_encoder.weightedsum_layer.weights"].exp()
@@ -156,33 +163,31 @@ def _expected(
     count = sum(map(len, cls))
     out = _block(file, torch.cat([*cls, frames]), heads)
     parallel = None if head == "cascaded_plus" else _layers(file, "parallel_proj", out[0])
-    units = out[1:count] if head == "hybrid" else _fire(file, out[count:])
+    units = out[1:count] if head == "hybrid" else _integrate_and_fire(file, out[count:])
     vectors = _batch_norm(file, _layers(file, "linear_proj", units), shared=head != "hybrid")
-    table, allowed = (
+    subword_embeddings, valid = (
         clip.subword_embeddings[torch.tensor(ids)],
         [i not in (clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot) for i in ids],
     )
-    said = []
+    keywords = []
     for vector in vectors:
-        cosines = [(vector @ row / row.norm()).item() if a else -math.inf for row, a in zip(table, allowed)]
-        said.append(ids[max(range(len(ids)), key=cosines.__getitem__)])
-    tokens = torch.tensor([add_special_tokens(clip.tokenizer, said, CONTEXT)])
+        cosines = [(vector @ row / row.norm()).item() if a else -math.inf for row, a in zip(subword_embeddings, valid)]
+        keywords.append(ids[max(range(len(ids)), key=cosines.__getitem__)])
+    tokens = torch.tensor([add_special_tokens(clip.tokenizer, keywords, CONTEXT)])
     return parallel, vectors, clip.model.encode_text(tokens)[0]
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("large", "two", "one_cls"), [(False,) * 3, (True,) * 3], ids=["base", "large"])
-def test_a_loaded_checkpoint_gives_what_its_file_says(
-    clip: OpenClip, head: str, large: bool, two: bool, one_cls: bool
-) -> None:
+def test_plus_layout_equals_plain_operations(clip: OpenClip, head: str, large: bool, two: bool, one_cls: bool) -> None:
     file = _file(head, large=large, two=two, one_cls=one_cls)
     left = dict(file)
     config, state = convert(left)
-    assert set(left) <= {"audio_encoder.encoder.feature_extractor.conv_layers.0.2.1.weight"}  # the encoder's own
+    assert set(left) <= {"audio_encoder.encoder.feature_extractor.conv_layers.0.2.1.weight"}  # of the encoder
     assert config.head.name == head
     words = vocabulary_of(captions(30), clip)
     model = build_network(config, Dimensions(WIDTH, STATES, JOINT), clip=clip, vocabulary=words).eval()
-    load_weights(model, state, "file")  # every tensor has its place, and every place its tensor
+    load_weights(model, state, "file")  # raises an error if a tensor is missing or unused
     assert reduced_subword_embeddings(clip, words)[0].shape == (len(words), SUBWORD)
     torch.manual_seed(2)
     frames = torch.tensor([30, 9])
@@ -201,7 +206,7 @@ def test_a_loaded_checkpoint_gives_what_its_file_says(
     assert model.loss.log_scale.item() == 2.5
 
 
-def test_settings_that_are_in_no_tensor_follow_the_publication() -> None:
+def test_plus_layout_follows_published_settings() -> None:
     heads: dict[tuple[str, bool], int] = {}
     for head in HEADS:
         for large in (False, True):
@@ -221,7 +226,7 @@ def test_settings_that_are_in_no_tensor_follow_the_publication() -> None:
     assert state["loss.log_scale"].item() == pytest.approx(math.log(1 / 0.07))
 
 
-def test_the_keys_tell_layers_and_sizes() -> None:
+def test_plus_layout_reads_sizes_from_keys() -> None:
     config, _ = convert(_file("hybrid_plus", two=True))
     assert (config.head.projection_layers, config.head.parallel_layers) == (2, 2)
     assert (config.head.cif.layers, config.head.cif.width) == (2, 5)
@@ -229,7 +234,7 @@ def test_the_keys_tell_layers_and_sizes() -> None:
     assert (config.head.keywords, config.head.projection_layers, config.head.parallel_layers) == (KEYWORDS, 1, 1)
 
 
-def test_what_is_not_used_is_left_for_the_reader_to_judge() -> None:
+def test_plus_layout_leaves_unused_tensors() -> None:
     names = ("clip.model.logit_scale", f"{B}clip.model.logit_scale", "criterion.eye_mat")
     more = {name: torch.ones(()) for name in names}
     file = {**_file("cascaded_plus"), **more, f"{B}surprise": torch.ones(1)}
@@ -238,20 +243,25 @@ def test_what_is_not_used_is_left_for_the_reader_to_judge() -> None:
 
 
 BROKEN: list[tuple[str, str, Any, str]] = [
-    ("hybrid", f"{B}parallel_cls", None, f"no tensor {B}parallel_cls"),
+    ("hybrid", f"{B}parallel_cls", None, f"the tensor {B}parallel_cls is missing"),
     ("hybrid", f"{B}parallel_cls", torch.ones(1, 2, WIDTH), r"parallel_cls is \[1, 2, 32\], not \[1, 1, width\]"),
     ("hybrid", f"{B}cascaded_cls", torch.ones(3, WIDTH), r"cascaded_cls is \[3, 32\], not \[1, vectors, width\]"),
     ("hybrid", f"{B}bn_layer.bn_layer.running_var", torch.ones(10), "not a multiple of 3 keywords"),
-    ("hybrid", f"{B}linear_proj.bias", None, f"no tensor {B}linear_proj.bias"),
-    ("cascaded_plus", f"{B}downsampling.conv.0.bias", None, f"no tensor {B}downsampling.conv.0.bias"),
-    ("cascaded_plus", f"{B}downsampling.weight_proj.1.weight", None, "no tensor .*weight_proj.1.weight"),
-    ("hybrid_plus", f"{B}parallel_proj.weight", None, f"no tensor {B}parallel_proj.weight"),
-    ("hybrid_plus", "audio_encoder.weightedsum_layer.weights", None, "no tensor audio_encoder.weightedsum_layer.weig"),
+    ("hybrid", f"{B}linear_proj.bias", None, f"the tensor {B}linear_proj.bias is missing"),
+    ("cascaded_plus", f"{B}downsampling.conv.0.bias", None, f"the tensor {B}downsampling.conv.0.bias is missing"),
+    ("cascaded_plus", f"{B}downsampling.weight_proj.1.weight", None, "the tensor .*weight_proj.1.weight is missing"),
+    ("hybrid_plus", f"{B}parallel_proj.weight", None, f"the tensor {B}parallel_proj.weight is missing"),
+    (
+        "hybrid_plus",
+        "audio_encoder.weightedsum_layer.weights",
+        None,
+        "the tensor audio_encoder.weightedsum_layer.weights is",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("head", "name", "value", "message"), BROKEN, ids=[f"{r[0]}-{r[1]}" for r in BROKEN])
-def test_a_damaged_checkpoint_names_the_tensor(head: str, name: str, value: Tensor | None, message: str) -> None:
+def test_plus_layout_names_damaged_tensor(head: str, name: str, value: Tensor | None, message: str) -> None:
     file = _file(head)
     if value is None:
         del file[name]

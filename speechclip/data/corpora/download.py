@@ -34,6 +34,7 @@ _ATTEMPTS = 5  # in a row that brought nothing
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _REFUSED: type[Exception] = getattr(tarfile, "FilterError", tarfile.TarError)  # by the filter of safe members
 Log = Callable[[str], None]
+Progress = Callable[[int, int | None], None]  # bytes so far, bytes in total or None
 T = TypeVar("T")
 
 
@@ -60,11 +61,14 @@ class RemoteFile:
     about: str = ""
 
 
-def download(remotes: Sequence[RemoteFile], folder: Path, log: Log = print, pause: float = 2.0) -> None:
+def download(
+    remotes: Sequence[RemoteFile], folder: Path, log: Log = print, pause: float = 2.0, progress: Progress | None = None
+) -> None:
     """Download and unpack what is missing in ``folder``; what is there is left alone.
 
     Args:
-        log: is told what happens, a line at a time. pause: seconds before a second attempt, then twice that, and so on.
+        log: is told what happens, a line at a time. progress: receives bytes so far and in total.
+        pause: seconds before a second attempt, then twice that, and so on.
     Raises:
         UserError: too little space, or parts that no mirror gave: all of them, with what to place where.
     """
@@ -80,7 +84,7 @@ def download(remotes: Sequence[RemoteFile], folder: Path, log: Log = print, paus
     failed = []
     for remote in missing:
         try:
-            archive = _fetch(remote, folder, log, pause)
+            archive = _fetch(remote, folder, log, pause, progress)
             if remote.into is not None:
                 _unpack(archive, folder / remote.into, log, _SLACK + 2 * remote.unpacked)
                 archive.unlink()
@@ -116,7 +120,7 @@ def _check_space(remotes: Sequence[RemoteFile], folder: Path) -> None:
         )
 
 
-def _fetch(remote: RemoteFile, folder: Path, log: Log, pause: float) -> Path:
+def _fetch(remote: RemoteFile, folder: Path, log: Log, pause: float, progress: Progress | None) -> Path:
     """The file, complete and checked, under its name. Raises UserError with every mirror's reason."""
     target, part = folder / remote.name, folder / f"{remote.name}.part"
     origin = folder / f"{remote.name}.part.url"
@@ -129,7 +133,7 @@ def _fetch(remote: RemoteFile, folder: Path, log: Log, pause: float) -> Path:
             part.unlink()
         origin.write_text(url)
         try:
-            _download(url, part, log, pause)
+            _download(url, part, log, pause, progress)
         except _Failure as failure:
             reasons.append(f"{url}: {failure}")
             continue
@@ -147,13 +151,13 @@ class _Failure(Exception):
     """A mirror that does not give the file."""
 
 
-def _download(url: str, part: Path, log: Log, pause: float) -> None:
+def _download(url: str, part: Path, log: Log, pause: float, progress: Progress | None) -> None:
     """Append what is missing of ``part``, again after every cut that came after some progress."""
     fruitless = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, before, log)
+            _transfer(url, part, before, log, progress)
             return
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
@@ -178,7 +182,7 @@ def _hopeless(error: Exception) -> bool:
     return isinstance(reason, (socket.gaierror, ConnectionRefusedError))
 
 
-def _transfer(url: str, part: Path, have: int, log: Log) -> None:
+def _transfer(url: str, part: Path, have: int, log: Log, progress: Progress | None) -> None:
     """One request, from byte ``have`` on where the server can do that. OSError where less comes than was told."""
     request = urllib.request.Request(
         url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -201,6 +205,8 @@ def _transfer(url: str, part: Path, have: int, log: Log) -> None:
         with part.open("ab" if partial else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
+                if progress is not None:
+                    progress(file.tell(), total)
             size = file.tell()
     if total is not None and size != total:
         raise ConnectionError(f"{size} of {total} bytes")

@@ -12,6 +12,7 @@ from speechclip.config import HeadConfig
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import Head, Keywords
 from speechclip.model.heads.quantizer import SubwordQuantizer
+from speechclip.model.heads.transformer_layer import TransformerLayer
 
 
 class KeywordBatchNorm(nn.BatchNorm1d):
@@ -69,7 +70,7 @@ def projection(dim: int, width: int, layers: int, dropout: float) -> nn.Module:
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, width))
 
 
-class KeywordHead(Head):
+class KeywordHead(TransformerLayer, Head):
     """Base of the heads with keywords: attention block (without feed-forward), projection, BatchNorm, quantiser.
 
     The heads differ in the number of [CLS] vectors and in the outputs of the block that become keywords. The [CLS]
@@ -86,15 +87,20 @@ class KeywordHead(Head):
         projection_layers: number of linear layers from a state to a keyword, 1 or 2.
         temperature: temperature of the quantiser.
         input_dropout: probability of dropout of the frames.
+        block: "attention", or "transformer" for a whole transformer layer and one more LayerNorm.
     """
 
     def __init__(
         self, dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, cls: int, norms: int, heads: int,
         dropout: float, projection_layers: int = 1, temperature: float = 0.1, input_dropout: float = 0.0,
+        block: str = "attention",
     ) -> None:  # fmt: skip
         super().__init__()
         self.cls = nn.Parameter(torch.randn(cls, dim)) if cls else None
         self.attention = ClsAttention(dim, heads, dropout)
+        self.block = block
+        if block == "transformer":
+            self.add_layer(dim, dropout)
         self.norm = nn.LayerNorm(dim)
         self.projection = projection(dim, subword_embeddings.shape[1], projection_layers, dropout)
         self.batch_norm = KeywordBatchNorm(norms, subword_embeddings)
@@ -102,22 +108,33 @@ class KeywordHead(Head):
         self.input_dropout = nn.Dropout(input_dropout)
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """Return the attention block's output at the frames, after its LayerNorm: [B, T, d]."""
-        return self._block(frames, padding)[:, 0 if self.cls is None else len(self.cls) :]
+        """Return the block's output at the frames: [B, T, d].
+
+        An attention block's is the output of its LayerNorm. A transformer layer's is the input of the additional one.
+        """
+        states = self._layer(frames, padding) if self.block == "transformer" else self._block(frames, padding)
+        return states[:, 0 if self.cls is None else len(self.cls) :]
 
     def _block_at_cls(self, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the block's output at the [CLS] positions [B, Q, d] and, in evaluation, their weights [B, Q, T]."""
         assert self.cls is not None
         attended, weights = self.attention(self.cls, self.input_dropout(frames), padding)
+        if self.block == "transformer":
+            return self.norm(self.rest_of_layer(self.cls, attended)), weights
         return self.norm(self.cls + attended), weights
 
     def _block(self, frames: Tensor, padding: Tensor) -> Tensor:
-        """Return the block's output at all positions, [B, Q + T, d]."""
+        """Return the block's output at every position: [B, Q + T, d]."""
+        states: Tensor = self.norm(self._layer(frames, padding))
+        return states
+
+    def _layer(self, frames: Tensor, padding: Tensor) -> Tensor:
+        """Return the input of the block's last LayerNorm at every position: [B, Q + T, d]."""
         frames = self.input_dropout(frames)
         cls = frames[0, :0] if self.cls is None else self.cls
         tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
-        states: Tensor = self.norm(tokens + self.attention.everywhere(cls, frames, padding))
-        return states
+        attended = self.attention.everywhere(cls, frames, padding)
+        return self.rest_of_layer(tokens, attended) if self.block == "transformer" else tokens + attended
 
     def _keywords(
         self, states: Tensor, attention: Tensor | None, mask: Tensor | None = None, segments: Tensor | None = None
@@ -137,6 +154,7 @@ def keyword_settings(settings: HeadConfig) -> dict[str, Any]:
     """Return the arguments of :class:`KeywordHead` that all heads with keywords take from the configuration."""
     return {
         "heads": settings.attention_heads,
+        "block": settings.block,
         "dropout": settings.dropout,
         "input_dropout": settings.input_dropout,
         "projection_layers": settings.projection_layers,

@@ -1,0 +1,65 @@
+"""List the published models with size, corpus, validation score and cache state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from speechclip.bin import stage_script
+from speechclip.common.arguments import ArgumentParser
+from speechclip.common.errors import MissingFileError
+
+COLUMNS = ("name", "size", "corpus", "published", "cache")
+
+
+@stage_script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print one line for each name that SpeechCLIP.from_pretrained accepts."""
+    parser = ArgumentParser(prog="speechclip models", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON with the address of each model")
+    args = parser.parse_args(argv)
+
+    from speechclip.checkpoint.pretrained import MINI
+    from speechclip.checkpoint.published import PUBLISHED_MODELS, cache_folder, cached_file, downloaded_bytes
+
+    rows = {MINI: {"name": MINI, "corpus": "mini recipe", "published": "", **_mini()}}
+    for name, model in PUBLISHED_MODELS.items():
+        complete, count = cached_file(model).is_file(), downloaded_bytes(model)
+        # The hosts announce the size of a file only when it is downloaded.
+        size = model.bytes or (count if complete else 0)
+        rows[name] = {
+            "name": name,
+            "size": _megabytes(size) if size else "unknown",
+            "corpus": model.corpus,
+            "published": model.score,
+            "cache": "complete" if complete else f"partial, {_megabytes(count)}" if count else "-",
+        }
+    if args.json:
+        urls = {name: model.url for name, model in PUBLISHED_MODELS.items()}
+        print(json.dumps([{**row, "url": urls.get(name, "")} for name, row in rows.items()], indent=2))
+        return
+    table = [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows.values()]
+    widths = {column: max(len(row[column]) for row in table) for column in COLUMNS}
+    for row in table:
+        print("  ".join(row[column].ljust(widths[column]) for column in COLUMNS).rstrip())
+    print(f"published: mean recall on the validation set, both directions, percent. Cache: {cache_folder()}")
+
+
+def _mini() -> dict[str, str]:
+    """Return size and state of the mini model. It is a part of the package, with its encoders next to it."""
+    from speechclip.checkpoint.pretrained import mini_folder
+
+    try:
+        folder = mini_folder()
+    except MissingFileError:
+        return {"size": "unknown", "cache": "not installed"}
+    files = (path for part in (folder, folder.parent / "hubert", folder.parent / "clip") for path in part.rglob("*"))
+    return {"size": _megabytes(sum(path.stat().st_size for path in files if path.is_file())), "cache": "installed"}
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+if __name__ == "__main__":
+    main()
