@@ -73,7 +73,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ROWS: list[tuple[str, Act, str]] = [
     ("table_missing", lambda t: read_table(t / "wav.scp"),
-     "{t}/wav.scp: missing"),
+     "{t}/wav.scp: is missing"),
     ("table_empty", table(""),
      "{t}/wav.scp: empty"),
     ("table_no_value", table("a\n"),
@@ -97,7 +97,7 @@ ROWS: list[tuple[str, Act, str]] = [
     ("table_two_problems", table("a\nb\n"),
      "{t}/wav.scp:1: 'a': no value (and 1 more)"),
     ("data_missing", lambda t: DataDir.load(t / "none"),
-     "{t}/none: no such data directory"),
+     "{t}/none/wav.scp: is missing"),
     ("data_command", in_data("wav.scp", r" .*$", " sox a.wav -t wav - |"),
      "{t}/d/wav.scp: 's0-i00': a command, not a path: sox a.wav -t wav - |"),
     ("data_no_audio", in_data("wav.scp", r" .*$", " ../../nothing.wav"),
@@ -119,7 +119,7 @@ ROWS: list[tuple[str, Act, str]] = [
     ("split_other_image", lambda t: load_embeddings(t / "dump/image_embeddings.npz", ["a00"]),
      "{t}/dump/image_embeddings.npz: no embedding for a00"),
     ("store_no_index", without("dump/feats.scp", lambda t: FeatureStore(t / "dump")),
-     "{t}/dump/feats.scp: missing"),
+     "{t}/dump/feats.scp: is missing"),
     ("store_traversal", in_dump("feats.scp", lambda c: c.replace(b"feats.0000", b"../feats.0000")),
      "{t}/dump/feats.scp: 's0-i00': not a shard and a number of frames: ../feats.0000.safetensors 27"),
     ("store_no_number", in_dump("feats.scp", lambda c: c.replace(b"\n", b"x\n", 1)),

@@ -1,29 +1,28 @@
-"""The end of stage 0: whether a corpus has all its parts, wherever they lie in it.
+"""The end of stage 0: check that a corpus folder has all parts.
 
 check_corpus.py CORPUS FOLDER
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
 from speechclip.common.arguments import exit_on_user_error
 from speechclip.common.errors import UserError
-from speechclip.data.corpora.sources import SOURCES
+from speechclip.data.corpora.registry import find_corpus
 
 
 @exit_on_user_error
 def main() -> None:
-    """A part that is not there is told with what the parts are and who has them."""
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    """Print one line. The error for a missing part lists the parts and their publishers."""
+    corpus, folder = find_corpus(sys.argv[1]), Path(sys.argv[2])
     try:
-        importlib.import_module(f"speechclip.data.corpora.preparation.{name}").find_parts(folder)
+        corpus.find_parts(folder)
     except UserError as error:
-        parts = "; ".join(remote.about for remote in SOURCES[name])
+        parts = "; ".join(remote.about for remote in corpus.sources)
         raise UserError(f"{error} ({parts}; without --corpus they are downloaded)") from error
-    print(f"{folder}: photographs, captions and recordings are there")
+    print(f"{folder}: photographs, captions and recordings found")
 
 
 if __name__ == "__main__":

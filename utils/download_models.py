@@ -1,4 +1,4 @@
-"""Stage 0's part on encoders: downloads those original files of a model that a folder lacks in every published form.
+"""The encoders in stage 0: download the original files that a folder of models lacks in every form.
 
 download_models.py MODEL FOLDER
 """
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from speechclip.common.arguments import exit_on_user_error
 from speechclip.data.corpora.download import download
-from speechclip.data.corpora.sources import ENCODERS, FORMS
+from speechclip.data.corpora.sources import ENCODERS, find_encoder
 
 
 @exit_on_user_error
 def main() -> None:
-    """A file or folder of another name that holds the same encoder will do."""
+    """Download the missing encoders. A file or folder in another form is as good as the original file."""
     model, folder = sys.argv[1], Path(sys.argv[2])
     lacking = []
     for remote in ENCODERS.get(model, ()):
-        found = next((name for name in FORMS[remote.name] if (folder / name).exists()), None)
+        found = find_encoder(folder, remote.name)
         if found is None:
             lacking.append(remote)
         else:
-            print(f"{folder / found}: there")
+            print(f"{found}: found")
     download(lacking, folder)
 
 
