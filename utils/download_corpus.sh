@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Stage 0 of a corpus that is downloaded: download_corpus.sh CORPUS OPTIONS, called by its local/download.sh in the recipe's folder.
+# Stage 0 of a corpus that can be downloaded: download_corpus.sh CORPUS OPTIONS. A recipe's local/download.sh calls it in
+# the recipe's folder.
 #
-# Downloads the encoders' files that --models lacks, and the corpus into corpus/ unless --corpus names a folder; then looks
-# whether all parts are there.
-# shellcheck disable=SC2034 # each recipe takes the same options, whether it needs them or not
+# It downloads the encoders' files that --models lacks. It downloads the corpus into corpus/ unless --corpus names a folder.
+# Then it checks that the corpus has all parts.
+# shellcheck disable=SC2034 # all recipes have the same options
 set -euo pipefail
 
 name=$1
 shift
-corpus=  #: folder of the corpus as it is published; empty: it is downloaded into corpus/
-nj=2     #: not used, nothing is computed
-models=  #: folder of the encoders' original files; empty: the hub's are taken in stage 2
-model=   #: whose encoders
+corpus=  #: folder of the published corpus; empty: download it into corpus/
+nj=2     #: not used
+models=  #: folder of the encoders' original files; empty: stage 2 takes those of the hub
+model=   #: model size, whose encoders are downloaded
 mirror=  #: URL of a folder with the corpus's files, tried first
 # shellcheck source=utils/parse_options.sh
 . "$SPEECHCLIP_ROOT/utils/parse_options.sh" "$@"
