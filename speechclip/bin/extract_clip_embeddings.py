@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--captions", type=str, default="data/captions.tsv",
-        help="all captions of the corpus, from stage 1; if it is missing, the captions of the data directories are used",
+        help="all captions of the corpus, from stage 1; without it those of the data directories are used",
     )  # fmt: skip
     parser.add_argument(
         "--vocabulary_from", type=Literal["all", "train"], default="all", help="captions counted for the vocabulary"

@@ -78,7 +78,8 @@ def extract_features(
     layers = config.model.speech_encoder.layers or list(range(encoder.num_states))
     if max(layers) >= encoder.num_states:
         raise UserError(
-            f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has states 0 to {encoder.num_states - 1}"
+            f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has states 0 to "
+            f"{encoder.num_states - 1}"
         )
     device = pick_device()
     encoder.to(device)

@@ -1,4 +1,4 @@
-"""Which captions the reduced vocabulary counts."""
+"""The captions that the reduced vocabulary counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from speechclip.model.encoders.tokenizers import BpeTokenizer
 
 
 class Tower:
-    """As much of a CLIP as counting needs: OpenAI's BPE and its context."""
+    """The parts of CLIP that counting needs: OpenAI's BPE and the context length."""
 
     context_length = 77
 
@@ -26,7 +26,7 @@ class Tower:
         self.tokenizer = BpeTokenizer(SimpleTokenizer())
 
 
-def test_ids_with_counts_most_frequent_first(tmp_path: Path) -> None:
+def test_count_vocabulary_orders_ids_by_count(tmp_path: Path) -> None:
     texts = ["A dog and a dog .", "a cat", ""]
     vocabulary = count_vocabulary(texts, Tower())  # type: ignore[arg-type]
     vocabulary.save(tmp_path / "v.tsv")
@@ -46,7 +46,7 @@ def test_ids_with_counts_most_frequent_first(tmp_path: Path) -> None:
     assert Vocabulary.load(tmp_path / "v.tsv") == vocabulary
 
 
-def test_all_captions_of_the_corpus_or_those_of_training_alone(tmp_path: Path) -> None:
+def test_vocabulary_texts_selects_captions(tmp_path: Path) -> None:
     parts = [make_data(tmp_path / "data" / name, images=1, each=1, prefix=name) for name in ("train", "dev")]
     own = [part.utterances[0].text for part in parts]
     missing = tmp_path / "captions.tsv"

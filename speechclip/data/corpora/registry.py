@@ -2,7 +2,7 @@
 
 A corpus is a module of this package that defines ``prepare_<name>(corpus_dir, data_dir, limits)``, its default
 ``LIMITS`` and ``find_parts(corpus_dir)``. A corpus that can be downloaded also defines its ``SOURCES`` and
-``download_<name>(corpus_dir, mirror)``. There is no list to edit: the module's name is the corpus's name.
+``download_<name>(corpus_dir, mirror)``. The corpus has the name of the module; no list has to be edited.
 """
 
 from __future__ import annotations
