@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from speechclip.bin.validate_data_dir import main as validate
 from speechclip.common.errors import UserError
-from speechclip.data.kaldi import DataDir, Utterance, find_problems, read_table, write_data_dir, write_table
+from speechclip.data.kaldi import (
+    DataDir,
+    Utterance,
+    find_problems,
+    parse_count,
+    read_table,
+    write_data_dir,
+    write_table,
+)
 
 LINE_BREAKS = "\n\r"
 ids = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1).filter(
@@ -229,3 +237,62 @@ def test_write_data_dir_refuses_unused_images(corpus: Path) -> None:
     data = DataDir.load("data/train")
     with pytest.raises(UserError, match="image 'w' has no utterance"):
         write_data_dir("data/new", data.utterances, {**data.images, "w": "w.jpg"})
+
+
+def test_data_dir_reads_captions_for_clip(corpus: Path) -> None:
+    assert [u.clip_text for u in DataDir.load("data/train").utterances] == ["ein Hund läuft", "a dog runs", "a cat"]
+    write_table("data/train/text_clip", {"s1-x_0": "ein hund", "s1-x_1": "a dog", "s2-y_0": "a cat"})
+    data = DataDir.load("data/train")
+    assert [u.text for u in data.utterances] == ["ein Hund läuft", "a dog runs", "a cat"]
+    assert [u.clip_text for u in data.utterances] == ["ein hund", "a dog", "a cat"]
+
+
+def test_write_data_dir_writes_text_clip_if_needed(corpus: Path) -> None:
+    data = DataDir.load("data/train")
+    assert not Path("data/train/text_clip").exists()
+    first = dataclasses.replace(data.utterances[0], clip_text="a dog")
+    write_data_dir("data/train", [first, *data.utterances[1:]], data.images)
+    assert read_table("data/train/text_clip") == {"s1-x_0": "a dog", "s1-x_1": "a dog runs", "s2-y_0": "a cat"}
+    assert read_table("data/train/text")["s1-x_0"] == "ein Hund läuft"
+    write_data_dir("data/train", data.utterances, data.images)
+    assert not Path("data/train/text_clip").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ("s1-x_0 a\ns1-x_1 b\n", "text_clip: utterance 's2-y_0' of wav.scp is missing"),
+        ("s1-x_0 a\ns1-x_1 b\ns2-y_0 c\ns3 d\n", "wav.scp: utterance 's3' of text_clip is missing (and 3 more)"),
+        ("s1-x_0\n", "text_clip:1: 's1-x_0': no value"),
+        ("", "text_clip: empty"),
+    ],
+)
+def test_data_dir_refuses_a_bad_text_clip(corpus: Path, content: str, fragment: str) -> None:
+    Path("data/train/text_clip").write_text(content)
+    with pytest.raises(UserError) as caught:
+        DataDir.load("data/train")
+    assert str(caught.value).startswith(f"data/train/{fragment}")
+
+
+@pytest.mark.parametrize("name", ["segments", "subsegments", "reco2file_and_channel", "vad.scp"])
+def test_data_dir_refuses_tables_that_change_utterances(corpus: Path, name: str) -> None:
+    Path("data/train", name).write_text("s1-x_0 s1-x_0 0.0 1.0\n")
+    with pytest.raises(UserError) as caught:
+        DataDir.load("data/train")
+    message = str(caught.value)
+    assert message.startswith(f"data/train/{name}: ") and message.endswith(f"and remove {name}.")
+    assert len(find_problems("data/train")) == 1
+
+
+@pytest.mark.parametrize("name", ["utt2dur", "reco2dur", "spk2gender", "utt2lang", "feats.scp", "cmvn.scp", "ctm"])
+def test_data_dir_ignores_tables_about_utterances(corpus: Path, name: str) -> None:
+    Path("data/train", name).write_text("s1-x_0 1\n")
+    assert len(DataDir.load("data/train").utterances) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("007", 7), ("٣", 3), ("", None), ("-1", None), ("1.0", None), ("²", None), ("9" * 5000, None)],
+)
+def test_parse_count_reads_decimal_digits(text: str, count: int | None) -> None:
+    assert parse_count(text) == count
