@@ -77,29 +77,32 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def flickr8k(folder: Path) -> None:
-    """Write Flickr8k with one photograph and one recording per split."""
-    for number, split in enumerate(("train", "dev", "test")):
+    """Write Flickr8k with two photographs for training, one for each other split, and a recording of each."""
+    for number, split in enumerate(("train", "dev", "test", "train")):
         write(folder / f"Flicker8k_Dataset/{number}.jpg", encoded_image("jpeg"))
         soundfile.write(path := folder / f"{number}_0.wav", tone(number), 16000)
         write(folder / "flickr_audio/wavs" / path.name, path.read_bytes())
         path.unlink()
-        write(folder / f"Flickr8k_text/Flickr_8k.{split}Images.txt", f"{number}.jpg\n")
+        images = "0.jpg\n3.jpg\n" if split == "train" else f"{number}.jpg\n"
+        write(folder / f"Flickr8k_text/Flickr_8k.{split}Images.txt", images)
     for name, line in (
         ("Flickr8k_text/Flickr8k.token.txt", "{0}.jpg#0\tA dog runs .\n"),
         ("flickr_audio/wav2capt.txt", "{0}_0.wav {0}.jpg #0\n"),
         ("flickr_audio/wav2spk.txt", "{0}_0.wav 7\n"),
     ):
-        write(folder / name, "".join(line.format(number) for number in range(3)))
+        write(folder / name, "".join(line.format(number) for number in range(4)))
 
 
 def spokencoco(folder: Path) -> None:
-    """Write SpokenCOCO with one photograph and one recording per split."""
-    for number, split in enumerate(("train", "val", "test")):
+    """Write SpokenCOCO with two photographs for training, one for each other split, and a recording of each."""
+    entries: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+    for number, split in enumerate(("train", "val", "test", "train")):
         write(folder / f"val2014/{number}.jpg", encoded_image("jpeg"))
         write(folder / f"SpokenCOCO/wavs/{number}.wav", encoded_audio("wav"))
         caption = {"text": "A DOG", "speaker": "m1", "uttid": f"m1-x_{number}_0", "wav": f"wavs/{number}.wav"}
-        data = {"data": [{"image": f"val2014/{number}.jpg", "captions": [caption]}]}
-        write(folder / f"SpokenCOCO/SpokenCOCO_ksplit_{split}.json", json.dumps(data))
+        entries[split].append({"image": f"val2014/{number}.jpg", "captions": [caption]})
+    for split, data in entries.items():
+        write(folder / f"SpokenCOCO/SpokenCOCO_ksplit_{split}.json", json.dumps({"data": data}))
 
 
 @cache
@@ -158,7 +161,7 @@ def damaged(content: bytes, damage: list[tuple[float, bytes]], end: float) -> by
 def check_text(name: str, content: bytes, keep: bool) -> None:
     """Replace a text file of Flickr8k, or append to it."""
     header = b"image,caption\n" if name == "captions.txt" else b""
-    intact = b"".join(b"%d.jpg,A dog .\n" % number for number in range(3)) if header else b""
+    intact = b"".join(b"%d.jpg,A dog .\n" % number for number in range(4)) if header else b""
     if keep and not header:
         intact = (template("flickr8k") / name).read_bytes()
     prepare("flickr8k", {name: header + (intact if keep else b"") + content})
@@ -184,7 +187,7 @@ def check_json(key: str, value: Any) -> None:
     elif key in entry:
         entry[key] = value
     else:
-        content["data"].append({**entry, "captions": [{**entry["captions"][0], key: value}]})
+        entry["captions"][0][key] = value
     prepare("spokencoco", {path: json.dumps(content).encode()})
 
 
@@ -196,9 +199,10 @@ ANY_JSON = given(st.sampled_from(["file", "data", "image", "captions", "text", "
 
 def test_stage1_accepts_the_intact_corpora() -> None:
     assert prepare("flickr8k", {}) == prepare("spokencoco", {}) == ""
-    rows = b"".join(b'%d.jpg,"A\ndog"\n' % number for number in range(3))
+    rows = b"".join(b'%d.jpg,"A\ndog"\n' % number for number in range(4))
     assert prepare("flickr8k", {"captions.txt": b"image,caption\n" + rows}) == ""
-    assert "no such" not in prepare("flickr8k", {"flickr_audio/wav2spk.txt": b"x\n"})
+    assert "wav2spk.txt:1: not <recording>" in prepare("flickr8k", {"flickr_audio/wav2spk.txt": b"x\n"})
+    assert prepare("flickr8k", {"flickr_audio/wavs/0_0.wav": b"x"}) == ""  # skipped
 
 
 @QUICK
