@@ -26,7 +26,10 @@ def main() -> None:
         "--dump_root", type=str, required=True, help="folder of the embeddings, with one folder per data directory"
     )
     parser.add_argument(
-        "--clip_embeddings", type=str, default="", help=".npz file (ids, embeddings) that is used instead of the image tower"
+        "--clip_embeddings",
+        type=str,
+        default="",
+        help=".npz file (ids, embeddings) that is used instead of the image tower",
     )
     parser.add_argument(
         "--text_embeddings", type=str, default="", help=".npz file that is used instead of the text tower, for scoring"

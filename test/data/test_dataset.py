@@ -314,7 +314,9 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "write", "message"), BAD, ids=[row[0] for row in BAD])
-def test_load_embeddings_reports_a_bad_file(tmp_path: Path, name: str, write: Callable[[Path], Any], message: str) -> None:
+def test_load_embeddings_reports_a_bad_file(
+    tmp_path: Path, name: str, write: Callable[[Path], Any], message: str
+) -> None:
     path = tmp_path / "e.npz"
     write(path)
     with pytest.raises(UserError, match=message) as caught:

@@ -33,7 +33,7 @@ values = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=LIN
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two speakers, two images and three utterances in ``data/train`` of a recipe folder, which is the current folder."""
+    """Write two speakers, two images and three utterances to ``data/train`` and change to the recipe folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my audio").mkdir()
     for name in ("a.wav", "b.wav", "c.wav"):

@@ -162,9 +162,7 @@ def test_script_stores_its_batch_on_sigterm_and_resumes(corpus: Path, tmp_path: 
     _as_whole(corpus, tmp_path / "d")
 
 
-def test_stale_and_damaged_shards_are_replaced(
-    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stale_and_damaged_shards_are_replaced(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "speechclip")
     shutil.copytree(corpus / "whole", tmp_path / "store")
     half = _extract(corpus, tmp_path / "store", "--model.speech_encoder.layers=[0]", job=1, jobs=2)
@@ -198,7 +196,7 @@ exit $status
 
 
 def _on_a_small_disk(tmp_path: Path, kilobytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command with the folder ``disk`` on a file system of that size. Its files are copied to ``kept`` afterwards."""
+    """Run a command with ``disk`` on a file system of that size. Copy the files of ``disk`` to ``kept`` afterwards."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     for folder in (disk, kept):
         folder.mkdir()
@@ -217,7 +215,9 @@ def test_extraction_reports_a_full_disk(corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "speechclip.bin.extract_features", *_words(corpus, tmp_path / "disk")]
     ended = _on_a_small_disk(tmp_path, 100, command)
     assert ended.returncode == 1, ended.stderr
-    assert ended.stderr.splitlines()[0] == f"error: {tmp_path}/disk/d/feats.0000.safetensors: disk full while writing. Free some space and run the command again."
+    shard = tmp_path / "disk" / "d" / "feats.0000.safetensors"
+    line = f"error: {shard}: disk full while writing. Free some space and run the command again."
+    assert ended.stderr.splitlines()[0] == line
     assert not list((tmp_path / "kept" / "d").iterdir())  # no incomplete file remains
     _extract(corpus, tmp_path / "kept" / "d")
     _as_whole(corpus, tmp_path / "kept" / "d")

@@ -255,7 +255,9 @@ def _unpack(archive: Path, folder: Path, most: int) -> None:
                         sizes = _Sizes(archive, most)
                         file.extractall(part, members=(sizes.add(item, item.size) for item in file), filter="data")
                     else:
-                        raise UserError(f"{archive}: the tarfile of this Python is not safe. Use Python's latest patch release.")
+                        raise UserError(
+                            f"{archive}: the tarfile of this Python is not safe. Use Python's latest patch release."
+                        )
             _merge(part, folder)
     except _UNSAFE as error:
         name = getattr(getattr(error, "tarinfo", None), "name", "?")

@@ -98,9 +98,7 @@ def get(folder: Path, *remotes: RemoteFile) -> None:
     download(remotes, folder, pause=0.0)
 
 
-def test_download_fetches_a_file_once(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_download_fetches_a_file_once(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server.files["/file.bin"] = BODY
     get(tmp_path / "to", remote(f"{server.url}/file.bin", checksum=checksum(BODY, "md5")))
     assert (tmp_path / "to" / "file.bin").read_bytes() == BODY
@@ -234,9 +232,7 @@ def test_download_names_the_file_of_a_disk_error(
     assert caught.value.filename == str(tmp_path / "file.bin.part") and len(server.requests) == 1
 
 
-def test_download_checks_the_free_space_first(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_checks_the_free_space_first(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files["/file.bin"] = BODY
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_500_000_000))

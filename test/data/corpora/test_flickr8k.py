@@ -335,7 +335,9 @@ BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
 
 
 @pytest.mark.parametrize(("damage", "rows"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_prepare_flickr8k_skips_and_lists_bad_files(corpus: Path, damage: Callable[[Path], object], rows: list[str]) -> None:
+def test_prepare_flickr8k_skips_and_lists_bad_files(
+    corpus: Path, damage: Callable[[Path], object], rows: list[str]
+) -> None:
     damage(corpus)
     expected = [row.replace("{c}", str(corpus)) for row in rows]
     with pytest.raises(UserError) as caught:
@@ -457,7 +459,9 @@ def test_script_prints_the_summary(corpus: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.splitlines()[-1].split() == ["1", "missing", "audio", "file"]
 
 
-@pytest.mark.parametrize("options", [["--corpu", "x"], ["--name", "flickr8k", "--corpus", "corpus", "--njobs", "3"], ["--nj", "many"], []])
+@pytest.mark.parametrize(
+    "options", [["--corpu", "x"], ["--name", "flickr8k", "--corpus", "corpus", "--njobs", "3"], ["--nj", "many"], []]
+)
 def test_script_refuses_bad_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(options)

@@ -38,9 +38,7 @@ def test_registry_finds_a_new_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.py").write_text(NEW)
-    monkeypatch.setattr(
-        speechclip.data.corpora, "__path__", [*speechclip.data.corpora.__path__, str(tmp_path)]
-    )
+    monkeypatch.setattr(speechclip.data.corpora, "__path__", [*speechclip.data.corpora.__path__, str(tmp_path)])
     assert corpus_names() == ["flickr8k", "spokencoco", "tiny"]
     assert find_corpus("tiny").sources == () and find_corpus("tiny").download is None
     main(["--name", "tiny", "--corpus", "in", "--out", "out", "--nj", "1"])

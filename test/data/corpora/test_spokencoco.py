@@ -115,7 +115,20 @@ def test_prepare_spokencoco_counts_unusable_items(tmp_path: Path, capsys: pytest
     wavs = sorted((corpus / "SpokenCOCO" / "wavs" / "0").glob("*_9_*.wav"))
     soundfile.write(wavs[0], np.zeros(160), 16000, subtype="PCM_16")
     wavs[1].unlink()
-    main(["--name", "spokencoco", "--corpus", str(corpus), "--out", str(tmp_path / "data"), "--max_bad", "0.5", "--nj", "1"])
+    main(
+        [
+            "--name",
+            "spokencoco",
+            "--corpus",
+            str(corpus),
+            "--out",
+            str(tmp_path / "data"),
+            "--max_bad",
+            "0.5",
+            "--nj",
+            "1",
+        ]
+    )
     out = capsys.readouterr().out
     assert "skipped 2" in out and "too short" in out and "missing audio file" in out
 
@@ -128,7 +141,10 @@ def test_prepare_spokencoco_counts_unusable_items(tmp_path: Path, capsys: pytest
         ('{"data": 3}', "no list under 'data'"),
         ('{"data": [{"image": "a"}]}', "entry 0: needs 'image' and 'captions' or 'caption'"),
         ('{"data": [{"image": "a", "captions": ["x"]}]}', "entry 0: a caption is not a JSON object"),
-        ('{"data": [{"image": "a", "captions": [{"text": "x"}]}]}', "SpokenCOCO_ksplit_val.json: caption without speaker$"),
+        (
+            '{"data": [{"image": "a", "captions": [{"text": "x"}]}]}',
+            "SpokenCOCO_ksplit_val.json: caption without speaker$",
+        ),
     ],
 )
 def test_prepare_spokencoco_reports_a_bad_split_file(tmp_path: Path, content: str, message: str) -> None:
@@ -236,7 +252,9 @@ def test_prepare_spokencoco_tells_apart_equal_file_names(tmp_path: Path) -> None
     data = DataDir.load(tmp_path / "data" / "train")
     assert data.images == {f"{place}_0001": corpus / place / "0001.jpg" for place in ("kitchen", "street")}
     assert {u.id: u.image_id for u in data.utterances} == {
-        f"m{take}abc-m{take}abc-{place}_1_{take}": f"{place}_0001" for place in ("kitchen", "street") for take in range(2)
+        f"m{take}abc-m{take}abc-{place}_1_{take}": f"{place}_0001"
+        for place in ("kitchen", "street")
+        for take in range(2)
     }
 
 

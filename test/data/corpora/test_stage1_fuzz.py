@@ -130,19 +130,22 @@ def prepare(name: str, files: dict[str, bytes]) -> str:
             write(corpus / path, content)
         if "captions.txt" in files:
             (corpus / "Flickr8k_text/Flickr8k.token.txt").unlink()
+        status: Any = 0
         captured = io.StringIO(), io.StringIO()
         words = ["--name", name, "--corpus", str(corpus), "--out", str(out), "--max_bad", "0.9", "--nj", "1"]
         with contextlib.redirect_stdout(captured[0]), contextlib.redirect_stderr(captured[1]):
             try:
                 main(words)
             except SystemExit as end:
-                assert end.code == 1
-        message = captured[1].getvalue()
-        if not out.exists():
-            assert message.startswith("error: ") and message.count("\n") == 1 and str(place) in message, message
+                status = end.code
+        assert status == (0 if out.exists() else 1)
+        lines = captured[1].getvalue().splitlines()
+        message = "" if out.exists() else lines.pop()
+        assert all(line.startswith("warning: ") for line in lines), lines
+        if message:
+            assert message.startswith("error: ") and str(place) in message
             assert sorted(os.listdir(place)) == ["corpus"]
             return message
-        assert "error" not in message
         assert sorted(os.listdir(place)) == ["corpus", "data"]
         for split in ("train", "dev", "test"):
             assert find_problems(out / split) == []
@@ -243,6 +246,7 @@ def test_stage1_survives_300_text_files(name: str, content: bytes, keep: bool) -
 @pytest.mark.slow
 @THOROUGH
 @ANY_AUDIO
+@example("mp3", [(0.0113, b"\0\0\0\1\1")], 1.0)  # a frame count that needs 36 GB
 def test_stage1_survives_300_audio_files(kind: str, damage: list[tuple[float, bytes]], end: float) -> None:
     check_audio_file(kind, damage, end)
 
