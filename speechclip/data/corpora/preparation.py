@@ -144,8 +144,9 @@ def caption_problem(text: Any) -> str | None:
 
 def id_problem(*parts: str) -> str | None:
     """Return the reason why an id cannot consist of these parts, or None."""
-    problem = next((found for part in parts if (found := key_problem(part)) is not None), None)
-    return problem or (None if all(map(_is_utf8, parts)) else "id is not valid Unicode")
+    if not all(map(_is_utf8, parts)):
+        return "id is not valid Unicode"
+    return next((f"unusable id: {problem}" for part in parts if (problem := key_problem(part)) is not None), None)
 
 
 def make_image_ids(paths: Iterable[str]) -> dict[str, str]:

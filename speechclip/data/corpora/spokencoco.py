@@ -250,8 +250,8 @@ def _candidate(
             return Skipped(str(uttid or image), str(file), f"caption without {key}")
     if problem := caption_problem(caption.get("text")):
         return Skipped(str(uttid), str(file), problem)
-    speaker = "".join(caption["speaker"].split())
-    key = f"{speaker}-{''.join(str(uttid).split())}"
+    speaker = caption["speaker"].strip()
+    key = f"{speaker}-{str(uttid).strip()}"
     if problem := id_problem(key, speaker, image_id):
         return Skipped(key, str(file), problem)
     path = images / image
