@@ -104,6 +104,7 @@ def test_download_fetches_a_file_once(server: Server, tmp_path: Path, caplog: py
     assert (tmp_path / "to" / "file.bin").read_bytes() == BODY
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["file.bin"]
     caplog.set_level(logging.INFO, "speechclip")
+    caplog.clear()
     get(tmp_path / "to", remote(f"{server.url}/file.bin"))
     assert caplog.messages == ["file.bin: found"]
     assert len(server.requests) == 1
