@@ -151,7 +151,7 @@ def archive(name: str, content: bytes, **changes: Any) -> Act:
         remote = RemoteFile(**{
             "name": name, "urls": (), "bytes": 1, "leaves": ("x",), "into": "", "about": "ask", **changes,
         })  # fmt: skip
-        download([remote], t, log=lambda line: None)
+        download([remote], t)
 
     return act
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from speechclip.common.arguments import exit_on_user_error
 from speechclip.data.corpora.download import download
-from speechclip.data.corpora.sources import ENCODERS, FORMS
+from speechclip.data.corpora.sources import ENCODERS, find_encoder
 
 
 @exit_on_user_error
@@ -19,11 +19,11 @@ def main() -> None:
     model, folder = sys.argv[1], Path(sys.argv[2])
     lacking = []
     for remote in ENCODERS.get(model, ()):
-        found = next((name for name in FORMS[remote.name] if (folder / name).exists()), None)
+        found = find_encoder(folder, remote.name)
         if found is None:
             lacking.append(remote)
         else:
-            print(f"{folder / found}: found")
+            print(f"{found}: found")
     download(lacking, folder)
 
 

@@ -57,6 +57,9 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     depends value "feats=$feats"
     depends value "vocabulary=$vocabulary"
     [[ ! -f data/captions.tsv ]] || depends file data/captions.tsv
+    for split in "${splits[@]}"; do  # captions as CLIP reads them, if they differ from text
+        [[ ! -f data/$split/text_clip ]] || depends file "data/$split/text_clip"
+    done
     [[ ! -d models ]] || depends file models
     for split in "${splits[@]}"; do
         makes "$dump/$split/image_embeddings.npz"

@@ -1,4 +1,4 @@
-"""Download a corpus or the original files of the encoders, from mirrors, with resume and checksums."""
+"""Download a corpus or the original files of the encoders, with mirrors, resume and checksums."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from speechclip.common.arguments import ArgumentParser
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Get what is missing in a folder; a second call goes on where the first was cut."""
-    parser = ArgumentParser(prog="download", description=__doc__)
+    """Download the files that a folder lacks. A second call resumes a download that was interrupted."""
+    parser = ArgumentParser(prog="speechclip.bin.download", description=__doc__)
     parser.add_argument(
-        "--what", required=True, choices=("flickr8k", "spokencoco", "base", "large"),
-        help="a corpus, or the encoders of a model",
+        "--what", required=True, metavar="NAME", help="a corpus (flickr8k), or the encoders of a model (base, large)"
     )  # fmt: skip
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to put it in")
-    parser.add_argument("--mirror", default="", metavar="URL", help="try this folder of files first")
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder of the downloaded files")
+    parser.add_argument("--mirror", default="", metavar="URL", help="folder of files that is tried first")
     args = parser.parse_args(argv)
 
-    from dataclasses import replace
-
     from speechclip.data.corpora.download import download
-    from speechclip.data.corpora.sources import SOURCES
+    from speechclip.data.corpora.registry import corpus_names, find_corpus
+    from speechclip.data.corpora.sources import ENCODERS
 
-    remotes = SOURCES[args.what]
-    if args.mirror:
-        remotes = tuple(replace(r, urls=(f"{args.mirror.rstrip('/')}/{r.name}", *r.urls)) for r in remotes)
-    download(remotes, Path(args.to))
+    if args.what in ENCODERS:
+        download(ENCODERS[args.what], Path(args.to), mirror=args.mirror)
+        return
+    corpora = {name: find_corpus(name).download for name in corpus_names()}
+    get = corpora.get(args.what)
+    if get is None:
+        known = [*ENCODERS, *(name for name in corpora if corpora[name])]
+        parser.error(f"--what: unknown name '{args.what}' (known: {' '.join(known)})")
+    get(args.to, args.mirror)
 
 
 if __name__ == "__main__":

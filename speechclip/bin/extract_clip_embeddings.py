@@ -13,10 +13,9 @@ from speechclip.config import build_parser, parse
 
 @stage_script
 def main() -> None:
-    """Embed the images and captions of data directories, or take over a user's own embeddings.
+    """Embed the images and captions of the data directories, or copy the user's own embeddings. A second call resumes.
 
-    What is embedded is kept on a restart. Asked to stop by SIGTERM, it stores what it has after the batch at hand and
-    ends with status 75.
+    After SIGTERM it finishes the current batch, stores the finished ones and exits with status 75.
     """
     stop = GracefulShutdown().__enter__()
     parser = build_parser("speechclip.bin.extract_clip_embeddings", __doc__ or "")
@@ -24,18 +23,23 @@ def main() -> None:
         "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
     )
     parser.add_argument(
-        "--dump_root", type=str, required=True, help="folder that gets a folder for each data directory"
+        "--dump_root", type=str, required=True, help="folder of the embeddings, with one folder per data directory"
     )
     parser.add_argument(
-        "--clip_embeddings", type=str, default="", help=".npz (ids, embeddings) in the image tower's place"
+        "--clip_embeddings",
+        type=str,
+        default="",
+        help=".npz file (ids, embeddings) that is used instead of the image tower",
     )
-    parser.add_argument("--text_embeddings", type=str, default="", help=".npz in the text tower's place, for scoring")
+    parser.add_argument(
+        "--text_embeddings", type=str, default="", help=".npz file that is used instead of the text tower, for scoring"
+    )
     parser.add_argument(
         "--vocabulary", type=str, default="data/clip_vocabulary.tsv", help="reduced vocabulary to write"
     )
     parser.add_argument(
         "--captions", type=str, default="data/captions.tsv",
-        help="all captions of the corpus, as stage 1 keeps them; the data directories' own where there is no such file",
+        help="all captions of the corpus, from stage 1; without it those of the data directories are used",
     )  # fmt: skip
     parser.add_argument(
         "--vocabulary_from", type=Literal["all", "train"], default="all", help="captions counted for the vocabulary"
@@ -48,7 +52,7 @@ def main() -> None:
     from speechclip.model.encoders.clip import load_clip
 
     if not config.model.clip.path and not options.clip_embeddings:
-        raise UserError("model.clip.path: not set, and no --clip_embeddings to take its place")
+        raise UserError("model.clip.path: not set. Set it or use --clip_embeddings.")
     directories = [DataDir.load(path) for path in options.data_dirs]
     clip = load_clip(config.model.clip).to(pick_device()) if config.model.clip.path else None
     if clip is not None:
@@ -58,14 +62,14 @@ def main() -> None:
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
         images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop)
-        # beside images that are somebody's own, captions embedded by another CLIP would mean nothing
+        # the user's image embeddings are in another space than the captions of this CLIP
         own = clip if not options.clip_embeddings else None
         written = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
         captions += written
         print(f"{out}: {images} images, {written} captions embedded")
     if options.text_embeddings and not captions:
-        raise UserError(f"{options.text_embeddings}: its ids name none of the utterances")
-    if clip is not None:  # last: a bad image leaves none behind
+        raise UserError(f"{options.text_embeddings}: none of its ids is an utterance")
+    if clip is not None:  # last: a bad image leaves no vocabulary
         vocabulary.save(options.vocabulary)
         print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")
 

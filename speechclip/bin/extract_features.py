@@ -12,9 +12,9 @@ from speechclip.config import build_parser, parse
 
 @stage_script
 def main() -> None:
-    """Encode every utterance of data directories into feature stores; finished shards are kept on a restart.
+    """Encode every utterance of the data directories into feature stores. A second call resumes.
 
-    Asked to stop by SIGTERM, it stores what it has after the batch at hand and ends with status 75.
+    After SIGTERM it finishes the current batch, stores the pending features and exits with status 75.
     """
     stop = GracefulShutdown().__enter__()
     parser = build_parser("speechclip.bin.extract_features", __doc__ or "")
@@ -22,16 +22,16 @@ def main() -> None:
         "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
     )
     parser.add_argument(
-        "--dump_root", type=str, required=True, help="folder that gets the store of each data directory, by its name"
+        "--dump_root", type=str, required=True, help="folder of the stores; each has the name of its data directory"
     )
-    parser.add_argument("--batch_seconds", type=float, default=60.0, help="speech in a batch, padding included")
+    parser.add_argument("--batch_seconds", type=float, default=60.0, help="the longest batch, with padding")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument(
-        "--job", type=int, default=1, help="which of them this is, from 1; 0 writes the indices when all are done"
+        "--job", type=int, default=1, help="number of this process, from 1; 0 writes the indices after all others"
     )
     config, options = parse(parser)
     if not 0 <= options.job <= options.jobs or options.jobs < 1:
-        raise UserError(f"--job: {options.job} is none of 1 to {options.jobs}, nor 0")
+        raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}")
 
     from speechclip.data.features import write_index
     from speechclip.data.kaldi import read_table

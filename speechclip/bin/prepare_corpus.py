@@ -1,9 +1,7 @@
-"""Stage 1: prepare data/{train,dev,test} and data/skipped.tsv from a corpus as it is published."""
+"""Stage 1: prepare data/{train,dev,test} and data/skipped.tsv from a published corpus."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
 
 from speechclip.bin import stage_script
@@ -13,9 +11,9 @@ from speechclip.common.devices import cpu_count
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the size of each split, and the number of skipped utterances by reason."""
+    """Write the data directories. Print the size of each split and the number of skipped utterances by reason."""
     parser = ArgumentParser(prog="speechclip.bin.prepare_corpus", description=__doc__)
-    parser.add_argument("--name", required=True, help="the corpus: a module of speechclip/data/corpora")
+    parser.add_argument("--name", required=True, help="name of the corpus: a module of speechclip/data/corpora")
     parser.add_argument("--corpus", required=True, metavar="DIR", help="folder with photographs, captions, recordings")
     parser.add_argument("--out", default="data", metavar="DIR", help="folder of the data directories")
     parser.add_argument("--max_bad", type=float, help="fraction of the utterances that may be skipped")
@@ -27,20 +25,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dataclasses import replace
 
-    import speechclip.data.corpora
+    from speechclip.data.corpora.registry import corpus_names, find_corpus
 
-    helpers = {"preparation", "sources", "download"}
-    known = [item.name for item in pkgutil.iter_modules(speechclip.data.corpora.__path__) if item.name not in helpers]
-    if args.name not in known:
-        parser.error(f"--name: unknown corpus '{args.name}' (known: {' '.join(known)})")
-    module = importlib.import_module(f"speechclip.data.corpora.{args.name}")
+    if args.name not in corpus_names():
+        parser.error(f"--name: unknown corpus '{args.name}' (known: {' '.join(corpus_names())})")
+    corpus = find_corpus(args.name)
     given = {
         key: getattr(args, key) for key in ("max_bad", "min_seconds", "max_seconds") if getattr(args, key) is not None
     }
     if args.check_samples:
         given["check_samples"] = args.check_samples == "true"
-    prepare = getattr(module, f"prepare_{args.name}")
-    print(prepare(args.corpus, args.out, replace(module.LIMITS, **given, nj=args.nj)))
+    print(corpus.prepare(args.corpus, args.out, replace(corpus.limits, **given, nj=args.nj)))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _texts(data: Any) -> list[str]:
-    return [utterance.text for utterance in data.utterances]
+    return [utterance.clip_text for utterance in data.utterances]
 
 
 if __name__ == "__main__":

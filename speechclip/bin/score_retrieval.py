@@ -33,7 +33,7 @@ def main() -> None:
     branches = embed_branches(model, source, config.data.eval_batch_size)
     captions = None
     if split.text_utterance is not None:
-        captions = [split.data.utterances[at].text for at in split.text_utterance]
+        captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
     kept: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {name: {} for name in branches}
     reports = {
         name: retrieval_report(

@@ -1,4 +1,4 @@
-"""Validate Kaldi data directories: ids, order, counterparts, captions, and that every file named is there."""
+"""Validate Kaldi data directories: ids, order, captions, agreement between tables, and the existence of all files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from speechclip.common.errors import UserError
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a line a directory; a bad one ends the script with its first problem (``--list``: with all of them)."""
+    """Print one line per directory. Exit with the first problem of a bad one; ``--list`` prints all problems."""
     parser = ArgumentParser(prog="validate_data_dir", description=__doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="a data directory, e.g. data/train")
     parser.add_argument("--list", action="store_true", help="print every problem, not only the first")

@@ -103,7 +103,7 @@ def download_published(model: PublishedModel) -> Path:
     Raises:
         UserError: the file cannot be downloaded.
     """
-    return fetch_published(model, logger.info, ProgressBar() if sys.stderr.isatty() else None)
+    return fetch_published(model, ProgressBar() if sys.stderr.isatty() else None)
 
 
 class ProgressBar:

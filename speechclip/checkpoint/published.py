@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,14 +122,11 @@ def downloaded_bytes(model: PublishedModel) -> int:
     return present[0].stat().st_size if present else 0
 
 
-def fetch_published(
-    model: PublishedModel, log: Callable[[str], None], progress: Progress | None = None, pause: float = 2.0
-) -> Path:
+def fetch_published(model: PublishedModel, progress: Progress | None = None, pause: float = 2.0) -> Path:
     """Return the file of a published model. The first call downloads it; a later call resumes a download that was cut.
 
     Args:
         model: the model.
-        log: receives one line for each event.
         progress: receives the number of bytes so far and in total: see
             :func:`speechclip.data.corpora.download.download`.
         pause: seconds before the second attempt.
@@ -146,7 +142,7 @@ def fetch_published(
     about = f"{CACHE_VARIABLE} names the cache"
     remote = RemoteFile(file.name, (model.url,), model.bytes, (file.name,), about=about)
     with only_one(file.parent):
-        download([remote], file.parent, log, pause, progress)
+        download([remote], file.parent, pause=pause, progress=progress)
     _check_size(file, model)
     return file
 

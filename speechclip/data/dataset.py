@@ -1,4 +1,4 @@
-"""Utterances for training and scoring: where their speech comes from, and how they are batched."""
+"""Utterances for training and scoring: sources of speech, batches, and splits with CLIP embeddings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from speechclip.common.constants import FRAME_RATE, HOP, SAMPLE_RATE
-from speechclip.common.errors import UserError
+from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.audio import load_audio, num_samples
 from speechclip.data.embeddings import load_embeddings
-from speechclip.data.features import FeatureStore
+from speechclip.data.features import INDEX, FeatureStore
 from speechclip.data.kaldi import DataDir
 
 
 class Batch(NamedTuple):
-    """A batch of utterances.
+    """A batch of utterances: stored hidden states, or waveforms.
 
-    indices: [B] positions in the data directory. Either ``states`` [B, L, T, D] with ``frames`` [B] (from the store),
-    or ``waves``, B tensors [n_i] at 16 kHz (online).
+    Attributes:
+        indices: [B], positions in the data directory.
+        states: [B, L, T, D], stored hidden states, padded with zeros; None for waveforms.
+        frames: [B], valid frames of ``states``; None for waveforms.
+        waves: B waveforms [n_i] at 16 kHz; None for stored states.
     """
 
     indices: Tensor
@@ -34,20 +37,27 @@ class Batch(NamedTuple):
 
 
 class SpeechSource(Protocol):
-    """Speech of a data directory's utterances, by position. ``lengths``: [N] seconds."""
+    """The speech of a data directory's utterances, by position.
+
+    Attributes:
+        lengths: [N], in seconds.
+    """
 
     lengths: np.ndarray
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
-        """Read utterances; ``crop`` shortens those that are too long."""
+        """Read utterances. ``crop`` shortens those that are too long."""
         ...
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A random crop of overlong utterances that depends on nothing but seed, epoch and utterance.
+    """A random crop of long utterances. It depends on seed, epoch and utterance only.
 
-    seconds: utterances longer than this are cropped to it; 0 for never.
+    Attributes:
+        seconds: the longest utterance after cropping; 0 for no crop.
+        seed: of the run.
+        epoch: from 0.
     """
 
     seconds: float
@@ -55,20 +65,28 @@ class Crop:
     epoch: int
 
     def start(self, index: int, length: int, limit: int) -> int:
-        """First sample or frame to keep of utterance ``index``, ``length`` long, at most ``limit`` kept."""
+        """Return the first sample or frame to keep.
+
+        Args:
+            index: position of the utterance.
+            length: of the utterance, in samples or frames.
+            limit: the largest number to keep; 0 for all.
+        """
         if not limit or length <= limit:
             return 0
         return int(np.random.default_rng((self.seed, self.epoch, index)).integers(length - limit + 1))
 
 
 class StoreSource:
-    """Hidden states from the feature store of stage 2.
+    """Hidden states from a feature store.
 
     Args:
-        directory: the store. ids: utterances, in the data directory's order.
+        directory: the store.
+        ids: utterances, in the order of the data directory.
         layers: indices of the encoder's hidden states to read; None for all that are stored.
+
     Raises:
-        UserError: an utterance or a layer that is not stored.
+        MissingFileError: the store lacks an utterance or a layer.
     """
 
     def __init__(self, directory: str | Path, ids: Sequence[str], layers: Sequence[int] | None = None) -> None:
@@ -76,21 +94,21 @@ class StoreSource:
         self.ids = list(ids)
         missing = [item for item in self.ids if item not in self.store.num_frames]
         if missing:
-            raise UserError(f"{directory}/feats.scp: no features for {missing[0]}; stage 2 makes them")
+            raise MissingFileError(Path(directory) / INDEX, f"no features of utterance {missing[0]!r}")
         stored = list(self.store.layers)
         wanted = stored if layers is None else list(layers)
         absent = [layer for layer in wanted if layer not in stored]
         if absent:
-            raise UserError(f"{directory}: layer {absent[0]} is not stored, only {stored}; run stage 2 again")
+            raise MissingFileError(Path(directory) / INDEX, f"layer {absent[0]} is not stored, only {stored}")
         rows = [stored.index(layer) for layer in wanted]
-        self._span = slice(min(rows), max(rows) + 1)  # read from disk; of these, the ones wanted
+        self._span = slice(min(rows), max(rows) + 1)  # the smallest slice that holds all wanted rows
         self._rows = [row - min(rows) for row in rows]
         self.num_states = len(wanted)
         self.dim = self.store.dim
         self.lengths = np.array([self.store.num_frames[item] for item in self.ids]) / FRAME_RATE
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
-        """See :class:`SpeechSource`. Crops whole frames."""
+        """Read utterances, see :class:`SpeechSource`. The crop is in whole frames."""
         limit = round(crop.seconds * FRAME_RATE) if crop else 0
         rows = []
         for index in indices:
@@ -107,19 +125,22 @@ class StoreSource:
 
 
 class WaveSource:
-    """Waveforms, for an encoder in the training loop.
+    """Waveforms from audio files, for an encoder that runs in the training loop.
 
     Args:
         data: the data directory.
+
+    Raises:
+        UserError: an audio file is missing or cannot be read.
     """
 
     def __init__(self, data: DataDir) -> None:
         self.paths = [utterance.wav for utterance in data.utterances]
-        # in whole frames, as a store has them, so that both are batched alike
+        # in whole frames, like those of a store, so that both give the same batches
         self.lengths = np.round(np.array([num_samples(path) for path in self.paths]) / HOP) / FRAME_RATE
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
-        """See :class:`SpeechSource`. Crops samples."""
+        """Read utterances, see :class:`SpeechSource`. The crop is in samples."""
         limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
         waves = []
         for index in indices:
@@ -132,18 +153,24 @@ class WaveSource:
 def bucketed_batches(
     lengths: np.ndarray, batch_size: int, *, bucket_batches: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Shuffled training batches of utterances of similar length.
+    """Return shuffled training batches of utterances of similar length.
 
-    The epoch's shuffle is cut into pools of ``bucket_batches`` batches; each pool is sorted by length and cut into
-    batches, which are shuffled again. Utterances that fill no batch are left out of the epoch. The result depends on
-    the arguments alone.
+    The shuffled utterances are divided into pools of ``bucket_batches`` batches. Each pool is sorted by length and
+    divided into batches, and all batches are shuffled. The last utterances that do not fill a batch are not in the
+    epoch. The result depends on the arguments only.
 
     Args:
-        lengths: [N], any unit. batch_size: global. bucket_batches: 1 for no sorting.
+        lengths: [N], in any unit.
+        batch_size: global batch size.
+        bucket_batches: batches per pool; 1 for no sorting.
+        seed: of the run.
+        epoch: from 0.
+
     Returns:
-        N // batch_size batches of positions.
+        N // batch_size lists of positions.
+
     Raises:
-        UserError: fewer utterances than a batch.
+        UserError: there are fewer utterances than ``batch_size``.
     """
     if len(lengths) < batch_size:
         raise UserError(f"data.batch_size: {batch_size} is more than the {len(lengths)} training utterances")
@@ -160,13 +187,13 @@ def bucketed_batches(
 
 
 def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Every utterance once, sorted by length, longest first (a batch that does not fit fails at the start)."""
+    """Return batches that hold every utterance once, longest first, so that lack of memory shows at the start."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[at : at + batch_size].tolist() for at in range(0, len(order), batch_size)]
 
 
 class _BatchReader(torch.utils.data.Dataset[Batch]):
-    """A list of batches as a dataset, so that DataLoader's workers can read ahead."""
+    """A list of batches as a dataset, so that the workers of a DataLoader can read ahead."""
 
     def __init__(self, source: SpeechSource, batches: Sequence[Sequence[int]], crop: Crop | None) -> None:
         self.source, self.batches, self.crop = source, batches, crop
@@ -179,14 +206,21 @@ class _BatchReader(torch.utils.data.Dataset[Batch]):
 
 
 def _ignore_termination(worker: int) -> None:
-    """SIGTERM reaches the whole group; the process that reads here saves first and then ends its workers."""
+    """Ignore SIGTERM in a worker. It reaches the whole group; the main process saves and then ends its workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def read_batches(
     source: SpeechSource, batches: Sequence[Sequence[int]], *, crop: Crop | None = None, workers: int = 0
 ) -> Iterator[Batch]:
-    """Read batches in order, ``workers`` processes ahead."""
+    """Return an iterator over batches in the given order.
+
+    Args:
+        source: the speech.
+        batches: positions of the utterances of each batch.
+        crop: shortens long utterances.
+        workers: processes that read ahead; 0 for none.
+    """
     loader = torch.utils.data.DataLoader(
         _BatchReader(source, batches, crop),
         batch_size=None,
@@ -199,10 +233,15 @@ def read_batches(
 
 @dataclass(frozen=True)
 class Split:
-    """A data directory with the CLIP embeddings that stage 2 stored for it.
+    """A data directory with its stored CLIP embeddings.
 
-    image_ids: sorted. images: [I, J] float32. utterance_image: [U] position of each utterance's image.
-    texts: [M, J] float32, CLIP's embeddings of the captions of utterances ``text_utterance`` [M]; or None.
+    Attributes:
+        data: the data directory.
+        image_ids: I ids, sorted.
+        images: [I, J] float32, CLIP embeddings of the images.
+        utterance_image: [U], position of each utterance's image in ``image_ids``.
+        texts: [M, J] float32, CLIP embeddings of captions, or None.
+        text_utterance: [M], position of the utterance of each caption, or None.
     """
 
     data: DataDir
@@ -214,21 +253,24 @@ class Split:
 
     @property
     def ids(self) -> list[str]:
-        """Utterance ids, sorted."""
+        """Return the utterance ids, sorted."""
         return [utterance.id for utterance in self.data.utterances]
 
     @classmethod
     def load(cls, data: str | Path, dump: str | Path) -> Split:
-        """Read ``data`` (a data directory) and ``dump``/{image,text}_embeddings.npz.
+        """Read a data directory and its embeddings.
+
+        Args:
+            data: the data directory.
+            dump: folder of ``image_embeddings.npz`` and, optionally, ``text_embeddings.npz``.
 
         Raises:
-            UserError: an invalid data directory, missing embeddings, or embeddings of two widths.
+            MissingFileError: the image embeddings are missing, or the embeddings are of another data directory.
+            UserError: the data directory is invalid, or the widths of the embeddings differ.
         """
         directory = DataDir.load(data)
         image_ids = tuple(directory.images)
         stored = Path(dump) / "image_embeddings.npz"
-        if not stored.is_file():
-            raise UserError(f"{stored}: no such file; stage 2 makes it")
         _, images = load_embeddings(stored, image_ids)
         position = {item: at for at, item in enumerate(image_ids)}
         utterance_image = np.array([position[utterance.image_id] for utterance in directory.utterances])
@@ -238,8 +280,8 @@ class Split:
             at = {utterance.id: number for number, utterance in enumerate(directory.utterances)}
             unknown = [item for item in text_ids if item not in at]
             if unknown:
-                raise UserError(
-                    f"{dump}/text_embeddings.npz: {unknown[0]} is no utterance of {data}; run stage 2 again"
+                raise MissingFileError(
+                    Path(dump) / "text_embeddings.npz", f"{unknown[0]!r} is not an utterance of {data}"
                 )
             text_utterance = np.array([at[item] for item in text_ids])
             if texts.shape[1] != images.shape[1]:

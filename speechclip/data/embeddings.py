@@ -1,4 +1,4 @@
-"""Embeddings with ids in ``.npz`` files: stored CLIP outputs, and a user's own in their place."""
+"""Embeddings with ids in ``.npz`` files: those of CLIP, and those that a user provides."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from speechclip.common.errors import UserError
+from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import replacing
 
-_ROWS = 1 << 16  # at a time
-_MOST_PACKED = 100  # times that a file may be larger unpacked
+_ROWS = 1 << 16  # rows whose norms are computed at a time
+_MAX_RATIO = 100  # unpacked size of a file divided by its size
 
 
-def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz`` file by name.
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an ``.npz`` file by name.
 
-    hint: what to do about a file that is not there. Raises UserError: no such file, or not readable.
+    Raises:
+        MissingFileError: the file is missing.
+        UserError: the file cannot be read.
     """
     try:
         _check_unpacked(Path(path))
@@ -30,38 +32,42 @@ def read_arrays(path: str | Path, hint: str = "") -> dict[str, np.ndarray]:
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{f'; {hint}' if hint else ''}") from None
-    # zlib.error: a damaged compressed array; MemoryError: a header that tells of more than there can be
+        raise MissingFileError(path) from None
+    # zlib.error: a damaged compressed array; MemoryError: a header with an impossible shape
     except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file") from error
 
 
 def _check_unpacked(path: Path) -> None:
-    """UserError for a zip archive of arrays that would unpack to a multiple of itself that no embeddings have."""
+    """Raise a UserError for a zip archive whose content is much larger than the file."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
-    if unpacked > _MOST_PACKED * packed:
-        raise UserError(f"{path}: would unpack to {unpacked} bytes from {packed}: refused")
+    if unpacked > _MAX_RATIO * packed:
+        raise UserError(f"{path}: refused: {packed} bytes would unpack to {unpacked}")
 
 
 def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
-    """Read precomputed embeddings, ``.npz`` with ``ids`` [N] and ``embeddings`` [N, D].
+    """Read embeddings from an ``.npz`` file with ``ids`` [N] and ``embeddings`` [N, D].
 
     Args:
         path: the file.
-        ids: return the rows of these, in this order; None for all as stored.
+        ids: the ids to return, in this order; None for all ids in the order of the file.
+
     Returns:
-        ids and float32 embeddings, L2-normalised.
+        The ids, and their embeddings in float32, L2-normalised.
+
     Raises:
-        UserError: unreadable, a missing array, duplicate ids, NaN, a zero row, or an id that is not there.
+        MissingFileError: the file is missing.
+        UserError: the file cannot be read, lacks an array or an id, repeats an id, or has a row that is zero or not
+            finite.
     """
     arrays = read_arrays(path)
     if not {"ids", "embeddings"} <= arrays.keys():
         raise UserError(f"{path}: needs the arrays ids and embeddings")
     if arrays["ids"].ndim != 1:
-        raise UserError(f"{path}: the ids are no list")
+        raise UserError(f"{path}: the ids are not a list")
     stored, table = [str(item) for item in arrays["ids"]], arrays["embeddings"]
     if table.dtype.kind not in "fiu":
         raise UserError(f"{path}: the embeddings are not numbers")
@@ -86,7 +92,7 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
 
 
 def row_norms(matrix: np.ndarray) -> np.ndarray:
-    """Euclidean norms of the rows of a matrix [N, D], [N, 1], without another matrix of its size."""
+    """Return the Euclidean norms [N, 1] of the rows of a matrix [N, D] without another matrix of its size."""
     parts = [np.linalg.norm(matrix[at : at + _ROWS], axis=1, keepdims=True) for at in range(0, len(matrix), _ROWS)]
     return np.concatenate([np.empty((0, 1), matrix.dtype), *parts])
 
@@ -94,9 +100,13 @@ def row_norms(matrix: np.ndarray) -> np.ndarray:
 def save_embeddings(
     path: str | Path, ids: Sequence[str], embeddings: np.ndarray, source: Mapping[str, str] | None = None
 ) -> None:
-    """Write ``.npz`` with ``ids`` and ``embeddings`` that :func:`load_embeddings` reads. Atomic.
+    """Write the ``.npz`` file that :func:`load_embeddings` reads. It is always either the old or the new one.
 
-    source: what made them, kept beside them for :func:`embeddings_source`.
+    Args:
+        path: the file.
+        ids: N ids.
+        embeddings: [N, D].
+        source: description of the model that computed them, for :func:`embeddings_source`.
     """
     with replacing(Path(path)) as part:
         np.savez(
@@ -108,6 +118,6 @@ def save_embeddings(
 
 
 def embeddings_source(path: str | Path) -> dict[str, str]:
-    """What made an ``.npz`` of embeddings; empty where the file does not say."""
+    """Return the description of the model that computed embeddings; empty if the file has none."""
     with np.load(path, allow_pickle=False) as archive:
         return dict(json.loads(str(archive["source"]))) if "source" in archive else {}

@@ -1,9 +1,9 @@
 """The feature store: hidden states of a frozen encoder, computed once and read at random.
 
-A store is a folder of safetensors shards with one tensor [layers, frames, width] an utterance, and an index,
-``feats.scp`` (``utterance shard frames``), written when everything else is. Each shard's header says what made it: the
-encoder (a dictionary of strings, among them the fingerprint of its weights) and the layers. A shard is complete or not
-there, so a killed dump goes on where it stopped.
+A store is a folder of safetensors shards with one tensor [layers, frames, width] per utterance, and an index,
+``feats.scp`` (``utterance shard frames``), which is written last. The header of each shard has the layers and a
+description of the encoder, with the fingerprint of its weights. A shard is either complete or missing, so an extraction
+that was killed can resume.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from speechclip.common.errors import UserError, writing
+from speechclip.common.errors import MissingFileError, UserError, writing
 from speechclip.common.files import sync
-from speechclip.data.kaldi import read_table, write_table
+from speechclip.data.kaldi import parse_count, read_table, write_table
 from speechclip.data.shards import DTYPES, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
 
 INDEX = "feats.scp"
@@ -33,17 +33,17 @@ _SHARD_BYTES = 256 * 1024 * 1024
 
 
 class FeatureWriter:
-    """Write a store; use as a context manager, so that the index is written at the end and only if nothing failed.
+    """Write a store. As a context manager, it writes the index at the end if nothing failed.
 
     Args:
-        directory: the store's folder, made if need be. Complete shards of an interrupted run with the same encoder and
-            layers are kept: skip the utterances in :attr:`finished`.
-        encoder: what computed the features: name, fingerprint, frame rate, ...; free keys, kept in every shard.
-        layers: the number of each layer in ``add``'s first dimension, as the encoder counts them.
-        dtype: ``float16`` or ``float32``, in which values are stored.
-        shard_bytes: size from which a shard is written; also about the memory held.
-        job: number among several writers that fill the store at once, each with utterances of its own; their index is
-            :func:`write_index`'s. None for the only one.
+        directory: folder of the store; created if it is missing. Complete shards of an interrupted run with the same
+            encoder and layers are kept: skip the utterances in :attr:`finished`.
+        encoder: description of the encoder (name, fingerprint, frame rate, ...) with free keys, written to every shard.
+        layers: the encoder's index of each layer in the first dimension of the features.
+        dtype: ``float16`` or ``float32``, of the stored values.
+        shard_bytes: a shard is written when this many bytes are pending; also the approximate memory in use.
+        job: number of this writer, if several fill the store, each with its own utterances. :func:`write_index` then
+            writes the index. None for a single writer.
 
     Raises:
         UserError: the folder holds shards of another encoder, other layers or another dtype.
@@ -81,19 +81,23 @@ class FeatureWriter:
 
     @property
     def finished(self) -> frozenset[str]:
-        """The utterances whose features are on disk."""
+        """Return the utterances whose features are on disk."""
         return frozenset(self._index)
 
     def add(self, utt_id: str, array: npt.NDArray[Any] | torch.Tensor) -> None:
-        """Store one utterance's features [layers, frames, width].
+        """Add the features of one utterance.
+
+        Args:
+            utt_id: the utterance.
+            array: [layers, frames, width].
 
         Raises:
-            UserError: another shape, an utterance given twice, or values that the stored dtype cannot hold.
+            UserError: another shape, an utterance that was added before, or values that the stored dtype cannot hold.
         """
         tensor = torch.as_tensor(np.asarray(array) if not isinstance(array, torch.Tensor) else array).detach()
         where = f"{self.directory}: utterance {utt_id!r}"
         if utt_id in self._index or utt_id in self._pending:
-            raise UserError(f"{where}: features given twice")
+            raise UserError(f"{where}: features were added before")
         if tensor.ndim != 3 or tensor.shape[0] != self._layers or not tensor.shape[1]:
             raise UserError(f"{where}: features of shape {tuple(tensor.shape)}, not [{self._layers}, frames, width]")
         if self._dim is None:
@@ -101,7 +105,7 @@ class FeatureWriter:
         if tensor.shape[2] != self._dim:
             raise UserError(f"{where}: features of width {tensor.shape[2]} in a store of width {self._dim}")
         tensor = tensor.to(device="cpu", dtype=self._dtype, copy=True).contiguous()
-        if not all(bound.isfinite() for bound in tensor.aminmax()):  # NaN is passed on; much faster than isfinite
+        if not all(bound.isfinite() for bound in tensor.aminmax()):  # NaN propagates; much faster than isfinite().all()
             raise UserError(
                 f"{where}: features are NaN or beyond the range of {str(self._dtype).removeprefix('torch.')}"
             )
@@ -111,7 +115,7 @@ class FeatureWriter:
             self._write_shard()
 
     def flush(self) -> None:
-        """Write what is pending as a shard of its own: a run that ends here loses nothing.
+        """Write the pending features to a shard, so that a run that ends here loses nothing.
 
         Raises:
             UserError: the disk is full.
@@ -119,10 +123,10 @@ class FeatureWriter:
         self._write_shard()
 
     def close(self) -> None:
-        """Write what is pending and then, of the only writer, the index.
+        """Write the pending features and, if this is the only writer, the index.
 
         Raises:
-            UserError: the disk is full, or nothing was ever added.
+            UserError: the disk is full, or no features were added.
         """
         self._write_shard()
         if self._job is not None:
@@ -138,19 +142,19 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close, or after an error leave only the complete shards for the next run."""
+        """Close the writer. After an error only the complete shards remain."""
         if kind is None:
             self.close()
 
     def _resume(self) -> None:
-        """Take over complete shards; remove what a kill has left behind."""
+        """Index the complete shards and remove the incomplete files of a killed run."""
         for leftover in self.directory.glob(f".{self._prefix}*.part"):
             leftover.unlink(missing_ok=True)
         for path in _shards(self.directory):
             try:
                 shard = read_header(path)
             except UserError:
-                path.unlink(missing_ok=True)  # of a machine that went down: its utterances are computed again
+                path.unlink(missing_ok=True)  # damaged: its utterances are encoded again
                 continue
             check_same_origin(path, shard, self._metadata, self._dtype)
             for utt_id, shape in shard.shapes.items():
@@ -160,7 +164,7 @@ class FeatureWriter:
                 self._next_shard = max(self._next_shard, int(path.name.split(".")[-2]) + 1)
 
     def _write_shard(self) -> None:
-        """Write the pending utterances under a temporary name and rename."""
+        """Write the pending utterances to a temporary file and rename it."""
         if not self._pending:
             return
         path = self.directory / f"{self._prefix}{self._next_shard:04d}.safetensors"
@@ -178,9 +182,18 @@ class FeatureWriter:
 
 
 def remove_stale(directory: Path, encoder: Mapping[str, str], layers: Sequence[int], dtype: str) -> str:
-    """Remove damaged shards and those of another encoder, other layers or another dtype, and the index with them.
+    """Remove damaged shards and shards with another encoder, layers or dtype, and then the index.
 
-    Returns why the first was removed; empty where none was. Other writers may be at work in the folder.
+    Other writers may use the folder at the same time.
+
+    Args:
+        directory: folder of the store.
+        encoder: the expected description of the encoder.
+        layers: the expected layers.
+        dtype: the expected dtype.
+
+    Returns:
+        The reason for the first removal; empty if no shard was removed.
     """
     reason, metadata = "", make_metadata(encoder, layers)
     for path in _shards(directory):
@@ -197,8 +210,13 @@ def remove_stale(directory: Path, encoder: Mapping[str, str], layers: Sequence[i
 def write_index(directory: Path, ids: Sequence[str]) -> None:
     """Write the index of a store that several writers have filled.
 
+    Args:
+        directory: folder of the store.
+        ids: the utterances.
+
     Raises:
-        UserError: an utterance that no shard has, or shards that are damaged or of different origin.
+        MissingFileError: no shard has an utterance.
+        UserError: a shard is damaged or differs from the others in encoder, layers or dtype.
     """
     index: dict[str, str] = {}
     first = None
@@ -210,7 +228,7 @@ def write_index(directory: Path, ids: Sequence[str]) -> None:
     missing = [utt_id for utt_id in ids if utt_id not in index]
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise UserError(f"{directory}: no features of {missing[0]}{more}; run stage 2 again")
+        raise MissingFileError(directory / INDEX, f"no features of utterance {missing[0]!r}{more}")
     for leftover in directory.glob(".feats.*.part"):
         leftover.unlink(missing_ok=True)
     write_table(directory / INDEX, {utt_id: index[utt_id] for utt_id in ids})
@@ -221,14 +239,22 @@ def _shards(directory: Path) -> list[Path]:
 
 
 class FeatureStore:
-    """Read a store. Cheap to open; shards are memory-mapped when first read, anew in each process.
+    """Read a store. Each process maps a shard into memory when it first reads from it.
 
     Args:
-        directory: the store's folder.
+        directory: folder of the store.
+
+    Attributes:
+        num_frames: number of frames of each utterance.
+        layers: the encoder's index of each stored layer.
+        dim: width of the features.
+        dtype: of the stored values.
+        encoder: description of the encoder.
 
     Raises:
-        UserError: there is no index (the dump did not finish), or a shard is missing, truncated, of another origin
-            than the others, or lacks an utterance of the index.
+        MissingFileError: the index or a shard is missing.
+        UserError: a shard is truncated, differs from the others in encoder, layers or dtype, or lacks an utterance of
+            the index.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -237,26 +263,31 @@ class FeatureStore:
         self._shard_of: dict[str, str] = {}
         for utt_id, value in read_table(self.directory / INDEX).items():
             shard, _, frames = value.rpartition(" ")
-            if not shard or shard != os.path.basename(shard) or not frames.isdecimal():
+            count = parse_count(frames)
+            if not shard or shard != os.path.basename(shard) or count is None:
                 raise UserError(f"{self.directory / INDEX}: {utt_id!r}: not a shard and a number of frames: {value}")
             self._shard_of[utt_id] = shard
-            self.num_frames[utt_id] = int(frames)
+            self.num_frames[utt_id] = count
         self._check_shards()
         self._handles: dict[str, Any] = {}
         self._pid = os.getpid()
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The utterances, sorted."""
+        """Return the utterances, sorted."""
         return tuple(self.num_frames)
 
     def read(self, utt_id: str, start: int = 0, stop: int | None = None, rows: slice = slice(None)) -> torch.Tensor:
-        """Features of one utterance, frames ``start`` to ``stop`` (as a Python slice), in the stored dtype.
+        """Read the features of one utterance. Only the requested part is read from disk.
 
-        rows: of the stored layers, by position.
+        Args:
+            utt_id: the utterance.
+            start: first frame.
+            stop: one more than the last frame; None for all frames.
+            rows: positions among the stored layers.
 
         Returns:
-            A tensor of its own, [layers, frames, width]. Only what is asked for is read from disk.
+            A new tensor [layers, frames, width] in the stored dtype.
 
         Raises:
             UserError: the store does not have the utterance.
@@ -268,19 +299,19 @@ class FeatureStore:
         return features.clone(memory_format=torch.contiguous_format)
 
     def __contains__(self, utt_id: object) -> bool:
-        """Whether the store has an utterance."""
+        """Return whether the store has an utterance."""
         return utt_id in self._shard_of
 
     def __len__(self) -> int:
-        """Number of utterances."""
+        """Return the number of utterances."""
         return len(self._shard_of)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the open shards, for worker processes that are spawned."""
+        """Return the state without the open shards, for worker processes that are spawned."""
         return {**self.__dict__, "_handles": {}}
 
     def _handle(self, shard: str) -> Any:
-        """The open shard, opened again in a process that was forked since."""
+        """Return the open shard. A forked process opens it again."""
         if self._pid != os.getpid():
             self._handles, self._pid = {}, os.getpid()
         if shard not in self._handles:
@@ -292,7 +323,7 @@ class FeatureStore:
         return self._handles[shard]
 
     def _check_shards(self) -> None:
-        """Compare the index with the headers of all shards, and take encoder, layers, width and dtype from them."""
+        """Read encoder, layers, width and dtype from the headers of all shards and compare them with the index."""
         shards = {name: read_header(self.directory / name) for name in sorted(set(self._shard_of.values()))}
         first_path, first = next(iter(shards.items()))
         self.dtype = dtype_of(self.directory / first_path, first)

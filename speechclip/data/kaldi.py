@@ -1,9 +1,12 @@
-"""Kaldi data directories: the six tables that tie recordings, captions, speakers and images together.
+"""Kaldi data directories: the tables that connect recordings, captions, speakers and images.
 
-``wav.scp`` (utterance, audio file), ``text`` (utterance, caption), ``utt2spk``, ``spk2utt``, ``img.scp`` (image, image
-file) and ``utt2img`` (utterance, image). Tables are UTF-8, one ``key value`` a line, sorted by key in byte order
-(``LC_ALL=C sort``). Files are named by path, absolute or relative to the current folder; a path may hold spaces;
-commands (``sph2pipe ... |``) are refused.
+Six tables are required: ``wav.scp`` (utterance, audio file), ``text`` (utterance, caption), ``utt2spk``, ``spk2utt``,
+``img.scp`` (image, image file) and ``utt2img`` (utterance, image). ``text_clip`` (utterance, caption as CLIP reads it)
+is optional: without it CLIP reads ``text``.
+
+Tables are UTF-8 with one ``key value`` per line, sorted by key in byte order (``LC_ALL=C sort``). A path is absolute or
+relative to the current folder, and may hold spaces. Commands (``sph2pipe ... |``) are refused. So are the tables that
+change what an utterance is, such as ``segments``, because a reader that ignores them would use other audio.
 """
 
 from __future__ import annotations
@@ -11,32 +14,63 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.common.errors import UserError, writing
+from speechclip.common.errors import MissingFileError, UserError, writing
 from speechclip.common.files import replace_file
 
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
+CLIP_TABLE = "text_clip"
+#: Tables that change what an utterance is, with the reason. An utterance here is a whole recording, all channels mixed.
+REFUSED_TABLES = {
+    "segments": "cuts recordings into utterances",
+    "subsegments": "cuts utterances into parts",
+    "reco2file_and_channel": "selects a channel of each recording",
+    "vad.scp": "selects frames of each utterance",
+}
+
+_MAX_DIGITS = 18  # of a count; int() refuses several thousand
 
 StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One spoken caption of one image."""
+    """One spoken caption of one image.
+
+    Attributes:
+        id: of the utterance.
+        wav: its recording, used as a whole.
+        text: the caption as the corpus has it.
+        speaker: id of the speaker.
+        image_id: id of the image.
+        clip_text: the caption as CLIP reads it, for embeddings, vocabulary and gold sets. Empty: the same as ``text``.
+    """
 
     id: str
     wav: Path
     text: str
     speaker: str
     image_id: str
+    clip_text: str = ""
+
+    def __post_init__(self) -> None:
+        """Fill in the default of ``clip_text``."""
+        if not self.clip_text:
+            object.__setattr__(self, "clip_text", self.text)
 
 
 @dataclass(frozen=True)
 class DataDir:
-    """A validated data directory: ``utterances`` sorted by id, ``images`` from image id to file, sorted by id."""
+    """A validated data directory.
+
+    Attributes:
+        path: the directory.
+        utterances: sorted by id.
+        images: image id to file, sorted by id.
+    """
 
     path: Path
     utterances: tuple[Utterance, ...]
@@ -44,27 +78,33 @@ class DataDir:
 
     @classmethod
     def load(cls, path: StrPath) -> DataDir:
-        """Read and validate ``path``.
+        """Read and validate a data directory.
 
         Raises:
-            UserError: naming the first problem of :func:`find_problems` and how many more there are.
+            MissingFileError: the directory or its ``wav.scp`` is missing.
+            UserError: the first problem of :func:`find_problems`, and the number of further ones.
         """
         directory = Path(path)
+        if not (directory / "wav.scp").is_file():
+            raise MissingFileError(directory / "wav.scp")
         tables, problems = _scan(directory)
         _raise_first(problems)
         wav, text, speaker, image = tables["wav.scp"], tables["text"], tables["utt2spk"], tables["utt2img"]
-        utterances = tuple(Utterance(key, Path(wav[key]), text[key], speaker[key], image[key]) for key in sorted(wav))
+        clip = tables.get(CLIP_TABLE, text)
+        utterances = tuple(
+            Utterance(key, Path(wav[key]), text[key], speaker[key], image[key], clip[key]) for key in sorted(wav)
+        )
         images = {key: Path(value) for key, value in sorted(tables["img.scp"].items())}
         return cls(directory, utterances, images)
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """The speakers, sorted."""
+        """Return the speakers, sorted."""
         return tuple(sorted({utterance.speaker for utterance in self.utterances}))
 
 
 def find_problems(path: StrPath) -> list[str]:
-    """Everything wrong with a data directory that can be found without opening audio or images, one line each."""
+    """Return one line per problem of a data directory. Audio and images are not opened."""
     return _scan(Path(path))[1]
 
 
@@ -72,25 +112,28 @@ def read_table(path: StrPath) -> dict[str, str]:
     """Read one table: key to the rest of its line.
 
     Raises:
-        UserError: the file is missing or empty, a line is not UTF-8 (with its number), has no value or repeats a key,
-            or the keys are not in byte order.
+        MissingFileError: the file is missing.
+        UserError: the file is empty, a line is not UTF-8, has no value or repeats a key, or the keys are not in byte
+            order. The message has the number of the line.
     """
+    if not Path(path).is_file():
+        raise MissingFileError(path)
     table, problems = _scan_table(Path(path))
     _raise_first(problems)
     return table
 
 
 def write_table(path: StrPath, mapping: Mapping[str, str]) -> None:
-    """Write a table sorted by key; ``path`` holds either the old content or the whole new one, whenever it is read.
+    """Write a table sorted by key. ``path`` is always either the old or the new file.
 
     Raises:
-        UserError: a key or value that could not be read back the same (white space in a key, an empty value, a line
+        UserError: a key or value that would not be read back the same (white space in a key, an empty value, a line
             break).
     """
     path = Path(path)
     lines = []
     for key in sorted(mapping):
-        problem = _key_problem(key) or _value_problem(mapping[key])
+        problem = key_problem(key) or value_problem(mapping[key])
         if problem:
             raise UserError(f"{path}: {key!r}: {problem}")
         lines.append(f"{key} {mapping[key]}\n")
@@ -102,16 +145,19 @@ def write_table(path: StrPath, mapping: Mapping[str, str]) -> None:
 
 
 def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> None:
-    """Write all six tables. A new directory appears whole; in an existing one other files are left alone.
+    """Write the tables of a data directory.
+
+    A new directory appears as a whole. In an existing directory the tables are replaced and other files are kept.
+    ``text_clip`` is written if it differs from ``text`` for any utterance, and removed otherwise.
 
     Args:
         path: the directory.
         utterances: in any order; ids must differ.
-        images: image id to file, exactly the images the utterances name.
+        images: image id to file; exactly the images that the utterances name.
 
     Raises:
-        UserError: an id given twice, an utterance whose image is not in ``images``, an image without utterance, a
-            command in place of a path, or an id or caption that the tables cannot hold.
+        UserError: an id that occurs twice, an utterance whose image is not in ``images``, an image without utterance, a
+            command instead of a path, or an id or caption that the tables cannot hold.
     """
     path = Path(path)
     tables = _tables(path, utterances, images)
@@ -121,28 +167,69 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
         for name, table in tables.items():
             with writing(path / name):
                 write_table(part / name, table)
-        move_into_place(part, path)
+        move_into_place(part, path, replaces={CLIP_TABLE})
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def move_into_place(source: Path, target: Path) -> None:
-    """Rename the folder ``source`` to ``target``; if that exists, file by file, leaving its other files alone."""
+def move_into_place(source: Path, target: Path, replaces: Collection[str] = ()) -> None:
+    """Rename a folder. If ``target`` exists, move the files one by one and keep the other files of ``target``.
+
+    Args:
+        source: the folder.
+        target: its new name.
+        replaces: names of optional files. They are removed from ``target`` if ``source`` lacks them.
+    """
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
         return
+    for name in replaces:  # first: after a kill an old file must not be next to new ones
+        if not (source / name).exists():
+            (target / name).unlink(missing_ok=True)
     for item in sorted(source.iterdir()):
         if item.is_dir():
-            move_into_place(item, target / item.name)
+            move_into_place(item, target / item.name, replaces)
         else:
             os.replace(item, target / item.name)
     shutil.rmtree(source, ignore_errors=True)
 
 
+def parse_count(text: str) -> int | None:
+    """Return the whole number that ``text`` holds in decimal digits, or None if it does not hold one."""
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
+
+
+def key_problem(key: str) -> str | None:
+    """Return the reason why a table cannot hold an id, or None."""
+    if not key:
+        return "no id at the start of the line"
+    if key.startswith("\ufeff"):
+        return "starts with a byte order mark"
+    if any(character.isspace() for character in key):
+        return f"white space in the id {key!r}"
+    return None
+
+
+def value_problem(value: str) -> str | None:
+    """Return the reason why a table cannot hold a value, or None."""
+    if not value.strip():
+        return "no value"
+    if value != value.strip(" \t"):
+        return "white space at the start or end of the value"
+    if "\n" in value or "\r" in value:
+        return "a line break in the value"
+    return None
+
+
+def is_command(value: str) -> bool:
+    """Return whether an entry of an scp table is a command and not a path."""
+    return value.endswith("|") or value.startswith(("|", "<"))
+
+
 def _tables(path: Path, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> dict[str, dict[str, str]]:
-    """The six tables of ``utterances``, checked against each other."""
-    tables: dict[str, dict[str, str]] = {name: {} for name in TABLES}
+    """Return the tables of ``utterances``, after checking them against each other."""
+    tables: dict[str, dict[str, str]] = {name: {} for name in (*TABLES, CLIP_TABLE)}
     by_speaker: dict[str, list[str]] = {}
     for utterance in sorted(utterances, key=lambda item: item.id):
         if utterance.id in tables["wav.scp"]:
@@ -151,32 +238,41 @@ def _tables(path: Path, utterances: Iterable[Utterance], images: Mapping[str, St
             raise UserError(f"{path}: utterance {utterance.id!r}: its image {utterance.image_id!r} is not given")
         tables["wav.scp"][utterance.id] = os.fspath(utterance.wav)
         tables["text"][utterance.id] = utterance.text
+        tables[CLIP_TABLE][utterance.id] = utterance.clip_text
         tables["utt2spk"][utterance.id] = utterance.speaker
         tables["utt2img"][utterance.id] = utterance.image_id
         by_speaker.setdefault(utterance.speaker, []).append(utterance.id)
+    if tables[CLIP_TABLE] == tables["text"]:
+        del tables[CLIP_TABLE]
     tables["spk2utt"] = {speaker: " ".join(ids) for speaker, ids in by_speaker.items()}
     tables["img.scp"] = {key: os.fspath(value) for key, value in images.items()}
     for key in sorted(set(images) - set(tables["utt2img"].values())):
         raise UserError(f"{path}: image {key!r} has no utterance")
     for name in ("wav.scp", "img.scp"):
         for key, value in tables[name].items():
-            if _is_command(value):
+            if is_command(value):
                 raise UserError(f"{path / name}: {key!r}: a command, not a path: {value}")
     for name in ("utt2spk", "utt2img"):
         for key, value in tables[name].items():
-            problem = _key_problem(value)
+            problem = key_problem(value)
             if problem:
                 raise UserError(f"{path / name}: {key!r}: {value!r}: {problem}")
     return tables
 
 
 def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """All tables of ``directory``, as far as they can be read, and everything wrong with them."""
+    """Return the readable tables of ``directory`` and all problems."""
     if not directory.is_dir():
-        return {}, [f"{directory}: no such data directory"]
+        return {}, [f"{directory}: is not a data directory"]
     tables: dict[str, dict[str, str]] = {}
-    problems: list[str] = []
-    for name in TABLES:
+    problems = [
+        f"{directory / name}: {effect}, which is not supported. Write each utterance to a file of its own and remove "
+        f"{name}."
+        for name, effect in REFUSED_TABLES.items()
+        if (directory / name).exists()
+    ]
+    optional = [CLIP_TABLE] if (directory / CLIP_TABLE).exists() else []
+    for name in (*TABLES, *optional):
         tables[name], found = _scan_table(directory / name)
         problems += found
     if all((directory / name).is_file() for name in TABLES):
@@ -188,9 +284,9 @@ def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _scan_table(path: Path) -> tuple[dict[str, str], list[str]]:
-    """The readable lines of a table and what is wrong with the others."""
+    """Return the readable lines of a table and the problems of the other lines."""
     if not path.is_file():
-        return {}, [f"{path}: missing"]
+        return {}, [f"{path}: is missing"]
     table: dict[str, str] = {}
     problems: list[str] = []
     last = ""
@@ -216,7 +312,7 @@ def _scan_table(path: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _split_line(raw: bytes) -> tuple[str, str]:
-    """Key and value of one line; ValueError with the reason when it has none."""
+    """Return key and value of one line. Raises ValueError with the reason if the line does not have them."""
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -225,39 +321,19 @@ def _split_line(raw: bytes) -> tuple[str, str]:
         raise ValueError("ends in a carriage return (Windows line end)")
     key, *rest = re.split(r"[ \t]+", line, maxsplit=1)
     value = rest[0].rstrip(" \t") if rest else ""
-    problem = _key_problem(key)
+    problem = key_problem(key)
     if problem:
         raise ValueError(problem)
-    problem = _value_problem(value)
+    problem = value_problem(value)
     if problem:
         raise ValueError(f"{key!r}: {problem}")
     return key, value
 
 
-def _key_problem(key: str) -> str | None:
-    if not key:
-        return "no id at the start of the line"
-    if key.startswith("\ufeff"):
-        return "starts with a byte order mark"
-    if any(character.isspace() for character in key):
-        return f"white space in the id {key!r}"
-    return None
-
-
-def _value_problem(value: str) -> str | None:
-    if not value.strip():
-        return "no value"
-    if value != value.strip(" \t"):
-        return "white space at the start or end of the value"
-    if "\n" in value or "\r" in value:
-        return "a line break in the value"
-    return None
-
-
 def _counterpart_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
-    """Utterances and images that one table has and another lacks."""
+    """Return the utterances and images that one table has and another lacks."""
     problems = []
-    utterance_tables = ("wav.scp", "text", "utt2spk", "utt2img")
+    utterance_tables = [name for name in ("wav.scp", "text", "utt2spk", "utt2img", CLIP_TABLE) if name in tables]
     for key in sorted(set().union(*(tables[name] for name in utterance_tables))):
         having = [name for name in utterance_tables if key in tables[name]]
         problems += [
@@ -276,7 +352,7 @@ def _counterpart_problems(directory: Path, tables: dict[str, dict[str, str]]) ->
 
 
 def _speaker_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
-    """Where ``spk2utt`` is not the inverse of ``utt2spk``."""
+    """Return the speakers for which ``spk2utt`` is not the inverse of ``utt2spk``."""
     expected: dict[str, list[str]] = {}
     for key, speaker in tables["utt2spk"].items():
         expected.setdefault(speaker, []).append(key)
@@ -293,18 +369,14 @@ def _speaker_problems(directory: Path, tables: dict[str, dict[str, str]]) -> lis
 
 
 def _file_problems(path: Path, table: dict[str, str], kind: str) -> list[str]:
-    """Entries of an scp table that are commands or name no file."""
+    """Return the entries of an scp table that are commands or name a file that is missing."""
     problems = []
     for key, value in table.items():
-        if _is_command(value):
+        if is_command(value):
             problems.append(f"{path}: {key!r}: a command, not a path: {value}")
         elif not os.path.isfile(value):
             problems.append(f"{path}: {key!r}: missing {kind} file {value}")
     return problems
-
-
-def _is_command(value: str) -> bool:
-    return value.endswith("|") or value.startswith(("|", "<"))
 
 
 def _raise_first(problems: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Shards of the feature store: what their headers say, and whether they belong together."""
+"""Shards of the feature store: their headers, and the check that they belong together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from speechclip.common.errors import UserError
+from speechclip.common.errors import MissingFileError, UserError
 
 FORMAT = "speechclip features 1"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -19,15 +19,21 @@ _ENCODER_PREFIX = "encoder."
 
 
 class Shard(NamedTuple):
-    """What the header of a shard says."""
+    """The header of a shard.
+
+    Attributes:
+        metadata: format, layers and the description of the encoder.
+        shapes: (layers, frames, width) of each utterance.
+        dtypes: names of the dtypes, as safetensors writes them.
+    """
 
     metadata: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]  # utterance: (layers, frames, width)
+    shapes: dict[str, tuple[int, ...]]
     dtypes: set[str]
 
 
 def make_metadata(encoder: Mapping[str, str], layers: Sequence[int]) -> dict[str, str]:
-    """The header of a shard."""
+    """Return the metadata of a shard with these layers of an encoder."""
     for key, value in encoder.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"encoder[{key!r}] = {value!r}: the header holds strings")
@@ -36,21 +42,26 @@ def make_metadata(encoder: Mapping[str, str], layers: Sequence[int]) -> dict[str
 
 
 def encoder_of(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The encoder's part of a header."""
+    """Return the description of the encoder in the metadata of a shard."""
     return {
         key.removeprefix(_ENCODER_PREFIX): value for key, value in metadata.items() if key.startswith(_ENCODER_PREFIX)
     }
 
 
 def read_header(path: Path) -> Shard:
-    """Header of a shard, without its tensors; UserError when the file is missing or shorter than the header says."""
+    """Read the header of a shard without its tensors.
+
+    Raises:
+        MissingFileError: the file is missing.
+        UserError: the file is truncated, or it is not a shard.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             raw = handle.read(length) if length <= size else b""
     except FileNotFoundError:
-        raise UserError(f"{path}: missing features") from None
+        raise MissingFileError(path) from None
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
@@ -67,17 +78,21 @@ def read_header(path: Path) -> Shard:
 
 
 def dtype_of(path: Path, shard: Shard) -> torch.dtype:
-    """The one dtype of a shard."""
+    """Return the dtype of a shard. UserError if it has several or another one."""
     if len(shard.dtypes) != 1 or not shard.dtypes <= _DTYPE_CODES.keys():
         raise UserError(f"{path}: features of dtype {', '.join(sorted(shard.dtypes))}, not one of {', '.join(DTYPES)}")
     return _DTYPE_CODES[next(iter(shard.dtypes))]
 
 
 def check_same_origin(path: Path, shard: Shard, metadata: Mapping[str, str], dtype: torch.dtype) -> None:
-    """UserError when a shard was not made as ``metadata`` and ``dtype`` say."""
+    """Compare a shard with the expected metadata and dtype.
+
+    Raises:
+        UserError: they differ.
+    """
     for key in sorted(metadata.keys() | shard.metadata.keys()):
         found, wanted = shard.metadata.get(key), metadata.get(key)
         if found != wanted:
-            raise UserError(f"{path}: made with {key} {found!r}, not {wanted!r}: remove the folder to make it anew")
+            raise UserError(f"{path}: made with {key} {found!r}, not {wanted!r}. Remove the folder.")
     if (found_dtype := dtype_of(path, shard)) != dtype:
-        raise UserError(f"{path}: made with dtype {found_dtype}, not {dtype}: remove the folder to make it anew")
+        raise UserError(f"{path}: made with dtype {found_dtype}, not {dtype}. Remove the folder.")

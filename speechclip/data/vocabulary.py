@@ -7,16 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechclip.common.errors import UserError
+from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import replace_file
+from speechclip.data.kaldi import parse_count
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Subword ids of CLIP's text tower with counts and texts, row by row of the reduced embedding table.
+    """The rows of the reduced embedding table. Equal counts are ordered by id, so that equal captions give equal rows.
 
-    ``ids``, ``counts``, ``subwords``: of equal length V. Ties in the count are ordered by id, so that the same captions
-    always give the same rows.
+    Attributes:
+        ids: V ids of CLIP's text tower.
+        counts: the number of times that each id occurs.
+        subwords: the text of each id.
     """
 
     ids: tuple[int, ...]
@@ -24,11 +27,17 @@ class Vocabulary:
     subwords: tuple[str, ...]
 
     def __len__(self) -> int:
+        """Return V, the number of rows."""
         return len(self.ids)
 
     @classmethod
     def from_rows(cls, rows: Iterable[list[int]], subword_of: dict[int, str]) -> Vocabulary:
-        """Count ids over token rows, special tokens and padding included as the published code does."""
+        """Count the ids of token sequences. As in the published code, special tokens and padding count too.
+
+        Args:
+            rows: token ids of each caption, with special tokens and padding.
+            subword_of: the text of each id.
+        """
         counter: Counter[int] = Counter()
         for row in rows:
             counter.update(row)
@@ -40,23 +49,25 @@ class Vocabulary:
         """Read ``id<TAB>count<TAB>subword`` lines.
 
         Raises:
-            UserError: missing or malformed, with the line's number, or an id given twice.
+            MissingFileError: the file is missing.
+            UserError: a malformed line, with its number, or an id that occurs twice.
         """
         ids, counts, subwords = [], [], []
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
-            raise UserError(f"{path}: no such file; stage 2 makes it") from None
+            raise MissingFileError(path) from None
         except UnicodeDecodeError:
             raise UserError(f"{path}: not UTF-8") from None
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
             parts = line.split("\t")
-            if len(parts) != 3 or not parts[0].isdecimal() or not parts[1].isdecimal():
+            token, count = (parse_count(part) for part in parts[:2]) if len(parts) == 3 else (None, None)
+            if token is None or count is None:
                 raise UserError(f"{path}: line {number}: expected id, count and subword, separated by tabs")
-            ids.append(int(parts[0]))
-            counts.append(int(parts[1]))
+            ids.append(token)
+            counts.append(count)
             subwords.append(parts[2])
         if len(set(ids)) != len(ids):
             raise UserError(f"{path}: an id occurs twice")
@@ -65,6 +76,6 @@ class Vocabulary:
         return cls(tuple(ids), tuple(counts), tuple(subwords))
 
     def save(self, path: str | Path) -> None:
-        """Write what :meth:`load` reads, atomically."""
+        """Write the file that :meth:`load` reads. It is always either the old or the new one."""
         rows = zip(self.ids, self.counts, self.subwords)
         replace_file(Path(path), "".join(f"{i}\t{c}\t{s}\n" for i, c, s in rows).encode())

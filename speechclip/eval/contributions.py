@@ -83,7 +83,7 @@ def _mean(scale: float) -> Callable[[Floats], Floats]:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    content = read_arrays(path, hint="stage 5 makes it")
+    content = read_arrays(path)
     if not {"ids", "images"} <= content.keys() or any(len(rows) != len(content["ids"]) for rows in content.values()):
         raise UserError(f"{path}: not what stage 5 writes")
     return content

@@ -127,7 +127,7 @@ def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> di
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    content = read_arrays(path, hint="stage 4 makes it")
+    content = read_arrays(path)
     if "data" not in content:
         raise UserError(f"{path}: no ranks of stage 4")
     return content

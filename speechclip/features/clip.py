@@ -1,4 +1,4 @@
-"""What stage 2 computes with CLIP: embeddings of images and captions, and the reduced vocabulary."""
+"""CLIP embeddings of images and captions, and the reduced vocabulary."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from speechclip.model.encoders.tokenizers import add_special_tokens
 logger = logging.getLogger(__name__)
 
 BATCH = 64
-KEEP_SECONDS = 30.0  # of work that a kill may cost
-SAY_SECONDS = 10.0
+KEEP_SECONDS = 30.0  # between two saves of finished batches
+LOG_SECONDS = 10.0  # between two log lines
 
 Stop = Callable[[], bool]
 Encode = Callable[[int], Iterator[np.ndarray]]
@@ -38,17 +38,24 @@ Encode = Callable[[int], Iterator[np.ndarray]]
 def embed_images(
     directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False
 ) -> int:
-    """Write ``image_embeddings.npz`` of a data directory's images: by CLIP, or the rows of a user's own file ``given``.
+    """Write ``image_embeddings.npz`` of a data directory's images, from CLIP or from the file ``given``.
 
-    By CLIP, what an earlier call embedded of the same files with the same weights is kept, also of one that was cut.
-    Image files are decoded beside the tower, by as many threads as there are processors.
+    Embeddings of the same files with the same weights are kept, also those of an interrupted call. One thread per CPU
+    decodes images while CLIP runs.
 
     Args:
-        stop: asked after each batch; once it is true, what there is is stored.
+        directory: the data directory.
+        out: folder of the embeddings.
+        clip: CLIP; may be None if ``given`` is a file.
+        given: an ``.npz`` file with the user's own embeddings, or None.
+        stop: called after each batch. If it returns True, the finished batches are stored.
+
     Returns:
-        the number of images.
+        The number of images.
+
     Raises:
-        UserError: ``given`` lacks an image, or a file is none. Stopped: by ``stop``.
+        UserError: ``given`` lacks an image, or a file is not an image.
+        Stopped: ``stop`` returned True.
     """
     target, ids = out / "image_embeddings.npz", list(directory.images)
     if given:
@@ -70,15 +77,24 @@ def embed_images(
 def embed_texts(
     directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False
 ) -> int:
-    """Write ``text_embeddings.npz`` of the captions: by CLIP, or those utterances that a user's file ``given`` has.
+    """Write ``text_embeddings.npz`` of the captions as CLIP reads them, from CLIP or from the file ``given``.
 
-    The file's ids are utterance ids, or such ids without the speaker in front (as the corpus names its recordings).
-    Earlier work is kept and ``stop`` asked as in :func:`embed_images`.
+    Finished batches are kept as in :func:`embed_images`.
+
+    Args:
+        directory: the data directory.
+        out: folder of the embeddings.
+        clip: CLIP, or None.
+        given: an ``.npz`` file with the user's own embeddings of all or some utterances, or None. Its ids are utterance
+            ids, with or without the speaker and the dash at the start.
+        stop: called after each batch. If it returns True, the finished batches are stored.
 
     Returns:
-        the number of captions embedded; with 0 no file is written, and one of an earlier run is removed.
+        The number of embedded captions. If it is 0, no file is written, and an earlier file is removed.
+
     Raises:
-        UserError: ``given`` cannot be read. Stopped: by ``stop``.
+        UserError: ``given`` cannot be read.
+        Stopped: ``stop`` returned True.
     """
     target = out / "text_embeddings.npz"
     if given:
@@ -92,7 +108,7 @@ def embed_texts(
             save_embeddings(target, [item for item, _ in kept], table[[row for _, row in kept]], {"path": given})
     elif clip is not None:
         kept = [(utterance.id, at) for at, utterance in enumerate(directory.utterances)]
-        texts = [utterance.text for utterance in directory.utterances]
+        texts = [utterance.clip_text for utterance in directory.utterances]
 
         def encode(start: int) -> Iterator[np.ndarray]:
             for at in range(start, len(texts), BATCH):
@@ -108,17 +124,17 @@ def embed_texts(
 
 
 def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: Encode, stop: Stop) -> None:
-    """Write the embeddings of ``ids``, unless they are there, in batches from ``encode(start)``.
+    """Write the embeddings of ``ids``, unless they exist, in batches from ``encode(start)``.
 
-    What is done goes into a folder of parts beside ``target`` every half a minute and is there after a kill. Batches
-    are the same wherever a run was cut, and so is what is stored.
+    Finished batches are saved every :data:`KEEP_SECONDS` to a folder next to ``target``, so that a killed run resumes.
+    The batches, and therefore the stored values, do not depend on interruptions.
     """
     if _stored(target, source) is not None:
         return
     folder = target.with_name(f".{target.stem}.parts")
     parts, start = _kept(folder, source)
     fresh: list[np.ndarray] = []
-    began = said = written = time.monotonic()
+    began = logged = written = time.monotonic()
     first = start
 
     def keep() -> None:
@@ -139,8 +155,8 @@ def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: 
         if now - written > KEEP_SECONDS:
             keep()
             written = now
-        if now - said > SAY_SECONDS:
-            said = now
+        if now - logged > LOG_SECONDS:
+            logged = now
             left = (now - began) / (start - first) * (len(ids) - start)
             logger.info("%s: %d/%d, %.0f s left", target, start, len(ids), left)
     save_embeddings(target, ids, np.concatenate([*parts, *fresh]), source)
@@ -148,16 +164,16 @@ def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: 
 
 
 def _stored(path: Path, source: Mapping[str, str]) -> np.ndarray | None:
-    """The embeddings in a file as they are, if ``source`` made them; None for another file, or one that is damaged."""
+    """Return the embeddings in a file, or None if the file is damaged or has another source."""
     try:
         arrays = read_arrays(path)
         return arrays["embeddings"] if json.loads(str(arrays["source"])) == dict(source) else None
-    except (UserError, ValueError, KeyError):  # to be made anew, whatever ails it
+    except (UserError, ValueError, KeyError):  # missing or damaged: computed again
         return None
 
 
 def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], int]:
-    """The parts of an earlier run, up to the first that is missing or not of this one, and how many rows they have."""
+    """Return the parts of an earlier run before the first missing or different one, and their number of rows."""
     parts: list[np.ndarray] = []
     start = 0
     while (rows := _stored(folder / f"{start:09d}.npz", source)) is not None:
@@ -167,7 +183,7 @@ def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], in
 
 
 def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
-    """Preprocessed images, BATCH at a time, [N, 3, side, side]; the next batch is decoded meanwhile."""
+    """Yield batches of preprocessed images [N, 3, side, side]. Threads decode the next batch meanwhile."""
     waiting: deque[Future[Tensor]] = deque()
     ahead = iter(paths)
     with ThreadPoolExecutor(cpu_count()) as pool:
@@ -183,7 +199,7 @@ def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor
 
 
 def _size_and_time(path: Path) -> str:
-    """Changes with the file; empty for one that is not there, which its decoder will say better."""
+    """Return size and modification time of a file; empty for a missing file, which the decoder reports."""
     if not path.is_file():
         return ""
     status = path.stat()
@@ -191,7 +207,12 @@ def _size_and_time(path: Path) -> str:
 
 
 def count_vocabulary(texts: Iterable[str], clip: OpenClip) -> Vocabulary:
-    """The reduced vocabulary of captions, special tokens and padding included and counted, as the published one."""
+    """Return the reduced vocabulary of captions. As in the published one, special tokens and padding count too.
+
+    Args:
+        texts: the captions as CLIP reads them.
+        clip: provides the tokenizer and the context length.
+    """
     tokenizer = clip.tokenizer
     rows = [add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
     used = {token for row in rows for token in row}
@@ -199,18 +220,25 @@ def count_vocabulary(texts: Iterable[str], clip: OpenClip) -> Vocabulary:
 
 
 def vocabulary_texts(directories: Sequence[DataDir], captions: Path, *, only_train: bool) -> list[str]:
-    """The captions a vocabulary is counted from.
+    """Return the captions that a vocabulary is counted from, as CLIP reads them.
 
     Args:
-        directories: the splits. captions: ``captions.tsv`` of the preparation, all captions of the corpus, recorded or
-            not; the splits' own where there is none. only_train: those of the training split alone.
+        directories: the splits. Their captions are used if ``captions`` is missing.
+        captions: ``captions.tsv`` of the preparation, with all captions of the corpus, recorded or not.
+        only_train: use the captions of the training split only.
+
     Raises:
-        UserError: a line of ``captions`` without a tab.
+        UserError: a line of ``captions`` has no tab, or is not UTF-8.
     """
     if not captions.is_file():
-        return [u.text for part in directories if part.path.name == "train" or not only_train for u in part.utterances]
+        used = [part for part in directories if part.path.name == "train" or not only_train]
+        return [utterance.clip_text for part in used for utterance in part.utterances]
     texts = []
-    for number, line in enumerate(captions.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = captions.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{captions}: not UTF-8") from error
+    for number, line in enumerate(lines, 1):
         split, tab, text = line.partition("\t")
         if not tab:
             raise UserError(f"{captions}: line {number}: expected split and caption, separated by a tab")

@@ -1,4 +1,4 @@
-"""What stage 2 computes with the speech encoder: the hidden states of every utterance."""
+"""The extraction of hidden states from all utterances of a data directory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[list[int]]:
-    """Positions of utterances in batches of similar length, longest first.
+    """Yield batches of positions of utterances of similar length, longest first.
 
-    A batch holds at most ``batch_seconds`` of speech, padding included, or one utterance that is longer. samples: [N].
+    Args:
+        samples: [N], length of each utterance.
+        batch_seconds: the longest batch, with padding. An utterance that is longer is a batch of its own.
     """
     batch: list[int] = []
     longest = 0
@@ -45,20 +47,28 @@ def extract_features(
     config: Config, data: str, out: str, *, batch_seconds: float, job: int = 1, jobs: int = 1,
     encoder: SpeechEncoder | None = None, stop: Callable[[], bool] = lambda: False,
 ) -> tuple[int, float, float]:  # fmt: skip
-    """Store the configured hidden states of every utterance of a data directory, or of one job's share of them.
+    """Store the configured hidden states of the utterances of a data directory, or the part of one job.
 
-    A store that was begun with the same encoder on the same recordings is continued; another one is replaced. Batches
-    are the same for every number of jobs and wherever a run was cut, and so is what is stored; on CPUs up to rounding,
-    which goes by the number of threads.
+    An incomplete store of the same encoder and recordings is completed; another store is replaced. The batches, and
+    therefore the stored values, do not depend on the number of jobs or on interruptions. On CPUs they depend on the
+    number of threads, up to rounding.
 
     Args:
-        job: from 1 to ``jobs``. With several, :func:`speechclip.data.features.write_index` follows the last.
-        encoder: the configured one, where it is loaded already.
-        stop: asked before each batch; once it is true, what is pending is written, the index is not.
+        config: the configuration.
+        data: the data directory.
+        out: folder of the store.
+        batch_seconds: the longest batch, with padding.
+        job: number of this job, from 1 to ``jobs``.
+        jobs: number of jobs. If there are several, call :func:`speechclip.data.features.write_index` after the last.
+        encoder: the configured encoder, if it is loaded.
+        stop: called before each batch. If it returns True, the pending features are written, and the index is not.
+
     Returns:
-        utterances encoded now, seconds taken, hours of speech.
+        The number of utterances that were encoded now, the seconds that it took, and the hours of speech.
+
     Raises:
-        Stopped: by ``stop``.
+        UserError: the data directory is invalid, or the encoder lacks a configured layer.
+        Stopped: ``stop`` returned True.
     """
     directory = DataDir.load(data)
     paths = {utterance.id: utterance.wav for utterance in directory.utterances}
@@ -68,11 +78,12 @@ def extract_features(
     layers = config.model.speech_encoder.layers or list(range(encoder.num_states))
     if max(layers) >= encoder.num_states:
         raise UserError(
-            f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has {encoder.num_states}"
+            f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has states 0 to "
+            f"{encoder.num_states - 1}"
         )
     device = pick_device()
     encoder.to(device)
-    # where the encoder lies may change, what it is not
+    # the encoder may move to another folder: only its name counts
     description = {key: value for key, value in encoder.description.items() if key != "path"}
     description |= {"name": Path(encoder.description["path"]).name, "recordings": _recordings(ids, samples)}
     if reason := remove_stale(Path(out), description, layers, config.data.store_dtype):
@@ -82,9 +93,9 @@ def extract_features(
     dtype, number = config.data.store_dtype, job if jobs > 1 else None
     with FeatureWriter(out, encoder=description, layers=layers, dtype=dtype, job=number) as writer:
         finished = writer.finished
-        # of a batch that was cut all is encoded again: with other neighbours it would not be the same to the last bit
+        # the whole of an interrupted batch is encoded again: other padding would change the last bits
         todo = [batch for batch in batches if not finished.issuperset(batch)]
-        last_said = started
+        last_logged = started
         for count, batch in enumerate(todo, 1):
             if stop():
                 writer.flush()
@@ -96,13 +107,13 @@ def extract_features(
                     writer.add(name, row[layers, :length])
             done += len(batch)
             total += sum(len(wave) for wave in waves)
-            if time.monotonic() - last_said > 10:
-                last_said = time.monotonic()
-                left = (last_said - started) / count * (len(todo) - count)
+            if time.monotonic() - last_logged > 10:
+                last_logged = time.monotonic()
+                left = (last_logged - started) / count * (len(todo) - count)
                 logger.info("%s: %d/%d batches, %.0f s left", out, count, len(todo), left)
     return done, time.monotonic() - started, total / SAMPLE_RATE / 3600
 
 
 def _recordings(ids: Sequence[str], samples: np.ndarray) -> str:
-    """Fingerprint of which utterances there are and how long each is: a changed corpus is another store."""
+    """Return a fingerprint of the ids and lengths of all utterances. A changed corpus needs another store."""
     return lines_fingerprint(f"{item} {count}" for item, count in zip(ids, samples.tolist()))

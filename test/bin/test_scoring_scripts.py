@@ -13,6 +13,7 @@ from fixtures import make_data, store_embeddings, whole_model
 
 from speechclip.bin import score_keywords, score_retrieval
 from speechclip.checkpoint.folder import save_checkpoint
+from speechclip.data.kaldi import read_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,18 @@ def test_help_names_the_settings_of_scoring(call: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         call("keywords", "--help")
     assert "--eval.sweep" in capsys.readouterr().out
+
+
+def test_scripts_use_captions_for_clip(call: Any, recipe: Path) -> None:
+    """With ``text_clip`` all captions are equal: records, gold sets and own-caption retrieval follow it."""
+    text = read_table(recipe / "data/test/text")
+    caption = next(iter(text.values()))
+    assert call("retrieval")["random"]["speech->text"]["R@1"] < 50 and len(set(text.values())) > 1
+    write_table(recipe / "data/test/text_clip", dict.fromkeys(text, caption))
+    try:
+        assert call("retrieval")["random"]["speech->text"]["R@1"] == 100
+        call("keywords")
+        records = [json.loads(line) for line in (recipe / "scores/keywords.jsonl").read_text().splitlines()]
+        assert {record["caption"] for record in records} == {caption}
+    finally:
+        (recipe / "data/test/text_clip").unlink()

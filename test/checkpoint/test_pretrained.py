@@ -80,7 +80,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def fetch(model: PublishedModel | None = None, progress: Any = None) -> Path:
-    return fetch_published(model or PUBLISHED_MODELS[NAME], lambda line: None, progress, pause=0.0)
+    return fetch_published(model or PUBLISHED_MODELS[NAME], progress, pause=0.0)
 
 
 def test_published_names_are_those_of_upstream() -> None:

@@ -1,4 +1,4 @@
-"""The feature store: what goes in comes out, a kill costs one shard, and damage is one line."""
+"""The feature store: round trips, resume after a kill, and one line for every kind of damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIM = 8
 
 
 def features(number: int) -> torch.Tensor:
-    """[3, 5 + number, 8], different for every number."""
+    """Return features [3, 5 + number, 8] that differ for every number."""
     return torch.randn(len(LAYERS), 5 + number, DIM, generator=torch.Generator().manual_seed(number))
 
 
@@ -39,7 +39,7 @@ def fill(directory: Path, count: int = 10, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_round_trip(tmp_path: Path, dtype: str) -> None:
+def test_store_returns_what_was_written(tmp_path: Path, dtype: str) -> None:
     fill(tmp_path, dtype=dtype)
     store = FeatureStore(tmp_path)
     assert store.ids == tuple(f"utt{number}" for number in range(10))
@@ -58,7 +58,7 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_reading_gives_a_tensor_of_its_own(tmp_path: Path) -> None:
+def test_store_read_returns_a_new_tensor(tmp_path: Path) -> None:
     fill(tmp_path)
     store = FeatureStore(tmp_path)
     before = store.read("utt1", 1, 3)
@@ -67,7 +67,7 @@ def test_reading_gives_a_tensor_of_its_own(tmp_path: Path) -> None:
     assert torch.equal(store.read("utt1", 1, 3), before)
 
 
-def test_numpy_arrays(tmp_path: Path) -> None:
+def test_writer_accepts_numpy_arrays(tmp_path: Path) -> None:
     with FeatureWriter(tmp_path, encoder={}, layers=[4], dtype="float32") as writer:
         writer.add("a", np.arange(6, dtype=np.float64).reshape(1, 3, 2))
     assert FeatureStore(tmp_path).read("a").tolist() == [[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]]
@@ -89,13 +89,13 @@ KILLED = textwrap.dedent(
 )
 
 
-def test_resume_after_a_kill(tmp_path: Path) -> None:
+def test_writer_resumes_after_a_kill(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(folders=[str(Path(__file__).parent), *sys.path]))
     store = tmp_path / "store"
     result = subprocess.run([sys.executable, str(script), str(store)], capture_output=True, check=False)
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()
-    with pytest.raises(UserError, match=r"feats\.scp: missing"):
+    with pytest.raises(UserError, match=r"feats\.scp: is missing"):
         FeatureStore(store)
     kept = {path.name: path.stat().st_mtime_ns for path in store.glob("feats.*.safetensors")}
     assert kept
@@ -109,12 +109,12 @@ def test_resume_after_a_kill(tmp_path: Path) -> None:
         assert torch.equal(whole.read(f"utt{number}"), features(number).half())
 
 
-def test_a_shard_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, synced: list[Path]) -> None:
+def test_writer_syncs_a_shard_before_renaming_it(tmp_path: Path, synced: list[Path]) -> None:
     fill(tmp_path, count=3, shard_bytes=10**9)
     assert synced[:2] == [tmp_path / ".feats.0000.safetensors.part", tmp_path]
 
 
-def test_error_keeps_complete_shards_and_writes_no_index(tmp_path: Path) -> None:
+def test_writer_keeps_complete_shards_after_an_error(tmp_path: Path) -> None:
     def fail() -> None:
         with FeatureWriter(tmp_path, encoder=ENCODER, layers=LAYERS, shard_bytes=1) as writer:
             writer.add("utt1", features(1))
@@ -125,7 +125,7 @@ def test_error_keeps_complete_shards_and_writes_no_index(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["feats.0000.safetensors"]
 
 
-def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+def test_writer_leaves_a_complete_store_unchanged(tmp_path: Path) -> None:
     fill(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     writer = FeatureWriter(tmp_path, encoder=ENCODER, layers=LAYERS)
@@ -142,7 +142,7 @@ def test_a_second_run_does_nothing(tmp_path: Path) -> None:
         ({"dtype": "float32"}, "made with dtype torch.float16, not torch.float32"),
     ],
 )
-def test_resume_with_other_settings(tmp_path: Path, options: dict[str, Any], fragment: str) -> None:
+def test_writer_refuses_a_store_of_other_settings(tmp_path: Path, options: dict[str, Any], fragment: str) -> None:
     fill(tmp_path)
     with pytest.raises(UserError) as caught:
         fill(tmp_path, **options)
@@ -150,7 +150,7 @@ def test_resume_with_other_settings(tmp_path: Path, options: dict[str, Any], fra
 
 
 @pytest.mark.parametrize("end", [0, 5, 100, -300, -1])
-def test_truncated_shard(tmp_path: Path, end: int) -> None:
+def test_store_refuses_a_truncated_shard(tmp_path: Path, end: int) -> None:
     fill(tmp_path)
     shard = tmp_path / "feats.0001.safetensors"
     shard.write_bytes(shard.read_bytes()[:end])
@@ -158,11 +158,11 @@ def test_truncated_shard(tmp_path: Path, end: int) -> None:
         FeatureStore(tmp_path)
     assert str(caught.value).startswith(f"{shard}: truncated or corrupt features (")
     assert "\n" not in str(caught.value)
-    fill(tmp_path)  # a new dump mends it
+    fill(tmp_path)  # a second extraction replaces it
     assert len(FeatureStore(tmp_path)) == 10
 
 
-def test_other_damage(tmp_path: Path) -> None:
+def test_store_reports_damage(tmp_path: Path) -> None:
     fill(tmp_path)
     index = (tmp_path / "feats.scp").read_text()
     for change, fragment in [
@@ -175,14 +175,14 @@ def test_other_damage(tmp_path: Path) -> None:
             FeatureStore(tmp_path)
         assert fragment in str(caught.value)
     (tmp_path / "feats.scp").write_text(index)
-    with pytest.raises(UserError, match=r"feats\.scp: no features of utterance 'nobody'"):
-        FeatureStore(tmp_path).read("nobody")
+    with pytest.raises(UserError, match=r"feats\.scp: no features of utterance 'other'"):
+        FeatureStore(tmp_path).read("other")
     (tmp_path / "feats.0001.safetensors").unlink()
-    with pytest.raises(UserError, match=r"feats\.0001\.safetensors: missing features"):
+    with pytest.raises(UserError, match=r"feats\.0001\.safetensors: is missing"):
         FeatureStore(tmp_path)
 
 
-def test_shard_of_another_encoder_in_the_store(tmp_path: Path) -> None:
+def test_store_refuses_shards_of_two_encoders(tmp_path: Path) -> None:
     fill(tmp_path / "a")
     fill(tmp_path / "b", encoder={**ENCODER, "name": "other"})
     os.replace(tmp_path / "b" / "feats.0001.safetensors", tmp_path / "a" / "feats.0001.safetensors")
@@ -202,7 +202,7 @@ def test_shard_of_another_encoder_in_the_store(tmp_path: Path) -> None:
         (torch.full((3, 4, DIM), torch.nan), "NaN or beyond the range of float16"),
     ],
 )
-def test_bad_features(tmp_path: Path, array: torch.Tensor, fragment: str) -> None:
+def test_writer_refuses_bad_features(tmp_path: Path, array: torch.Tensor, fragment: str) -> None:
     writer = FeatureWriter(tmp_path, encoder=ENCODER, layers=LAYERS)
     writer.add("utt0", features(0))
     with pytest.raises(UserError) as caught:
@@ -210,18 +210,18 @@ def test_bad_features(tmp_path: Path, array: torch.Tensor, fragment: str) -> Non
     assert f"utterance 'bad': {fragment}" in str(caught.value).replace("features are ", "")
 
 
-def test_bad_use(tmp_path: Path) -> None:
+def test_writer_refuses_bad_use(tmp_path: Path) -> None:
     writer = FeatureWriter(tmp_path, encoder=ENCODER, layers=LAYERS)
     with pytest.raises(UserError, match="no features to store"):
         writer.close()
     writer.add("utt0", features(0))
-    with pytest.raises(UserError, match="'utt0': features given twice"):
+    with pytest.raises(UserError, match="'utt0': features were added before"):
         writer.add("utt0", features(0))
     with pytest.raises(UserError, match=r"dtype 'float8' is not known \(known: float16, float32\)"):
         FeatureWriter(tmp_path, encoder=ENCODER, layers=LAYERS, dtype="float8")
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"some")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -239,7 +239,7 @@ def _read_all(store: FeatureStore, queue: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes(tmp_path: Path, method: str) -> None:
+def test_store_reads_in_other_processes(tmp_path: Path, method: str) -> None:
     fill(tmp_path)
     store = FeatureStore(tmp_path)
     store.read("utt0")
@@ -256,7 +256,7 @@ def test_other_processes(tmp_path: Path, method: str) -> None:
     assert sums[0] == sums[1] == sum(float(store.read(utt_id).float().sum()) for utt_id in store.ids)
 
 
-def test_pickling_leaves_open_shards_behind(tmp_path: Path) -> None:
+def test_store_can_be_pickled(tmp_path: Path) -> None:
     fill(tmp_path)
     store = FeatureStore(tmp_path)
     store.read("utt0")

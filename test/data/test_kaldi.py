@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from speechclip.bin.validate_data_dir import main as validate
 from speechclip.common.errors import UserError
-from speechclip.data.kaldi import DataDir, Utterance, find_problems, read_table, write_data_dir, write_table
+from speechclip.data.kaldi import (
+    DataDir,
+    Utterance,
+    find_problems,
+    parse_count,
+    read_table,
+    write_data_dir,
+    write_table,
+)
 
 LINE_BREAKS = "\n\r"
 ids = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1).filter(
@@ -25,7 +33,7 @@ values = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=LIN
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe folder with two speakers, two images, three utterances in ``data/train``; also the current folder."""
+    """Write two speakers, two images and three utterances to ``data/train`` and change to the recipe folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my audio").mkdir()
     for name in ("a.wav", "b.wav", "c.wav"):
@@ -48,7 +56,7 @@ def edit(name: str, old: str, new: str) -> None:
     path.write_text(content.replace(old, new, 1))
 
 
-def test_round_trip(corpus: Path) -> None:
+def test_data_dir_returns_what_was_written(corpus: Path) -> None:
     data = DataDir.load("data/train")
     assert [item.id for item in data.utterances] == ["s1-x_0", "s1-x_1", "s2-y_0"]
     assert data.utterances[0] == Utterance("s1-x_0", Path("my audio/a.wav"), "ein Hund läuft", "s1", "x")
@@ -58,7 +66,7 @@ def test_round_trip(corpus: Path) -> None:
     assert read_table("data/train/spk2utt") == {"s1": "s1-x_0 s1-x_1", "s2": "s2-y_0"}
 
 
-def test_writing_again_leaves_other_files(corpus: Path) -> None:
+def test_write_data_dir_keeps_other_files(corpus: Path) -> None:
     Path("data/train/note").write_text("mine")
     data = DataDir.load("data/train")
     write_data_dir("data/train", [item for item in data.utterances if item.image_id == "y"], {"y": "y.jpg"})
@@ -69,7 +77,7 @@ def test_writing_again_leaves_other_files(corpus: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(ids, values, min_size=1, max_size=20))
-def test_tables_round_trip(tmp_path_factory: pytest.TempPathFactory, table: dict[str, str]) -> None:
+def test_table_returns_what_was_written(tmp_path_factory: pytest.TempPathFactory, table: dict[str, str]) -> None:
     path = tmp_path_factory.getbasetemp() / "round trip"
     write_table(path, table)
     assert read_table(path) == table
@@ -78,7 +86,7 @@ def test_tables_round_trip(tmp_path_factory: pytest.TempPathFactory, table: dict
     assert keys == sorted(keys)
 
 
-def test_order_is_that_of_sort_in_the_c_locale(tmp_path: Path) -> None:
+def test_table_order_is_that_of_sort_in_the_c_locale(tmp_path: Path) -> None:
     table = {key: "v" for key in ("b", "B", "a-1", "a_1", "a1", "é", "z", "\U0001f600", "\uff5e")}
     write_table(tmp_path / "t", table)
     command = ["sort", "-c", str(tmp_path / "t")]
@@ -86,7 +94,7 @@ def test_order_is_that_of_sort_in_the_c_locale(tmp_path: Path) -> None:
     assert ordered.returncode == 0, ordered.stderr
 
 
-def test_tabs_separate_too(tmp_path: Path) -> None:
+def test_table_accepts_tabs(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("a\tone two\nb  three \n")
     assert read_table(tmp_path / "t") == {"a": "one two", "b": "three"}
 
@@ -108,7 +116,7 @@ def test_tabs_separate_too(tmp_path: Path) -> None:
         (b"a\x0bb 1\n", "t:1: white space in the id"),
     ],
 )
-def test_bad_tables(tmp_path: Path, content: bytes, fragment: str) -> None:
+def test_read_table_reports_a_bad_line(tmp_path: Path, content: bytes, fragment: str) -> None:
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_table(tmp_path / "t")
@@ -116,8 +124,8 @@ def test_bad_tables(tmp_path: Path, content: bytes, fragment: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_table(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: missing"):
+def test_read_table_reports_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: is missing$"):
         read_table(tmp_path / "nowhere")
 
 
@@ -132,7 +140,7 @@ def test_missing_table(tmp_path: Path) -> None:
         ({"a": "\ud800"}, "cannot be written as UTF-8"),
     ],
 )
-def test_tables_that_could_not_be_read_back(tmp_path: Path, table: dict[str, str], fragment: str) -> None:
+def test_write_table_refuses_bad_entries(tmp_path: Path, table: dict[str, str], fragment: str) -> None:
     with pytest.raises(UserError, match=fragment):
         write_table(tmp_path / "t", table)
     assert list(tmp_path.iterdir()) == []
@@ -161,7 +169,7 @@ def test_tables_that_could_not_be_read_back(tmp_path: Path, table: dict[str, str
         ("text", "s1-x_0", "s3-x_0", "text:2: not sorted: 's1-x_1' after 's3-x_0'"),
     ],
 )
-def test_bad_data_dirs(corpus: Path, name: str, old: str, new: str, fragment: str) -> None:
+def test_data_dir_reports_its_first_problem(corpus: Path, name: str, old: str, new: str, fragment: str) -> None:
     edit(name, old, new)
     with pytest.raises(UserError) as caught:
         DataDir.load("data/train")
@@ -169,7 +177,7 @@ def test_bad_data_dirs(corpus: Path, name: str, old: str, new: str, fragment: st
     assert "\n" not in str(caught.value)
 
 
-def test_all_problems_are_counted(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_dir_counts_its_problems(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (corpus / "my audio" / "a.wav").unlink()
     (corpus / "my audio" / "b.wav").unlink()
     (corpus / "y.jpg").unlink()
@@ -187,11 +195,11 @@ def test_all_problems_are_counted(corpus: Path, capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_missing_file_and_directory(corpus: Path) -> None:
+def test_data_dir_reports_missing_files(corpus: Path) -> None:
     Path("data/train/text").unlink()
-    with pytest.raises(UserError, match=r"^data/train/text: missing$"):
+    with pytest.raises(UserError, match=r"^data/train/text: is missing$"):
         DataDir.load("data/train")
-    with pytest.raises(UserError, match=r"^data/dev: no such data directory$"):
+    with pytest.raises(UserError, match=r"^data/dev/wav.scp: is missing$"):
         DataDir.load("data/dev")
 
 
@@ -200,7 +208,7 @@ def test_validate_prints_counts(corpus: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "data/train: valid: 3 utterances, 2 images, 2 speakers\n"
 
 
-def test_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_refuses_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         validate(["--strict", "data/train"])
     assert caught.value.code == 2
@@ -217,7 +225,7 @@ def test_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ({"speaker": "s 1"}, "white space in the id 's 1'"),
     ],
 )
-def test_write_data_dir_refuses(corpus: Path, change: dict[str, str], fragment: str) -> None:
+def test_write_data_dir_refuses_bad_utterances(corpus: Path, change: dict[str, str], fragment: str) -> None:
     data = DataDir.load("data/train")
     first = dataclasses.replace(data.utterances[0], **change)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=fragment):
@@ -229,3 +237,62 @@ def test_write_data_dir_refuses_unused_images(corpus: Path) -> None:
     data = DataDir.load("data/train")
     with pytest.raises(UserError, match="image 'w' has no utterance"):
         write_data_dir("data/new", data.utterances, {**data.images, "w": "w.jpg"})
+
+
+def test_data_dir_reads_captions_for_clip(corpus: Path) -> None:
+    assert [u.clip_text for u in DataDir.load("data/train").utterances] == ["ein Hund läuft", "a dog runs", "a cat"]
+    write_table("data/train/text_clip", {"s1-x_0": "ein hund", "s1-x_1": "a dog", "s2-y_0": "a cat"})
+    data = DataDir.load("data/train")
+    assert [u.text for u in data.utterances] == ["ein Hund läuft", "a dog runs", "a cat"]
+    assert [u.clip_text for u in data.utterances] == ["ein hund", "a dog", "a cat"]
+
+
+def test_write_data_dir_writes_text_clip_if_needed(corpus: Path) -> None:
+    data = DataDir.load("data/train")
+    assert not Path("data/train/text_clip").exists()
+    first = dataclasses.replace(data.utterances[0], clip_text="a dog")
+    write_data_dir("data/train", [first, *data.utterances[1:]], data.images)
+    assert read_table("data/train/text_clip") == {"s1-x_0": "a dog", "s1-x_1": "a dog runs", "s2-y_0": "a cat"}
+    assert read_table("data/train/text")["s1-x_0"] == "ein Hund läuft"
+    write_data_dir("data/train", data.utterances, data.images)
+    assert not Path("data/train/text_clip").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ("s1-x_0 a\ns1-x_1 b\n", "text_clip: utterance 's2-y_0' of wav.scp is missing"),
+        ("s1-x_0 a\ns1-x_1 b\ns2-y_0 c\ns3 d\n", "wav.scp: utterance 's3' of text_clip is missing (and 3 more)"),
+        ("s1-x_0\n", "text_clip:1: 's1-x_0': no value"),
+        ("", "text_clip: empty"),
+    ],
+)
+def test_data_dir_refuses_a_bad_text_clip(corpus: Path, content: str, fragment: str) -> None:
+    Path("data/train/text_clip").write_text(content)
+    with pytest.raises(UserError) as caught:
+        DataDir.load("data/train")
+    assert str(caught.value).startswith(f"data/train/{fragment}")
+
+
+@pytest.mark.parametrize("name", ["segments", "subsegments", "reco2file_and_channel", "vad.scp"])
+def test_data_dir_refuses_tables_that_change_utterances(corpus: Path, name: str) -> None:
+    Path("data/train", name).write_text("s1-x_0 s1-x_0 0.0 1.0\n")
+    with pytest.raises(UserError) as caught:
+        DataDir.load("data/train")
+    message = str(caught.value)
+    assert message.startswith(f"data/train/{name}: ") and message.endswith(f"and remove {name}.")
+    assert len(find_problems("data/train")) == 1
+
+
+@pytest.mark.parametrize("name", ["utt2dur", "reco2dur", "spk2gender", "utt2lang", "feats.scp", "cmvn.scp", "ctm"])
+def test_data_dir_ignores_tables_about_utterances(corpus: Path, name: str) -> None:
+    Path("data/train", name).write_text("s1-x_0 1\n")
+    assert len(DataDir.load("data/train").utterances) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("007", 7), ("٣", 3), ("", None), ("-1", None), ("1.0", None), ("²", None), ("9" * 5000, None)],
+)
+def test_parse_count_reads_decimal_digits(text: str, count: int | None) -> None:
+    assert parse_count(text) == count

@@ -140,12 +140,12 @@ def test_published_settings(corpus: str, model: str, head: str):
 @pytest.mark.parametrize("recipe", CORPORA, ids=lambda path: path.name)
 def test_stage_0_checks_files_of_the_download(recipe: Path):
     """The stamp names small files of the download. Hashing folders of recordings would take too long."""
-    from speechclip.data.corpora.sources import SOURCES
+    from speechclip.data.corpora.registry import corpus_names, find_corpus
 
     found = re.search(r'^downloaded="([^"]+)"', (recipe / "run.sh").read_text(), re.MULTILINE)
     assert found is not None
-    if recipe.name in SOURCES:
-        leaves = {f"corpus/{leaf}" for remote in SOURCES[recipe.name] for leaf in remote.leaves}
+    if recipe.name in corpus_names():
+        leaves = {f"corpus/{leaf}" for remote in find_corpus(recipe.name).sources for leaf in remote.leaves}
         assert set(found.group(1).split()) <= leaves
         assert not re.search("wavs|train2014|val2014/|Flicker8k_Dataset", found.group(1))
 

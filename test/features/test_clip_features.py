@@ -1,4 +1,4 @@
-"""Stage 2's CLIP embeddings: those of one image and one caption at a time, kept where a run was cut."""
+"""Stage 2's CLIP embeddings: equal to single items, and kept if a run is interrupted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _bytes(folder: Path, kind: str) -> bytes:
 
 
 def _count(clip: OpenClip, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
-    """Sizes of the batches that reach either tower from now on; the one of number ``fail_at`` is an interrupt."""
+    """Return a list that gets the size of each batch that a tower encodes. Batch ``fail_at`` raises an interrupt."""
     seen: list[int] = []
 
     def counted(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -74,7 +74,9 @@ def _count(clip: OpenClip, monkeypatch: pytest.MonkeyPatch, fail_at: int | None 
     return seen
 
 
-def test_rows_are_those_of_each_image_and_caption(directory: DataDir, clip: OpenClip, tmp_path: Path) -> None:
+def test_embeddings_equal_those_of_single_items(directory: DataDir, clip: OpenClip, tmp_path: Path) -> None:
+    first, *others = directory.utterances
+    directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, clip_text="a dog"), *others))
     assert embed_images(directory, tmp_path, clip, None) == 10 and embed_texts(directory, tmp_path, clip, None) == 20
     ids, rows = load_embeddings(tmp_path / "image_embeddings.npz")
     assert ids == list(directory.images)
@@ -83,12 +85,12 @@ def test_rows_are_those_of_each_image_and_caption(directory: DataDir, clip: Open
     ids, rows = load_embeddings(tmp_path / "text_embeddings.npz")
     assert ids == [utterance.id for utterance in directory.utterances]
     for utterance, row in zip(directory.utterances, rows):
-        np.testing.assert_allclose(row, clip.encode_texts([utterance.text])[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(row, clip.encode_texts([utterance.clip_text])[0].numpy(), atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image_embeddings.npz", "text_embeddings.npz"]
 
 
 @pytest.mark.parametrize("kind", EMBED)
-def test_what_is_there_already_is_kept_until_it_is_of_something_else(
+def test_embeddings_are_kept_until_an_input_changes(
     kind: str, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed, count = EMBED[kind], COUNTS[kind]
@@ -97,7 +99,7 @@ def test_what_is_there_already_is_kept_until_it_is_of_something_else(
     seen = _count(clip, monkeypatch)
     assert embed(directory, tmp_path, clip, None) == count and not seen
     file = tmp_path / f"{kind}_embeddings.npz"
-    file.write_bytes(file.read_bytes()[:-50])  # cut on the disk
+    file.write_bytes(file.read_bytes()[:-50])  # truncated
     embed(directory, tmp_path, clip, None)
     assert sum(seen) == count and _bytes(tmp_path, kind) == before
     monkeypatch.setitem(clip.description, "weights", "others")
@@ -114,14 +116,14 @@ def test_what_is_there_already_is_kept_until_it_is_of_something_else(
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
         first, *others = directory.utterances
-        directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, text="a dog"), *others))
+        directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, clip_text="a dog"), *others))
         embed(directory, tmp_path, clip, None)
     assert sum(seen) == 3 * count and _bytes(tmp_path, kind) != before
 
 
 @pytest.mark.parametrize("kind", EMBED)
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_cut_run_goes_on_where_it_was(
+def test_embedding_resumes_an_interrupted_run(
     kind: str, at: int, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed, count = EMBED[kind], COUNTS[kind]
@@ -133,7 +135,7 @@ def test_a_cut_run_goes_on_where_it_was(
     assert seen == [3] * at and not (tmp_path / "cut" / f"{kind}_embeddings.npz").exists()
     parts = sorted((tmp_path / "cut" / f".{kind}_embeddings.parts").iterdir())
     assert [path.name for path in parts] == [f"{3 * number:09d}.npz" for number in range(at)]
-    parts[-1].write_bytes(parts[-1].read_bytes()[:-40])  # the last is damaged, the ones before it are taken
+    parts[-1].write_bytes(parts[-1].read_bytes()[:-40])  # the last part is damaged, the others are used
     seen = _count(clip, monkeypatch)
     embed(directory, tmp_path / "cut", clip, None)
     assert sum(seen) == count - 3 * (at - 1)
@@ -142,7 +144,7 @@ def test_a_cut_run_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("kind", EMBED)
-def test_parts_of_another_tower_are_not_taken(
+def test_embedding_ignores_parts_of_other_weights(
     kind: str, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stopped, match=r"stopped after 3 of \d+, which are stored"):
@@ -157,7 +159,7 @@ def test_parts_of_another_tower_are_not_taken(
     assert [path.name for path in tmp_path.iterdir()] == [f"{kind}_embeddings.npz"]
 
 
-def test_a_file_that_is_no_image_is_named(corpus: Path, clip: OpenClip, tmp_path: Path) -> None:
+def test_embed_images_names_a_file_that_is_not_an_image(corpus: Path, clip: OpenClip, tmp_path: Path) -> None:
     directory = make_data(tmp_path / "d", images=8, each=1)
     path = Path(list(directory.images.values())[6])
     path.write_bytes(b"none")
@@ -186,7 +188,7 @@ main()
 """
 
 
-def test_the_script_that_is_asked_to_stop_stores_its_batch_and_goes_on(corpus: Path, tmp_path: Path) -> None:
+def test_script_stores_its_batch_on_sigterm_and_resumes(corpus: Path, tmp_path: Path) -> None:
     words = ["--data_dirs", f"[{corpus / 'd'}]", "--dump_root", str(tmp_path)]
     words += ["--model.clip.path", str(corpus / "clip"), "--vocabulary", str(tmp_path / "vocabulary.tsv")]
     done = [

@@ -1,8 +1,9 @@
-"""Stage 2's features: the same in one job and in several, cut and gone on with, and on a disk that fills up."""
+"""Stage 2's features: equal for one and several jobs, after interruptions, and after a full disk."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import shutil
@@ -61,7 +62,7 @@ def _samples(corpus: Path) -> Any:
 
 
 def _words(corpus: Path, root: Path) -> list[str]:
-    """The arguments of ``extract_features`` for the same store, in ``root``."""
+    """Return the arguments of the script ``extract_features`` for the same store in ``root``."""
     words = ["--model.speech_encoder.path", corpus / "hubert", "--data.store_dtype", "float32"]
     words += ["--data_dirs", f"[{corpus / 'd'}]", "--dump_root", root, "--batch_seconds", SECONDS]
     return [str(word) for word in words]
@@ -73,14 +74,14 @@ def _as_whole(corpus: Path, out: Path) -> None:
     assert all(torch.equal(one.read(utterance), other.read(utterance)) for utterance in one.ids)
 
 
-def test_padding_shows_in_the_features_so_that_equal_ones_mean_equal_batches(corpus: Path, tmp_path: Path) -> None:
+def test_features_depend_on_the_batches(corpus: Path, tmp_path: Path) -> None:
     _extract(corpus, tmp_path / "other", batch_seconds=2 * SECONDS)
     one, other = FeatureStore(corpus / "whole"), FeatureStore(tmp_path / "other")
     assert any(not torch.equal(one.read(utterance), other.read(utterance)) for utterance in one.ids)
 
 
 @pytest.mark.parametrize("jobs", [2, 3, 20])  # more than there are batches
-def test_several_jobs_store_what_one_does(corpus: Path, tmp_path: Path, jobs: int) -> None:
+def test_several_jobs_store_the_same_as_one(corpus: Path, tmp_path: Path, jobs: int) -> None:
     counts = [_extract(corpus, tmp_path, job=job, jobs=jobs) for job in range(jobs, 0, -1)]
     assert sum(counts) == 24 and (0 in counts) == (jobs == 20)
     assert not (tmp_path / INDEX).exists()
@@ -89,12 +90,12 @@ def test_several_jobs_store_what_one_does(corpus: Path, tmp_path: Path, jobs: in
     assert [_extract(corpus, tmp_path, job=job, jobs=jobs) for job in (1, 2)] == [0, 0]
 
 
-def test_a_job_that_failed_is_missed_and_its_own_work_is_all_that_is_done_again(corpus: Path, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported_and_repeated(corpus: Path, tmp_path: Path) -> None:
     first = _extract(corpus, tmp_path, job=1, jobs=2)
-    with pytest.raises(UserError, match=rf"no features of .* and {24 - first - 1} more; run stage 2 again$"):
+    with pytest.raises(UserError, match=rf"feats.scp: no features of utterance .* and {24 - first - 1} more$"):
         write_index(tmp_path, _ids(corpus))
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("feats.*")}
-    rest = [_extract(corpus, tmp_path, job=job, jobs=3) for job in (1, 2, 3)]  # split otherwise than before
+    rest = [_extract(corpus, tmp_path, job=job, jobs=3) for job in (1, 2, 3)]  # another number of jobs
     assert sum(rest) == 24 - first
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     write_index(tmp_path, _ids(corpus))
@@ -102,10 +103,10 @@ def test_a_job_that_failed_is_missed_and_its_own_work_is_all_that_is_done_again(
 
 
 @pytest.mark.parametrize("at", [1, 7, 17])
-def test_a_cut_dump_goes_on_with_the_same_batches(
+def test_extraction_resumes_with_the_same_batches(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """Shards of two utterances or so: batches are cut in two."""
+    """Shards hold about two utterances, so that batches are split."""
     defaults = {**(FeatureWriter.__init__.__kwdefaults__ or {}), "shard_bytes": 20_000}
     monkeypatch.setattr(FeatureWriter.__init__, "__kwdefaults__", defaults)
     plain, added = FeatureWriter.add, []
@@ -144,7 +145,7 @@ main()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_dump_that_is_asked_to_stop_stores_its_batch_and_goes_on(corpus: Path, tmp_path: Path, jobs: int) -> None:
+def test_script_stores_its_batch_on_sigterm_and_resumes(corpus: Path, tmp_path: Path, jobs: int) -> None:
     words = [*_words(corpus, tmp_path), "--jobs", str(jobs)]
     ended = subprocess.run(
         [sys.executable, "-c", STOPPED, *words], capture_output=True, text=True, check=False, timeout=120
@@ -161,12 +162,11 @@ def test_a_dump_that_is_asked_to_stop_stores_its_batch_and_goes_on(corpus: Path,
     _as_whole(corpus, tmp_path / "d")
 
 
-def test_shards_of_another_encoder_and_cut_ones_are_replaced_by_whichever_job_sees_them(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stale_and_damaged_shards_are_replaced(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "speechclip")
     shutil.copytree(corpus / "whole", tmp_path / "store")
     half = _extract(corpus, tmp_path / "store", "--model.speech_encoder.layers=[0]", job=1, jobs=2)
-    assert half and "made with layers" in capsys.readouterr().out
+    assert half and "made with layers" in caplog.text
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["feats.001.0000.safetensors"]
     shard = tmp_path / "store" / "feats.001.0000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -176,7 +176,7 @@ def test_shards_of_another_encoder_and_cut_ones_are_replaced_by_whichever_job_se
     _as_whole(corpus, tmp_path / "store")
 
 
-def test_batches_hold_every_utterance_once() -> None:
+def test_batches_by_seconds_hold_every_utterance_once() -> None:
     samples = np.random.default_rng(0).integers(1, 160_000, 300)
     batches = list(batches_by_seconds(samples, 30.0))
     assert sorted(sum(batches, [])) == list(range(300))
@@ -196,7 +196,7 @@ exit $status
 
 
 def _on_a_small_disk(tmp_path: Path, kilobytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command with the folder ``disk`` on a file system of that size; what is on it afterwards is in ``kept``."""
+    """Run a command with ``disk`` on a file system of that size. Copy the files of ``disk`` to ``kept`` afterwards."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     for folder in (disk, kept):
         folder.mkdir()
@@ -207,7 +207,7 @@ def _on_a_small_disk(tmp_path: Path, kilobytes: int, command: list[str]) -> subp
     )  # fmt: skip
 
 
-def test_a_disk_that_is_full_during_the_dump(corpus: Path, tmp_path: Path) -> None:
+def test_extraction_reports_a_full_disk(corpus: Path, tmp_path: Path) -> None:
     if shutil.which("unshare") is None or _on_a_small_disk(tmp_path, 100, ["true"]).returncode:
         pytest.skip("no small file system can be mounted here")
     for folder in ("disk", "kept"):
@@ -215,7 +215,9 @@ def test_a_disk_that_is_full_during_the_dump(corpus: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "speechclip.bin.extract_features", *_words(corpus, tmp_path / "disk")]
     ended = _on_a_small_disk(tmp_path, 100, command)
     assert ended.returncode == 1, ended.stderr
-    assert ended.stderr.splitlines()[0] == f"error: {tmp_path}/disk/d/feats.0000.safetensors: disk full while writing. Free some space and run the command again."
-    assert not list((tmp_path / "kept" / "d").iterdir())  # nothing half written stays
+    shard = tmp_path / "disk" / "d" / "feats.0000.safetensors"
+    line = f"error: {shard}: disk full while writing. Free some space and run the command again."
+    assert ended.stderr.splitlines()[0] == line
+    assert not list((tmp_path / "kept" / "d").iterdir())  # no incomplete file remains
     _extract(corpus, tmp_path / "kept" / "d")
     _as_whole(corpus, tmp_path / "kept" / "d")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 0: finds the corpus in --corpus DIR or downloads it into corpus/; downloads the encoders' files that --models lacks.
+# Stage 0: check the corpus in --corpus DIR, or download it into corpus/. Download the encoders' files that --models lacks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . ./path.sh

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Stage 1: data/{train,dev,test}/ from the corpus as it was published.
+# Stage 1: write data/{train,dev,test}/ from the published corpus.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . ./path.sh
 
-corpus=  #: folder with the photographs, captions and recordings; corpus/ where stage 0 has downloaded it
-nj=2     #: processes
-min_seconds=0.3   #: shorter recordings are left out
-max_seconds=60.0  #: so are longer ones
-max_bad=0.01      #: share of the utterances that may be left out
+corpus=  #: folder of the published corpus; empty: corpus/, where stage 0 downloads it
+nj=2     #: number of processes
+min_seconds=0.3   #: shorter recordings are skipped
+max_seconds=60.0  #: longer recordings are skipped
+max_bad=0.01      #: fraction of the utterances that may be skipped
 . ../../utils/parse_options.sh "$@"
 
 "$SPEECHCLIP_PYTHON" -m speechclip.bin.prepare_corpus --name flickr8k --corpus "${corpus:-corpus}" --out data --nj "$nj" \

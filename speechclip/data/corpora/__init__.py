@@ -1,0 +1,1 @@
+"""Corpora: one module per corpus, and the parts that they share."""

@@ -1,6 +1,7 @@
-"""Files from the places they are published at: mirrors, resume after a cut, checksums, free space, unpacking.
+"""Download and unpack published files, with mirrors, resume, checksums and a check of the free space.
 
-A part of a corpus is there when the paths it leaves are. What no host has any more is named with the place to put it.
+A part of a corpus is complete if all paths that it leaves exist. Files that no host provides are listed with the folder
+to put them in.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import lzma
 import os
 import shutil
+import socket
 import ssl
 import tarfile
 import time
@@ -18,8 +21,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
@@ -28,14 +31,15 @@ from speechclip.common.errors import UserError, writing
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without a byte
-_SLACK = 1 << 25  # bytes that an archive may unpack to above twice what is told of it
+_SLACK = 1 << 25  # bytes; an archive may unpack to twice its documented size and this
 _MOST_FILES = 10_000_000  # in an archive
-_ATTEMPTS = 5  # in a row that brought nothing
-_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_REFUSED: type[Exception] = getattr(tarfile, "FilterError", tarfile.TarError)  # by the filter of safe members
-Log = Callable[[str], None]
-Progress = Callable[[int, int | None], None]  # bytes so far, bytes in total or None
+_ATTEMPTS = 5  # in a row without a byte
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_UNSAFE: type[Exception] = getattr(tarfile, "FilterError", tarfile.TarError)  # a member outside of the folder
+Progress = Callable[[int, int | None], None]  # bytes so far, and in total or None
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class RemoteFile:
     """A file to download.
 
     Attributes:
-        name: of the file. urls: mirrors, tried in order.
-        bytes: its size, about. unpacked: what its content takes on disk beside the file, about.
-        leaves: paths, relative to the folder, that are there when this part is.
-        checksum: ``md5:...`` or ``sha256:...``; empty where none is published.
-        into: folder it is unpacked into; None for a file that is used as it is.
-        about: what it is and where to ask for it.
+        name: of the file.
+        urls: mirrors, tried in order.
+        bytes: approximate size of the file.
+        leaves: paths, relative to the folder, that exist if this part is complete.
+        unpacked: approximate size of the unpacked content in bytes; 0 for a file that is not unpacked.
+        checksum: ``md5:...`` or ``sha256:...``; empty if none is published.
+        into: folder that the file is unpacked into; None for a file that is not unpacked.
+        about: description and publisher, for messages.
     """
 
     name: str
@@ -62,20 +68,28 @@ class RemoteFile:
 
 
 def download(
-    remotes: Sequence[RemoteFile], folder: Path, log: Log = print, pause: float = 2.0, progress: Progress | None = None
-) -> None:
-    """Download and unpack what is missing in ``folder``; what is there is left alone.
+    remotes: Sequence[RemoteFile], folder: Path, *, mirror: str = "", pause: float = 2.0,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Download and unpack the files that ``folder`` lacks.
 
     Args:
-        log: is told what happens, a line at a time. progress: receives bytes so far and in total.
-        pause: seconds before a second attempt, then twice that, and so on.
+        remotes: the files.
+        folder: where they belong. Its other files are kept.
+        mirror: URL of a folder with the files, tried first.
+        pause: seconds before a second attempt; doubled before each further one.
+        progress: called with the bytes so far and in total.
+
     Raises:
-        UserError: too little space, or parts that no mirror gave: all of them, with what to place where.
+        UserError: too little free space, or parts that no host provides. The message lists all of them with their
+            paths.
     """
-    missing = [remote for remote in remotes if not _is_there(remote, folder)]
+    if mirror:
+        remotes = [replace(item, urls=(f"{mirror.rstrip('/')}/{item.name}", *item.urls)) for item in remotes]
+    missing = [remote for remote in remotes if not _is_complete(remote, folder)]
     for remote in remotes:
         if remote not in missing:
-            log(f"{remote.name}: there")
+            logger.info("%s: found", remote.name)
     if not missing:
         return
     with writing(folder):
@@ -84,26 +98,26 @@ def download(
     failed = []
     for remote in missing:
         try:
-            archive = _fetch(remote, folder, log, pause, progress)
+            archive = _fetch(remote, folder, pause, progress)
             if remote.into is not None:
-                _unpack(archive, folder / remote.into, log, _SLACK + 2 * remote.unpacked)
+                _unpack(archive, folder / remote.into, _SLACK + 2 * remote.unpacked)
                 archive.unlink()
-            if not _is_there(remote, folder):
-                raise UserError(f"{remote.name}: has no {' and '.join(remote.leaves)} in it")
+            if not _is_complete(remote, folder):
+                raise UserError(f"{remote.name}: does not contain {' and '.join(remote.leaves)}")
         except UserError as error:
             if "disk full" in str(error):
                 raise
-            failed.append(f"{error}; place {' and '.join(remote.leaves)} under {folder} yourself ({remote.about})")
+            failed.append(f"{error}. Put {' and '.join(remote.leaves)} into {folder} yourself ({remote.about}).")
     if failed:
         raise UserError(" | ".join(failed))
 
 
-def _is_there(remote: RemoteFile, folder: Path) -> bool:
+def _is_complete(remote: RemoteFile, folder: Path) -> bool:
     return all((folder / path).exists() for path in remote.leaves)
 
 
 def _check_space(remotes: Sequence[RemoteFile], folder: Path) -> None:
-    """Room for everything unpacked and, one at a time, the archives. Raises UserError."""
+    """Check the space for all unpacked content and the largest archive. UserError if it does not suffice."""
     have = sum(
         (folder / f"{remote.name}.part").stat().st_size
         for remote in remotes
@@ -115,25 +129,25 @@ def _check_space(remotes: Sequence[RemoteFile], folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed for {', '.join(r.name for r in remotes)}, "
-            f"{free / 1e9:.1f} GB are free"
+            f"{folder}: {', '.join(r.name for r in remotes)} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. "
+            "Free some space."
         )
 
 
-def _fetch(remote: RemoteFile, folder: Path, log: Log, pause: float, progress: Progress | None) -> Path:
-    """The file, complete and checked, under its name. Raises UserError with every mirror's reason."""
+def _fetch(remote: RemoteFile, folder: Path, pause: float, progress: Progress | None) -> Path:
+    """Return the path of the complete and checked file. UserError with the reason of every mirror if all fail."""
     target, part = folder / remote.name, folder / f"{remote.name}.part"
     origin = folder / f"{remote.name}.part.url"
     if target.exists() and _matches(target, remote.checksum):
         return target
     reasons = []
     for url in remote.urls:
-        # bytes of another mirror go together only where a checksum tells
+        # without a checksum, bytes of two mirrors must not be mixed
         if part.exists() and not remote.checksum and (not origin.exists() or origin.read_text() != url):
             part.unlink()
         origin.write_text(url)
         try:
-            _download(url, part, log, pause, progress)
+            _download(url, part, pause, progress)
         except _Failure as failure:
             reasons.append(f"{url}: {failure}")
             continue
@@ -144,64 +158,63 @@ def _fetch(remote: RemoteFile, folder: Path, log: Log, pause: float, progress: P
         part.replace(target)
         origin.unlink()
         return target
-    raise UserError(f"{remote.name}: not to be had: {'; '.join(reasons)}")
+    raise UserError(f"{remote.name}: no host provides it: {'; '.join(reasons)}")
 
 
 class _Failure(Exception):
-    """A mirror that does not give the file."""
+    """A mirror does not provide the file."""
 
 
-def _download(url: str, part: Path, log: Log, pause: float, progress: Progress | None) -> None:
-    """Append what is missing of ``part``, again after every cut that came after some progress."""
+def _download(url: str, part: Path, pause: float, progress: Progress | None) -> None:
+    """Append the missing bytes to ``part``. Try again after an interruption, as long as there is progress."""
     fruitless = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, before, log, progress)
+            _transfer(url, part, before, progress)
             return
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                 raise _Failure(f"HTTP status {error.code}") from error
-            # a TLS error's number is none of the system's
+            # the number of a TLS error is not an errno
             number = getattr(error, "errno", None)
-            if number in _OF_DISK and not isinstance(error, (urllib.error.URLError, ssl.SSLError)):
+            if number in _DISK_ERRORS and not isinstance(error, (urllib.error.URLError, ssl.SSLError)):
                 raise OSError(number, os.strerror(number), str(part)) from error
             after = part.stat().st_size if part.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
             if fruitless >= _ATTEMPTS or _hopeless(error):
                 raise _Failure(str(getattr(error, "reason", error)) or type(error).__name__) from error
-            log(f"{part.stem}: cut after {after / 1e6:.1f} MB ({error}); going on")
+            logger.info("%s: interrupted after %.1f MB (%s), trying again", part.stem, after / 1e6, error)
             time.sleep(min(60.0, pause * 2**fruitless))
 
 
 def _hopeless(error: Exception) -> bool:
-    """Whether there is no such host, or nobody answers at it: the next mirror is as good as a second attempt."""
-    import socket
-
+    """Return whether the host does not exist or refuses connections, so that a second attempt is useless."""
     reason = getattr(error, "reason", error)
     return isinstance(reason, (socket.gaierror, ConnectionRefusedError))
 
 
-def _transfer(url: str, part: Path, have: int, log: Log, progress: Progress | None) -> None:
-    """One request, from byte ``have`` on where the server can do that. OSError where less comes than was told."""
+def _transfer(url: str, part: Path, have: int, progress: Progress | None) -> None:
+    """Send one request, from byte ``have`` if the server supports it. OSError if the response is too short."""
     request = urllib.request.Request(
         url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {})
     )
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing behind what there is
+        if error.code == 416 and have:  # the part is complete, or it is not a part of this file
             if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                 return
             part.unlink()
-            raise ConnectionError("a part that the server does not know") from error
+            raise ConnectionError("the part is longer than the file") from error
         raise
     with response, writing(part):
         partial = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         length = response.headers.get("Content-Length")
         start = have if partial else 0
         total = start + int(length) if length is not None else None
-        log(f"{part.stem}: {start / 1e6:.1f} of {'?' if total is None else f'{total / 1e6:.1f}'} MB, from {url}")
+        whole = "?" if total is None else f"{total / 1e6:.1f}"
+        logger.info("%s: %.1f of %s MB, from %s", part.stem, start / 1e6, whole, url)
         with part.open("ab" if partial else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -213,7 +226,7 @@ def _transfer(url: str, part: Path, have: int, log: Log, progress: Progress | No
 
 
 def _matches(path: Path, checksum: str) -> bool:
-    """Whether a file has a checksum; any file has the empty one."""
+    """Return whether a file has this checksum. The empty checksum fits every file."""
     if not checksum:
         return True
     kind, _, wanted = checksum.partition(":")
@@ -224,12 +237,18 @@ def _matches(path: Path, checksum: str) -> bool:
     return digest.hexdigest() == wanted
 
 
-def _unpack(archive: Path, folder: Path, log: Log, most: int) -> None:
-    """Unpack a zip or tar file of up to ``most`` bytes; nothing of it may land outside ``folder``.
+def _unpack(archive: Path, folder: Path, most: int) -> None:
+    """Unpack a zip or tar file.
 
-    Raises UserError where it is damaged, or unpacks to more.
+    Args:
+        archive: the file.
+        folder: where to unpack it. Nothing is written outside.
+        most: largest size of the content, in bytes.
+
+    Raises:
+        UserError: the file is damaged, or its content is larger.
     """
-    log(f"{archive.name}: unpacking into {folder}")
+    logger.info("%s: unpacking into %s", archive.name, folder)
     part = folder.with_name(f".{folder.name or 'root'}.{archive.name}.unpacking")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -243,11 +262,13 @@ def _unpack(archive: Path, folder: Path, log: Log, most: int) -> None:
                         sizes = _Sizes(archive, most)
                         file.extractall(part, members=(sizes.add(item, item.size) for item in file), filter="data")
                     else:
-                        raise UserError(f"{archive}: this Python's tarfile has no safe mode: use its latest release")
+                        raise UserError(
+                            f"{archive}: the tarfile of this Python is not safe. Use Python's latest patch release."
+                        )
             _merge(part, folder)
-    except _REFUSED as error:
+    except _UNSAFE as error:
         name = getattr(getattr(error, "tarinfo", None), "name", "?")
-        raise UserError(f"{archive.name}: damaged archive ({name} would land or lead outside)") from error
+        raise UserError(f"{archive.name}: damaged archive ({name} is outside of the folder)") from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         with contextlib.suppress(OSError):
             archive.unlink()
@@ -259,22 +280,22 @@ def _unpack(archive: Path, folder: Path, log: Log, most: int) -> None:
 def _tar(archive: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(archive)
-    except tarfile.ReadError as error:  # which lists what every kind of archive says
+    except tarfile.ReadError as error:  # its message lists one problem per kind of archive
         raise tarfile.ReadError("neither zip nor tar") from error
 
 
 class _Sizes:
-    """Adds up what an archive unpacks to, before it does. Raises UserError where that is too much."""
+    """The size of an archive's content, added up before it is unpacked. UserError if it is too large."""
 
     def __init__(self, archive: Path, most: int) -> None:
         self._archive, self._most, self._bytes, self._files = archive, most, 0, 0
 
     def add(self, item: T, size: int) -> T:
-        """``item`` itself, after it is counted."""
+        """Count an item and return it."""
         self._bytes, self._files = self._bytes + size, self._files + 1
         if self._bytes > self._most or self._files > _MOST_FILES:
             raise UserError(
-                f"{self._archive.name}: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files: refused"
+                f"{self._archive.name}: refused: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files"
             )
         return item
 
@@ -286,12 +307,12 @@ def _unzip(archive: Path, part: Path, most: int) -> None:
             sizes.add(info, info.file_size)
         for name in file.namelist():
             if not (root / name).resolve().is_relative_to(root):
-                raise zipfile.BadZipFile(f"{name} would land or lead outside")
+                raise zipfile.BadZipFile(f"{name} is outside of the folder")
         file.extractall(part)
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move a folder's content into another one, folder by folder."""
+    """Move the content of a folder into another one, folder by folder."""
     target.mkdir(parents=True, exist_ok=True)
     for item in sorted(source.iterdir()):
         place = target / item.name

@@ -1,8 +1,7 @@
-"""One module a corpus: from the layout it is published in to data directories.
+"""The part of the preparation that all corpora share: check every file, skip the bad ones, write the data directories.
 
-What a corpus module has to do is to say which caption, recording, speaker and picture belong together
-(:class:`Candidate`); opening the files, leaving out the bad ones and writing is the same for all
-(:func:`write_corpus`).
+A corpus module describes its utterances as :class:`Candidate` objects and its unusable items as :class:`Skipped`
+objects, and passes both to :func:`write_corpus`.
 """
 
 from __future__ import annotations
@@ -10,13 +9,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import quote
 
+from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError, writing
-from speechclip.data.kaldi import Utterance, move_into_place, write_data_dir
+from speechclip.data.audio import check_audio, num_samples
+from speechclip.data.images import check_image
+from speechclip.data.kaldi import (
+    CLIP_TABLE,
+    Utterance,
+    is_command,
+    key_problem,
+    move_into_place,
+    value_problem,
+    write_data_dir,
+)
 
 T = TypeVar("T")
 
@@ -30,7 +42,7 @@ _CHUNK = 128  # files a worker process takes at a time
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An utterance as the corpus describes it, before its files were opened."""
+    """An utterance as the corpus describes it. Its files are not checked yet."""
 
     utterance: Utterance
     image: Path
@@ -39,7 +51,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something left out: the utterance's id (or the nearest thing to it), the file that is to blame, and why."""
+    """An item that cannot be used.
+
+    Attributes:
+        id: of the utterance, or the nearest id that is known.
+        file: the file that has the problem.
+        reason: the problem.
+    """
 
     id: str
     file: str
@@ -47,7 +65,7 @@ class Skipped:
 
     @property
     def kind(self) -> str:
-        """The reason without its particulars, for counting."""
+        """Return the reason without its details, for counting."""
         return self.reason.split(":")[0].split(" (")[0]
 
 
@@ -63,13 +81,18 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a preparation wrote (by split) and left out (by kind of reason)."""
+    """The result of a preparation.
+
+    Attributes:
+        splits: the size of each split.
+        skipped: the number of skipped items by kind of reason.
+    """
 
     splits: dict[str, SplitSummary]
     skipped: dict[str, int]
 
     def __str__(self) -> str:
-        """A table for the terminal."""
+        """Return a table for the terminal."""
         lines = [f"{'split':<8}{'images':>8}{'utterances':>12}{'hours':>8}{'speakers':>10}"]
         for name, size in self.splits.items():
             lines.append(f"{name:<8}{size.images:>8}{size.utterances:>12}{size.hours:>8.2f}{size.speakers:>10}")
@@ -80,13 +103,13 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is tolerated, and how thoroughly it is looked for.
+    """Limits of a preparation.
 
     Attributes:
-        max_bad: share of the utterances that may be skipped.
-        min_seconds: shortest utterance taken.
-        max_seconds: longest utterance taken.
-        check_samples: decode audio whose header cannot tell that it is whole and finite (all but integer wav).
+        max_bad: fraction of the utterances that may be skipped, 0 to 1.
+        min_seconds: shorter utterances are skipped.
+        max_seconds: longer utterances are skipped.
+        check_samples: decode audio if its header does not show that it is complete and finite.
         nj: number of processes that open files.
     """
 
@@ -97,79 +120,152 @@ class Limits:
     nj: int = 1
 
     def __post_init__(self) -> None:
-        """UserError for limits that make no sense."""
+        """Check the ranges.
+
+        Raises:
+            UserError: a value is out of range.
+        """
         if not 0 <= self.max_bad <= 1:
-            raise UserError(f"max_bad {self.max_bad:g}: not a share between 0 and 1")
+            raise UserError(f"max_bad {self.max_bad:g}: not a fraction between 0 and 1")
         if not 0 <= self.min_seconds < self.max_seconds:
             raise UserError(f"min_seconds {self.min_seconds:g}, max_seconds {self.max_seconds:g}: no length fits")
         if self.nj < 1:
             raise UserError(f"nj {self.nj}: at least one process is needed")
 
 
+def caption_problem(text: Any) -> str | None:
+    """Return the reason why a value of a corpus file cannot be a caption, or None."""
+    if not isinstance(text, str):
+        return "caption is not a text"
+    if not text.strip():
+        return "empty caption"
+    return None if _is_utf8(text) else "caption is not valid Unicode"
+
+
+def id_problem(*parts: str) -> str | None:
+    """Return the reason why an id cannot consist of these parts, or None."""
+    if not all(map(_is_utf8, parts)):
+        return "id is not valid Unicode"
+    return next((f"unusable id: {problem}" for part in parts if (problem := key_problem(part)) is not None), None)
+
+
+def make_image_ids(paths: Iterable[str]) -> dict[str, str]:
+    """Return an id for every photograph: its file name without suffix, or a longer form if two photographs share it.
+
+    The longer forms are the path without suffix, the path with it, and the path in URL encoding. White space and "/"
+    become "_".
+
+    Args:
+        paths: of the photographs, relative to the corpus, with "/".
+
+    Raises:
+        UserError: a photograph has the id of another one in every form.
+    """
+    forms: tuple[Callable[[str], str], ...] = (
+        lambda path: PurePosixPath(path).stem,
+        lambda path: path.removesuffix(PurePosixPath(path).suffix),
+        lambda path: path,
+        lambda path: quote(path, safe="", errors="backslashreplace"),
+    )
+    left = sorted(set(paths))
+    ids: dict[str, str] = {}
+    for form in forms:
+        proposed = {path: "_".join(form(path).replace("/", " ").split()) for path in left}
+        count = Counter([*proposed.values(), *ids.values()])
+        ids |= {path: key for path, key in proposed.items() if count[key] == 1}
+        left = [path for path in left if path not in ids]
+    if left:
+        raise UserError(f"{left[0]}: its id is that of another photograph. Rename the file.")
+    return ids
+
+
+def without_repeats(items: Iterable[Candidate], reason: str) -> Iterator[Candidate | Skipped]:
+    """Yield the candidates; a candidate with the id of an earlier one is skipped for ``reason``."""
+    seen: set[str] = set()
+    for item in items:
+        if item.utterance.id in seen:
+            yield Skipped(item.utterance.id, str(item.utterance.wav), reason)
+        else:
+            seen.add(item.utterance.id)
+            yield item
+
+
 def write_corpus(
     source: Path,
     data_dir: Path,
-    candidates: Sequence[Candidate],
-    skipped: Iterable[Skipped],
+    items: Iterable[Candidate | Skipped],
     *,
     limits: Limits,
-    splits: Sequence[str] = SPLITS,
     captions: Iterable[tuple[str, str]] = (),
 ) -> Summary:
-    """Open every file, leave out the bad ones, and write ``data_dir/<split>/`` and ``data_dir/skipped.tsv``.
+    """Check every file, skip the bad ones, and write ``data_dir/<split>/`` and ``data_dir/skipped.tsv``.
 
-    ``captions`` are all captions of the corpus with their splits (``-`` for none), recorded or not: where there are
-    any, ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
+    All files are written, or none.
 
     Args:
         source: the corpus, for messages.
-        data_dir: where the splits' data directories go; all of them are written, or none.
-        candidates: the utterances; ids must differ.
-        skipped: what has already been found unusable.
-        limits: see there.
-        splits: the names of the splits. captions: see above.
+        data_dir: folder of the splits' data directories.
+        items: the utterances, whose ids must differ, and the items that are known to be unusable.
+        limits: the limits.
+        captions: split (``-`` for none) and text of all captions of the corpus, recorded or not, as CLIP reads them.
+            ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
 
     Raises:
-        UserError: more than ``limits.max_bad`` would be skipped, or a split be left empty. Nothing is written then.
+        UserError: more than ``limits.max_bad`` would be skipped, or a split would be empty.
     """
-    bad = list(skipped)
-    total = len(candidates) + len(bad)
+    every = list(items)
+    candidates = [item for item in every if isinstance(item, Candidate)]
+    bad = [item for item in every if isinstance(item, Skipped)]
     good, seconds, found = _check_files(candidates, limits)
     bad += found
-    if len(bad) > limits.max_bad * total:
+    if len(bad) > limits.max_bad * len(every):
         raise UserError(
-            f"{source}: {len(bad)} of {total} utterances cannot be used, more than max_bad {limits.max_bad:g} allows; "
-            f"the first: {bad[0].file}: {bad[0].reason}"
+            f"{source}: {len(bad)} of {len(every)} utterances cannot be used, more than max_bad {limits.max_bad:g} "
+            f"allows; the first: {bad[0].file}: {bad[0].reason}"
         )
-    by_split = {split: [item for item in good if item.split == split] for split in splits}
-    for split, items in by_split.items():
-        if not items:
+    by_split = {split: [item for item in good if item.split == split] for split in SPLITS}
+    for split, usable in by_split.items():
+        if not usable:
             raise UserError(f"{source}: no usable utterance for {split}")
     part = data_dir.with_name(f".{data_dir.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         with writing(data_dir):
-            for split, items in by_split.items():
-                images = {item.utterance.image_id: item.image for item in items}
-                write_data_dir(part / split, [item.utterance for item in items], images)
-            rows = ["id\tfile\treason", *(f"{item.id}\t{item.file}\t{item.reason}" for item in bad)]
-            (part / SKIPPED_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
-            lines = [f"{split}\t{' '.join(text.split())}\n" for split, text in captions]
-            if lines:
-                (part / CAPTIONS_FILE).write_text("".join(lines), encoding="utf-8")
-            move_into_place(part, data_dir)
+            for split, usable in by_split.items():
+                images = {item.utterance.image_id: item.image for item in usable}
+                write_data_dir(part / split, [item.utterance for item in usable], images)
+            _write_rows(part / SKIPPED_FILE, [("id", "file", "reason"), *((i.id, i.file, i.reason) for i in bad)])
+            rows = list(captions)
+            if rows:
+                _write_rows(part / CAPTIONS_FILE, rows)
+            move_into_place(part, data_dir, replaces={CLIP_TABLE, CAPTIONS_FILE})
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    sizes = {split: _size(items, seconds) for split, items in by_split.items()}
+    sizes = {split: _size(usable, seconds) for split, usable in by_split.items()}
     return Summary(sizes, dict(Counter(item.kind for item in bad)))
+
+
+def _write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write tab-separated rows. White space in a field becomes one blank; invalid Unicode is escaped."""
+    lines = ("\t".join(" ".join(field.split()) for field in row) + "\n" for row in rows)
+    path.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; JSON can hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_files(
     candidates: Sequence[Candidate], limits: Limits
 ) -> tuple[list[Candidate], dict[str, float], list[Skipped]]:
-    """The candidates whose files are good, the length in seconds by utterance id, and the others."""
+    """Return the candidates with good files, their lengths in seconds by utterance id, and the others as skipped."""
     images = sorted({os.fspath(item.image) for item in candidates})
-    image_reasons = dict(zip(images, _map(_image_reason, images, limits.nj), strict=True))
+    image_reasons = dict(zip(images, _map(_image_problem, images, limits.nj), strict=True))
     waves = [os.fspath(item.utterance.wav) for item in candidates]
     measure = _decoded_seconds if limits.check_samples else _header_seconds
     lengths: list[float | str] = _map(measure, waves, limits.nj)
@@ -202,41 +298,44 @@ def _size(items: Sequence[Candidate], seconds: dict[str, float]) -> SplitSummary
 
 
 def _map(function: Callable[[str], T], paths: Sequence[str], nj: int) -> list[T]:
-    """``function`` of every path, in order, by ``nj`` processes."""
+    """Return the function's value for every path, in order, computed by ``nj`` processes."""
     if nj == 1 or len(paths) <= _CHUNK:
         return [function(path) for path in paths]
-    from concurrent.futures import ProcessPoolExecutor  # takes longer to import than the rest of the script
-
     with ProcessPoolExecutor(nj) as pool:
         return list(pool.map(function, paths, chunksize=_CHUNK))
 
 
-def _image_reason(path: str) -> str | None:
-    """Why an image cannot be used, or None."""
-    from speechclip.data.images import check_image
-
+def _image_problem(path: str) -> str | None:
+    """Return the reason why an image cannot be used, or None."""
     try:
         check_image(path)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
-    return None
+    return _path_problem(path)
 
 
 def _decoded_seconds(path: str) -> float | str:
-    """Length of a recording that will decode, or why it will not."""
-    from speechclip.data.audio import SAMPLE_RATE, check_audio
-
-    try:
-        return check_audio(path) / SAMPLE_RATE
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
+    """Return the length of a recording, or the reason why it cannot be decoded."""
+    return _seconds(path, check_audio)
 
 
 def _header_seconds(path: str) -> float | str:
-    """Length of a recording by its header, or what is wrong with that."""
-    from speechclip.data.audio import SAMPLE_RATE, num_samples
+    """Return the length of a recording according to its header, or the reason why it cannot be used."""
+    return _seconds(path, num_samples)
 
+
+def _seconds(path: str, count: Callable[[str], int]) -> float | str:
     try:
-        return num_samples(path) / SAMPLE_RATE
+        seconds = count(path) / SAMPLE_RATE
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
+    return _path_problem(path) or seconds
+
+
+def _path_problem(path: str) -> str | None:
+    """Return the reason why ``wav.scp`` and ``img.scp`` cannot hold a path, or None."""
+    if is_command(path):
+        return "its path reads as a command"
+    if problem := value_problem(path):
+        return f"its path cannot be written to a table ({problem})"
+    return None if _is_utf8(path) else "its path is not valid Unicode"

@@ -1,7 +1,7 @@
-"""SpokenCOCO: 123,000 photographs of COCO 2014 with five captions each, read aloud by 2,353 people.
+"""SpokenCOCO: 123,000 photographs of COCO 2014 with five captions each, read by 2,353 speakers.
 
-Photographs: Lin et al. 2014; recordings: Hsu et al. 2021; the split: Karpathy and Fei-Fei 2015 (113,287 images for
-training, 5,000 for dev, 5,000 with 25,031 utterances for test). The parts lie under one folder as they are published::
+Photographs: Lin et al. 2014. Recordings: Hsu et al. 2021. Split: Karpathy and Fei-Fei 2015 (113,287 images for
+training, 5,000 for dev, 5,000 with 25,031 utterances for test). The parts are in one folder, as they are published::
 
     train2014/ val2014/                                  photographs, here or in mscoco_img/ or images/
     SpokenCOCO/wavs/                                     recordings
@@ -9,67 +9,143 @@ training, 5,000 for dev, 5,000 with 25,031 utterances for test). The parts lie u
     SpokenCOCO/SpokenCOCO_ksplit_{train,val,test}.json   splits, there or in SpokenCOCO/ksplit/
 
 Each JSON file has ``{"data": [{"image", "captions": [{"text", "speaker", "uttid", "wav"}]}]}``, or the unrolled form
-with one ``"caption"`` an entry (``..._unrolled_karpathy.json``). Forms with ids of their own (``reassign_id``) hold the
-same images and captions, and the ids follow from the file names here as there.
+with one ``"caption"`` per entry (``..._unrolled_karpathy.json``). Forms with ids of their own (``reassign_id``) hold
+the same images and captions. Here ids come from the file names in every form.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from speechclip.common.errors import UserError
-from speechclip.data.corpora.preparation import NO_SPLIT, SPLITS, Candidate, Limits, Skipped, Summary, write_corpus
+from speechclip.common.files import read_json
+from speechclip.data.corpora.download import RemoteFile, download
+from speechclip.data.corpora.preparation import (
+    NO_SPLIT,
+    SPLITS,
+    Candidate,
+    Limits,
+    Skipped,
+    Summary,
+    caption_problem,
+    id_problem,
+    make_image_ids,
+    without_repeats,
+    write_corpus,
+)
 from speechclip.data.kaldi import StrPath, Utterance
 
-LIMITS = Limits(check_samples=False)  # of 605,000 recordings only the headers are read
+LIMITS = Limits(check_samples=False)  # only the headers of the 605,000 recordings are read
+
+_COCO = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")  # two names of one host
+_DARKNET = "https://pjreddie.com/media/files"  # as scripts/get_coco_dataset.sh of pjreddie/darknet has it
+#: COCO publishes no checksums: these are the same in several unrelated downloaders (LAVIS is one of them). No checksum
+#: and no second host are known for SpokenCOCO's archive and its Karpathy split.
+SOURCES = (
+    RemoteFile(
+        "train2014.zip", (*(f"{host}/zips/train2014.zip" for host in _COCO), f"{_DARKNET}/train2014.zip"),
+        13_510_573_713, ("train2014",), unpacked=13_600_000_000, into="",
+        checksum="md5:0da8c0bd3d6becc4dcb32757491aca88", about="COCO's training images of 2014, cocodataset.org",
+    ),
+    RemoteFile(
+        "val2014.zip", (*(f"{host}/zips/val2014.zip" for host in _COCO), f"{_DARKNET}/val2014.zip"),
+        6_645_013_297, ("val2014",), unpacked=6_700_000_000, into="",
+        checksum="md5:a3d79f5ed8d289b7a7554ce06a5782b3", about="COCO's validation images of 2014, cocodataset.org",
+    ),
+    RemoteFile(
+        "annotations_trainval2014.zip", tuple(f"{host}/annotations/annotations_trainval2014.zip" for host in _COCO),
+        252_872_794, ("annotations/captions_train2014.json", "annotations/captions_val2014.json"),
+        unpacked=830_000_000, into="", checksum="md5:0a379cfc70b0e71301e0f377548639bd",
+        about="COCO's captions of 2014, cocodataset.org",
+    ),
+    RemoteFile(
+        "SpokenCOCO.tar.gz", ("https://data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz",), 69_000_000_000,
+        ("SpokenCOCO/wavs",), unpacked=75_000_000_000, into="", about="SpokenCOCO's recordings, Hsu et al. 2021",
+    ),
+    RemoteFile(
+        "ksplit.tar.gz", ("https://huggingface.co/speechclip/models/resolve/main/ksplit.tar.gz",), 60_000_000,
+        ("SpokenCOCO/ksplit",), unpacked=400_000_000, into="SpokenCOCO",
+        about="SpokenCOCO's Karpathy split, SpokenCOCO_ksplit_{train,val,test}.json; the same split with word "
+        "alignments, not tried here, is VG-HuBERT's karpathy_json.tar, "
+        "https://www.cs.utexas.edu/~harwath/model_checkpoints/vg_hubert/karpathy_json.tar",
+    ),
+)  # fmt: skip
+
 _PUBLISHED = {"train": "train", "dev": "val", "test": "test"}
 _IMAGE_FOLDERS = ("", "mscoco_img", "images")
+
+
+def download_spokencoco(corpus_dir: StrPath, mirror: str = "") -> None:
+    """Download the parts that a folder lacks.
+
+    Args:
+        corpus_dir: the folder.
+        mirror: URL of a folder with the files, tried first.
+
+    Raises:
+        UserError: too little free space, or a part that no host provides.
+    """
+    download(SOURCES, Path(corpus_dir), mirror=mirror)
 
 
 def prepare_spokencoco(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMITS) -> Summary:
     """Write ``data_dir/{train,dev,test}``, ``data_dir/captions.tsv`` and ``data_dir/skipped.tsv``.
 
-    Utterance ids are ``<speaker>-<image number>_<caption number>`` with the numbers of COCO; where an ``uttid`` does
-    not tell them, its own text. Image ids are the photographs' file names without suffix.
+    Utterance ids are ``<speaker>-<image number>_<caption number>`` with the numbers of COCO. If the ``uttid`` does not
+    end in these numbers, or another utterance has the same id, the id is ``<speaker>-<uttid>``. Image ids are the
+    photographs' file names without suffix, or their paths if two photographs have the same file name. ``text`` has the
+    captions as they are published, ``text_clip`` and ``captions.tsv`` have :func:`clip_caption` of them.
 
     Args:
-        corpus_dir: the folder with the parts. data_dir: where to write; all or nothing.
-        limits: what is tolerated.
+        corpus_dir: the folder with the parts.
+        data_dir: folder of the data directories. All files are written, or none.
+        limits: the limits.
 
     Raises:
-        UserError: a part is not found or not in its format, or too much is bad. Nothing is written then.
+        UserError: a part is missing or has another format, or too much would be skipped.
     """
     corpus = Path(corpus_dir)
     audio, images, files = find_parts(corpus)
-    candidates: list[Candidate] = []
-    skipped: list[Skipped] = []
-    split_of: dict[str, str] = {}
-    captions: list[tuple[str, str]] = []
-    for split, file in files.items():
-        for image, caption in _entries(file):
-            if split_of.setdefault(image, split) != split:
-                raise UserError(f"{file}: {image} is in the split {split_of[image]} as well")
-            item = _candidate(file, audio, images, image, caption, split)
-            captions.append((split, str(caption.get("text", ""))))
-            if isinstance(item, Candidate):
-                candidates.append(item)
-            else:
-                skipped.append(item)
-    if not candidates:
+    entries = [(split, file, *entry) for split, file in files.items() for entry in _entries(file)]
+    if not entries:
         raise UserError(f"{corpus}: no utterance in the split files")
-    written = _written_captions(corpus, {Path(image).name: split for image, split in split_of.items()})
-    candidates, repeated = _without_repeats(candidates)
-    return write_corpus(
-        corpus, Path(data_dir), candidates, [*skipped, *repeated], limits=limits, captions=written or captions
-    )  # fmt: skip
+    split_of: dict[str, str] = {}
+    for split, file, image, _ in entries:
+        if split_of.setdefault(image, split) != split:
+            raise UserError(f"{file}: {image} is in the split {split_of[image]} as well")
+    image_ids = make_image_ids(split_of)
+    items = [
+        _candidate(file, audio, images, image, image_ids[image], caption, split)
+        for split, file, image, caption in entries
+    ]
+    written, unusable = _written_captions(corpus, {Path(image).name: split for image, split in split_of.items()})
+    captions = written or [
+        (split, clip_caption(caption["text"]))
+        for split, _, _, caption in entries
+        if caption_problem(caption.get("text")) is None
+    ]
+    unique = [*unusable, *_resolve_ids(items)]
+    return write_corpus(corpus, Path(data_dir), unique, limits=limits, captions=captions)
+
+
+def clip_caption(text: str) -> str:
+    """Return a caption as SpeechCLIP's authors pass it to CLIP: in lower case. Nothing is removed."""
+    return text.lower()
 
 
 def find_parts(corpus: Path) -> tuple[Path, Path, dict[str, Path]]:
-    """The folders of wavs/ and of the photographs, and the file of each split. Raises UserError: one is not there."""
+    """Find the parts of a corpus.
+
+    Returns:
+        The folder that holds ``wavs/``, the folder of the photographs, and the file of each split.
+
+    Raises:
+        UserError: a part is missing.
+    """
     if not corpus.is_dir():
         raise UserError(f"{corpus}: no such corpus folder")
     audio = corpus / "SpokenCOCO" if (corpus / "SpokenCOCO").is_dir() else corpus
@@ -80,7 +156,15 @@ def find_parts(corpus: Path) -> tuple[Path, Path, dict[str, Path]]:
 
 
 def _split_file(folder: Path, published: str) -> Path:
-    """The JSON file of a split (train, val or test), the plainest form there is. UserError where there is none."""
+    """Return the plainest JSON file of a split.
+
+    Args:
+        folder: where to search.
+        published: the published name of the split: train, val or test.
+
+    Raises:
+        UserError: no form of the file exists.
+    """
     found = []
     for place in (folder, folder / "ksplit"):
         for name in sorted(os.listdir(place)) if place.is_dir() else []:
@@ -96,7 +180,7 @@ def _split_file(folder: Path, published: str) -> Path:
 
 
 def _image_root(corpus: Path) -> Path:
-    """The folder that holds train2014/ and val2014/."""
+    """Return the folder that holds train2014/ and val2014/."""
     for name in _IMAGE_FOLDERS:
         if (corpus / name / "val2014").is_dir():
             return corpus / name
@@ -106,12 +190,8 @@ def _image_root(corpus: Path) -> Path:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Image path and caption of every utterance of a split, in the file's order."""
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
-    data = content.get("data") if isinstance(content, dict) else None
+    """Yield image path and caption of every utterance of a split, in the order of the file."""
+    data = read_json(file).get("data")
     if not isinstance(data, list):
         raise UserError(f"{file}: no list under 'data'")
     for number, entry in enumerate(data):
@@ -124,55 +204,91 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise UserError(f"{file}: entry {number}: needs 'image' and 'captions' or 'caption'")
         for caption in captions:
             if not isinstance(caption, dict):
-                raise UserError(f"{file}: entry {number}: a caption is no mapping")
+                raise UserError(f"{file}: entry {number}: a caption is not a JSON object")
             yield entry["image"], caption
 
 
-def _written_captions(corpus: Path, split_of: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Split and text of COCO's own captions; none where they are not there. split_of: by the photograph's file name."""
+def _written_captions(corpus: Path, split_of: Mapping[str, str]) -> tuple[list[tuple[str, str]], list[Skipped]]:
+    """Read COCO's own captions.
+
+    Args:
+        corpus: the folder with the parts.
+        split_of: split of each photograph by its file name.
+
+    Returns:
+        Split and text of every caption, and the unusable captions. Both are empty if a file is missing.
+    """
     found: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
     for name in ("train2014", "val2014"):
         file = corpus / "annotations" / f"captions_{name}.json"
         if not file.is_file():
-            return []
-        try:
-            for item in json.loads(file.read_bytes())["annotations"]:
-                image = f"COCO_{name}_{int(item['image_id']):012d}.jpg"
-                found.append((split_of.get(image, NO_SPLIT), str(item["caption"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not COCO's captions ({type(error).__name__}: {error})") from error
-    return found
+            return [], []
+        annotations = read_json(file).get("annotations")
+        if not isinstance(annotations, list):
+            raise UserError(f"{file}: not COCO's captions: no list under 'annotations'")
+        for number, item in enumerate(annotations):
+            key = item.get("image_id") if isinstance(item, dict) else None
+            if not isinstance(key, int) or "caption" not in item:
+                raise UserError(f"{file}: not COCO's captions: annotation {number} needs 'image_id' and 'caption'")
+            if problem := caption_problem(item["caption"]):
+                skipped.append(Skipped(f"annotation {number} of image {key}", str(file), problem))
+            else:
+                image = f"COCO_{name}_{key:012d}.jpg"
+                found.append((split_of.get(image, NO_SPLIT), clip_caption(item["caption"])))
+    return found, skipped
 
 
 def _candidate(
-    file: Path, audio: Path, images: Path, image: str, caption: Mapping[str, Any], split: str
-) -> Candidate | Skipped:  # fmt: skip
-    """An utterance, or why the entry describes none."""
-    values = [caption.get(key) for key in ("speaker", "uttid", "wav")]
-    if not all(isinstance(value, str) and value.strip() for value in values):
-        raise UserError(f"{file}: {image}: a caption without speaker, uttid or wav")
-    speaker, uttid, wav = (str(value) for value in values)
-    speaker, uttid = "".join(speaker.split()), "".join(uttid.split())
-    text = " ".join(str(caption.get("text", "")).split())
-    if not text:
-        return Skipped(uttid, str(file), "empty caption")
-    parts = uttid.rsplit("_", 2)
-    numbers = "_".join(parts[1:]) if len(parts) == 3 and all(part.isdecimal() for part in parts[1:]) else uttid
-    utterance = Utterance(f"{speaker}-{numbers}", audio / wav, text, speaker, Path(image).stem)
+    file: Path, audio: Path, images: Path, image: str, image_id: str, caption: Mapping[str, Any], split: str
+) -> Candidate | Skipped:
+    """Return the utterance of an entry, with ``<speaker>-<uttid>`` as its id, or the reason why it cannot be used."""
+    uttid = caption.get("uttid")
+    for key in ("speaker", "uttid", "wav"):
+        value = caption.get(key)
+        if not isinstance(value, str) or not value.strip():
+            return Skipped(str(uttid or image), str(file), f"caption without {key}")
+    if problem := caption_problem(caption.get("text")):
+        return Skipped(str(uttid), str(file), problem)
+    speaker = caption["speaker"].strip()
+    key = f"{speaker}-{str(uttid).strip()}"
+    if problem := id_problem(key, speaker, image_id):
+        return Skipped(key, str(file), problem)
     path = images / image
     if not os.path.exists(path):
-        return Skipped(utterance.id, str(path), "missing photograph")
-    return Candidate(utterance, path, split)
+        return Skipped(key, str(path), "missing photograph")
+    text = " ".join(caption["text"].split())
+    return Candidate(Utterance(key, audio / caption["wav"], text, speaker, image_id, clip_caption(text)), path, split)
 
 
-def _without_repeats(candidates: list[Candidate]) -> tuple[list[Candidate], list[Skipped]]:
-    """Leave out what would get the id of another utterance."""
-    seen: set[str] = set()
-    unique, repeated = [], []
-    for item in candidates:
-        if item.utterance.id in seen:
-            repeated.append(Skipped(item.utterance.id, str(item.utterance.wav), "listed twice"))
-        else:
-            seen.add(item.utterance.id)
-            unique.append(item)
-    return unique, repeated
+def _resolve_ids(items: list[Candidate | Skipped]) -> list[Candidate | Skipped]:
+    """Give every utterance the shortest id that no other recording has, and skip repeats.
+
+    The forms are ``<speaker>-<image number>_<caption number>``, ``<speaker>-<uttid>`` and
+    ``<speaker>-<image id>_<uttid>``.
+    """
+    recordings: dict[str, set[Path]] = {}
+    for item in items:
+        if isinstance(item, Candidate):
+            for key in {_short_id(item.utterance), item.utterance.id}:
+                recordings.setdefault(key, set()).add(item.utterance.wav)
+    unique: list[Candidate] = []
+    for item in items:
+        if isinstance(item, Candidate):
+            short, key = _short_id(item.utterance), item.utterance.id
+            if len(recordings[short]) == 1:
+                key = short
+            elif len(recordings[key]) > 1:
+                speaker = item.utterance.speaker
+                key = f"{speaker}-{item.utterance.image_id}_{key.removeprefix(f'{speaker}-')}"
+            unique.append(replace(item, utterance=replace(item.utterance, id=key)))
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    return [*skipped, *without_repeats(unique, "listed twice")]
+
+
+def _short_id(utterance: Utterance) -> str:
+    """Return ``<speaker>-<number>_<number>`` from a ``uttid`` that ends in two numbers, else the id itself."""
+    parts = utterance.id.removeprefix(f"{utterance.speaker}-").rsplit("_", 2)
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts[1:]):
+        return utterance.id
+    return f"{utterance.speaker}-{parts[1]}_{parts[2]}"

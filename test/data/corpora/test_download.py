@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import logging
+import re
 import shutil
 import ssl
 import tarfile
@@ -20,19 +22,21 @@ import pytest
 
 from speechclip.bin.download import main
 from speechclip.common.errors import UserError
+from speechclip.data.corpora import flickr8k
 from speechclip.data.corpora.download import RemoteFile, download
-from speechclip.data.corpora.sources import SOURCES
+from speechclip.data.corpora.registry import corpus_names, find_corpus
+from speechclip.data.corpora.sources import ENCODERS, FORMS, find_encoder
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes
 
 
 class Server:
-    """What it serves by path, and how it misbehaves."""
+    """A local HTTP server: the files that it serves by path, and its faults."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []  # path, range
-        self.cut_after: dict[str, int] = {}  # path: bytes a connection gives before it is cut
+        self.cut_after: dict[str, int] = {}  # path: bytes that a connection sends before it ends
         self.cuts_left: dict[str, int] = {}
         self.ranges = True
         self.status: dict[str, int] = {}
@@ -90,23 +94,24 @@ def remote(*urls: str, **changes: Any) -> RemoteFile:
     })  # fmt: skip
 
 
-def get(folder: Path, *remotes: RemoteFile) -> list[str]:
-    said: list[str] = []
-    download(remotes, folder, said.append, pause=0.0)
-    return said
+def get(folder: Path, *remotes: RemoteFile) -> None:
+    download(remotes, folder, pause=0.0)
 
 
-def test_a_file_arrives_whole_and_is_not_fetched_twice(server: Server, tmp_path: Path) -> None:
+def test_download_fetches_a_file_once(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server.files["/file.bin"] = BODY
     get(tmp_path / "to", remote(f"{server.url}/file.bin", checksum=checksum(BODY, "md5")))
     assert (tmp_path / "to" / "file.bin").read_bytes() == BODY
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["file.bin"]
-    assert get(tmp_path / "to", remote(f"{server.url}/file.bin")) == ["file.bin: there"]
+    caplog.set_level(logging.INFO, "speechclip")
+    caplog.clear()
+    get(tmp_path / "to", remote(f"{server.url}/file.bin"))
+    assert caplog.messages == ["file.bin: found"]
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_cut_download_goes_on(server: Server, tmp_path: Path, ranges: bool) -> None:
+def test_download_resumes_after_an_interruption(server: Server, tmp_path: Path, ranges: bool) -> None:
     server.files["/file.bin"], server.ranges = BODY, ranges
     server.cut_after["/file.bin"], server.cuts_left["/file.bin"] = 200_000, 2 if ranges else 1
     get(tmp_path, remote(f"{server.url}/file.bin"))
@@ -115,7 +120,7 @@ def test_a_cut_download_goes_on(server: Server, tmp_path: Path, ranges: bool) ->
     assert asked == (["", "bytes=200000-", "bytes=400000-"] if ranges else ["", "bytes=200000-"])
 
 
-def test_a_killed_download_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_download_resumes_after_a_kill(server: Server, tmp_path: Path) -> None:
     server.files["/file.bin"] = BODY
     (tmp_path / "file.bin.part").write_bytes(BODY[:123_456])
     get(tmp_path, remote(f"{server.url}/file.bin"))
@@ -123,14 +128,14 @@ def test_a_killed_download_is_gone_on_with(server: Server, tmp_path: Path) -> No
     assert server.requests == [("/file.bin", "bytes=123456-")]
 
 
-def test_a_part_that_was_complete_is_recognised(server: Server, tmp_path: Path) -> None:
+def test_download_recognises_a_complete_part(server: Server, tmp_path: Path) -> None:
     server.files["/file.bin"] = BODY
     (tmp_path / "file.bin.part").write_bytes(BODY)
     get(tmp_path, remote(f"{server.url}/file.bin"))
     assert (tmp_path / "file.bin").read_bytes() == BODY
 
 
-def test_without_a_checksum_a_part_of_another_mirror_is_not_used(server: Server, tmp_path: Path) -> None:
+def test_download_does_not_mix_mirrors_without_checksum(server: Server, tmp_path: Path) -> None:
     server.files["/b/file.bin"] = BODY
     (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
     (tmp_path / "file.bin.part.url").write_text(f"{server.url}/a/file.bin")
@@ -138,7 +143,7 @@ def test_without_a_checksum_a_part_of_another_mirror_is_not_used(server: Server,
     assert (tmp_path / "file.bin").read_bytes() == BODY
 
 
-def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
+def test_download_tries_mirrors_in_order(server: Server, tmp_path: Path) -> None:
     server.files["/c/file.bin"], server.files["/b/file.bin"] = BODY, b"wrong" * 1000
     server.status["/x/file.bin"] = 403
     urls = ["http://127.0.0.1:9/file.bin", *(f"{server.url}/{name}/file.bin" for name in "xabc")]
@@ -147,7 +152,7 @@ def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
     assert [path for path, _ in server.requests] == [f"/{name}/file.bin" for name in "xabc"]
 
 
-def test_what_no_host_has_is_told_with_its_place(server: Server, tmp_path: Path) -> None:
+def test_download_lists_files_that_no_host_provides(server: Server, tmp_path: Path) -> None:
     server.files["/b/file.bin"], server.files["/other"] = BODY[:-1], BODY
     first = remote(f"{server.url}/a/file.bin", f"{server.url}/b/file.bin")
     second = remote(f"{server.url}/other", name="other", leaves=("other",))
@@ -155,21 +160,21 @@ def test_what_no_host_has_is_told_with_its_place(server: Server, tmp_path: Path)
         get(tmp_path / "to", first, second)
     message = str(caught.value)
     assert f"{server.url}/a/file.bin: HTTP status 404" in message and "its checksum is not sha256:" in message
-    assert f"place file.bin under {tmp_path / 'to'} yourself (ask the publisher)" in message and "\n" not in message
-    assert (tmp_path / "to" / "other").read_bytes() == BODY  # the rest came all the same
+    assert f"Put file.bin into {tmp_path / 'to'} yourself (ask the publisher)." in message and "\n" not in message
+    assert (tmp_path / "to" / "other").read_bytes() == BODY  # the other file was downloaded
     assert not (tmp_path / "to" / "file.bin").exists()
 
 
-def test_a_server_that_gives_nothing_is_left_after_some_attempts(server: Server, tmp_path: Path) -> None:
+def test_download_gives_up_without_progress(server: Server, tmp_path: Path) -> None:
     server.files["/file.bin"] = BODY
     server.cut_after["/file.bin"], server.cuts_left["/file.bin"] = 0, 100
-    with pytest.raises(UserError, match="not to be had"):
+    with pytest.raises(UserError, match="no host provides it"):
         get(tmp_path, remote(f"{server.url}/file.bin"))
     assert 2 <= len(server.requests) <= 6
 
 
 class Breaking:
-    """A response that gives a piece and then breaks."""
+    """A response that fails after its first part."""
 
     def __init__(self, response: Any, error: OSError) -> None:
         self.response, self.error, self.left = response, error, 1
@@ -191,7 +196,7 @@ class Breaking:
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
-    """Have the first request of each address break that way."""
+    """Let the first request of each address fail with ``error``."""
     real, seen = urllib.request.urlopen, set[str]()
 
     def urlopen(request: urllib.request.Request, timeout: float) -> Any:
@@ -208,7 +213,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     [ssl.SSLError(1, "decryption failed or bad record mac"), OSError(errno.EHOSTUNREACH, "no route"), OSError("cut")],
     ids=["tls", "no route", "no number"],
 )
-def test_what_breaks_in_the_network_is_gone_on_with(
+def test_download_resumes_after_a_network_error(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     server.files["/file.bin"] = BODY
@@ -218,7 +223,7 @@ def test_what_breaks_in_the_network_is_gone_on_with(
     assert [wanted for _, wanted in server.requests] == ["", "bytes=100000-"]
 
 
-def test_what_breaks_on_the_disk_ends_with_the_files_name(
+def test_download_names_the_file_of_a_disk_error(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files["/file.bin"] = BODY
@@ -228,14 +233,12 @@ def test_what_breaks_on_the_disk_ends_with_the_files_name(
     assert caught.value.filename == str(tmp_path / "file.bin.part") and len(server.requests) == 1
 
 
-def test_too_little_space_is_told_before_anything_is_fetched(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_checks_the_free_space_first(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files["/file.bin"] = BODY
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_500_000_000))
     archive = remote(f"{server.url}/file.bin", bytes=1_000_000_000, unpacked=2_000_000_000, into="", leaves=("x",))
-    with pytest.raises(UserError, match=r"3\.0 GB are needed for file\.bin, 2\.5 GB are free"):
+    with pytest.raises(UserError, match=r"file\.bin need 3\.0 GB, 2\.5 GB are free"):
         get(tmp_path, archive)
     assert server.requests == []
 
@@ -259,7 +262,7 @@ def tarred(files: dict[str, str]) -> bytes:
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_archives_are_unpacked_beside_what_is_there(server: Server, tmp_path: Path, pack: Any) -> None:
+def test_download_unpacks_next_to_existing_files(server: Server, tmp_path: Path, pack: Any) -> None:
     server.files["/a"] = pack({"Images/1.jpg": "one", "Images/sub/2.jpg": "two"})
     (tmp_path / "in" / "Images").mkdir(parents=True)
     (tmp_path / "in" / "Images" / "mine.txt").write_text("kept")
@@ -267,52 +270,74 @@ def test_archives_are_unpacked_beside_what_is_there(server: Server, tmp_path: Pa
     assert (tmp_path / "in/Images/1.jpg").read_text() == "one" and (
         tmp_path / "in/Images/mine.txt"
     ).read_text() == "kept"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]  # the archive is not kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]  # the archive is removed
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_an_archive_that_would_write_elsewhere_is_refused(server: Server, tmp_path: Path, pack: Any) -> None:
+def test_download_refuses_paths_outside_of_the_folder(server: Server, tmp_path: Path, pack: Any) -> None:
     server.files["/a"] = pack({"good": "x", "../../evil": "y"})
     with pytest.raises(UserError, match="damaged archive"):
         get(tmp_path / "deep" / "to", remote(f"{server.url}/a", checksum="", into="", leaves=("good",)))
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_an_archive_without_what_it_should_leave_is_told(server: Server, tmp_path: Path) -> None:
+def test_download_checks_the_content_of_an_archive(server: Server, tmp_path: Path) -> None:
     server.files["/a"] = zipped({"other": "x"})
-    with pytest.raises(UserError, match=r"has no wavs in it; place wavs under"):
+    with pytest.raises(UserError, match=r"does not contain wavs\. Put wavs into"):
         get(tmp_path, remote(f"{server.url}/a", checksum="", into="", leaves=("wavs",)))
 
 
-def test_the_script_takes_a_mirror_of_the_users(
+def test_script_tries_the_given_mirror_first(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     body = zipped({"Flickr8k.token.txt": "a", "Flickr_8k.trainImages.txt": "b"})
     server.files["/m/Flickr8k_text.zip"] = body
-    text = next(item for item in SOURCES["flickr8k"] if item.name == "Flickr8k_text.zip")
+    text = next(item for item in flickr8k.SOURCES if item.name == "Flickr8k_text.zip")
     changed = RemoteFile(**{**vars(text), "checksum": checksum(body)})
-    monkeypatch.setitem(SOURCES, "flickr8k", (changed,))
+    monkeypatch.setattr(flickr8k, "SOURCES", (changed,))
     main(["--what", "flickr8k", "--to", str(tmp_path), "--mirror", f"{server.url}/m/"])
     assert (tmp_path / "Flickr8k_text" / "Flickr8k.token.txt").read_text() == "a"
     assert "unpacking" in capsys.readouterr().out
 
 
-def test_the_readme_has_the_sizes_of_the_corpora() -> None:
+def test_readme_has_the_sizes_of_the_corpora() -> None:
     text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
     for name in ("flickr8k", "spokencoco"):
-        remotes = SOURCES[name]
+        remotes = find_corpus(name).sources
         downloads, unpacked = sum(item.bytes for item in remotes), sum(item.unpacked for item in remotes)
-        free = unpacked + max(item.bytes for item in remotes)  # as the check before a download has it
-        told = f"{downloads / 1e9:.0f} GB of downloads ({free / 1e9:.0f} GB free to unpack them)"
+        free = unpacked + max(item.bytes for item in remotes)  # as in the check before a download
+        sentence = f"{downloads / 1e9:.0f} GB of downloads ({free / 1e9:.0f} GB free to unpack them)"
         row = next(line for line in text.splitlines() if line.startswith(f"| [`egs/{name}`]"))
-        assert told in row, told
+        assert sentence in row, sentence
 
 
-def test_every_source_says_where_to_ask_and_what_it_leaves() -> None:
-    for remotes in SOURCES.values():
+def test_sources_are_complete() -> None:
+    for remotes in [*ENCODERS.values(), *(find_corpus(name).sources for name in corpus_names())]:
         for item in remotes:
             assert item.urls and item.leaves and item.about and item.bytes > 1e6
             assert all(url.startswith(("http://", "https://")) for url in item.urls)
             assert (item.into is None) == (item.unpacked == 0)
             kind, _, digest = item.checksum.partition(":")
             assert not item.checksum or len(digest) == {"md5": 32, "sha256": 64}[kind]
+
+
+def test_script_lists_the_known_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--what", "huge", "--to", str(tmp_path)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: --what: unknown name 'huge' (known: base large flickr8k spokencoco)\n"
+
+
+def test_find_encoder_returns_the_first_form(tmp_path: Path) -> None:
+    assert find_encoder(tmp_path, "ViT-B-32.pt") is None
+    for form in ("ViT-B-32", "clip-vit-base-patch32", "ViT-B-32.pt"):
+        (tmp_path / form).mkdir()
+        assert find_encoder(tmp_path, "ViT-B-32.pt") == tmp_path / form
+
+
+def test_driver_has_the_same_names_of_encoders() -> None:
+    text = (Path(__file__).resolve().parents[3] / "utils" / "driver.sh").read_text(encoding="utf-8")
+    for size, remotes in ENCODERS.items():
+        for kind, remote in zip(("hubert", "clip"), remotes):
+            names = re.search(rf'^declare -A {kind}_names=.*\[{size}\]="([^"]+)"', text, re.MULTILINE)
+            assert names is not None and tuple(names[1].split()) == FORMS[remote.name]

@@ -1,4 +1,4 @@
-"""Preparing Flickr8k: both layouts, exact counts, and what happens to everything that is wrong."""
+"""The preparation of Flickr8k: all layouts, exact counts, captions as CLIP reads them, and every kind of bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from speechclip.bin.prepare_corpus import main
 from speechclip.common.errors import UserError
-from speechclip.data.corpora.flickr8k import prepare_flickr8k
+from speechclip.data.corpora.flickr8k import clip_caption, prepare_flickr8k
 from speechclip.data.corpora.preparation import Limits, Summary
 from speechclip.data.kaldi import DataDir, find_problems, read_table
 
@@ -31,7 +31,7 @@ def caption(stem: str, number: int) -> str:
 
 
 def make_corpus(folder: Path, *, text: str = "Flickr8k_text", images: str = "Flicker8k_Dataset") -> Path:
-    """Five images with two captions each: spoken by speaker 7 (number 0) and 12 (number 1); and one without speech."""
+    """Write five images with two captions each, read by speakers 7 and 12, and one image without recordings."""
     for name in (images, text, "flickr_audio/wavs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     tokens, captions, speakers = [], [], []
@@ -67,7 +67,7 @@ def counts(summary: Summary) -> dict[str, tuple[int, int, int]]:
 WHOLE = {"train": (3, 6, 2), "dev": (1, 2, 2), "test": (1, 2, 2)}
 
 
-def test_published_layout(corpus: Path) -> None:
+def test_prepare_flickr8k_reads_the_published_layout(corpus: Path) -> None:
     summary = prepare_flickr8k(corpus, "data")
     assert counts(summary) == WHOLE
     assert summary.skipped == {}
@@ -87,7 +87,7 @@ def test_published_layout(corpus: Path) -> None:
     assert train.images["10_aa"] == Path("corpus/Flicker8k_Dataset/10_aa.jpg")
     assert find_problems("data/dev") == find_problems("data/test") == []
     speakers = list(read_table("data/train/utt2spk").values())
-    assert speakers == sorted(speakers)  # Kaldi wants utt2spk sorted by speaker as well
+    assert speakers == sorted(speakers)  # Kaldi needs utt2spk sorted by speaker too
     assert Path("data/skipped.tsv").read_text() == "id\tfile\treason\n"
     assert sorted(path.name for path in Path().iterdir()) == ["corpus", "data"]
 
@@ -95,48 +95,134 @@ def test_published_layout(corpus: Path) -> None:
 @pytest.mark.parametrize("images", ["Flicker8k_Dataset", "Flickr8k_Dataset", "Images"])
 @pytest.mark.parametrize("text", ["Flickr8k_text", ""])
 @pytest.mark.parametrize("nested", ["", "archive"])
-def test_where_the_parts_may_lie(tmp_path: Path, images: str, text: str, nested: str) -> None:
+def test_prepare_flickr8k_finds_parts_in_any_layout(tmp_path: Path, images: str, text: str, nested: str) -> None:
     make_corpus(tmp_path / "corpus" / nested, text=text, images=images)
     assert counts(prepare_flickr8k(tmp_path / "corpus", tmp_path / "data")) == WHOLE
 
 
-def test_parts_each_in_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_prepare_flickr8k_finds_parts_in_own_folders(tmp_path: Path) -> None:
     folder = make_corpus(tmp_path / "corpus")
     for name in ("Flickr8k_text", "flickr_audio"):
         (folder / f"zip of {name}").mkdir()
         (folder / name).rename(folder / f"zip of {name}" / name)
-    (folder / "Flickr8k_Dataset").mkdir()  # as unzipping into a folder of the archive's own name makes it
+    (folder / "Flickr8k_Dataset").mkdir()  # unzipped into a folder with the name of the archive
     (folder / "Flicker8k_Dataset").rename(folder / "Flickr8k_Dataset" / "Flicker8k_Dataset")
     assert counts(prepare_flickr8k(folder, tmp_path / "data")) == WHOLE
     assert DataDir.load(tmp_path / "data" / "dev").images["20_dd"].is_file()
 
 
-def test_kaggle_captions(corpus: Path) -> None:
-    token = corpus / "Flickr8k_text" / "Flickr8k.token.txt"
+def write_kaggle(corpus: Path, content: str) -> None:
+    """Replace the token file by Kaggle's captions."""
+    (corpus / "Flickr8k_text" / "Flickr8k.token.txt").unlink(missing_ok=True)
+    (corpus / "captions.txt").write_bytes(content.encode())
+
+
+def test_prepare_flickr8k_reads_kaggle_captions(corpus: Path) -> None:
     prepare_flickr8k(corpus, "from_token")
     rows = ["image,caption"]
     for stem in [*STEMS, NOT_RECORDED]:
         for number in range(2):
             quoted = caption(stem, number).replace('"', '""')
             rows.append(f'{stem}.jpg,"{quoted}"')
-    token.unlink()
-    (corpus / "captions.txt").write_bytes(("\r\n".join(rows) + "\r\n").encode())
+    write_kaggle(corpus, "\r\n".join(rows) + "\r\n")
     assert counts(prepare_flickr8k(corpus, "data")) == WHOLE
     for split in SPLIT:
         assert Path("data", split, "text").read_text() == Path("from_token", split, "text").read_text()
+        clip = read_table(Path("from_token", split, "text_clip"))
+        assert read_table(Path("data", split, "text_clip")) == {key: text.lower() for key, text in clip.items()}
 
 
-def test_kaggle_captions_with_loose_quotes(corpus: Path) -> None:
-    (corpus / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
+def test_prepare_flickr8k_reads_quotes_as_csv(corpus: Path) -> None:
     rows = ["image,caption"] + [f"{stem}.jpg,a {word} , b" for stem in STEMS for word in ('"open', "plain")]
-    rows[3] = f'{STEMS[1]}.jpg,"left open , b'
-    (corpus / "captions.txt").write_text("\n".join(rows))
+    rows[3] = f'{STEMS[1]}.jpg,"a dog runs ,\n on ""two"" lines ."'
+    write_kaggle(corpus, "\n".join(rows))
     prepare_flickr8k(corpus, "data")
     text = read_table("data/train/text")
     assert text["spk0007-10_aa_0"] == 'a "open , b'
     assert text["spk0012-10_aa_1"] == "a plain , b"
-    assert text["spk0007-11_bb_0"] == "left open , b"
+    assert text["spk0007-11_bb_0"] == 'a dog runs , on "two" lines .'
     assert text["spk0012-11_bb_1"] == "a plain , b"
+
+
+@pytest.mark.parametrize(
+    ("row", "last", "message"),
+    [
+        ('11_bb.jpg,"open , b', "the end", "captions.txt:4: not a CSV row (unexpected end of data)"),
+        ('11_bb.jpg,"open , b', '"the end"', "captions.txt:4: not a CSV row (',' expected"),
+        ('11_bb.jpg,"open , b', 'the end"', "captions.txt:4: a quote is not closed. Close it or double it."),
+        ('11_bb.jpg,"a "quoted" dog"', "the end", "captions.txt:4: not a CSV row (',' expected"),
+        ("11_bb.jpg", "the end", "captions.txt:4: not <image>,<caption>"),
+        (",a dog", "the end", "captions.txt:4: not <image>,<caption>"),
+    ],
+)
+def test_prepare_flickr8k_reports_a_bad_kaggle_row(corpus: Path, row: str, last: str, message: str) -> None:
+    rows = ["image,caption"] + [f"{stem}.jpg,a dog , {number}" for stem in STEMS for number in range(2)]
+    rows[3], rows[-1] = row, f"30_ee.jpg,{last}"
+    write_kaggle(corpus, "\n".join(rows))
+    with pytest.raises(UserError) as caught:
+        prepare_flickr8k(corpus, "data")
+    assert str(caught.value).startswith(f"corpus/{message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog runs .", "A dog runs"),
+        ("A dog runs.", "A dog runs"),
+        ("  A dog runs .  ", "A dog runs"),
+        ("A dog runs . .", "A dog runs ."),
+        ("A dog runs ..", "A dog runs ."),
+        ("A dog . A cat .", "A dog . A cat"),
+        ("A dog runs", "A dog runs"),
+        ("A dog runs !", "A dog runs !"),
+        (".", ""),
+    ],
+)
+def test_clip_caption_removes_one_final_full_stop(text: str, expected: str) -> None:
+    assert clip_caption(text) == expected
+    assert clip_caption(text, lower=True) == expected.lower()
+
+
+def test_prepare_flickr8k_keeps_both_forms_of_captions(corpus: Path) -> None:
+    prepare_flickr8k(corpus, "data")
+    first = DataDir.load("data/train").utterances[0]
+    assert first.text == 'A "10_aa" dog , number 0 , runs .'
+    assert first.clip_text == 'A "10_aa" dog , number 0 , runs'
+    lines = Path("data/captions.tsv").read_text().splitlines()
+    assert len(lines) == 12 and lines[0] == 'train\tA "10_aa" dog , number 0 , runs'
+    assert lines[-1] == '-\tA "40_ff" dog , number 1 , runs'
+
+
+def test_prepare_flickr8k_removes_a_stale_clip_table(corpus: Path) -> None:
+    prepare_flickr8k(corpus, "data")
+    assert Path("data/train/text_clip").is_file()
+    token = corpus / TOKEN
+    token.write_text(token.read_text().replace(" .", ""))
+    prepare_flickr8k(corpus, "data")
+    assert not Path("data/train/text_clip").exists()
+    first = DataDir.load("data/train").utterances[0]
+    assert first.clip_text == first.text == 'A "10_aa" dog , number 0 , runs'
+
+
+def test_prepare_flickr8k_tells_apart_equal_stems(corpus: Path) -> None:
+    """``10_aa.png`` is another photograph than ``10_aa.jpg``."""
+    folder = corpus / "Flicker8k_Dataset"
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(folder / "10_aa.png")
+    (corpus / "flickr_audio/wavs/other.wav").write_bytes((corpus / WAV).read_bytes())
+    for name, line in [
+        (TOKEN, "10_aa.png#0\tA cat .\n"),
+        (W2C, "other.wav 10_aa.png #0\n"),
+        (W2S, "other.wav 7\n"),
+        ("Flickr8k_text/Flickr_8k.trainImages.txt", "10_aa.png\n"),
+    ]:
+        with (corpus / name).open("a") as file:
+            file.write(line)
+    assert counts(prepare_flickr8k(corpus, "data"))["train"] == (4, 7, 2)
+    data = DataDir.load("data/train")
+    assert data.images["10_aa.png"] == folder / "10_aa.png" and data.images["10_aa.jpg"] == folder / "10_aa.jpg"
+    found = {u.id: (u.image_id, u.clip_text) for u in data.utterances}
+    assert found["spk0007-10_aa.png_0"] == ("10_aa.png", "A cat")
+    assert found["spk0007-10_aa.jpg_0"][0] == "10_aa.jpg"
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
@@ -193,7 +279,7 @@ BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
         ["spk0007-10_aa_0\t{c}/" + WAV + "\ttoo long: 61.00 s"],
     ),
     (
-        "captions of an image that is not there",
+        "captions of a missing image",
         lambda c: rewrite(c / TOKEN, "10_aa.jpg#0", "2258277193_586949ec62.jpg.1#0"),
         [
             "10_aa_0\t{c}/" + WAV + "\tno caption in Flickr8k.token.txt",
@@ -229,6 +315,11 @@ BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
         ["10_aa_0\t{c}/" + TOKEN + "\tempty caption"],
     ),
     (
+        "caption of one full stop",
+        lambda c: rewrite(c / TOKEN, caption("10_aa", 0), " . "),
+        ["10_aa_0\t{c}/" + TOKEN + "\tempty caption"],
+    ),
+    (
         "split image without caption",
         lambda c: rewrite(c / "Flickr8k_text/Flickr_8k.trainImages.txt", "10_aa", "99_zz.jpg\n10_aa"),
         ["99_zz\t{c}/Flickr8k_text/Flickr_8k.trainImages.txt\timage without caption"],
@@ -244,7 +335,9 @@ BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
 
 
 @pytest.mark.parametrize(("damage", "rows"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_bad_files_are_listed_and_skipped(corpus: Path, damage: Callable[[Path], object], rows: list[str]) -> None:
+def test_prepare_flickr8k_skips_and_lists_bad_files(
+    corpus: Path, damage: Callable[[Path], object], rows: list[str]
+) -> None:
     damage(corpus)
     expected = [row.replace("{c}", str(corpus)) for row in rows]
     with pytest.raises(UserError) as caught:
@@ -263,7 +356,7 @@ def test_bad_files_are_listed_and_skipped(corpus: Path, damage: Callable[[Path],
         assert find_problems(Path("data", split)) == []
 
 
-def test_truncated_image_and_several_processes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_flickr8k_runs_in_several_processes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("speechclip.data.corpora.preparation._CHUNK", 1)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(corpus / IMAGE)
@@ -276,14 +369,14 @@ def test_truncated_image_and_several_processes(corpus: Path, monkeypatch: pytest
     assert Path("again/train/wav.scp").read_text() == one
 
 
-def test_samples_need_not_be_checked(corpus: Path) -> None:
+def test_prepare_flickr8k_can_skip_the_check_of_samples(corpus: Path) -> None:
     write_wave(corpus / WAV, np.full(16000, np.nan, np.float32), subtype="FLOAT")
     assert prepare_flickr8k(corpus, "data", Limits(check_samples=False)).skipped == {}
     with pytest.raises(UserError, match="NaN or infinite samples"):
         prepare_flickr8k(corpus, "data")
 
 
-def test_second_preparation_replaces_the_first(corpus: Path) -> None:
+def test_prepare_flickr8k_replaces_an_earlier_result(corpus: Path) -> None:
     prepare_flickr8k(corpus, "data")
     Path("data/clip_vocabulary.tsv").write_text("mine")
     (corpus / WAV).unlink()
@@ -312,6 +405,7 @@ def test_second_preparation_replaces_the_first(corpus: Path) -> None:
         (lambda c: rewrite(c / TOKEN, "#0\t", "\t"), f"corpus/{TOKEN}:1: not <image>#<number><tab><caption>"),
         (lambda c: rewrite(c / W2C, "#0", "0"), f"corpus/{W2C}:1: not <recording> <image> #<number>"),
         (lambda c: rewrite(c / W2S, " 7", " seven"), f"corpus/{W2S}:1: not <recording> <speaker number>"),
+        (lambda c: rewrite(c / W2S, " 7", " " + "7" * 5000), f"corpus/{W2S}:1: not <recording> <speaker number>"),
         (lambda c: rewrite(c / W2S, "10_aa_1.wav", "10_aa_0.wav"), f"corpus/{W2S}:2: 10_aa_0.wav has two speakers"),
         (lambda c: rewrite(c / TOKEN, "aa.jpg#1", "aa.jpg#0"), f"corpus/{TOKEN}:2: another caption 10_aa.jpg#0"),
         (
@@ -328,7 +422,7 @@ def test_second_preparation_replaces_the_first(corpus: Path) -> None:
         ),
     ],
 )
-def test_broken_corpora(corpus: Path, damage: Callable[[Path], object], fragment: str) -> None:
+def test_prepare_flickr8k_reports_a_bad_corpus(corpus: Path, damage: Callable[[Path], object], fragment: str) -> None:
     damage(corpus)
     with pytest.raises(UserError) as caught:
         prepare_flickr8k(corpus, "data")
@@ -336,11 +430,11 @@ def test_broken_corpora(corpus: Path, damage: Callable[[Path], object], fragment
     assert sorted(path.name for path in Path().iterdir()) == ["corpus"]
 
 
-def test_bad_options(corpus: Path) -> None:
+def test_limits_are_checked(corpus: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such corpus folder"):
         prepare_flickr8k("nowhere", "data")
     for options, fragment in [
-        ({"max_bad": 2.0}, "max_bad 2: not a share"),
+        ({"max_bad": 2.0}, "max_bad 2: not a fraction"),
         ({"min_seconds": 9.0, "max_seconds": 3.0}, "no length fits"),
         ({"nj": 0}, "at least one process"),
     ]:
@@ -348,7 +442,7 @@ def test_bad_options(corpus: Path) -> None:
             Limits(**options)  # type: ignore[arg-type]
 
 
-def test_script(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_script_prints_the_summary(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--name", "flickr8k", "--corpus", "corpus", "--out", "data", "--nj", "1"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["split", "images", "utterances", "hours", "speakers"]
@@ -365,8 +459,10 @@ def test_script(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1].split() == ["1", "missing", "audio", "file"]
 
 
-@pytest.mark.parametrize("options", [["--corpu", "x"], ["--name", "flickr8k", "--corpus", "corpus", "--njobs", "3"], ["--nj", "many"], []])
-def test_script_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "options", [["--corpu", "x"], ["--name", "flickr8k", "--corpus", "corpus", "--njobs", "3"], ["--nj", "many"], []]
+)
+def test_script_refuses_bad_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(options)
     assert caught.value.code == 2
@@ -375,7 +471,7 @@ def test_script_options(options: list[str], capsys: pytest.CaptureFixture[str]) 
     assert message.count("\n") == 1
 
 
-def test_help_is_quick() -> None:
+def test_script_help_is_fast() -> None:
     command = [sys.executable, "-m", "speechclip.bin.prepare_corpus", "--help"]
     seconds = []
     for _ in range(3):
