@@ -19,9 +19,10 @@ from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import top
 from speechclip.report.page.media import audio_uri
 from speechclip.report.page.page import commands, facts, write_html
-from speechclip.report.page.tables import CONTROL, MIXED, OWN, STOP_WORDS, Cell, PageTable, Row, cell, keyword_names
+from speechclip.report.page.tables import STOP_WORDS, cell, keyword_names
 from speechclip.report.page.viewer import Gallery
 from speechclip.report.runs import Run
+from speechclip.report.tables import CONTROL, MIXED, OWN, Cell, Row, Table
 
 Test = Mapping[str, Any]  # what significance.paired_scores tells of a score
 Tests = Mapping[str, Mapping[str, Test]]
@@ -93,12 +94,12 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     raise UserError(f"{runs[0].directory}: compared with itself")
 
 
-def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests) -> list[PageTable]:
+def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests) -> list[Table]:
     """A table for every direction: the scores of both runs with intervals, their difference and its p-value."""
     tables = []
     for direction, scores in tests.items():
         rows = [run.retrieval.content.get(direction, {}).get("ci95", {}) for run in runs]
-        table = PageTable(direction.replace("->", " → "), "Percent.", [*names, "difference", "p"])
+        table = Table(direction.replace("->", " → "), "Percent.", [*names, "difference", "p"])
         for score, row in scores.items():
             cells = [cell(row[key], interval.get(score)) for key, interval in zip(("first", "second"), rows)]
             table.rows.append(_tested(score, cells, row))
@@ -110,14 +111,14 @@ def _tested(name: str, cells: Sequence[Cell], test: Test | None, digits: int = 1
     """The scores of two runs, the difference with its interval, and p; in bold where p is small."""
     if test is None:
         return Row(name, [*cells, Cell(), Cell()], MIXED)
-    beside = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(f"{test['p']:.4f}")]
+    beside = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(test["p"], 4)]
     return Row(name, [*cells, *beside], OWN if test["p"] < CLEAR else CONTROL)
 
 
-def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[str, Test]) -> Iterator[PageTable]:
+def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[str, Test]) -> Iterator[Table]:
     """Every keyword score that both runs have, and its test where stage 5 kept what that takes."""
     note = "Percent, or a cosine, of all keywords or words of the utterances that both runs were scored on."
-    table = PageTable("Keywords", note, [*names, "difference", "p"])
+    table = Table("Keywords", note, [*names, "difference", "p"])
     for name, key, digits, path in _KEYWORDS:
         test = tests.get(key)
         scored = [_value(run, path) for run in runs]

@@ -99,7 +99,9 @@ def write_html(out: Path, template: str, content: Mapping[str, Any], *, data: An
 
     folder = files("speechclip.report.page") / "templates"
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("speechclip.report.page", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("speechclip.report.page", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     text = environment.get_template(template).render(
         content,

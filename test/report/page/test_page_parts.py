@@ -21,6 +21,7 @@ from speechclip.report.page.projection import project
 from speechclip.report.page.spoken import read_attention, read_keywords
 from speechclip.report.page.viewer import listed_rows
 from speechclip.report.runs import Run, Scores, load_run
+from speechclip.report.tables import OWN, QUOTED, Cell
 
 
 def _unit(degrees: list[float]) -> np.ndarray:
@@ -146,13 +147,13 @@ def test_a_retrieval_table_has_intervals_published_rows_and_chance() -> None:
     (table,) = tables.retrieval_tables(_run({}), "spokencoco")
     rows = {row.name: row for row in table.rows}
     assert table.columns[:4] == ["S→I R@1", "S→I R@5", "S→I R@10", "S→I MRR"] and len(table.columns) == 8
-    assert rows["this run"].cells[0] == tables.Cell("1.0", "[0.5, 1.5]") and rows["this run"].kind == tables.OWN
+    assert rows["this run"].cells[0] == Cell(1.0, ci95=(0.5, 1.5)) and rows["this run"].kind == OWN
     published = next(row for name, row in rows.items() if name.startswith("SpeechCLIP Parallel Large"))
     assert [cell.text for cell in published.cells] == ["35.8", "66.5", "78.0", "–", "50.6", "80.9", "89.1", "–"]
-    assert published.kind == tables.QUOTED and "quoted" in published.name
+    assert published.kind == QUOTED and "quoted" in published.name
     assert rows["chance"].cells[0].text == "0.004"
     assert rows["hybrid (cascaded branch)"].cells[4].text == "0.7"
-    assert [row.kind for row in tables.retrieval_tables(_run({}), "mini")[0].rows].count(tables.QUOTED) == 0
+    assert [row.kind for row in tables.retrieval_tables(_run({}), "mini")[0].rows].count(QUOTED) == 0
 
 
 def test_keyword_tables_show_what_there_is() -> None:
@@ -177,8 +178,8 @@ def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
     for table in found.values():
         assert table.rows and all(len(row.cells) == len(table.columns) for row in table.rows)
 
-    def shown(value: float, interval: list[float], digits: int = 1) -> tables.Cell:
-        return tables.Cell(f"{value:.{digits}f}", "[" + ", ".join(f"{end:.{digits}f}" for end in interval) + "]")
+    def shown(value: float, interval: list[float], digits: int = 1) -> Cell:
+        return Cell(value, digits, (interval[0], interval[1]))
 
     clean = found["Keyword hit rate, clean"].rows
     assert clean[0].cells[0] == shown(content["clean"]["avg"], content["ci95"]["clean"]["avg"])
@@ -207,8 +208,9 @@ def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
     anywhere = content["overlap"]["random_position"]["overlap"]
     assert found["Said where it is named"].rows[-1].cells[1] == tables.cell(anywhere)
     assert found["Word boundaries"].rows[-1].cells[2] == tables.cell(content["segmentation"]["uniform"]["f1"])
-    assert tables.cell(None) == tables.Cell("–") and tables.cell(0.004).text == "0.004"
-    assert tables.cell(0.25, [-1.0, 2.0], signed=True) == tables.Cell("+0.2", "[-1.0, +2.0]")
+    assert tables.cell(None).text == "–" and tables.cell(0.004).text == "0.004"
+    signed = tables.cell(0.25, [-1.0, 2.0], signed=True)
+    assert (signed.text, signed.interval) == ("+0.2", "[-1.0, +2.0]")
 
 
 def test_a_figure_inside_a_page_has_its_own_ids_the_pages_colours_and_a_text() -> None:
