@@ -56,7 +56,7 @@ from speechclip.data.features import FeatureStore, write_index
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir, read_table
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.eval.significance import compare_runs
+from speechclip.eval.score_files import compare_rank_files
 from speechclip.features.clip import vocabulary_texts
 from speechclip.train.state import read_progress
 
@@ -190,9 +190,9 @@ ROWS: list[tuple[str, Act, str]] = [
      "{t}/e.npz: would unpack to 4194304 bytes from 4206: refused"),
     ("scores_widths", two_widths,
      "{t}/g.npz: embeddings of 3 dimensions, {t}/q.npz has 2"),
-    ("ranks_missing", lambda t: compare_runs(t / "a.npz", t / "b.npz"),
+    ("ranks_missing", lambda t: compare_rank_files(t / "a.npz", t / "b.npz"),
      "{t}/a.npz: no such file; stage 4 makes it"),
-    ("ranks_text", lambda t: compare_runs(wrote(t, "a.npz", "x"), t / "b.npz"),
+    ("ranks_text", lambda t: compare_rank_files(wrote(t, "a.npz", "x"), t / "b.npz"),
      "{t}/a.npz: not a readable .npz file"),
     ("config_missing", lambda t: load([t / "c.yaml"]),
      "{t}/c.yaml: is missing. Give an existing configuration file."),

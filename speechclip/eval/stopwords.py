@@ -1,4 +1,4 @@
-"""English function words, and the subwords that stand for nothing else."""
+"""English function words, and the subwords that are function words."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ STOP_WORDS = frozenset(_WORDS.split())
 
 
 def stop_word_ids(subwords: Mapping[int, str]) -> frozenset[int]:
-    """Ids of the subwords (id -> string) that carry no content of their own.
-
-    A subword is one when it stands in `STOP_WORDS` without its word-boundary mark ("</w>" behind it or "▁" before it)
-    and in lower case, or when it holds no letter and no digit.
-    """
+    """Return the ids of the subwords (id -> string) without content. See :func:`is_stop_word`."""
     return frozenset(identity for identity, subword in subwords.items() if is_stop_word(subword))
 
 
 def is_stop_word(subword: str) -> bool:
-    """Whether a word or subword, with or without its mark, is no content: see :func:`stop_word_ids`."""
+    """Return whether a word or subword has no content.
+
+    It has none if it is in `STOP_WORDS`, without its word-boundary mark ("</w>" at the end or "▁" at the start) and in
+    lower case, or if it has no letter and no digit.
+    """
     plain = subword.removesuffix("</w>").lstrip("▁").lower().replace("’", "'")
     return plain in STOP_WORDS or not any(character.isalnum() for character in plain)

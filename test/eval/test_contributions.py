@@ -11,7 +11,7 @@ from circle import circle_table, on_circle, padded
 from speechclip.common.errors import UserError
 from speechclip.eval.contributions import compare_keywords, contributions, save_contributions
 from speechclip.eval.gold import Word
-from speechclip.eval.keywords import Settings, find, score
+from speechclip.eval.keywords import Settings, find_neighbours, score
 from speechclip.eval.words import word_measures
 
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4}
@@ -30,7 +30,7 @@ def case_of(seed: int):
     z = on_circle(*generator.uniform(-90, 90, mask.size)).reshape(*mask.shape, 2)
     reference = [padded(*gold) if number else set() for number, gold in enumerate(golds)]
     images = [int(name[1:]) for name in IMAGES]
-    return find(z, mask, circle_table(), golds, reference, COUNTS, images, Settings(bootstrap=0)), words
+    return find_neighbours(z, mask, circle_table(), golds, reference, COUNTS, images, Settings(bootstrap=0)), words
 
 
 def test_their_sums_are_the_scores() -> None:

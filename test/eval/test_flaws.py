@@ -7,7 +7,7 @@ import pytest
 from circle import EOT, PAD, SOT, circle_table, on_circle, padded
 
 from speechclip.eval.flaws import COMBINATIONS, DUMP_BATCH, flaw_name, flaw_report
-from speechclip.eval.keywords import Settings, find
+from speechclip.eval.keywords import Settings, find_neighbours
 
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4}
 
@@ -17,7 +17,7 @@ def report_of(degrees: list[float], golds: list[set[int]], bootstrap: int = 0, i
     settings = Settings(bootstrap=bootstrap)
     ones = np.ones((len(z), 1))
     reference = [padded(*gold) for gold in golds]
-    return flaw_report(find(z, ones, circle_table(), golds, reference, COUNTS, images, settings))
+    return flaw_report(find_neighbours(z, ones, circle_table(), golds, reference, COUNTS, images, settings))
 
 
 def rates(report: dict) -> list[float]:

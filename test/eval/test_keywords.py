@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from circle import PAD, circle_table, on_circle, padded
 
-from speechclip.eval.keywords import Settings, find, score
+from speechclip.eval.keywords import Settings, find_neighbours, score
 from speechclip.eval.neighbours import Subwords
 
 COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4, PAD: 100}
@@ -17,7 +17,7 @@ COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4, PAD: 100}
 def keyword_report(z, mask, table, gold, gold_reference, counts, words=None, images=None, settings=None):
     """The scores of what is found."""
     settings = settings or Settings()
-    return score(find(z, mask, table, gold, gold_reference, counts, images, settings), words, settings)
+    return score(find_neighbours(z, mask, table, gold, gold_reference, counts, images, settings), words, settings)
 
 
 @pytest.fixture

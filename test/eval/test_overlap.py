@@ -7,8 +7,8 @@ import pytest
 from circle import circle_table, on_circle, padded
 
 from speechclip.data.alignments import AlignedWord
-from speechclip.eval.keywords import Settings, find
-from speechclip.eval.overlap import SpokenWords, overlap_report, overlapping, overlaps
+from speechclip.eval.keywords import Settings, find_neighbours
+from speechclip.eval.overlap import SpokenWords, find_overlaps, overlap_report, overlapping
 
 IDS = {"dog": (18,), "snowman": (12, 14), "tree": (16,), "the": (11,)}
 WORDS = [
@@ -21,7 +21,7 @@ SPOKEN = SpokenWords.of(WORDS, IDS, 18)
 
 
 def looked_up(spans: list[tuple[float, float]], owner: list[int], named: list[int], asked: list[int] | None = None):
-    return overlaps(
+    return find_overlaps(
         spans, np.array(owner), np.array(named), SPOKEN, SECONDS, None if asked is None else np.array(asked)
     )
 
@@ -53,7 +53,7 @@ def test_chance_against_positions_tried_out() -> None:
     named = generator.choice([11, 12, 16, 18], 40)
     length = generator.uniform(0.02, 0.8, 40)
     start = generator.uniform(0, 1, 40) * (SECONDS[owner] - length)
-    found = overlaps(np.stack([start, start + length], axis=1), owner, named, SPOKEN, SECONDS)
+    found = find_overlaps(np.stack([start, start + length], axis=1), owner, named, SPOKEN, SECONDS)
     for at in range(40):
         said = [word for word in WORDS[owner[at]] if named[at] in IDS[word.text]]
         places = np.linspace(0, SECONDS[owner[at]] - length[at], 4001)
@@ -74,7 +74,7 @@ def test_report_by_hand() -> None:
     z = np.zeros((3, 2, 2))
     z[np.array(mask)] = on_circle(*degrees)
     golds = [{11, 12, 14, 16}, {18, 16}, {18}]
-    case = find(
+    case = find_neighbours(
         z, mask, circle_table(), golds, [padded(*gold) for gold in golds], {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}, None,
         Settings(bootstrap=100),
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_report_by_hand() -> None:
 def test_controls_and_intervals_by_hand() -> None:
     # nearest content subwords: 15 16 | 18 16, of two images: the only other one is the other's
     z = on_circle(50, 60, 80, 60).reshape(2, 2, 2)
-    case = find(
+    case = find_neighbours(
         z, np.ones((2, 2)), circle_table(), [{16}, {18}], [padded(16), padded(18)], {12: 3, 18: 2, 16: 1, 10: 1, 17: 1},
         None, Settings(bootstrap=200),
     )  # fmt: skip
@@ -115,14 +115,14 @@ def test_controls_and_intervals_by_hand() -> None:
 def test_words_that_no_subword_spells_are_not_named() -> None:
     spoken = SpokenWords.of([[AlignedWord("1984", 0.0, 0.5)], []], {"1984": ()}, 18)
     assert len(spoken.key) == 0 and spoken.aligned.tolist() == [True, False]
-    found = overlaps([(0.0, 0.1), (0.0, 0.1)], np.array([0, 1]), np.array([18, 18]), spoken, np.array([1.0, 1.0]))
+    found = find_overlaps([(0.0, 0.1), (0.0, 0.1)], np.array([0, 1]), np.array([18, 18]), spoken, np.array([1.0, 1.0]))
     assert (found.named.tolist(), found.hit.tolist(), found.counted.tolist()) == (
         [False, False], [False, False], [True, False]
     )  # fmt: skip
 
 
 def test_nothing_aligned_is_refused() -> None:
-    case = find(
+    case = find_neighbours(
         on_circle(0)[:, None], [[True]], circle_table(), [{10}], [padded(10)], {10: 1, 12: 1, 14: 1, 15: 1, 16: 1}
     )
     with pytest.raises(ValueError, match="no keyword of an utterance with an alignment"):

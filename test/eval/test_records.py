@@ -10,7 +10,7 @@ from circle import STRINGS, circle_table, on_circle, padded
 
 from speechclip.data.alignments import AlignedWord
 from speechclip.eval.gold import Word
-from speechclip.eval.keywords import Settings, find
+from speechclip.eval.keywords import Settings, find_neighbours
 from speechclip.eval.records import keyword_records, save_attention
 
 COUNTS = {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}
@@ -19,7 +19,7 @@ COUNTS = {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}
 def records(spoken=None, overlap=None, golds=({10, 18}, {16}), words=None):
     z = on_circle(1.0, 80.0, 40.0, 0.0).reshape(2, 2, 2)
     mask = [[True, True], [True, False]]
-    case = find(
+    case = find_neighbours(
         z, mask, circle_table(), list(golds), [padded(*gold) for gold in golds], COUNTS, None, Settings(bootstrap=0)
     )
     words = words or [[Word("red", (10,)), Word("dog", (18,))], [Word("cat", (16,))]]

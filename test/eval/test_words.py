@@ -7,7 +7,7 @@ import pytest
 from circle import circle_table, on_circle, padded
 
 from speechclip.eval.gold import Word
-from speechclip.eval.keywords import Settings, find
+from speechclip.eval.keywords import Settings, find_neighbours
 from speechclip.eval.rates import KeywordIndex
 from speechclip.eval.words import MEASURES, distinct_report, repetition, word_counts, word_report
 
@@ -21,7 +21,7 @@ def case_of(degrees: list[list[float]], golds: list[set[int]], **settings: objec
     z = np.zeros((*mask.shape, 2))
     z[mask] = on_circle(*(angle for row in degrees for angle in row))
     options = Settings(**{"bootstrap": 0, **settings})
-    return find(z, mask, circle_table(), golds, [padded(*gold) for gold in golds], COUNTS, None, options)
+    return find_neighbours(z, mask, circle_table(), golds, [padded(*gold) for gold in golds], COUNTS, None, options)
 
 
 def test_repetition_by_hand() -> None:
@@ -123,7 +123,7 @@ def test_words_against_loops() -> None:
     case = case_of(degrees, [{10}] * 50)
     for kind, left_out in (("all", set()), ("content", {11, 13})):
         subwords_of: list[set[int]] = [set() for _ in range(50)]
-        for owner, row in zip(case.places.owner, case.near[kind].rows[:, 0], strict=True):
+        for owner, row in zip(case.index.owner, case.nearest[kind].rows[:, 0], strict=True):
             subwords_of[owner].add(int(case.subwords.ids[row]))
         report = word_report(case, kind, captions)
         for key, caption_of in (("own", np.arange(50)), ("shuffled_speech", case.shuffled_index)):

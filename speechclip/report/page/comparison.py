@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from speechclip.common.errors import UserError
-from speechclip.eval.contributions import compare_keywords
 from speechclip.eval.ranking import first_hit_ranks
-from speechclip.eval.significance import compare_runs
+from speechclip.eval.score_files import compare_keyword_files, compare_rank_files
 from speechclip.report.figures import plots
 from speechclip.report.figures import run_figures as figures
 from speechclip.report.page.drawings import Drawing, draw
@@ -48,17 +47,17 @@ _KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
 
 
 def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Direction -> score -> first, second, difference and p of two runs: see `significance.compare_runs`."""
+    """Direction -> score -> first, second, difference and p of two runs: see `score_files.compare_rank_files`."""
     first, second = (run.directory / "scores" / "ranks.npz" for run in runs)
-    return compare_runs(first, second, n=permutations, seed=seed)
+    return compare_rank_files(first, second, n=permutations, seed=seed)
 
 
 def keyword_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, Any]]:
-    """The same by the name of a keyword score: see `contributions.compare_keywords`. Empty where a run has none."""
+    """The same by the name of a keyword score: see `score_files.compare_keyword_files`. Empty where a run has none."""
     if any(run.keywords is None for run in runs):
         return {}
     first, second = (run.directory / "scores" / "keywords.npz" for run in runs)
-    return compare_keywords(first, second, permutations, seed)
+    return compare_keyword_files(first, second, permutations, seed)
 
 
 def write_comparison(

@@ -18,7 +18,7 @@ from speechclip.report.page import media, tables
 from speechclip.report.page.examples import examples, top
 from speechclip.report.page.inline import inline_svg
 from speechclip.report.page.projection import project
-from speechclip.report.page.spoken import read_attention, read_keywords
+from speechclip.eval.score_files import read_attention, read_keyword_lines
 from speechclip.report.page.viewer import listed_rows
 from speechclip.report.runs import Run, Scores, load_run
 from speechclip.report.tables import OWN, QUOTED, Cell
@@ -109,15 +109,15 @@ def test_keywords_and_attention_are_read_back(tmp_path: Path) -> None:
     lines = [{"utterance": name, "keyword": number} for name in "abc" for number in (2, 1)]
     path = tmp_path / "keywords.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_keywords(path, ["c", "a", "none"])
+    found = read_keyword_lines(path, ["c", "a", "none"])
     assert {name: [record["keyword"] for record in records] for name, records in found.items()} == {
         "a": [1, 2], "c": [1, 2],
     }  # fmt: skip
     path.write_text('{"utterance": "a", "keyword": 1}\n{"utt')
     with pytest.raises(UserError, match=r"keywords.jsonl: line 2: no keyword"):
-        read_keywords(path, ["a"])
+        read_keyword_lines(path, ["a"])
     with pytest.raises(UserError, match="stage 5 makes it"):
-        read_keywords(tmp_path / "none.jsonl", ["a"])
+        read_keyword_lines(tmp_path / "none.jsonl", ["a"])
     kept = tmp_path / "attention.npz"
     parts = [np.arange(6, dtype=np.float16), np.arange(4, dtype=np.float16)]
     fields = {"ids": np.array(["a", "b"]), "keywords": np.array([2, 1]), "frames": np.array([3, 4])}
