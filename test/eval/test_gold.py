@@ -26,7 +26,7 @@ def test_most_frequent_subwords():
     assert most_frequent(counts, subwords, 2, {0}) == [2, 1]  # 99 is not in the table
     assert most_frequent(counts, subwords, 2, {0, 2}) == [1, 3]
     assert most_frequent({1: 4, 3: 4}, subwords, 1, set()) == [1]
-    with pytest.raises(ValueError, match="hold 3 of the table"):
+    with pytest.raises(ValueError, match="contain 3 of the table"):
         most_frequent(counts, subwords, 4, {0})
 
 

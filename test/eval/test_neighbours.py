@@ -12,7 +12,7 @@ from speechclip.eval.neighbours import largest, search
 def nearest(z, table, k, exclude=None):
     """Rows and cosines of a search under one exclusion."""
     nothing = np.zeros(len(table), dtype=bool)
-    return search(z, table, [(k, nothing if exclude is None else exclude)]).near[0]
+    return search(z, table, [(k, nothing if exclude is None else exclude)]).nearest[0]
 
 
 def test_nearest_by_hand():
@@ -43,9 +43,9 @@ def test_nearest_against_sorting(monkeypatch):
 
 
 def test_nearest_refuses_what_it_cannot_answer():
-    with pytest.raises(ValueError, match="3 neighbours asked for, 2 subwords are left"):
+    with pytest.raises(ValueError, match="3 neighbours are needed, 2 subwords are left"):
         nearest([[1.0]], [[1.0], [2.0], [3.0]], 3, exclude=np.array([True, False, False]))
-    with pytest.raises(ValueError, match="z holds NaN"):
+    with pytest.raises(ValueError, match="z contains NaN"):
         nearest([[np.nan]], [[1.0]], 1)
 
 
@@ -72,7 +72,7 @@ def test_one_search_answers_under_several_exclusions():
         {"own": (np.array([[table.ids.tolist().index(14), table.ids.tolist().index(18)], [-1, -1]]), np.array([0, 0])),
          "none": (np.array([[-1, -1]]), np.array([0, 0]))},
     )  # fmt: skip
-    ids = [table.ids[near.rows].tolist() for near in found.near]
+    ids = [table.ids[near.rows].tolist() for near in found.nearest]
     assert ids[:3] == [[[SOT, EOT, 10], [13, 12, 14]], [[10, 11], [13, 12]], [[10, 12], [12, 14]]]
     assert ids[3] == [[SOT, EOT, 10, PAD], [12, 14, 15, PAD]]  # what was excluded before is there again
     rows, cosines = found.best["own"]
@@ -92,7 +92,7 @@ def test_search_of_many_vectors_is_that_of_each(monkeypatch):
     whole = search(z, table, wanted, sets)
     monkeypatch.setattr("speechclip.eval.neighbours.BLOCK_SCORES", 90)
     parts = search(z, table, wanted, sets)
-    for near, again, (k, exclude) in zip(whole.near, parts.near, wanted, strict=True):
+    for near, again, (k, exclude) in zip(whole.nearest, parts.nearest, wanted, strict=True):
         assert np.array_equal(near.rows, again.rows)
         assert np.array_equal(near.rows, nearest(z, table, k, exclude)[0])
     assert np.array_equal(whole.best["x"][0], parts.best["x"][0])

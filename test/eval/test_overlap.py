@@ -125,5 +125,5 @@ def test_nothing_aligned_is_refused() -> None:
     case = find_neighbours(
         on_circle(0)[:, None], [[True]], circle_table(), [{10}], [padded(10)], {10: 1, 12: 1, 14: 1, 15: 1, 16: 1}
     )
-    with pytest.raises(ValueError, match="no keyword of an utterance with an alignment"):
+    with pytest.raises(ValueError, match="no utterance with a keyword has an alignment"):
         overlap_report(case, [(0.0, 0.1)], SpokenWords.of([[]], {}, 18), np.array([1.0]), "segments")

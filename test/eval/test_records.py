@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import numpy as np
 from circle import STRINGS, circle_table, on_circle, padded
 
 from speechclip.data.alignments import AlignedWord
 from speechclip.eval.gold import Word
 from speechclip.eval.keywords import Settings, find_neighbours
-from speechclip.eval.records import keyword_records, save_attention
+from speechclip.eval.records import keyword_records
 
 COUNTS = {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}
 
@@ -58,17 +56,3 @@ def test_what_is_unknown_is_null():
     assert [r["hit"] for r in found] == [True, True, False]
     assert found[1]["word"] is None
     assert found[2]["gold"] is None
-
-
-def test_attention_is_kept_in_one_array(tmp_path: Path):
-    weights = [np.array([[0.25, 0.75], [1.0, 0.0]]), np.empty((0, 3)), np.array([[0.5, 0.25, 0.25]])]
-    save_attention(tmp_path / "attention.npz", ["a", "b", "c"], weights)
-    with np.load(tmp_path / "attention.npz", allow_pickle=False) as file:
-        stored = {name: file[name] for name in file.files}
-    assert stored["ids"].tolist() == ["a", "b", "c"]
-    assert (stored["keywords"].tolist(), stored["frames"].tolist()) == ([2, 0, 1], [2, 3, 3])
-    ends = np.cumsum(stored["keywords"] * stored["frames"])
-    parts = np.split(stored["weights"], ends[:-1])
-    for part, wanted in zip(parts, weights, strict=True):
-        assert part.reshape(wanted.shape).tolist() == wanted.tolist()
-    assert [path.name for path in tmp_path.iterdir()] == ["attention.npz"]

@@ -98,7 +98,7 @@ def test_bad_arrays_are_refused():
         first_hit_ranks(queries, gallery, [0, 5], [0, 1])
     with pytest.raises(ValueError, match="query 1 has no relevant item"):
         chance([0, 5], [0, 1])
-    with pytest.raises(ValueError, match="queries: row 1 holds NaN"):
+    with pytest.raises(ValueError, match="queries: row 1 contains NaN"):
         first_hit_ranks([[0, 1], [np.nan, 0]], gallery, [0, 1], [0, 1])
     with pytest.raises(ValueError, match="gallery"):
         first_hit_ranks(queries, np.zeros((2, 3)), [0, 1], [0, 1])

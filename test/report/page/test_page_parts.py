@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,10 @@ import soundfile
 from PIL import Image
 from scored_runs import scored_data, scored_run
 
-from speechclip.common.errors import UserError
 from speechclip.report.page import media, tables
 from speechclip.report.page.examples import examples, top
 from speechclip.report.page.inline import inline_svg
 from speechclip.report.page.projection import project
-from speechclip.eval.score_files import read_attention, read_keyword_lines
 from speechclip.report.page.viewer import listed_rows
 from speechclip.report.runs import Run, Scores, load_run
 from speechclip.report.tables import OWN, QUOTED, Cell
@@ -103,34 +100,6 @@ def test_the_utterances_listed_are_those_needed_and_others_evenly() -> None:
     assert listed_rows(10, [3], 4) == [0, 3, 5, 9]
     assert listed_rows(5, [1], 100) == [0, 1, 2, 3, 4]
     assert listed_rows(5, [4, 2, 0], 2) == [0, 2, 4]
-
-
-def test_keywords_and_attention_are_read_back(tmp_path: Path) -> None:
-    lines = [{"utterance": name, "keyword": number} for name in "abc" for number in (2, 1)]
-    path = tmp_path / "keywords.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_keyword_lines(path, ["c", "a", "none"])
-    assert {name: [record["keyword"] for record in records] for name, records in found.items()} == {
-        "a": [1, 2], "c": [1, 2],
-    }  # fmt: skip
-    path.write_text('{"utterance": "a", "keyword": 1}\n{"utt')
-    with pytest.raises(UserError, match=r"keywords.jsonl: line 2: no keyword"):
-        read_keyword_lines(path, ["a"])
-    with pytest.raises(UserError, match="stage 5 makes it"):
-        read_keyword_lines(tmp_path / "none.jsonl", ["a"])
-    kept = tmp_path / "attention.npz"
-    parts = [np.arange(6, dtype=np.float16), np.arange(4, dtype=np.float16)]
-    fields = {"ids": np.array(["a", "b"]), "keywords": np.array([2, 1]), "frames": np.array([3, 4])}
-    np.savez(kept, weights=np.concatenate(parts), **fields)
-    attention = read_attention(kept)
-    assert attention["a"].tolist() == [[0, 1, 2], [3, 4, 5]] and attention["b"].tolist() == [[0, 1, 2, 3]]
-    np.savez(kept, weights=np.zeros(9), **fields)
-    with pytest.raises(UserError, match="9 weights do not fit"):
-        read_attention(kept)
-    kept.write_text("x")
-    with pytest.raises(UserError, match="not the attention"):
-        read_attention(kept)
-    assert read_attention(tmp_path / "none.npz") == {}
 
 
 def _run(keywords: dict[str, object], model: str = "large") -> Run:
