@@ -16,7 +16,7 @@ from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.inline import inline_svg
 from speechclip.report.page.media import spectrogram
 from speechclip.report.page.projection import Plane
-from speechclip.report.results.update import RETRIEVAL
+from speechclip.report.results.retrieval_tables import RETRIEVAL
 from speechclip.report.runs import Run
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from speechclip.report.results.overview import branch_scores
 from speechclip.report.results.published import TABLES
-from speechclip.report.results.update import CUTOFFS, KEYWORDS, RETRIEVAL
+from speechclip.report.results.keyword_tables import KEYWORDS
+from speechclip.report.results.retrieval_tables import CUTOFFS, RETRIEVAL, branch_scores
 from speechclip.report.runs import Run, Scores
 from speechclip.report.tables import CONTROL, MIXED, QUOTED, Cell, Row, Table
 
@@ -39,7 +39,7 @@ def retrieval_tables(run: Run, recipe: str) -> list[Table]:
         table = Table(title, f"Percent, with 95% intervals over images. {queries}.", columns)
         table.rows += _published(title, columns, recipe)
         table.rows.append(Row("this run", _recalls(run.retrieval, present)))
-        for name, scores in branch_scores(run):
+        for name, scores in branch_scores(run.head, run.retrieval):
             table.rows.append(Row(name, _recalls(scores, present)))
         if "text->image" in run.retrieval.content and "speech->image" in present:
             topline = _recalls(run.retrieval, {"text->image": "S→I"})
