@@ -226,7 +226,7 @@ def test_commands_share_a_row_over_seeds(make: Make) -> None:
     options = {"recipe_command": "./run.sh --seed '0 1'", "rate": 30.0}
     rows = rows_of(make("tiny_cascaded", 40, **options), make("tiny_cascaded_seed1", 41, 1, **options))
     text = render(rows, "mini", "<!-- tables: commands -->\n", "")
-    lines = [re.sub(" +", " ", line)[18:] for line in text.splitlines() if line.startswith("| tiny")]
+    lines = [re.sub(" +", " ", line)[20:] for line in text.splitlines() if line.startswith("| tiny")]
     assert lines == [
         "0 | train | 0123456789ab | 7,483,917 trained parameters | `train --seed 0` |",
         "1 | train | 0123456789ab | 7,483,917 trained parameters | `train --seed 1` |",
