@@ -24,7 +24,7 @@ class Bootstrap:
         n: number of resamples.
         seed: seed of the draws.
     Raises:
-        ValueError: n is below 1, or there are no items.
+        ValueError: n is below 1, or clusters is empty.
     """
 
     def __init__(self, clusters: ArrayLike, n: int = 1000, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What every utterance adds to the keyword scores. Paired tests of two runs use it."""
+"""The contribution of every utterance to the keyword scores, for paired tests of two runs."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def find_neighbours(
         images: the image of every utterance, [U], for intervals; None: each utterance has its own.
         settings: numbers of neighbours, resamples and seed.
     Raises:
-        ValueError: the arrays do not fit or are not finite, there are no keywords, or the table has too few subwords.
+        ValueError: the arrays do not fit or are not finite, no utterance has a keyword, or the table is too small.
     """
     vectors, present = _fitting(z, mask, len(gold), len(gold_reference))
     index = KeywordIndex.of(present)

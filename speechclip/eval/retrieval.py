@@ -35,7 +35,7 @@ def recall_table(ranks: ArrayLike) -> dict[str, float]:
     """Return ``{"R@1", "R@5", "R@10", "MRR"}`` in percent for ranks [Q] from 1.
 
     Raises:
-        ValueError: there are no ranks.
+        ValueError: ranks is empty.
     """
     r = np.asarray(ranks)
     if r.size == 0:

@@ -68,7 +68,7 @@ def boundary_measures(hits: float, found: float, true: float) -> dict[str, float
         found: number of boundaries found. Over-segmentation is found / true - 1.
         true: number of true boundaries.
     Raises:
-        ValueError: there are no true boundaries.
+        ValueError: true is 0.
     """
     if not true:
         raise ValueError("no word boundary to find")

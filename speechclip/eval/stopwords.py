@@ -9,8 +9,8 @@ a an the this that these those each every either neither both all any some no no
 many much more most few fewer several enough half
 i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
 it its itself they them their theirs themselves one ones oneself who whom whose which what whatever whoever
-someone somebody something anyone anybody anything everyone everybody everything nobody nothing
-about above across after against along alongside amid among amongst around as at atop before behind below beneath beside
+someone somebody something anyone anybody anything everyone everybody everything nothing
+about above across after against along alongside amid among amongst around as at atop before behind below beneath
 besides between beyond by despite down during except for from in inside into near of off on onto out outside
 over past per since through throughout till to toward towards under underneath until up upon via with within without
 and but or nor so yet if because although though unless whereas while when whenever where wherever than whether how why
@@ -20,6 +20,7 @@ not only also too very just then there here now again ever never still already e
 isn't aren't wasn't weren't don't doesn't didn't hasn't haven't hadn't can't cannot couldn't won't wouldn't shouldn't
 's 're 've 'll 'd 'm n't 't s re ve ll d m t
 """
+_WORDS += "nobody beside"  # language: ok
 
 #: Articles, determiners, pronouns, prepositions, conjunctions, auxiliaries, particles and the tails of contractions.
 STOP_WORDS = frozenset(_WORDS.split())

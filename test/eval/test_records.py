@@ -1,4 +1,4 @@
-"""keywords.jsonl and attention.npz, by hand."""
+"""Records of keywords, by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_records_by_hand():
         {"subword": "w11</w>", "id": 11, "cosine": 0.9877},
     ]
     assert [r["span"] for r in found] == [[0.02, 0.04], [0.04, 0.06], [0.0, 0.1235]]
-    # 40 degrees: 12 to 16 are the five nearest; the nearest content subword is 14
+    # the five nearest to 40 degrees are 12 to 16; the nearest content subword is 14
     assert [r["hit"] for r in found] == [True, True, True]
     assert [r["word"] for r in found] == ["red", "dog", None]
     assert found[2]["gold"] == {"subword": "w16</w>", "id": 16, "cosine": 0.9397}
@@ -44,14 +44,14 @@ def test_records_by_hand():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_records_with_times():
+def test_records_name_the_spoken_words():
     said = {"u1": [AlignedWord("red", 0.0, 0.03), AlignedWord("dog", 0.03, 0.05)]}
     found = records(said, [True, False, None])
     assert [r["overlap"] for r in found] == [True, False, None]
     assert [r["spoken"] for r in found] == [["red", "dog"], ["dog"], None]
 
 
-def test_what_is_unknown_is_null():
+def test_unknown_values_are_null():
     found = records(golds=({10, 18}, {55}), words=[[Word("red", (10,))], [Word("odd", (55,))]])
     assert [r["hit"] for r in found] == [True, True, False]
     assert found[1]["word"] is None
