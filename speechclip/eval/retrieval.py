@@ -197,27 +197,38 @@ def retrieval_report(
 
 
 def branch_report(
-    branches: Mapping[str, Floats], *args: Any, n_bootstrap: int = 1000
+    branches: Mapping[str, Floats],
+    utt_images: ArrayLike,
+    images: ArrayLike | None,
+    texts: ArrayLike | None = None,
+    captions: Sequence[str] | None = None,
+    text_utterances: ArrayLike | None = None,
+    n_bootstrap: int = 1000,
 ) -> tuple[dict[str, Any], dict[str, tuple[Ints, Ints]]]:
     """Score every branch of a head.
 
     Args:
-        branches: by branch, speech embeddings [U, J].
-        args: the other arguments of :func:`retrieval_report` up to ``text_utterances``.
-        n_bootstrap: number of resamples; 0 for no intervals.
+        branches: by branch, speech embeddings [U, J]. The other arguments are those of :func:`retrieval_report`.
     Returns:
         the report of the first branch. With several branches, "branch" is the name of the first, and "branches" has the
-        speech directions of the others.
+            speech directions of the others.
         the rank and the image of every query of the first branch, by direction.
     """
+
+    def score(branch: str, keep: dict[str, tuple[Ints, Ints]] | None = None) -> dict[str, Any]:
+        speech = branches[branch]
+        return retrieval_report(
+            speech, utt_images, images, texts, captions, text_utterances, n_bootstrap=n_bootstrap, keep=keep
+        )
+
     ranks: dict[str, tuple[Ints, Ints]] = {}
     first, *others = branches
-    report = retrieval_report(branches[first], *args, n_bootstrap=n_bootstrap, keep=ranks)
+    report = score(first, ranks)
     if others:
         directions = [name for name in report if "speech" in name or name == "mean_R@10"]
-        scores = {name: retrieval_report(branches[name], *args, n_bootstrap=n_bootstrap) for name in others}
+        reports = {name: score(name) for name in others}
         report["branch"] = first
-        report["branches"] = {name: {key: scores[name][key] for key in directions} for name in others}
+        report["branches"] = {name: {key: reports[name][key] for key in directions} for name in others}
     return report, ranks
 
 

@@ -11,7 +11,15 @@ import pytest
 
 from speechclip.eval import ranking
 from speechclip.eval.ranking import ranks_from_scores
-from speechclip.eval.retrieval import bootstrap_ci, chance, evaluate, first_hit_ranks, recall_table, retrieval_report
+from speechclip.eval.retrieval import (
+    bootstrap_ci,
+    branch_report,
+    chance,
+    evaluate,
+    first_hit_ranks,
+    recall_table,
+    retrieval_report,
+)
 
 
 def scored(scores):
@@ -325,3 +333,16 @@ def test_relevant_items_are_counted(columns: int) -> None:
     q, g = rng.integers(0, 6, (40, columns)), rng.integers(0, 6, (70, columns))
     expected = (q[:, None, :] == g[None, :, :]).any(axis=2).sum(axis=1)
     assert retrieval._count_relevant(q, g).tolist() == expected.tolist()
+
+
+def test_branches_are_scored_one_by_one() -> None:
+    images, owner = np.eye(2), [0, 1]
+    branches = {"parallel": np.eye(2, dtype=np.float32), "cascaded": np.eye(2, dtype=np.float32)[::-1]}
+    report, ranks = branch_report(branches, owner, images, n_bootstrap=0)
+    assert report["speech->image"]["R@1"] == 100.0 and report["branch"] == "parallel"
+    assert ranks["speech->image"][0].tolist() == [1, 1]
+    assert list(report["branches"]) == ["cascaded"]
+    assert report["branches"]["cascaded"]["speech->image"]["R@1"] == 0.0
+    assert list(report["branches"]["cascaded"]) == ["speech->image", "image->speech", "mean_R@10"]
+    single, _ = branch_report({"parallel": branches["parallel"]}, owner, images, n_bootstrap=0)
+    assert "branches" not in single and single["mean_R@10"] == 100.0
