@@ -1,4 +1,4 @@
-"""The keyword scores of a split: everything that stage 5 of a recipe writes, as arrays and dictionaries."""
+"""All keyword scores of a split, as arrays and dictionaries."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def load_run(directory: str | Path) -> Run:
 
 
 def _training_of(retrieval: Scores) -> Scores | None:
-    """Return the provenance of the training of weights in another folder (``--checkpoint``), as the scores repeat it."""
+    """Return the training provenance that the scores repeat, for weights in another folder (``--checkpoint``)."""
     origin = retrieval.get("provenance")
     training = origin.get("training") if isinstance(origin, Mapping) else None
     if not isinstance(training, Mapping) or not {"command", "commit"} <= training.keys():

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from speechclip.report.results.published import TABLES
 from speechclip.report.results.keyword_tables import KEYWORDS
+from speechclip.report.results.published import TABLES
 from speechclip.report.results.retrieval_tables import CUTOFFS, RETRIEVAL, branch_scores
 from speechclip.report.runs import Run, Scores
 from speechclip.report.tables import CONTROL, MIXED, QUOTED, Cell, Row, Table

@@ -61,9 +61,9 @@ Hit rates are percentages of the utterances that have the keyword. avg is the pe
 
 The tables by number of neighbours give the hit rate of all keywords. "content" ignores stop words.
 
-The table of flaws has three departures of the published code. Special tokens are neighbours and gold. The neighbours are
-those of the quantised vector. The file of keywords has one caption for 8 utterances. "only special" is the percentage of
-keywords that hit special tokens only.
+The table of flaws has three departures of the published code. Special tokens are neighbours and gold. The neighbours
+are those of the quantised vector. The file of keywords has one caption for 8 utterances. "only special" is the
+percentage of keywords that hit special tokens only.
 
 The table of words ignores stop words. A keyword names the words that contain its nearest subword. It names one wrong
 word if the caption has no such word.
@@ -71,8 +71,8 @@ word if the caption has no such word.
 * precision, recall, F1: of the distinct words. whole F1: a word is found only if all its subwords are named.
 * cosine: to the nearest subword of the caption.
 * duplicates: percentage of the keywords of an utterance that repeat another one.
-* named: percentage of keywords whose word is spoken. overlap: percentage of these whose time overlaps the word. For the
-  prior, the word is the most frequent one. Random position: the same spans at random positions.
+* named: percentage of keywords whose word is spoken. overlap: percentage of these whose time overlaps the word. For
+  the prior, the word is the most frequent one. Random position: the same spans at random positions.
 * boundary F1: see the table of word boundaries. Evenly spaced: the same number of boundaries, evenly spaced.
 
 The table of word boundaries uses segments for heads with integrate-and-fire, and spans that hold half of the attention
