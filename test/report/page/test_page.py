@@ -257,7 +257,7 @@ def test_keyword_scores_are_compared_in_pairs(recipe: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["exp/none"], "exp/none: no such folder"),
+        (["exp/none"], "exp/none: is not a directory"),
         (["exp/tiny_parallel", "exp/tiny_parallel"], "compared with itself"),
         (["exp/tiny_parallel", "--data_dir", "data/none"], "data/none: no such folder"),
         (["exp/tiny_parallel", "--dump_dir", "dump/none"], "image_embeddings.npz: no such file"),
