@@ -24,8 +24,7 @@ def contributions(data: KeywordEvalData, captions: Sequence[Sequence[Word]]) -> 
 
     Returns:
         "clean", "reference", "content_top1", "gold_cosine all" and "gold_cosine content": [U, 2], the sum of the hits
-        or
-            cosines of its keywords, and the number of keywords that count.
+            or cosines of its keywords, and the number of keywords that count.
         "words all" and "words content": [U, 4], see :func:`speechclip.eval.words.word_counts`.
     """
     found: dict[str, Floats] = {}

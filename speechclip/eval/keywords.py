@@ -68,8 +68,8 @@ def score(
         words: the words of every caption; None for no section "words".
         settings: numbers of neighbours, resamples and seed.
     Returns:
-        "clean", "reference", "content_top1": hit rates. "frequency_prior", "shuffled_speech" and "ci95" have the same
-            keys.
+        "clean", "reference", "content_top1": hit rates.
+        "frequency_prior", "shuffled_speech", "ci95": the same keys for the controls and the intervals.
         "n_utterances", "n_keywords": by score, the number of utterances and keywords that count.
         "repetition": of the subwords that keywords are quantised to (:func:`speechclip.eval.words.repetition`).
         "sweep", "reference_sweep": {"all", "content"} of hit rates for each K. A K is left out if the table or the

@@ -50,8 +50,7 @@ def bootstrap_ci(
 
     Args:
         ranks: from 1, [Q].
-        clusters: the image of each query, [Q]. The captions of one image are not independent, so they are drawn
-            together.
+        clusters: the image of each query, [Q]. Captions of one image are drawn together.
         n: number of resamples. The mean of a resample is over its queries.
         seed: equal seeds give equal intervals.
         level: the share of the resamples inside the interval, between 0 and 1.

@@ -135,8 +135,7 @@ def compare_keyword_files(first: Path, second: Path, n: int = 10000, seed: int =
 def write_attention(path: Path, ids: Sequence[str], attention: Sequence[Floats]) -> None:
     """Write weights over frames.
 
-    The arrays are "ids", "keywords" [U], "frames" [U] and "weights": the flattened weights of all utterances, half
-    precision.
+    The arrays are "ids", "keywords" [U], "frames" [U] and "weights", all flattened weights in half precision.
 
     Args:
         path: the file.

@@ -52,8 +52,7 @@ def commit_results(folder: Path, runs: Sequence[Run], *, replace: bool = False) 
     Args:
         folder: the folder of the recipe, with RESULTS.template.md.
         runs: scored runs; none to render only.
-        replace: drop all older rows of these runs. Otherwise rows of other commits stay and are listed next to the new
-            ones.
+        replace: drop all older rows of these runs. Otherwise rows of other commits stay.
     Returns:
         all rows.
     Raises:

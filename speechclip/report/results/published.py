@@ -197,8 +197,7 @@ def _own_rows(
 ) -> Iterator[tuple[str, list[Cell]]]:
     """Yield this project's numbers for a line: the mean over seeds, else the first seed, else the command to run.
 
-    The numbers of the authors' checkpoint follow if it was scored here. If runs of several commits exist, the last is
-    used.
+    The numbers of the authors' checkpoint follow if it was scored here. Of several commits the last is used.
     """
     model, head, tag = run
     found = False
