@@ -28,7 +28,7 @@ from speechclip.data.embeddings import load_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir, read_table
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.eval.embedding_files import score_files
+from speechclip.eval.embedding_files import score_embedding_files
 from speechclip.model.encoders.clip import load_clip
 from speechclip.model.encoders.factory import load_speech_encoder
 
@@ -73,7 +73,7 @@ def arrays(**given: Any) -> Act:
 def two_widths(t: Path) -> Any:
     for name, width in (("q", 2), ("g", 3)):
         np.savez(t / f"{name}.npz", ids=["a"], embeddings=np.ones((1, width)))
-    return score_files((t / "q.npz", ""), (t / "g.npz", ""))
+    return score_embedding_files((t / "q.npz", ""), (t / "g.npz", ""))
 
 
 def encoder(path: Act, kind: str = "speech_encoder") -> Act:

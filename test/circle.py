@@ -1,6 +1,6 @@
-"""A subword table on a circle, where neighbours are seen at a glance.
+"""A subword table on a circle, whose neighbours are easy to see.
 
-Ids 10, 11, ..., 18 stand every 10 degrees from 0; PAD, SOT and EOT lie between the first two. 11 and 13 are stop words.
+Ids 10, 11, ..., 18 are every 10 degrees from 0. PAD, SOT and EOT are between the first two. 11 and 13 are stop words.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ STRINGS = {i: f"w{i}</w>" for i in ANGLES}
 
 
 def on_circle(*degrees: float) -> np.ndarray:
-    """Unit vectors, [len(degrees), 2]."""
+    """Return unit vectors, [len(degrees), 2]."""
     return np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], axis=-1)
 
 
 def circle_table() -> Subwords:
-    """The table; its rows are not in the order of the ids."""
+    """Return the table. Its rows are not in the order of the ids."""
     ids = np.array(sorted(ANGLES, reverse=True))
     return Subwords(on_circle(*(ANGLES[i] for i in ids)), ids, frozenset({PAD, SOT, EOT}), frozenset({11, 13}))
 
 
 def padded(*content: int) -> set[int]:
-    """The ids of a padded token sequence."""
+    """Return the ids of a padded token sequence."""
     return {SOT, EOT, PAD, *content}

@@ -56,7 +56,7 @@ from speechclip.data.features import FeatureStore, write_index
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir, read_table
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.eval.significance import compare_runs
+from speechclip.eval.score_files import compare_rank_files
 from speechclip.features.clip import vocabulary_texts
 from speechclip.train.state import read_progress
 
@@ -189,10 +189,10 @@ ROWS: list[tuple[str, Act, str]] = [
     ("arrays_bomb", lambda t: load_embeddings(wrote(t, "e.npz", zipped(("embeddings.npy", bytes(1 << 22))))),
      "{t}/e.npz: refused: 4206 bytes would unpack to 4194304"),
     ("scores_widths", two_widths,
-     "{t}/g.npz: embeddings of 3 dimensions, {t}/q.npz has 2"),
-    ("ranks_missing", lambda t: compare_runs(t / "a.npz", t / "b.npz"),
+     "{t}/g.npz: 3 dimensions, {t}/q.npz has 2. Use embeddings of one joint space."),
+    ("ranks_missing", lambda t: compare_rank_files(t / "a.npz", t / "b.npz"),
      "{t}/a.npz: is missing"),
-    ("ranks_text", lambda t: compare_runs(wrote(t, "a.npz", "x"), t / "b.npz"),
+    ("ranks_text", lambda t: compare_rank_files(wrote(t, "a.npz", "x"), t / "b.npz"),
      "{t}/a.npz: not a readable .npz file"),
     ("config_missing", lambda t: load([t / "c.yaml"]),
      "{t}/c.yaml: is missing. Give an existing configuration file."),

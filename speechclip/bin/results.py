@@ -1,4 +1,4 @@
-"""Write what runs have scored: their rows into a results file, their figures, and a page of each."""
+"""Write the tables, figures and pages of scored runs, or add runs to the committed results of a recipe."""
 
 from __future__ import annotations
 
@@ -11,26 +11,47 @@ from speechclip.common.arguments import ArgumentParser
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Merge the rows of all runs, draw the figures and the page of each; print one line for every file written."""
-    parser = ArgumentParser(prog="report", description=__doc__)
-    parser.add_argument("--exp", nargs="+", required=True, metavar="DIR", help="folders of scored runs")
-    parser.add_argument("--out", default="RESULTS.md", metavar="FILE", help="the results file, created when missing")
+    """Write tables, data, figures and pages of all runs. Print one line for every file."""
+    parser = ArgumentParser(prog="speechclip.bin.results", description=__doc__)
+    parser.add_argument("--exp", nargs="+", default=[], metavar="DIR", help="folders of scored runs")
+    parser.add_argument("--out", default="exp/RESULTS.md", metavar="FILE", help="tables; results.jsonl is next to it")
     parser.add_argument(
-        "--recipe", default=Path.cwd().name, help="whose published tables to set beside the rows, where there are any"
+        "--recipe", default=Path.cwd().name, help="name of the recipe, for published tables (default: current folder)"
     )
-    parser.add_argument("--data_dir", metavar="DIR", help="the split that was scored; without it no page is written")
-    parser.add_argument("--dump_dir", metavar="DIR", help="what stage 2 stored for it")
+    parser.add_argument("--data_dir", metavar="DIR", help="scored data directory; without it no page is written")
+    parser.add_argument("--dump_dir", metavar="DIR", help="folder with its stored features")
+    parser.add_argument(
+        "--commit_to", metavar="DIR", help="add the runs to DIR/results.jsonl and render DIR/RESULTS.md, nothing else"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="with --commit_to: drop rows of these runs of other commits"
+    )
     args = parser.parse_args(argv)
     if bool(args.data_dir) != bool(args.dump_dir):
         parser.error("--data_dir and --dump_dir: give both or none")
+    if not args.exp and not args.commit_to:
+        parser.error("--exp: give at least one folder")
+    if args.replace and not args.commit_to:
+        parser.error("--replace: needs --commit_to")
 
-    from speechclip.report.figures.run_figures import write_figures
-    from speechclip.report.results.update import update_results
+    from speechclip.report.results.document import DATA, DOCUMENT, commit_results, update_results
     from speechclip.report.runs import load_run
 
     runs = [load_run(directory) for directory in args.exp]
-    update_results(args.out, runs, args.recipe)
-    print(f"wrote {args.out}: rows of {len(runs)} run{'s' if len(runs) > 1 else ''}")
+    if args.commit_to:
+        folder = Path(args.commit_to)
+        rows = commit_results(folder, runs, replace=args.replace)
+        if rows:
+            print(f"wrote {folder / DATA}: {len(rows)} rows")
+        print(f"wrote {folder / DOCUMENT}")
+        return
+
+    from speechclip.report.figures.run_figures import write_figures
+
+    out = Path(args.out)
+    rows = update_results(out, runs, args.recipe)
+    print(f"wrote {out.parent / DATA}: {len(rows)} rows")
+    print(f"wrote {out}")
     for run in runs:
         for path in write_figures(run.directory):
             print(f"wrote {path}")

@@ -1,1 +1,1 @@
-"""Metrics: arrays in, dictionaries out. Nothing here reads a file, holds a model or prints."""
+"""Scores. Metrics take arrays and return dictionaries; ``score_files`` reads and writes the files in ``scores/``."""

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over clusters: what belongs to one image is drawn together."""
+"""Percentile bootstrap over clusters: all items of one image are drawn together."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-_BLOCK = 1 << 23  # draws held at a time in double precision: 64 MiB
+_BLOCK = 1 << 23  # draws in memory at a time in double precision: 64 MiB
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 
 class Bootstrap:
-    """Resamples of clusters with replacement, the same for everything that is asked of one object.
+    """Resamples of clusters with replacement. All calls on one object use the same resamples.
 
-    So a difference of two scores may be resampled as the two scores are. Equal seeds give equal resamples.
+    So the difference of two scores can be resampled as the two scores are. Equal seeds give equal resamples.
 
     Args:
-        clusters: [Q], what each item belongs to, its image: captions of one image are no independent draws.
-        n: resamples. seed: of the draws.
+        clusters: the cluster of each item, its image, [Q]. Captions of one image are not independent draws.
+        n: number of resamples.
+        seed: seed of the draws.
+    Raises:
+        ValueError: n is below 1, or clusters is empty.
     """
 
     def __init__(self, clusters: ArrayLike, n: int = 1000, seed: int = 0) -> None:
@@ -36,7 +39,7 @@ class Bootstrap:
         self._draws: NDArray[np.int16] | None = None
 
     def sums(self, columns: ArrayLike) -> Floats:
-        """Sums of columns [Q, M] in every resample: [n, M]."""
+        """Return the sums of columns [Q, M] in every resample, [n, M]."""
         values = np.asarray(columns, dtype=np.float64)
         if values.ndim != 2 or len(values) != self._size:
             raise ValueError(f"columns {values.shape} do not fit the {self._size} items")
@@ -48,7 +51,7 @@ class Bootstrap:
         return np.concatenate(parts)
 
     def _draw(self) -> NDArray[np.int16]:
-        """[n, I], how often each cluster is in a resample."""
+        """Draw how often each cluster is in a resample, [n, I]."""
         clusters, generator = len(self._starts), np.random.default_rng(self._seed)
         draws = np.empty((self._n, clusters), dtype=np.int16)
         step = max(1, _BLOCK // clusters)
@@ -59,7 +62,14 @@ class Bootstrap:
 
 
 def interval(values: ArrayLike, level: float = LEVEL) -> Floats:
-    """The percentile interval of each column of resampled values [n, M]: [2, M], low and high; NaN is left out."""
+    """Return the percentile interval of each column of resampled values.
+
+    Args:
+        values: [n, M]. NaN is ignored.
+        level: the share of the resamples inside the interval, between 0 and 1.
+    Returns:
+        low and high ends, [2, M].
+    """
     tail = 50.0 * (1.0 - level)
-    found: Floats = np.nanpercentile(np.asarray(values), [tail, 100.0 - tail], axis=0)
-    return found
+    ends: Floats = np.nanpercentile(np.asarray(values), [tail, 100.0 - tail], axis=0)
+    return ends

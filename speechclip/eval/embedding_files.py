@@ -1,4 +1,4 @@
-"""Retrieval scores of embeddings in files."""
+"""Retrieval scores of two files of embeddings, which may come from any program."""
 
 from __future__ import annotations
 
@@ -12,33 +12,47 @@ from speechclip.data.embeddings import load_embeddings
 from speechclip.data.kaldi import read_table
 from speechclip.eval.retrieval import chance, evaluate
 
-Source = tuple[Path, str]  # an .npz file, and a table of its ids' groups or ""
+Source = tuple[Path, str]  # an .npz file, and a table "id group" or ""
 
 
-def score_files(queries: Source, gallery: Source, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Scores of "queries->gallery" and "gallery->queries" with intervals over groups, and the chance level of each.
+def score_embedding_files(
+    queries: Source, gallery: Source, n_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Score retrieval between two .npz files of embeddings in both directions, with intervals over groups and chance.
 
-    In the second direction only those items ask that have an answer; an unanswerable query of the first is an error.
+    In the direction "gallery->queries" only items with a relevant query item are used.
 
+    Args:
+        queries: the file and the table of its groups.
+        gallery: the file and the table of its groups.
+        n_bootstrap: number of resamples; 0 for no intervals.
+        seed: seed of the resamples.
+    Returns:
+        the scores of "queries->gallery" and "gallery->queries", and their chance levels as "chance queries->gallery"
+        and "chance gallery->queries".
     Raises:
-        UserError: a file that cannot be read, an id without a group, two widths, or a query without an answer.
+        UserError: a file cannot be read, an id has no group, the dimensions differ, or a query has no relevant item.
     """
-    (asked, ask_groups), (searched, search_groups) = _load(*queries), _load(*gallery)
-    if asked.shape[1] != searched.shape[1]:
+    (query_rows, query_names), (gallery_rows, gallery_names) = _load(*queries), _load(*gallery)
+    if query_rows.shape[1] != gallery_rows.shape[1]:
         raise UserError(
-            f"{gallery[0]}: embeddings of {searched.shape[1]} dimensions, {queries[0]} has {asked.shape[1]}"
+            f"{gallery[0]}: {gallery_rows.shape[1]} dimensions, {queries[0]} has {query_rows.shape[1]}. "
+            "Use embeddings of one joint space."
         )
-    numbers = {name: at for at, name in enumerate(sorted(set(ask_groups) | set(search_groups)))}
-    ask, search = (np.array([numbers[name] for name in names]) for names in (ask_groups, search_groups))
-    alone = np.flatnonzero(~np.isin(ask, search))
+    numbers = {name: at for at, name in enumerate(sorted({*query_names, *gallery_names}))}
+    query_groups, gallery_groups = (
+        np.array([numbers[name] for name in names]) for names in (query_names, gallery_names)
+    )
+    alone = np.flatnonzero(~np.isin(query_groups, gallery_groups))
     if len(alone):
         raise UserError(
-            f"{gallery[0]}: nothing for {ask_groups[alone[0]]} of {queries[0]}, nor for {len(alone) - 1} more"
+            f"{gallery[0]}: no item of the group {query_names[alone[0]]}, which a query of {queries[0]} has"
+            f" ({len(alone)} such queries). Check the groups."
         )
-    back = np.isin(search, ask)
+    answered = np.isin(gallery_groups, query_groups)
     directions = {
-        "queries->gallery": (asked, searched, ask, search),
-        "gallery->queries": (searched[back], asked, search[back], ask),
+        "queries->gallery": (query_rows, gallery_rows, query_groups, gallery_groups),
+        "gallery->queries": (gallery_rows[answered], query_rows, gallery_groups[answered], query_groups),
     }
     report: dict[str, dict[str, Any]] = {}
     for name, case in directions.items():
@@ -48,12 +62,12 @@ def score_files(queries: Source, gallery: Source, n_bootstrap: int = 1000, seed:
 
 
 def _load(path: Path, table: str) -> tuple[np.ndarray, list[str]]:
-    """Embeddings [N, D] and the group of each."""
+    """Return embeddings [N, D] and the group of each row."""
     ids, rows = load_embeddings(path)
     if not table:
         return rows, ids
     group_of = read_table(table)
     missing = [item for item in ids if item not in group_of]
     if missing:
-        raise UserError(f"{table}: no group for {missing[0]} of {path}, nor for {len(missing) - 1} more")
+        raise UserError(f"{table}: no group for {missing[0]} of {path} ({len(missing)} such ids). Add them.")
     return rows, [group_of[item] for item in ids]

@@ -1,14 +1,14 @@
 """Cross-modal retrieval between speech, images and captions: recall, mean reciprocal rank, intervals and chance.
 
-An item of the gallery is relevant to a query when their groups are equal; a query is answered by the best-placed
-relevant item, so a direction with several right answers ("any of the image's utterances") needs no rule of its own.
-Where a group array has two dimensions, [N, C], an item is relevant when the groups agree in at least one of the C
+An item of the gallery is relevant to a query if their groups are equal. The rank of a query is the rank of its
+best-placed relevant item. So a direction with several right answers ("any of the image's utterances") needs no special
+case. If a group array has two dimensions, [N, C], an item is relevant if the groups agree in at least one of the C
 columns. Scores are in percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,11 @@ CUTOFFS = (1, 5, 10)
 
 
 def recall_table(ranks: ArrayLike) -> dict[str, float]:
-    """``{"R@1", "R@5", "R@10", "MRR"}`` of ranks [Q] counted from 1, in percent."""
+    """Return ``{"R@1", "R@5", "R@10", "MRR"}`` in percent for ranks [Q] from 1.
+
+    Raises:
+        ValueError: ranks is empty.
+    """
     r = np.asarray(ranks)
     if r.size == 0:
         raise ValueError("no ranks to average")
@@ -42,10 +46,14 @@ def recall_table(ranks: ArrayLike) -> dict[str, float]:
 def bootstrap_ci(
     ranks: ArrayLike, clusters: ArrayLike, n: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap intervals ``{"R@1": [low, high], ...}`` in percent, resampling clusters with replacement.
+    """Return bootstrap intervals ``{"R@1": [low, high], ...}`` in percent. Clusters are resampled with replacement.
 
-    ranks [Q]; clusters [Q] names what a query belongs to, its image: the captions of one image are no independent
-    draws, so they are drawn together. The mean of a resample is over its queries. Equal seeds give equal intervals.
+    Args:
+        ranks: from 1, [Q].
+        clusters: the image of each query, [Q]. Captions of one image are drawn together.
+        n: number of resamples. The mean of a resample is over its queries.
+        seed: equal seeds give equal intervals.
+        level: the share of the resamples inside the interval, between 0 and 1.
     """
     r, c = np.asarray(ranks), np.asarray(clusters)
     if r.size == 0 or r.shape != c.shape:
@@ -58,10 +66,14 @@ def bootstrap_ci(
 
 
 def chance(query_groups: ArrayLike, gallery_groups: ArrayLike) -> dict[str, float]:
-    """Expected ``{"R@1", "R@5", "R@10", "MRR"}`` in percent when the gallery is ordered at random.
+    """Return the expected ``{"R@1", "R@5", "R@10", "MRR"}`` in percent for a random order of the gallery.
 
-    query_groups [Q] or [Q, C], gallery_groups [G] or [G, C]. Exact: with n relevant among G items, no relevant one is
-    among the first r with probability C(G - n, r) / C(G, r), and the expected reciprocal rank follows from that.
+    The values are exact. With n relevant items among G, none is in the first r with probability C(G - n, r) / C(G, r).
+    The expected reciprocal rank follows from it.
+
+    Args:
+        query_groups: [Q] or [Q, C].
+        gallery_groups: [G] or [G, C].
     """
     qg = as_groups(query_groups, None, "query_groups")
     gg = as_groups(gallery_groups, None, "gallery_groups")
@@ -71,7 +83,7 @@ def chance(query_groups: ArrayLike, gallery_groups: ArrayLike) -> dict[str, floa
     table = dict.fromkeys([*(f"R@{k}" for k in CUTOFFS), "MRR"], 0.0)
     drawn = np.arange(total)
     for n, queries in zip(*np.unique(relevant, return_counts=True), strict=True):
-        # probability that the first r items hold no relevant one, for r = 0 .. G
+        # probability that no relevant item is in the first r, for r = 0 .. G
         missed = np.concatenate([[1.0], np.cumprod(np.clip(total - n - drawn, 0, None) / (total - drawn))])
         weight = 100.0 * float(queries) / len(qg)
         for k in CUTOFFS:
@@ -90,10 +102,17 @@ def evaluate(
     seed: int = 0,
     ranks: Ints | None = None,
 ) -> dict[str, Any]:
-    """One direction: ``{"R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"}``.
+    """Score one direction: ``{"R@1", "R@5", "R@10", "MRR", "n_queries", "n_gallery", "ci95"}``.
 
-    Arguments as of `first_hit_ranks` and `bootstrap_ci`; clusters [Q]; ranks [Q] where they are known already. Without
-    resamples (0) there is no "ci95".
+    Args:
+        queries: [Q, D].
+        gallery: [G, D].
+        query_groups: [Q] or [Q, C].
+        gallery_groups: [G] or [G, C].
+        clusters: the image of each query, [Q].
+        n_bootstrap: number of resamples; 0 for no "ci95".
+        seed: seed of the resamples.
+        ranks: [Q]; None: compute them.
     """
     ranks = first_hit_ranks(queries, gallery, query_groups, gallery_groups) if ranks is None else ranks
     scores = {**recall_table(ranks), "n_queries": len(ranks), "n_gallery": len(np.asarray(gallery_groups))}
@@ -112,19 +131,28 @@ def retrieval_report(
     seed: int = 0,
     keep: dict[str, tuple[Ints, Ints]] | None = None,
 ) -> dict[str, Any]:
-    """Every direction that the given embeddings allow; a direction without its embeddings is absent.
+    """Score every direction that the given embeddings allow.
 
-    speech [U, D]; utt_images [U], the row of every utterance's image in images [I, D]; texts [M, D], the embedding of
-    the caption of utterance text_utterances[m] (by default of utterance m, M = U); captions, the M strings behind
-    texts. Rows are L2-normalised here.
+    Own-caption directions ("speech->text", "text->speech") accept the utterance's own caption. Equal captions count as
+    own. Captions are equal if they differ in case or white space only, as for CLIP's tokenizers. The directions "(any
+    caption)" accept every caption of the same image too. The text directions use the M utterances that have a text.
+    The queries of "image->speech" are the images that have an utterance. The gallery of "speech->image" is all images.
+    "text->image" is the topline of a perfect recogniser.
 
-    Own-caption directions ("speech->text", "text->speech") accept the utterance's own caption; an equal string counts
-    as own when captions are given, and strings that differ in case or white space are equal, as to CLIP's tokenizers.
-    "(any caption)" accepts every caption of the image besides. The text directions are measured on exactly the M
-    utterances that have a text. "image->speech" asks only with images that have an utterance; all of images are the
-    gallery of "speech->image". "text->image" is the topline of a perfect recogniser.
-    "random" holds the chance level of every direction, "mean_R@10" the mean over the two speech-image directions.
-    ``keep``, where given, gets for every direction the rank of each query and the query's image, for paired tests.
+    Args:
+        speech: embeddings [U, D]. Rows are normalised here, as those of images and texts.
+        utt_images: the row of ``images`` for every utterance, [U].
+        images: embeddings [I, D]; None for no image directions.
+        texts: embeddings of captions [M, D]; None for no text directions.
+        captions: the M captions behind ``texts``; None: all captions differ.
+        text_utterances: the utterance of each text, [M]; None: M = U, in order.
+        n_bootstrap: number of resamples; 0 for no intervals.
+        seed: seed of the resamples.
+        keep: receives by direction the rank of each query and the query's image, for paired tests.
+    Returns:
+        by direction, the result of :func:`evaluate`.
+        "random": by direction, the chance level.
+        "mean_R@10": the mean of both speech-image directions.
     """
     spoken, owner = _unit(speech, "speech"), np.asarray(utt_images, dtype=np.int64)
     if owner.shape != (len(spoken),):
@@ -135,24 +163,24 @@ def retrieval_report(
         pictured = _unit(images, "images")
         if owner.size and (owner.min() < 0 or owner.max() >= len(pictured)):
             raise ValueError(f"utt_images names a row outside the {len(pictured)} images")
-        asked, every = np.unique(owner), np.arange(len(pictured))
+        used, every = np.unique(owner), np.arange(len(pictured))
         cases["speech->image"] = (spoken, pictured, owner, every, owner)
-        cases["image->speech"] = (pictured[asked], spoken, asked, owner, asked)
+        cases["image->speech"] = (pictured[used], spoken, used, owner, used)
     if texts is not None:
         written = _unit(texts, "texts")
         rows = np.arange(len(spoken)) if text_utterances is None else np.asarray(text_utterances, dtype=np.int64)
         if len(rows) != len(written) or (captions is not None and len(captions) != len(written)):
             raise ValueError(f"{len(written)} texts, {len(rows)} utterances of theirs and the captions do not fit")
-        said, image = spoken[rows], owner[rows]
+        with_text, image = spoken[rows], owner[rows]
         own = rows
         if captions is not None:
             read = [" ".join(caption.lower().split()) for caption in captions]
             own = np.unique(np.asarray(read), return_inverse=True)[1].reshape(-1)
         either = np.stack([image, own], axis=1)
-        cases["speech->text"] = (said, written, own, own, image)
-        cases["text->speech"] = (written, said, own, own, image)
-        cases["speech->text (any caption)"] = (said, written, either, either, image)
-        cases["text->speech (any caption)"] = (written, said, either, either, image)
+        cases["speech->text"] = (with_text, written, own, own, image)
+        cases["text->speech"] = (written, with_text, own, own, image)
+        cases["speech->text (any caption)"] = (with_text, written, either, either, image)
+        cases["text->speech (any caption)"] = (written, with_text, either, either, image)
         if images is not None:
             cases["text->image"] = (written, pictured, image, every, image)
     report: dict[str, Any] = {}
@@ -167,14 +195,50 @@ def retrieval_report(
     return report
 
 
+def branch_report(
+    branches: Mapping[str, Floats],
+    utt_images: ArrayLike,
+    images: ArrayLike | None,
+    texts: ArrayLike | None = None,
+    captions: Sequence[str] | None = None,
+    text_utterances: ArrayLike | None = None,
+    n_bootstrap: int = 1000,
+) -> tuple[dict[str, Any], dict[str, tuple[Ints, Ints]]]:
+    """Score every branch of a head.
+
+    Args:
+        branches: by branch, speech embeddings [U, J]. The other arguments are those of :func:`retrieval_report`.
+    Returns:
+        the report of the first branch. With several branches, "branch" is the name of the first, and "branches" has the
+            speech directions of the others.
+        the rank and the image of every query of the first branch, by direction.
+    """
+
+    def score(branch: str, keep: dict[str, tuple[Ints, Ints]] | None = None) -> dict[str, Any]:
+        speech = branches[branch]
+        return retrieval_report(
+            speech, utt_images, images, texts, captions, text_utterances, n_bootstrap=n_bootstrap, keep=keep
+        )
+
+    ranks: dict[str, tuple[Ints, Ints]] = {}
+    first, *others = branches
+    report = score(first, ranks)
+    if others:
+        directions = [name for name in report if "speech" in name or name == "mean_R@10"]
+        reports = {name: score(name) for name in others}
+        report["branch"] = first
+        report["branches"] = {name: {key: reports[name][key] for key in directions} for name in others}
+    return report, ranks
+
+
 def gains_of(ranks: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """What every rank adds to each score, before the mean."""
+    """Return what every rank adds to each score, before the mean."""
     hits = {f"R@{k}": (ranks <= k).astype(np.float64) for k in CUTOFFS}
     return {**hits, "MRR": 1.0 / ranks}
 
 
 def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
-    """[Q, C] and [G, C] -> [Q], the relevant items of every query; up to two columns without comparing all pairs."""
+    """Count the relevant items of every query, [Q, C] and [G, C] -> [Q]. Up to two columns need no list of pairs."""
     if query_groups.shape[1] > 2:
         listed = sort_groups(gallery_groups)
         parts = blocks(len(query_groups), len(gallery_groups), None)
@@ -183,7 +247,7 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
         return np.concatenate(found)
 
     def equal(columns: list[int]) -> Ints:
-        """How many items agree in all of the columns."""
+        """Count the items that agree in all of the columns."""
         both = np.concatenate([gallery_groups[:, columns], query_groups[:, columns]])
         index = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
         counts = np.bincount(index[: len(gallery_groups)], minlength=int(index.max()) + 1)
@@ -195,7 +259,7 @@ def _count_relevant(query_groups: Ints, gallery_groups: Ints) -> Ints:
 
 
 def _unit(values: ArrayLike, name: str) -> Floats:
-    """A matrix with rows of length one; rows of zeros stay."""
+    """Scale the rows of a matrix to length one. Zero rows stay zero."""
     array = as_matrix(values, name)
     norm = row_norms(array)
     return array / np.where(norm > 0, norm, 1)

@@ -1,11 +1,10 @@
 """Keyword times as word boundaries: precision, recall, F1, over-segmentation and R-value.
 
-Counts are summed over utterances before they are divided. An utterance reaches from its first word's start to its last
-word's end, and these two are given: nobody has to find them. So of the words the first start and the last end are no
-boundaries, and of the keywords nothing is that lies outside the utterance or no further inside than the tolerance; all
-their other starts and ends count, the first and the last of them too. A chain of segments that begins with the
-recording, before the first word, has no boundary there. The R-value (Räsänen et al. 2009) is 100 for a perfect
-segmentation and, other than F1, falls when recall is bought with boundaries everywhere.
+Counts are summed over utterances before they are divided. An utterance lasts from the start of its first word to the
+end of its last word. These two times are given, so they do not count as boundaries. Keyword times outside the
+utterance, or within the tolerance of its ends, do not count either. All other starts and ends of keywords count. A
+chain of segments that begins before the first word has no boundary at its start. The R-value (Räsänen et al. 2009) is
+100 for a perfect segmentation. Unlike F1, it falls if recall is reached with boundaries everywhere.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from speechclip.eval.bootstrap import Bootstrap, interval
 
 Pairs = Sequence[Sequence[float]]  # (start, end) in seconds
 Ints = NDArray[np.int64]
-SAME = 1e-3  # seconds; times closer than this are one boundary
-EDGE = 1e-9  # seconds; what is apart by the tolerance alone, up to rounding, counts as within it
-TOLERANCES = (0.02, 0.05)  # seconds, the two that are common
+SAME = 1e-3  # seconds; closer times are one boundary
+EDGE = 1e-9  # seconds; allows for rounding of a distance that equals the tolerance
+TOLERANCES = (0.02, 0.05)  # seconds, the two usual ones
 
 
 def word_boundaries(words: Pairs) -> list[float]:
-    """Starts and ends of words in seconds, sorted, each once, without the first and the last."""
+    """Return the distinct starts and ends of words in seconds, sorted, without the first and the last."""
     return _times(words)[1:-1]
 
 
 def keyword_boundaries(spans: Pairs, words: Pairs, tolerance: float) -> list[float]:
-    """Starts and ends of keywords in seconds, sorted, each once, that lie inside the utterance of these words.
+    """Return the distinct starts and ends of keywords inside the utterance, in seconds, sorted.
 
-    Inside: further than the tolerance from its begin and from its end.
+    A time is inside if it is further than the tolerance from the start and the end of the utterance.
     """
     begin, end = _extent(words)
     margin = tolerance + EDGE
@@ -42,7 +41,7 @@ def keyword_boundaries(spans: Pairs, words: Pairs, tolerance: float) -> list[flo
 
 
 def _times(spans: Pairs) -> list[float]:
-    """Starts and ends, sorted, each once."""
+    """Return the distinct starts and ends, sorted."""
     times: list[float] = []
     for time in sorted(time for span in spans for time in span):
         if not times or time - times[-1] > SAME:
@@ -51,7 +50,7 @@ def _times(spans: Pairs) -> list[float]:
 
 
 def matches(found: Sequence[float], true: Sequence[float], tolerance: float) -> int:
-    """The most pairs (found, true) no further apart than the tolerance, with no time in two pairs. Both sorted."""
+    """Return the largest number of pairs (found, true) within the tolerance. A time is in one pair. Both are sorted."""
     pairs = at = 0
     for time in true:
         while at < len(found) and found[at] < time - tolerance - EDGE:
@@ -62,10 +61,14 @@ def matches(found: Sequence[float], true: Sequence[float], tolerance: float) -> 
 
 
 def boundary_measures(hits: float, found: float, true: float) -> dict[str, float]:
-    """``precision``, ``recall``, ``f1``, ``over_segmentation`` and ``r_value`` in percent, of summed counts.
+    """Return ``precision``, ``recall``, ``f1``, ``over_segmentation`` and ``r_value`` in percent.
 
-    over_segmentation: by how much there are more boundaries than there should be, 0 is right. Raises ValueError
-    where there is no true boundary.
+    Args:
+        hits: number of matched boundaries.
+        found: number of boundaries found. Over-segmentation is found / true - 1.
+        true: number of true boundaries.
+    Raises:
+        ValueError: true is 0.
     """
     if not true:
         raise ValueError("no word boundary to find")
@@ -73,10 +76,10 @@ def boundary_measures(hits: float, found: float, true: float) -> dict[str, float
     over = found / true - 1
     both = precision + recall
     ideal = math.hypot(1 - recall, over)  # distance from the perfect point
-    aside = (recall - 1 - over) / math.sqrt(2)  # and from the line on which more hits cost no more boundaries
+    slant = (recall - 1 - over) / math.sqrt(2)  # distance from the line where each new boundary is a hit
     measures = {
         "precision": precision, "recall": recall, "f1": 2 * precision * recall / both if both else 0.0,
-        "over_segmentation": over, "r_value": 1 - (ideal + abs(aside)) / 2,
+        "over_segmentation": over, "r_value": 1 - (ideal + abs(slant)) / 2,
     }  # fmt: skip
     return {name: 100 * value for name, value in measures.items()}
 
@@ -88,15 +91,19 @@ def segmentation_report(
     shuffled_index: Sequence[int] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, Any]:
-    """Scores of the keywords' times against the words'.
+    """Score the keyword times against the word times.
 
     Args:
-        spans: of each utterance, (start, end) of its keywords in seconds. words: the same of its words, at least one.
-        tolerance: seconds. shuffled_index: an utterance of another image for each. bootstrap: over these utterances.
+        spans: (start, end) of the keywords of each utterance, in seconds.
+        words: (start, end) of its words, at least one.
+        tolerance: seconds.
+        shuffled_index: an utterance of another image for each utterance; None for no control.
+        bootstrap: resamples of these utterances; None for no intervals.
     Returns:
-        what :func:`boundary_measures` gives, with "tolerance", "n_found", "n_true", "n_utterances"; "tolerances": the
-        same measures for each of `TOLERANCES`; "uniform": for as many boundaries, evenly spaced; "shuffled_speech": for
-        the keywords of the shuffled_index, stretched to the same length; "ci95".
+        the measures of :func:`boundary_measures`, "ci95", "tolerance", "n_found", "n_true", "n_utterances".
+        "tolerances": the measures for each of `TOLERANCES`.
+        "uniform": the measures of the same number of boundaries, evenly spaced.
+        "shuffled_speech": the measures of the keywords of ``shuffled_index``, stretched to the same length.
     """
     counts = _counts(spans, words, tolerance)
     total = counts.sum(axis=0).tolist()
@@ -122,10 +129,10 @@ def segmentation_report(
 
 
 def _counts(spans: Sequence[Pairs], words: Sequence[Pairs], tolerance: float) -> Ints:
-    """[U, 3]: matches, found and true boundaries of each utterance."""
+    """Return [U, 3]: matches, found and true boundaries of each utterance."""
     rows = [
-        _count(keyword_boundaries(mine, theirs, tolerance), theirs, tolerance)
-        for mine, theirs in zip(spans, words, strict=True)
+        _count(keyword_boundaries(own, spoken, tolerance), spoken, tolerance)
+        for own, spoken in zip(spans, words, strict=True)
     ]
     return np.array(rows, dtype=np.int64)
 
@@ -136,7 +143,7 @@ def _count(found: Sequence[float], words: Pairs, tolerance: float) -> tuple[int,
 
 
 def _measures_of(found: Sequence[Sequence[float]], words: Sequence[Pairs], tolerance: float) -> dict[str, float]:
-    rows = [_count(times, theirs, tolerance) for times, theirs in zip(found, words, strict=True)]
+    rows = [_count(times, spoken, tolerance) for times, spoken in zip(found, words, strict=True)]
     return boundary_measures(*np.sum(rows, axis=0).tolist())
 
 
@@ -145,14 +152,14 @@ def _extent(words: Pairs) -> tuple[float, float]:
 
 
 def _evenly(spans: Pairs, words: Pairs, tolerance: float) -> list[float]:
-    """As many boundaries as the spans have, evenly spaced over the words."""
+    """Return evenly spaced boundaries, the same number that the spans have."""
     number = len(keyword_boundaries(spans, words, tolerance))
     begin, end = _extent(words)
     return [begin + (end - begin) / (number + 1) * (at + 1) for at in range(number)]
 
 
 def _stretched(spans: Pairs, words: Pairs, onto: Pairs) -> list[tuple[float, float]]:
-    """The spans of an utterance, moved with the extent of its words to that of another's."""
+    """Stretch the spans of an utterance from the extent of its words to the extent of another utterance's words."""
     (begin, end), (to_begin, to_end) = _extent(words), _extent(onto)
     factor = (to_end - to_begin) / (end - begin) if end > begin else 1.0
     return [(to_begin + (a - begin) * factor, to_begin + (b - begin) * factor) for a, b in spans]

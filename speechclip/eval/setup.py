@@ -1,7 +1,8 @@
-"""Load what a scoring script needs: the trained network, the split, its speech, and the gold sets of keywords."""
+"""Inputs of the scoring scripts: the trained network, the split, its speech, and the gold sets of keywords."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from speechclip.checkpoint.folder import SETTINGS, load_model, read_checkpoint
 from speechclip.common.devices import pick_device
 from speechclip.common.errors import UserError
+from speechclip.common.files import lines_fingerprint
 from speechclip.common.provenance import provenance
-from speechclip.config import Config, load
+from speechclip.config import Config, load, to_dict
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source
 from speechclip.eval.gold import Word, count_utterances
@@ -26,17 +28,20 @@ from speechclip.model.network import SpeechNetwork, reduced_subword_embeddings
 def load_for_scoring(
     checkpoint: str, data: str, dump: str, overrides: Sequence[str] = ()
 ) -> tuple[SpeechNetwork, Config, Split, SpeechSource]:
-    """A trained model, on a GPU where there is one, its configuration and the split to score it on.
+    """Load a checkpoint, its configuration, and the split to score it on. The model is on the GPU if there is one.
 
-    Stored features are used where there are any and the checkpoint was trained on stored ones; else the speech encoder
-    is loaded and runs now. CLIP is loaded only where the head needs its text transformer.
+    Stored features are used if they exist and the checkpoint was trained on stored features. Otherwise the speech
+    encoder runs now. CLIP is loaded only if the head needs its text transformer.
 
     Args:
-        overrides: ``--eval.KEY VALUE`` words, which change the configuration that is returned.
+        checkpoint: checkpoint folder.
+        data: data directory.
+        dump: folder with its stored features and CLIP embeddings.
+        overrides: ``--eval.KEY VALUE`` words that change the returned configuration.
     Raises:
-        UserError: among others, stored features of another encoder than the checkpoint's.
+        UserError: a file is missing or damaged, or the stored features are of another encoder than the checkpoint's.
     """
-    # a score of the checkpoint before would not be this one's
+    # strict: the score of an older copy of the checkpoint would be wrong
     folder, config, origin = read_checkpoint(checkpoint, strict=True)
     if overrides:
         config = load([folder / SETTINGS], overrides)
@@ -46,49 +51,71 @@ def load_for_scoring(
     if split.images.shape[1] != model.dimensions.joint:
         raise UserError(
             f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
-            f"{model.dimensions.joint}: a checkpoint for other dimensions"
+            f"{model.dimensions.joint}. Use embeddings of the CLIP model that the checkpoint was trained with."
         )
     embedded_by = embeddings_source(Path(dump) / "image_embeddings.npz").get("weights")
     if embedded_by and embedded_by != origin.get("encoders", {}).get("clip", {}).get("weights", embedded_by):
-        raise UserError(f"{dump}/image_embeddings.npz: made by another CLIP than {checkpoint} was trained with")
+        raise UserError(
+            f"{dump}/image_embeddings.npz: embedded with another CLIP than {checkpoint} was trained with. "
+            "Extract the embeddings again."
+        )
     if not stored:
         return model, config, split, WaveSource(split.data)
     source = StoreSource(dump, split.ids, config.model.speech_encoder.layers)
     if (source.dim, source.num_states) != (model.dimensions.speech, model.dimensions.states):
         raise UserError(
-            f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} wants "
-            f"{model.dimensions.states} of {model.dimensions.speech}: a checkpoint for other dimensions"
+            f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} needs "
+            f"{model.dimensions.states} of {model.dimensions.speech}. Extract the features again."
         )
     trained_on = origin.get("encoders", {}).get("speech_encoder", {})
     for key in ("weights", "normalize", "window_seconds"):
         if trained_on.get(key) != source.store.encoder.get(key) and trained_on:
             raise UserError(
-                f"{dump}/feats.scp: made by another speech encoder than {checkpoint} was trained with ({key} differs)"
+                f"{dump}/feats.scp: extracted with another speech encoder than {checkpoint} was trained with "
+                f"({key} differs). Extract the features again."
             )
     return model, config, split, source
 
 
-def result_provenance(checkpoint: str, data: str) -> dict[str, Any]:
-    """Where a score comes from: this command, and the training run's command, seed, commit and cost."""
-    _, config, trained = read_checkpoint(checkpoint)
+def settings_fingerprint(config: Config) -> str:
+    """Return a fingerprint of all settings. A run is trained with one configuration for every seed."""
+    return lines_fingerprint([json.dumps(to_dict(config), sort_keys=True)])
+
+
+def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, Any]:
+    """Return the origin of a score: this command, the settings, and command, seed, commit and cost of the training.
+
+    Args:
+        checkpoint: checkpoint folder.
+        data: data directory.
+        config: the configuration of the checkpoint with the settings of this evaluation.
+    """
+    _, _, trained = read_checkpoint(checkpoint)
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
     keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
     training = {key: trained[key] for key in keys if key in trained}
     named: dict[str, str] = {"head": config.model.head.name}
-    if "converted_from" in trained:  # a published checkpoint, whose folder's name tells nothing of this kind
+    if "converted_from" in trained:  # a published checkpoint: the name of its folder is arbitrary
         width = trained["dimensions"]["speech"]
         size = {768: "base", 1024: "large"}.get(width, f"d{width}")
         named |= {"model": size, "tag": "published"}
-    return {**now, **named, "checkpoint": checkpoint, "training": training}
+    return {
+        **now, **named, "settings": settings_fingerprint(config), "checkpoint": checkpoint, "training": training,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class KeywordGold:
-    """What keywords are scored against.
+    """The gold sets of keywords.
 
-    subwords: the table. content: each utterance's gold ids; with_special: those of its padded token sequence, encoded
-    again as the published code does. words: of each caption. train_counts: training utterances a subword occurs in.
-    strings: id -> subword. encode: a text's ids.
+    Attributes:
+        subwords: the table of subword embeddings.
+        content: the gold ids of each utterance.
+        with_special: the ids of its padded token sequence, decoded and encoded again as in the published code.
+        words: the words of each caption.
+        train_counts: by subword id, the number of training utterances that have it.
+        strings: subwords by id.
+        encode: a function from a text to its ids.
     """
 
     subwords: Subwords
@@ -101,7 +128,7 @@ class KeywordGold:
 
 
 def keyword_gold(model: SpeechNetwork, captions: list[str], train_captions: list[str]) -> KeywordGold:
-    """Gold sets of captions for a model with keywords, and the counts behind the frequency prior."""
+    """Return the gold sets of captions for a model with keywords, and the counts of the frequency prior."""
     clip, vocabulary = model.clip, model.vocabulary
     assert clip is not None and vocabulary is not None
     tokenizer = clip.tokenizer

@@ -1,23 +1,18 @@
-"""Whether one run scores higher than another on the same items: a paired permutation test over images."""
+"""Paired permutation tests over images: does one run score higher than another on the same items?"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speechclip.common.errors import UserError
-from speechclip.common.files import replacing
-from speechclip.data.embeddings import read_arrays
 from speechclip.eval.bootstrap import Bootstrap, interval
 from speechclip.eval.retrieval import gains_of
 
 RESAMPLES = 1000  # of the interval of a difference
-_BLOCK = 1 << 22  # signs drawn at a time
+_BLOCK = 1 << 22  # signs in memory at a time
 
 Floats = NDArray[np.floating[Any]]
 
@@ -31,17 +26,24 @@ def paired_scores(
     n: int = 10000,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Differences of two runs' scores on the same items, and how easily chance would make them as large.
+    """Test the differences of the scores of two runs on the same items.
 
-    The items of one image are no independent draws, so an image's are exchanged between the runs together: with n
+    The items of one image are not independent, so all items of an image are exchanged between the runs together. With n
     random choices of images to exchange, p = (1 + choices with at least as large a difference) / (1 + n), two-sided.
 
     Args:
-        first, second: [Q, M], what each item adds to the sums behind the scores. clusters: [Q], the image of each.
-        measure: sums [..., M] to scores [..., S], called `names`. n: choices. seed: of choices and resamples.
+        first: what each item adds to the sums behind the scores, [Q, M].
+        second: the same of the other run.
+        clusters: the image of each item, [Q].
+        measure: a function from sums [..., M] to scores [..., S].
+        names: the names of the S scores.
+        n: number of random choices.
+        seed: seed of the choices and resamples.
     Returns:
-        by name {"first", "second", "difference", "ci95", "p"}; difference is first - second, ci95 its bootstrap
-        interval over images, both runs resampled together.
+        by name, {"first", "second", "difference", "ci95", "p"}. The difference is first - second. ci95 is its bootstrap
+        interval over images, with both runs resampled together.
+    Raises:
+        ValueError: the arrays do not fit, or n is below 1.
     """
     a, b, c = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64), np.asarray(clusters)
     if a.size == 0 or a.shape != b.shape or a.ndim != 2 or c.shape != a.shape[:1]:
@@ -71,17 +73,17 @@ def _exchanged(
     n: int,
     seed: int,
 ) -> Floats:
-    """p [S] of differences of at least the observed size under random exchanges of whole clusters."""
+    """Return p [S]: how often a random exchange of whole clusters reaches the observed difference."""
     index = np.unique(clusters, return_inverse=True)[1].reshape(-1)
-    apart = np.stack([np.bincount(index, weights=column) for column in (a - b).T], axis=1)  # [I, M]
+    gap = np.stack([np.bincount(index, weights=column) for column in (a - b).T], axis=1)  # [I, M]
     both = (a + b).sum(axis=0)
     generator = np.random.default_rng(seed)
     reached = np.zeros(len(observed))
-    step = max(1, _BLOCK // len(apart))
+    step = max(1, _BLOCK // len(gap))
     for start in range(0, n, step):
-        signs = generator.integers(0, 2, size=(min(step, n - start), len(apart))) * 2.0 - 1.0
-        moved = signs @ apart
-        drawn = measure((both + moved) / 2) - measure((both - moved) / 2)
+        signs = generator.integers(0, 2, size=(min(step, n - start), len(gap))) * 2.0 - 1.0
+        exchanged = signs @ gap
+        drawn = measure((both + exchanged) / 2) - measure((both - exchanged) / 2)
         reached += (np.abs(drawn) >= observed - 1e-9 * (1 + observed)).sum(axis=0)
     p: Floats = (1 + reached) / (1 + n)
     return p
@@ -90,44 +92,10 @@ def _exchanged(
 def paired_test(
     first: ArrayLike, second: ArrayLike, clusters: ArrayLike, n: int = 10000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """:func:`paired_scores` of R@1, R@5, R@10 and MRR in percent, given ranks from 1, [Q], of the same queries."""
+    """Return :func:`paired_scores` of R@1, R@5, R@10 and MRR in percent for ranks from 1, [Q], of the same queries."""
     a, b, c = np.asarray(first), np.asarray(second), np.asarray(clusters)
     if a.size == 0 or a.shape != b.shape or a.shape != c.shape or a.ndim != 1:
         raise ValueError(f"ranks {a.shape} and {b.shape} and clusters {c.shape} do not fit")
     names = list(gains_of(a))
     first_sums, second_sums = (np.stack([*gains_of(r).values(), np.ones(len(r))], axis=1) for r in (a, b))
     return paired_scores(first_sums, second_sums, c, lambda sums: 100 * sums[..., :-1] / sums[..., -1:], names, n, seed)
-
-
-def save_ranks(path: Path, ranks: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], data: Mapping[str, str]) -> None:
-    """Write ranks and images of the queries of every direction. data: fingerprints of what they were asked of."""
-    arrays: dict[str, NDArray[Any]] = {"data": np.array(json.dumps(dict(data), sort_keys=True))}
-    for name, (rank, image) in ranks.items():
-        arrays |= {f"{name}/ranks": rank.astype(np.int32), f"{name}/images": image.astype(np.int32)}
-    with replacing(path) as part:
-        np.savez_compressed(part, allow_pickle=False, **arrays)
-
-
-def compare_runs(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
-    """:func:`paired_test` for every direction that both ``ranks.npz`` have.
-
-    Raises:
-        UserError: a file that is missing or damaged, or ranks of other data.
-    """
-    one, other = _read(first), _read(second)
-    if str(one["data"]) != str(other["data"]):
-        raise UserError(f"{second}: scored on other data than {first}: the queries are not the same")
-    found = {}
-    for name in [key.removesuffix("/ranks") for key in one if key.endswith("/ranks") and key in other]:
-        images = one[f"{name}/images"]
-        if not np.array_equal(images, other.get(f"{name}/images", np.empty(0))):
-            raise UserError(f"{second}: {name}: other queries than in {first}")
-        found[name] = paired_test(one[f"{name}/ranks"], other[f"{name}/ranks"], images, n, seed)
-    return found
-
-
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    content = read_arrays(path)
-    if "data" not in content:
-        raise UserError(f"{path}: no ranks of stage 4")
-    return content

@@ -1,18 +1,18 @@
-"""Keywords of an utterance as a set: how many differ, and which words of the caption they name.
+"""The keywords of an utterance as a set: how many are distinct, and which words of the caption they name.
 
-A keyword's subword is the one nearest to it. "all": special tokens are excluded alone; "content": stop words are, too,
-of keywords and of captions.
+The subword of a keyword is the nearest one. "all" excludes special tokens only. "content" excludes stop words too, in
+keywords and in captions.
 
-What is counted of words is words, the same on both sides. A keyword names every word of the caption that its subword is
-part of; a subword that is part of none is taken for a word that is not there. Of an utterance each counts once, so that
-"snow" and "man" find one word of a caption with "snowman", and a keyword that comes again changes nothing:
+Scores of words count words in keywords and in captions. A keyword names every word of the caption that contains its
+subword. A subword that is in no word of the caption counts as one wrong word. Each word counts once in an utterance:
+the keywords "snow" and "man" find one word of a caption with "snowman", and a repeated keyword changes nothing.
 
-precision  of the words named, how many are in the caption
-recall     of the different words of the caption, how many are named
-f1         the harmonic mean of the two
+precision  The percentage of the named words that are in the caption.
+recall     The percentage of the distinct words of the caption that are named.
+f1         The harmonic mean of the two.
 
-"whole_precision", "whole_recall" and "whole_f1" are the same where a word is found only when all of its subwords are
-named; one that is named in part is then a wrong one. Counts are summed over utterances before they are divided.
+"whole_precision", "whole_recall" and "whole_f1" find a word only if all of its subwords are named. A word that is
+named in part is wrong. Counts are summed over utterances before they are divided.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.eval.bootstrap import interval
-from speechclip.eval.case import CONTENT, KeywordEvalData
 from speechclip.eval.gold import CaptionWords, Word, draws_expected
+from speechclip.eval.keyword_data import CONTENT, KeywordEvalData
 from speechclip.eval.rates import KeywordIndex
 
 Ints = NDArray[np.int64]
@@ -35,68 +35,82 @@ REPETITION = ("keywords", "distinct", "duplicates")
 MEASURES = ("precision", "recall", "f1", "whole_precision", "whole_recall", "whole_f1")
 
 
-def repetition(rows: Ints, places: KeywordIndex) -> dict[str, float]:
-    """``{"keywords", "distinct", "duplicates"}``: mean number of keywords of an utterance, mean number of different
-    rows among them, and the percentage of keywords whose row another of the utterance has already.
+def repetition(rows: Ints, index: KeywordIndex) -> dict[str, float]:
+    """Count repeated keywords. Utterances without keywords do not count.
 
-    rows: [N], of each keyword. Utterances without keywords are not counted.
+    Args:
+        rows: the row of the table for each keyword, [N].
+        index: the keywords.
+    Returns:
+        "keywords": mean number of keywords of an utterance. "distinct": mean number of distinct rows.
+        "duplicates": percentage of keywords whose row another keyword of the utterance has already.
     """
-    return dict(zip(REPETITION, _repetition(_repetition_columns(rows, places).sum(axis=0)).tolist(), strict=True))
+    return dict(zip(REPETITION, _repetition(_repetition_columns(rows, index).sum(axis=0)).tolist(), strict=True))
 
 
-def distinct_report(case: KeywordEvalData, kind: str, seed: int) -> dict[str, Any]:
-    """:func:`repetition` of the nearest subwords, with "ci95" and what two things without the utterance would show.
+def distinct_report(data: KeywordEvalData, kind: str, seed: int) -> dict[str, Any]:
+    """Return :func:`repetition` of the nearest subwords, with "ci95" and two controls.
 
-    "frequency_prior": as many independent draws by frequency in the training captions, their expectation.
-    "shuffled_speech": every keyword is taken from another utterance (which has a keyword of that number).
+    "frequency_prior" is the expectation for the same number of independent draws by frequency in the training captions.
+    "shuffled_speech" takes every keyword from another utterance that has a keyword of that number.
     """
-    rows, places = case.near[kind].rows[:, 0], case.places
-    columns = _repetition_columns(rows, places)
-    report: dict[str, Any] = repetition(rows, places)
-    if case.rates.bootstrap is not None:
-        report["ci95"] = _intervals(REPETITION, _repetition(case.rates.bootstrap.sums(columns)))
+    rows, index = data.nearest[kind].rows[:, 0], data.index
+    columns = _repetition_columns(rows, index)
+    report: dict[str, Any] = repetition(rows, index)
+    if data.rates.bootstrap is not None:
+        report["ci95"] = _intervals(REPETITION, _repetition(data.rates.bootstrap.sums(columns)))
     drawn = columns.copy()
-    drawn[:, 1] = draws_expected(case.counts, case.frequent[kind], places.counts)
+    drawn[:, 1] = draws_expected(data.counts, data.frequent[kind], index.counts)
     report["frequency_prior"] = dict(zip(REPETITION, _repetition(drawn.sum(axis=0)).tolist(), strict=True))
-    if case.shuffled_index is not None:
-        report["shuffled_speech"] = repetition(_exchanged(rows, places, seed), places)
+    if data.shuffled_index is not None:
+        report["shuffled_speech"] = repetition(_exchanged(rows, index, seed), index)
     return report
 
 
-def word_report(case: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> dict[str, Any]:
-    """`MEASURES` of the words that an utterance's keywords name, against those of its caption, in percent.
+def word_report(data: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> dict[str, Any]:
+    """Return `MEASURES` of the words that the keywords name, against the words of the caption, in percent.
 
-    "frequency_prior": an utterance with n keywords has the n most frequent subwords in their place;
-    "shuffled_speech": against the caption of another image; "ci95"; "n_words" and "n_named": words of the captions, and
-    words named.
+    Args:
+        data: the keywords.
+        kind: `ALL` or `CONTENT`.
+        captions: the words of each caption.
+    Returns:
+        `MEASURES` and "ci95".
+        "n_words", "n_named": words of the captions, and named words.
+        "frequency_prior": `MEASURES` if the n keywords of an utterance are the n most frequent subwords.
+        "shuffled_speech": `MEASURES` against the caption of another image.
     """
-    words, places = _caption_words(case, kind, captions), case.places
-    nearest = case.subwords.ids[case.near[kind].rows[:, 0]]
-    everyone = np.arange(places.shape[0])
-    columns = _word_columns(words, places.owner, nearest, everyone)
+    words, index = _caption_words(data, kind, captions), data.index
+    nearest = data.subwords.ids[data.nearest[kind].rows[:, 0]]
+    own_caption = np.arange(index.shape[0])
+    columns = _word_columns(words, index.owner, nearest, own_caption)
     wrong, right, _, total = columns.sum(axis=0).astype(int).tolist()
     report: dict[str, Any] = {**_named(columns), "n_words": total, "n_named": wrong + right}
-    if case.rates.bootstrap is not None:
-        report["ci95"] = _intervals(MEASURES, word_measures(case.rates.bootstrap.sums(columns)))
-    frequent = np.array(case.frequent[kind], dtype=np.int64)
-    known = places.number < len(frequent)
-    prior = _word_columns(words, places.owner[known], frequent[places.number[known]], everyone)
+    if data.rates.bootstrap is not None:
+        report["ci95"] = _intervals(MEASURES, word_measures(data.rates.bootstrap.sums(columns)))
+    frequent = np.array(data.frequent[kind], dtype=np.int64)
+    known = index.number < len(frequent)
+    prior = _word_columns(words, index.owner[known], frequent[index.number[known]], own_caption)
     report["frequency_prior"] = _named(prior)
-    if case.shuffled_index is not None:
-        report["shuffled_speech"] = _named(_word_columns(words, places.owner, nearest, case.shuffled_index))
+    if data.shuffled_index is not None:
+        report["shuffled_speech"] = _named(_word_columns(words, index.owner, nearest, data.shuffled_index))
     return report
 
 
-def word_counts(case: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> Floats:
-    """What every utterance adds to the counts behind `word_report`, [U, 4]; :func:`word_measures` takes their sums."""
-    nearest = case.subwords.ids[case.near[kind].rows[:, 0]]
-    words, everyone = _caption_words(case, kind, captions), np.arange(case.places.shape[0])
-    return _word_columns(words, case.places.owner, nearest, everyone)
+def word_counts(data: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> Floats:
+    """Return what every utterance adds to the counts of :func:`word_report`, [U, 4], for :func:`word_measures`."""
+    nearest = data.subwords.ids[data.nearest[kind].rows[:, 0]]
+    words, own_caption = _caption_words(data, kind, captions), np.arange(data.index.shape[0])
+    return _word_columns(words, data.index.owner, nearest, own_caption)
 
 
-def _caption_words(case: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> CaptionWords:
-    """The words to find. Raises ValueError where there is none."""
-    special, stop = case.subwords.special_ids, case.subwords.stop_ids
+def _caption_words(data: KeywordEvalData, kind: str, captions: Sequence[Sequence[Word]]) -> CaptionWords:
+    """Return the words to find.
+
+    Raises:
+        ValueError: no caption has a word.
+    """
+    special, stop = data.subwords.special_ids, data.subwords.stop_ids
     content = kind == CONTENT
     words = CaptionWords.of(captions, special | stop if content else special, stop_words=not content)
     if not len(words.owner):
@@ -105,49 +119,54 @@ def _caption_words(case: KeywordEvalData, kind: str, captions: Sequence[Sequence
 
 
 def _named(columns: Floats) -> dict[str, float]:
-    """`MEASURES` of all utterances, [U, 4], together."""
+    """Return `MEASURES` of the summed counts [U, 4]."""
     return dict(zip(MEASURES, word_measures(columns.sum(axis=0)).tolist(), strict=True))
 
 
-def _repetition_columns(rows: Ints, places: KeywordIndex) -> Floats:
-    """[U, 3]: keywords, different rows among them, and whether there are any."""
-    counts = places.counts
-    pairs = np.unique(np.stack([places.owner, rows]), axis=1)
+def _repetition_columns(rows: Ints, index: KeywordIndex) -> Floats:
+    """Return [U, 3]: keywords, distinct rows, and whether the utterance has a keyword."""
+    counts = index.counts
+    pairs = np.unique(np.stack([index.owner, rows]), axis=1)
     return np.stack([counts, np.bincount(pairs[0], minlength=len(counts)), counts > 0], axis=1).astype(np.float64)
 
 
 def _repetition(sums: Floats) -> Floats:
-    """Sums [..., 3] to `REPETITION` [..., 3]."""
+    """Return `REPETITION` [..., 3] of sums [..., 3]."""
     keywords, distinct, utterances = np.moveaxis(sums, -1, 0)
     some = np.maximum(utterances, 1)
     return np.stack([keywords / some, distinct / some, 100 * (keywords - distinct) / np.maximum(keywords, 1)], axis=-1)
 
 
-def _exchanged(rows: Ints, places: KeywordIndex, seed: int) -> Ints:
-    """The rows [N], each moved to another utterance's keyword of the same number."""
+def _exchanged(rows: Ints, index: KeywordIndex, seed: int) -> Ints:
+    """Move each row [N] to the keyword of the same number of another utterance."""
     generator, exchanged = np.random.default_rng(seed), rows.copy()
-    for number in range(places.shape[1]):
-        order = generator.permutation(np.flatnonzero(places.number == number))
+    for number in range(index.shape[1]):
+        order = generator.permutation(np.flatnonzero(index.number == number))
         exchanged[order] = rows[np.roll(order, 1)]
     return exchanged
 
 
 def _word_columns(words: CaptionWords, owner: Ints, nearest: Ints, caption_of: Ints) -> Floats:
-    """[U, 4]: subwords that are of no word, words named, words named whole, words.
+    """Count words by utterance.
 
-    owner, nearest: [n] utterances, and the subwords of their keywords. caption_of: [U], whose words each utterance is
-    asked for.
+    Args:
+        words: the words of the captions.
+        owner: the utterance of each keyword, [n].
+        nearest: the subword of each keyword, [n].
+        caption_of: the utterance whose caption each utterance is scored against, a permutation [U].
+    Returns:
+        [U, 4]: subwords that are in no word, words named, words named whole, all words.
     """
     utterances = len(caption_of)
     base = 1 + max(int(nearest.max(initial=0)), int(words.ids.max(initial=0)))
-    # who is asked about a word: the utterance whose caption it is taken for (a permutation, so there is just one)
-    asked = np.empty(utterances, dtype=np.int64)
-    asked[caption_of] = np.arange(utterances)
-    word_owner = asked[words.owner]
-    heard = np.unique(owner * base + nearest)
+    # the utterance that is scored against each caption: the inverse of the permutation
+    scored = np.empty(utterances, dtype=np.int64)
+    scored[caption_of] = np.arange(utterances)
+    word_owner = scored[words.owner]
+    named = np.unique(owner * base + nearest)
     entries = word_owner[words.word] * base + words.ids
-    wrong = heard[~np.isin(heard, entries)]
-    hits = np.bincount(words.word, weights=np.isin(entries, heard), minlength=len(words.owner))
+    wrong = named[~np.isin(named, entries)]
+    hits = np.bincount(words.word, weights=np.isin(entries, named), minlength=len(words.owner))
     size = np.bincount(words.word, minlength=len(words.owner))
     columns = [np.bincount(wrong // base, minlength=utterances)]
     columns += [np.bincount(word_owner[found], minlength=utterances) for found in (hits > 0, hits == size, size > 0)]
@@ -155,7 +174,7 @@ def _word_columns(words: CaptionWords, owner: Ints, nearest: Ints, caption_of: I
 
 
 def word_measures(sums: Floats) -> Floats:
-    """Sums [..., 4] of :func:`word_counts` to `MEASURES` [..., 6] in percent; of nothing 0."""
+    """Return `MEASURES` [..., 6] in percent of sums [..., 4] of :func:`word_counts`; 0 if the sums are 0."""
     wrong, part, whole, words = np.moveaxis(sums, -1, 0)
     found = []
     for right in (part, whole):
@@ -166,6 +185,6 @@ def word_measures(sums: Floats) -> Floats:
 
 
 def _intervals(names: Sequence[str], resampled: Floats) -> dict[str, list[float]]:
-    """The interval of each column of resampled values [n, M]."""
+    """Return the interval of each column of resampled values [n, M]."""
     low, high = interval(resampled)
     return {name: [float(low[at]), float(high[at])] for at, name in enumerate(names)}

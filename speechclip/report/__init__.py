@@ -1,1 +1,1 @@
-"""What a scored run leaves for people to read: the tables of RESULTS.md and figures."""
+"""Tables, figures and pages of scored runs."""

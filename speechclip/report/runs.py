@@ -1,8 +1,7 @@
-"""What stages 3 to 5 left in the folder of one run: scores, and what made them."""
+"""The folder of one scored run: scores, and the provenance of its training."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from speechclip.common.errors import UserError
+from speechclip.common.files import read_json
 
 _NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
 UNKNOWN_SEED = "unknown"
@@ -19,45 +19,53 @@ _REQUIRED = ("command", "seed", "commit")
 
 @dataclass(frozen=True)
 class Scores:
-    """The content of one JSON file, with errors that name the file and the key."""
+    """The content of one JSON file. Errors name the file and the key."""
 
     path: Path
     content: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path, stage: int) -> Scores:
-        """Read a JSON object. Raises UserError: missing (naming the stage that makes it), or no JSON object."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: missing, stage {stage} makes it") from None
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: a JSON object is needed, this is a {type(content).__name__}")
-        return cls(path, content)
+    def read(cls, path: Path) -> Scores:
+        """Read a JSON object.
+
+        Raises:
+            UserError: the file is missing or does not hold a JSON object.
+        """
+        return cls(path, read_json(path))
 
     def get(self, *keys: str) -> Any:
-        """The value under a chain of keys. Raises UserError naming the first one that is missing."""
+        """Return the value under a chain of keys.
+
+        Raises:
+            UserError: a key is missing. The error names the first one.
+        """
         value: Any = self.content
         for depth, key in enumerate(keys):
             if not isinstance(value, Mapping) or key not in value:
                 where = f" in {' / '.join(repr(k) for k in keys[:depth])}" if depth else ""
-                raise UserError(f"{self.path}: no {key!r}{where}")
+                raise UserError(f"{self.path}: the key {key!r} is missing{where}. Score the run again.")
             value = value[key]
         return value
 
     def number(self, *keys: str) -> float:
-        """A finite number under a chain of keys. Raises UserError."""
+        """Return the number under a chain of keys.
+
+        Raises:
+            UserError: a key is missing, or the value is not a finite number.
+        """
         value = self.get(*keys)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{self.path}: {' / '.join(repr(k) for k in keys)} is {value!r}, not a number")
+            raise UserError(
+                f"{self.path}: {' / '.join(repr(k) for k in keys)} is {value!r}, not a number. Score the run again."
+            )
         return float(value)
 
     def seed(self, *keys: str) -> int | None:
-        """The seed under a chain of keys; None where it is not known. Raises UserError where it is no whole number."""
+        """Return the seed under a chain of keys, None if it is unknown.
+
+        Raises:
+            UserError: the seed is not a whole number.
+        """
         if self.get(*keys) is None:
             return None
         number = self.number(*keys)
@@ -68,10 +76,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained head: what names its rows, its scores, and the provenance of its training.
+    """A scored run.
 
-    ``keywords`` is None for a head without keywords, ``training`` for weights that come without a provenance, ``seed``
-    for published weights, whose files do not tell it.
+    Attributes:
+        directory: its folder.
+        model: size of the model.
+        head: name of the head.
+        tag: the user's tag; "" for none.
+        seed: None if it is unknown, as for published weights.
+        retrieval: the content of retrieval.json.
+        keywords: the content of keywords.json; None for a head without keywords.
+        training: the provenance of the training; None for weights without one.
     """
 
     directory: Path
@@ -85,23 +100,26 @@ class Run:
 
     @property
     def seed_text(self) -> str:
-        """The seed as it stands in tables."""
+        """The seed as tables print it."""
         return UNKNOWN_SEED if self.seed is None else str(self.seed)
 
 
 def load_run(directory: str | Path) -> Run:
     """Read an experiment folder, ``<model>_<head>[_<tag>][_seedN]``.
 
-    Model, head and tag are what ``provenance`` in scores/retrieval.json says, and else what the folder is called; the
-    seed is the provenance's. Raises UserError: a missing file or key, scores of one seed beside weights of another.
+    Model, head and tag come from the provenance in scores/retrieval.json, or else from the name of the folder. The seed
+    comes from the provenance.
+
+    Raises:
+        UserError: a file or key is missing, or the scores are of another seed than the weights.
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    retrieval = Scores.read(folder / "scores" / "retrieval.json", stage=4)
+        raise UserError(f"{folder}: is not a directory. Give the folder of a run.")
+    retrieval = Scores.read(folder / "scores" / "retrieval.json")
     keywords_path, training_path = folder / "scores" / "keywords.json", folder / "best" / "provenance.json"
-    keywords = Scores.read(keywords_path, stage=5) if keywords_path.exists() else None
-    training = Scores.read(training_path, stage=3) if training_path.exists() else _training_of(retrieval)
+    keywords = Scores.read(keywords_path) if keywords_path.exists() else None
+    training = Scores.read(training_path) if training_path.exists() else _training_of(retrieval)
     for key in _REQUIRED:
         for scores in (retrieval, keywords):
             if scores:
@@ -110,23 +128,27 @@ def load_run(directory: str | Path) -> Run:
             training.get(key)
     seed = retrieval.seed("provenance", "seed")
     if training and training.seed("seed") != seed:
-        raise UserError(f"{retrieval.path}: made with seed {seed}, {training.path} with another; run stage 4 again")
+        raise UserError(
+            f"{retrieval.path}: made with seed {seed}, {training.path} with another one. Score the run again."
+        )
     if keywords and keywords.seed("provenance", "seed") != seed:
-        raise UserError(f"{keywords.path}: made with another seed than {retrieval.path}; run stages 4 and 5 again")
-    said = retrieval.get("provenance")
+        raise UserError(f"{keywords.path}: made with another seed than {retrieval.path}. Score the run again.")
+    origin = retrieval.get("provenance")
     parts = _NAME.fullmatch(folder.resolve().name)
     named = parts.groupdict() if parts else {}
-    model, head = (said.get(key) or named.get(key) for key in ("model", "head"))
+    model, head = (origin.get(key) or named.get(key) for key in ("model", "head"))
     if not model or not head:
-        raise UserError(f"{folder}: neither the folder's name nor {retrieval.path} tells the model and the head")
-    tag = said["tag"] if said.get("tag") is not None else named.get("tag")
+        raise UserError(
+            f"{folder}: the name has no model and head, nor has {retrieval.path}. Rename it <model>_<head>."
+        )
+    tag = origin["tag"] if origin.get("tag") is not None else named.get("tag")
     return Run(folder, str(model), str(head), str(tag or ""), seed, retrieval, keywords, training)
 
 
 def _training_of(retrieval: Scores) -> Scores | None:
-    """What the scores themselves tell about the training of weights that lie elsewhere (``--checkpoint``)."""
-    said = retrieval.get("provenance")
-    training = said.get("training") if isinstance(said, Mapping) else None
+    """Return the training provenance that the scores repeat, for weights in another folder (``--checkpoint``)."""
+    origin = retrieval.get("provenance")
+    training = origin.get("training") if isinstance(origin, Mapping) else None
     if not isinstance(training, Mapping) or not {"command", "commit"} <= training.keys():
         return None
-    return Scores(retrieval.path, {"seed": said.get("seed"), **training})
+    return Scores(retrieval.path, {"seed": origin.get("seed"), **training})

@@ -1,4 +1,4 @@
-"""The scripts of stages 4 and 5 on a model of random weights."""
+"""The scripts of stages 4 and 5, with a model with random weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from speechclip.data.kaldi import read_table, write_table
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe folder with a cascaded checkpoint, ``best``, and what stages 1 and 2 leave of train and test."""
+    """Write a recipe folder with a cascaded checkpoint, ``best``, and the data and embeddings of train and test."""
     folder = tmp_path_factory.mktemp("scoring")
     model, config = whole_model(folder, "cascaded", eval__bootstrap=20, data__feats="online")
     for name, seed in (("train", 0), ("test", 1)):
         data = make_data(folder / "data" / name, images=6, each=2, seed=seed)
         store_embeddings(data, folder / "dump" / name, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # where a checkpoint says its encoders are
+        patch.chdir(folder)  # the checkpoint names its encoders relative to it
         save_checkpoint(Path("best"), model, model.trained_state(), config, {"seed": 0, "trained": 1, "commit": "abc"})
     return folder
 
 
 @pytest.fixture
 def call(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Calls a script in the recipe folder, as a stage does; returns the scores of that name."""
+    """Call a script in the recipe folder, as a stage does, and return the scores of that name."""
     monkeypatch.chdir(recipe)
 
     def run(name: str, *words: str) -> dict[str, Any]:
@@ -47,9 +47,9 @@ def call(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_settings_of_scoring_are_the_checkpoints_unless_given(call: Any) -> None:
+def test_eval_options_override_the_checkpoint(call: Any) -> None:
     own = call("keywords")
-    assert list(own["sweep"]["all"]) == ["1", "3", "5", "10"]  # there are no 20 subwords
+    assert list(own["sweep"]["all"]) == ["1", "3", "5", "10"]  # the table has fewer than 20 subwords
     assert "ci95" in own["sweep"]["all"]["1"]
     given = call("keywords", "--eval.sweep", "[1,2,7]", "--eval.bootstrap=0")
     assert list(given["sweep"]["all"]) == ["1", "2", "7"] and "ci95" not in given["sweep"]["all"]["1"]
@@ -71,14 +71,14 @@ def test_settings_of_scoring_are_the_checkpoints_unless_given(call: Any) -> None
     ],
 )
 @pytest.mark.parametrize("name", ["retrieval", "keywords"])
-def test_a_mistake_is_one_line(call: Any, name: str, words: list[str], reason: str, capsys: Any) -> None:
+def test_wrong_options_give_one_line(call: Any, name: str, words: list[str], reason: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as end:
         call(name, *words)
     said = capsys.readouterr().err
     assert end.value.code in (1, 2) and said.startswith("error: ") and reason in said and said.count("\n") == 1
 
 
-def test_help_names_the_settings_of_scoring(call: Any, capsys: Any) -> None:
+def test_help_lists_the_eval_settings(call: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         call("keywords", "--help")
     assert "--eval.sweep" in capsys.readouterr().out

@@ -22,12 +22,12 @@ from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.common.compat import prepare
 from speechclip.common.errors import UserError
 from speechclip.common.files import only_one
-from speechclip.report.results.markdown import read_block
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "superb"
 sys.path.insert(0, str(RECIPE / "local"))
 import superb  # noqa: E402
 import sweep  # noqa: E402
+from markdown_tables import read_block  # noqa: E402
 from report import write_report  # noqa: E402
 from tasks import TASKS  # noqa: E402
 

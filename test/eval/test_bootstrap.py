@@ -1,4 +1,4 @@
-"""Resamples of clusters, against the same draws written out."""
+"""Resamples of clusters, compared with the same draws in plain loops."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from speechclip.eval.bootstrap import Bootstrap, interval
 
 
 def test_clusters_are_drawn_whole() -> None:
-    # images 7 (two items, summing to 3) and 5 (one item, 10), each drawn 0, 1 or 2 times
+    # image 7 has two items with the sum 3, image 5 has one item, 10. Each is drawn 0, 1 or 2 times
     sums = Bootstrap([7, 5, 7], n=200, seed=1).sums([[1.0], [10.0], [2.0]])
     assert sums.shape == (200, 1)
     assert set(sums[:, 0]) == {6.0, 13.0, 20.0}
 
 
-def test_sums_against_draws_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_equal_those_of_plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(3)
     clusters, columns = generator.integers(0, 6, 40), generator.standard_normal((40, 3))
     draws = np.random.default_rng(9).multinomial(6, np.full(6, 1 / 6), size=25)
     wanted = np.stack([sum(draw[clusters[q]] * columns[q] for q in range(40)) for draw in draws])
     assert Bootstrap(clusters, 25, 9).sums(columns) == pytest.approx(wanted)
-    monkeypatch.setattr("speechclip.eval.bootstrap._BLOCK", 20)  # several blocks, the same draws
+    monkeypatch.setattr("speechclip.eval.bootstrap._BLOCK", 20)  # several blocks must give the same draws
     assert Bootstrap(clusters, 25, 9).sums(columns) == pytest.approx(wanted)
 
 
-def test_all_that_is_asked_of_one_object_is_drawn_alike() -> None:
+def test_one_object_uses_the_same_resamples() -> None:
     bootstrap = Bootstrap(np.arange(30), 50, 2)
     values = np.random.default_rng(0).random((30, 2))
     both, first = bootstrap.sums(values), bootstrap.sums(values[:, :1])
@@ -40,7 +40,7 @@ def test_interval_by_hand() -> None:
     assert interval(values, level=0.5) == pytest.approx(np.array([[25.0, 4.0], [75.0, 4.0]]))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_bootstrap_refuses_bad_arguments() -> None:
     with pytest.raises(ValueError, match="0 resamples"):
         Bootstrap([1, 2], 0)
     with pytest.raises(ValueError, match="nothing to resample"):

@@ -1,4 +1,4 @@
-"""Nearest subwords, by hand and against sorting."""
+"""Nearest subwords, by hand and compared with a sort."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from speechclip.eval.neighbours import largest, search
 
 
 def nearest(z, table, k, exclude=None):
-    """Rows and cosines of a search under one exclusion."""
+    """Search with one exclusion. Return rows and cosines."""
     nothing = np.zeros(len(table), dtype=bool)
-    return search(z, table, [(k, nothing if exclude is None else exclude)]).near[0]
+    return search(z, table, [(k, nothing if exclude is None else exclude)]).nearest[0]
 
 
 def test_nearest_by_hand():
@@ -24,11 +24,11 @@ def test_nearest_by_hand():
     assert index.tolist() == [[2, 1]]
 
 
-def test_nearest_prefers_the_first_of_equal_rows():
+def test_first_of_equal_rows_wins():
     assert nearest([[1.0, 0.0]], [[0.0, 1.0], [2.0, 0.0], [2.0, 0.0]], 2)[0].tolist() == [[1, 2]]
 
 
-def test_nearest_against_sorting(monkeypatch):
+def test_nearest_equals_a_sort(monkeypatch):
     generator = np.random.default_rng(0)
     z, table = generator.standard_normal((36, 6)), generator.standard_normal((50, 6))
     exclude = generator.random(50) < 0.3
@@ -42,39 +42,39 @@ def test_nearest_against_sorting(monkeypatch):
         assert cosine[at] == pytest.approx(every[order])
 
 
-def test_nearest_refuses_what_it_cannot_answer():
-    with pytest.raises(ValueError, match="3 neighbours asked for, 2 subwords are left"):
+def test_search_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="3 neighbours are needed, 2 subwords are left"):
         nearest([[1.0]], [[1.0], [2.0], [3.0]], 3, exclude=np.array([True, False, False]))
-    with pytest.raises(ValueError, match="z holds NaN"):
+    with pytest.raises(ValueError, match="z contains NaN"):
         nearest([[np.nan]], [[1.0]], 1)
 
 
-def test_ties_go_to_the_first_row_at_any_depth():
+def test_first_of_equal_rows_wins_at_any_depth():
     table = np.repeat(on_circle(0, 90, 45), 4, axis=0)  # rows 0-3, 4-7, 8-11 are equal
     assert nearest(on_circle(40), table, 6)[0].tolist() == [[8, 9, 10, 11, 0, 1]]
     assert nearest(on_circle(40), table, 1)[0].tolist() == [[8]]
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 7, 8])
-def test_the_largest_are_those_of_a_stable_sort(k):
-    scores = np.random.default_rng(k).integers(0, 4, (50, 8)).astype(float)  # many are equal
+def test_largest_equals_a_stable_sort(k):
+    scores = np.random.default_rng(k).integers(0, 4, (50, 8)).astype(float)  # with many ties
     columns, values = largest(scores, k)
     assert columns.tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :k].tolist()
     assert np.array_equal(values, np.take_along_axis(scores, columns, axis=1))
 
 
-def test_one_search_answers_under_several_exclusions():
+def test_one_search_has_several_exclusions():
     table = circle_table()
     found = search(
         on_circle(1.2, 29.0), table.embeddings,
         [(3, np.zeros(12, dtype=bool)), (2, table.special), (2, table.no_content), (4, table.rows(table.stop_ids))],
-        # the first set holds 14 and 18, the second nothing
+        # the first set has 14 and 18, the second is empty
         {"own": (np.array([[table.ids.tolist().index(14), table.ids.tolist().index(18)], [-1, -1]]), np.array([0, 0])),
          "none": (np.array([[-1, -1]]), np.array([0, 0]))},
     )  # fmt: skip
-    ids = [table.ids[near.rows].tolist() for near in found.near]
+    ids = [table.ids[near.rows].tolist() for near in found.nearest]
     assert ids[:3] == [[[SOT, EOT, 10], [13, 12, 14]], [[10, 11], [13, 12]], [[10, 12], [12, 14]]]
-    assert ids[3] == [[SOT, EOT, 10, PAD], [12, 14, 15, PAD]]  # what was excluded before is there again
+    assert ids[3] == [[SOT, EOT, 10, PAD], [12, 14, 15, PAD]]  # the rows excluded before are included again
     rows, cosines = found.best["own"]
     assert table.ids[rows].tolist() == [14, 14]
     assert cosines == pytest.approx(np.cos(np.deg2rad([38.8, 11.0])))
@@ -83,7 +83,7 @@ def test_one_search_answers_under_several_exclusions():
     assert PAD not in np.ravel(ids[0])
 
 
-def test_search_of_many_vectors_is_that_of_each(monkeypatch):
+def test_blocks_give_the_same_neighbours(monkeypatch):
     generator = np.random.default_rng(5)
     z, table = generator.standard_normal((30, 4)), generator.standard_normal((40, 4))
     less, more = generator.random(40) < 0.2, generator.random(40) < 0.3
@@ -92,7 +92,7 @@ def test_search_of_many_vectors_is_that_of_each(monkeypatch):
     whole = search(z, table, wanted, sets)
     monkeypatch.setattr("speechclip.eval.neighbours.BLOCK_SCORES", 90)
     parts = search(z, table, wanted, sets)
-    for near, again, (k, exclude) in zip(whole.near, parts.near, wanted, strict=True):
+    for near, again, (k, exclude) in zip(whole.nearest, parts.nearest, wanted, strict=True):
         assert np.array_equal(near.rows, again.rows)
         assert np.array_equal(near.rows, nearest(z, table, k, exclude)[0])
     assert np.array_equal(whole.best["x"][0], parts.best["x"][0])

@@ -1,4 +1,4 @@
-"""Spans against the times of the words they name, by hand and against positions tried out."""
+"""Keyword spans and the times of the words they name, by hand and compared with many positions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from circle import circle_table, on_circle, padded
 
 from speechclip.data.alignments import AlignedWord
-from speechclip.eval.keywords import Settings, find
-from speechclip.eval.overlap import SpokenWords, overlap_report, overlapping, overlaps
+from speechclip.eval.keywords import Settings, find_neighbours
+from speechclip.eval.overlap import SpokenWords, find_overlaps, overlap_report, overlapping
 
 IDS = {"dog": (18,), "snowman": (12, 14), "tree": (16,), "the": (11,)}
 WORDS = [
@@ -20,40 +20,42 @@ SECONDS = np.array([2.0, 1.0, 1.0])
 SPOKEN = SpokenWords.of(WORDS, IDS, 18)
 
 
-def looked_up(spans: list[tuple[float, float]], owner: list[int], named: list[int], asked: list[int] | None = None):
-    return overlaps(
-        spans, np.array(owner), np.array(named), SPOKEN, SECONDS, None if asked is None else np.array(asked)
+def overlaps_of(
+    spans: list[tuple[float, float]], owner: list[int], named: list[int], words_of: list[int] | None = None
+):
+    return find_overlaps(
+        spans, np.array(owner), np.array(named), SPOKEN, SECONDS, None if words_of is None else np.array(words_of)
     )
 
 
 def test_overlaps_by_hand() -> None:
     spans = [(0.9, 1.1), (1.0, 1.2), (0.0, 0.1), (0.85, 1.0), (0.5, 0.8), (0.0, 1.0), (0.0, 1.0)]
     owner, named = [0, 0, 0, 1, 1, 1, 2], [14, 12, 13, 18, 18, 12, 18]
-    found = looked_up(spans, owner, named)
-    # "snowman" met, just missed; 13 is not said; the second "dog" met; a span between both; not said; unknown
+    found = overlaps_of(spans, owner, named)
+    # overlaps "snowman"; just misses it; 13 is not spoken; overlaps the second "dog"; between both; not spoken; unknown
     assert found.hit.tolist() == [True, False, False, True, False, False, False]
     assert found.named.tolist() == [True, True, False, True, True, False, False]
     assert found.counted.tolist() == [True] * 6 + [False]
 
 
 def test_chance_by_hand() -> None:
-    # a span of 0.2 in 2.0 s begins in [0, 1.8] and meets "snowman", 0.2 to 1.0, from 0 to 1.0
-    assert looked_up([(1.5, 1.7)], [0], [12]).chance[0] == pytest.approx(1.0 / 1.8)
-    # one of 0.3 in 1.0 s: the first "dog" from 0 to 0.4, the second from 0.5 to 0.7 where it can last begin
-    assert looked_up([(0.4, 0.7)], [1], [18]).chance[0] == pytest.approx(0.6 / 0.7)
-    # one of 0.5: from 0 to 0.4, and from 0.3, so from 0 to 0.5: surely
-    assert looked_up([(0.4, 0.9)], [1], [18]).chance[0] == pytest.approx(1.0)
-    # as long as the utterance: there is no other place
-    assert looked_up([(0.0, 1.0)], [1], [16]).chance[0] == 1.0
+    # a span of 0.2 s in 2.0 s starts in [0, 1.8]. It overlaps "snowman" (0.2 to 1.0) if it starts from 0 to 1.0
+    assert overlaps_of([(1.5, 1.7)], [0], [12]).chance[0] == pytest.approx(1.0 / 1.8)
+    # 0.3 s in 1.0 s: it overlaps the first "dog" from 0 to 0.4 and the second from 0.5 to 0.7, the last start
+    assert overlaps_of([(0.4, 0.7)], [1], [18]).chance[0] == pytest.approx(0.6 / 0.7)
+    # 0.5 s: from 0 to 0.4 and from 0.3 on, so always
+    assert overlaps_of([(0.4, 0.9)], [1], [18]).chance[0] == pytest.approx(1.0)
+    # as long as the utterance, so it has one position
+    assert overlaps_of([(0.0, 1.0)], [1], [16]).chance[0] == 1.0
 
 
-def test_chance_against_positions_tried_out() -> None:
+def test_chance_equals_many_random_positions() -> None:
     generator = np.random.default_rng(2)
     owner = generator.integers(0, 2, 40)
     named = generator.choice([11, 12, 16, 18], 40)
     length = generator.uniform(0.02, 0.8, 40)
     start = generator.uniform(0, 1, 40) * (SECONDS[owner] - length)
-    found = overlaps(np.stack([start, start + length], axis=1), owner, named, SPOKEN, SECONDS)
+    found = find_overlaps(np.stack([start, start + length], axis=1), owner, named, SPOKEN, SECONDS)
     for at in range(40):
         said = [word for word in WORDS[owner[at]] if named[at] in IDS[word.text]]
         places = np.linspace(0, SECONDS[owner[at]] - length[at], 4001)
@@ -63,9 +65,9 @@ def test_chance_against_positions_tried_out() -> None:
 
 
 def test_words_of_another_utterance_are_stretched() -> None:
-    # the first utterance (2 s) against the words of the second (1 s): "dog" is at 0.2 to 0.8 and at 1.6 to 1.8
+    # the first utterance (2 s) with the words of the second (1 s): "dog" is at 0.2 to 0.8 and 1.6 to 1.8
     spans, owner = [(0.1, 0.3), (0.9, 1.5), (1.7, 2.0)], [0, 0, 0]
-    assert looked_up(spans, owner, [18, 18, 18], [1, 0, 2]).hit.tolist() == [True, False, True]
+    assert overlaps_of(spans, owner, [18, 18, 18], [1, 0, 2]).hit.tolist() == [True, False, True]
 
 
 def test_report_by_hand() -> None:
@@ -74,56 +76,56 @@ def test_report_by_hand() -> None:
     z = np.zeros((3, 2, 2))
     z[np.array(mask)] = on_circle(*degrees)
     golds = [{11, 12, 14, 16}, {18, 16}, {18}]
-    case = find(
+    case = find_neighbours(
         z, mask, circle_table(), golds, [padded(*gold) for gold in golds], {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}, None,
         Settings(bootstrap=100),
     )  # fmt: skip
     spans = [(0.3, 0.5), (0.0, 0.2), (0.85, 1.0), (0.0, 0.5), (0.0, 1.0)]
     report = overlap_report(case, spans, SPOKEN, SECONDS, "attention spans")
-    # of four keywords of aligned utterances three name a spoken word, "snowman" and the second "dog" where they are
+    # three of four keywords of aligned utterances name a spoken word. "snowman" and the second "dog" overlap
     assert (report["n_keywords"], report["n_named"], report["n_utterances"]) == (4, 3, 2)
     assert report["named"] == pytest.approx(75.0)
     assert report["overlap"] == pytest.approx(200 / 3)
     assert (report["kw1"], report["kw2"]) == (100.0, 0.0)
     assert report["mean_seconds"] == pytest.approx((0.2 + 0.2 + 0.15 + 0.5) / 4)
-    # chance: 1.0 of 1.8; "tree", from 1.0 to 1.6 of 1.8; 0.15 long, from 0 to 0.4 and from 0.65 to 0.85, of 0.85
+    # chance: 1.0 of 1.8; "tree" from 1.0 to 1.6 of 1.8; for 0.15 s from 0 to 0.4 and from 0.65 to 0.85 of 0.85
     chance = 100 * (1.0 / 1.8 + 0.6 / 1.8 + 0.6 / 0.85) / 3
     assert report["random_position"]["overlap"] == pytest.approx(chance)
-    # every keyword names 12: "snowman", said in the first utterance alone, at 0.2 to 1.0
+    # every keyword names 12, "snowman". Only the first utterance has it, at 0.2 to 1.0
     assert report["frequency_prior"] == pytest.approx({"named": 50.0, "overlap": 50.0})
     assert report["ci95"]["overlap"][0] <= report["overlap"] <= report["ci95"]["overlap"][1]
     assert report["of"] == "attention spans"
 
 
 def test_controls_and_intervals_by_hand() -> None:
-    # nearest content subwords: 15 16 | 18 16, of two images: the only other one is the other's
+    # nearest content subwords: 15 16 | 18 16. There are two images
     z = on_circle(50, 60, 80, 60).reshape(2, 2, 2)
-    case = find(
+    case = find_neighbours(
         z, np.ones((2, 2)), circle_table(), [{16}, {18}], [padded(16), padded(18)], {12: 3, 18: 2, 16: 1, 10: 1, 17: 1},
         None, Settings(bootstrap=200),
     )  # fmt: skip
     spoken = SpokenWords.of(WORDS[:2], IDS, 20)
     report = overlap_report(case, [(0.3, 0.5), (1.0, 1.3), (0.85, 1.0), (0.5, 0.65)], spoken, SECONDS[:2], "segments")
-    # "tree" met, 15 not said; "dog" met, "tree" just missed
+    # overlaps "tree"; 15 is not spoken; overlaps "dog"; just misses "tree"
     assert (report["named"], report["overlap"]) == pytest.approx((75.0, 200 / 3))
-    # of the other, at this one's length: "tree" at 0.8 to 1.0 just missed; "tree" at 0.6 to 0.8 met; no 15, no "dog"
+    # the other words, stretched: just misses "tree" at 0.8 to 1.0; overlaps "tree" at 0.6 to 0.8; no 15, no "dog"
     assert report["shuffled_speech"] == pytest.approx({"named": 50.0, "overlap": 50.0})
-    # resamples of the first alone: named 50, overlap 100; of the second alone: 100 and 50
+    # a resample of the first image has named 50, overlap 100; of the second image 100 and 50
     assert report["ci95"] == {"named": [50.0, 100.0], "overlap": [50.0, 100.0]}
 
 
-def test_words_that_no_subword_spells_are_not_named() -> None:
+def test_words_without_subwords_are_not_named() -> None:
     spoken = SpokenWords.of([[AlignedWord("1984", 0.0, 0.5)], []], {"1984": ()}, 18)
     assert len(spoken.key) == 0 and spoken.aligned.tolist() == [True, False]
-    found = overlaps([(0.0, 0.1), (0.0, 0.1)], np.array([0, 1]), np.array([18, 18]), spoken, np.array([1.0, 1.0]))
+    found = find_overlaps([(0.0, 0.1), (0.0, 0.1)], np.array([0, 1]), np.array([18, 18]), spoken, np.array([1.0, 1.0]))
     assert (found.named.tolist(), found.hit.tolist(), found.counted.tolist()) == (
         [False, False], [False, False], [True, False]
     )  # fmt: skip
 
 
-def test_nothing_aligned_is_refused() -> None:
-    case = find(
+def test_report_needs_an_alignment() -> None:
+    case = find_neighbours(
         on_circle(0)[:, None], [[True]], circle_table(), [{10}], [padded(10)], {10: 1, 12: 1, 14: 1, 15: 1, 16: 1}
     )
-    with pytest.raises(ValueError, match="no keyword of an utterance with an alignment"):
+    with pytest.raises(ValueError, match="no utterance with a keyword has an alignment"):
         overlap_report(case, [(0.0, 0.1)], SpokenWords.of([[]], {}, 18), np.array([1.0]), "segments")

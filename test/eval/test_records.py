@@ -1,17 +1,15 @@
-"""keywords.jsonl and attention.npz, by hand."""
+"""Records of keywords, by hand."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import numpy as np
 from circle import STRINGS, circle_table, on_circle, padded
 
 from speechclip.data.alignments import AlignedWord
 from speechclip.eval.gold import Word
-from speechclip.eval.keywords import Settings, find
-from speechclip.eval.records import keyword_records, save_attention
+from speechclip.eval.keywords import Settings, find_neighbours
+from speechclip.eval.records import keyword_records
 
 COUNTS = {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}
 
@@ -19,7 +17,7 @@ COUNTS = {12: 3, 18: 2, 16: 1, 10: 1, 17: 1}
 def records(spoken=None, overlap=None, golds=({10, 18}, {16}), words=None):
     z = on_circle(1.0, 80.0, 40.0, 0.0).reshape(2, 2, 2)
     mask = [[True, True], [True, False]]
-    case = find(
+    case = find_neighbours(
         z, mask, circle_table(), list(golds), [padded(*gold) for gold in golds], COUNTS, None, Settings(bootstrap=0)
     )
     words = words or [[Word("red", (10,)), Word("dog", (18,))], [Word("cat", (16,))]]
@@ -38,7 +36,7 @@ def test_records_by_hand():
         {"subword": "w11</w>", "id": 11, "cosine": 0.9877},
     ]
     assert [r["span"] for r in found] == [[0.02, 0.04], [0.04, 0.06], [0.0, 0.1235]]
-    # 40 degrees: 12 to 16 are the five nearest; the nearest content subword is 14
+    # the five nearest to 40 degrees are 12 to 16; the nearest content subword is 14
     assert [r["hit"] for r in found] == [True, True, True]
     assert [r["word"] for r in found] == ["red", "dog", None]
     assert found[2]["gold"] == {"subword": "w16</w>", "id": 16, "cosine": 0.9397}
@@ -46,29 +44,15 @@ def test_records_by_hand():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_records_with_times():
+def test_records_name_the_spoken_words():
     said = {"u1": [AlignedWord("red", 0.0, 0.03), AlignedWord("dog", 0.03, 0.05)]}
     found = records(said, [True, False, None])
     assert [r["overlap"] for r in found] == [True, False, None]
     assert [r["spoken"] for r in found] == [["red", "dog"], ["dog"], None]
 
 
-def test_what_is_unknown_is_null():
+def test_unknown_values_are_null():
     found = records(golds=({10, 18}, {55}), words=[[Word("red", (10,))], [Word("odd", (55,))]])
     assert [r["hit"] for r in found] == [True, True, False]
     assert found[1]["word"] is None
     assert found[2]["gold"] is None
-
-
-def test_attention_is_kept_in_one_array(tmp_path: Path):
-    weights = [np.array([[0.25, 0.75], [1.0, 0.0]]), np.empty((0, 3)), np.array([[0.5, 0.25, 0.25]])]
-    save_attention(tmp_path / "attention.npz", ["a", "b", "c"], weights)
-    with np.load(tmp_path / "attention.npz", allow_pickle=False) as file:
-        stored = {name: file[name] for name in file.files}
-    assert stored["ids"].tolist() == ["a", "b", "c"]
-    assert (stored["keywords"].tolist(), stored["frames"].tolist()) == ([2, 0, 1], [2, 3, 3])
-    ends = np.cumsum(stored["keywords"] * stored["frames"])
-    parts = np.split(stored["weights"], ends[:-1])
-    for part, wanted in zip(parts, weights, strict=True):
-        assert part.reshape(wanted.shape).tolist() == wanted.tolist()
-    assert [path.name for path in tmp_path.iterdir()] == ["attention.npz"]

@@ -1,4 +1,4 @@
-"""Retrieval scores, on matrices solved by hand and against plain loops and enumeration."""
+"""Retrieval scores, on matrices solved by hand and compared with plain loops and enumeration."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import pytest
 
 from speechclip.eval import ranking
 from speechclip.eval.ranking import ranks_from_scores
-from speechclip.eval.retrieval import bootstrap_ci, chance, evaluate, first_hit_ranks, recall_table, retrieval_report
+from speechclip.eval.retrieval import (
+    bootstrap_ci,
+    branch_report,
+    chance,
+    evaluate,
+    first_hit_ranks,
+    recall_table,
+    retrieval_report,
+)
 
 
 def scored(scores):
-    """Queries and gallery whose dot products are the given matrix."""
+    """Return queries and a gallery whose dot products are the given matrix."""
     matrix = np.asarray(scores, dtype=np.float32)
     return matrix, np.eye(matrix.shape[1], dtype=np.float32)
 
 
 def slow_ranks(queries, gallery, relevant):
-    """Sort the gallery of every query, irrelevant before relevant where scores tie, and walk down to the first hit."""
+    """Sort the gallery of every query, irrelevant items first in ties, and find the first hit."""
     ranks = []
     for query, wanted in zip(queries, relevant, strict=True):
         order = sorted(range(len(gallery)), key=lambda g: (-float(query @ gallery[g]), wanted[g]))
@@ -34,21 +42,21 @@ def test_ranks_by_hand():
     assert first_hit_ranks(queries, gallery, [0, 1, 2], [0, 1, 2]).tolist() == [1, 3, 2]
 
 
-def test_any_of_several_relevant_items():
+def test_rank_is_that_of_the_best_relevant_item():
     queries, gallery = scored([[0.1, 0.9, 0.8, 0.2], [0.9, 0.1, 0.2, 0.8]])
     assert first_hit_ranks(queries, gallery, [0, 0], [0, 1, 0, 0]).tolist() == [2, 1]
 
 
-def test_a_tie_counts_against_the_system():
+def test_ties_count_against_the_system():
     queries, gallery = scored([[0.5, 0.5, 0.5], [0.5, 0.5, 0.2], [0.0, 0.0, 0.0]])
-    # alone against two equals: third; ties with one: second; a relevant equal does not stand before another
+    # ties with two irrelevant items: rank 3; with one: rank 2; a relevant item does not count against another
     assert first_hit_ranks(queries, gallery, [0, 0, 7], [0, 1, 7]).tolist() == [3, 2, 3]
     assert first_hit_ranks(queries[:1], gallery, [0], [0, 0, 1]).tolist() == [2]
     assert first_hit_ranks(queries[:1], gallery, [0], [0, 0, 0]).tolist() == [1]
 
 
-def test_ranks_by_columns_are_those_of_a_copy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ranking, "BLOCK_ITEMS", 7)  # blocks that do not divide the items
+def test_ranks_of_a_transposed_view_equal_a_copy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranking, "BLOCK_ITEMS", 7)  # the items are not a multiple of the block
     scores = np.random.default_rng(3).integers(0, 30, (60, 12)).astype(np.float32)  # with ties
     owner = np.repeat(np.arange(12), 5)
     expected = ranks_from_scores(scores.T.copy(), owner, np.arange(60))
@@ -57,7 +65,7 @@ def test_ranks_by_columns_are_those_of_a_copy(monkeypatch: pytest.MonkeyPatch):
     assert expected.tolist() == slow_ranks(scores.T.copy(), np.eye(60), [owner == at for at in range(12)])
 
 
-def test_equal_gallery_rows_tie_whatever_the_rounding():
+def test_equal_gallery_rows_tie_with_any_rounding():
     generator = np.random.default_rng(3)
     row = generator.standard_normal(513, dtype=np.float32)
     gallery = np.repeat(row[None], 67, axis=0)
@@ -72,10 +80,10 @@ def test_equal_gallery_rows_tie_whatever_the_rounding():
 
 @pytest.mark.parametrize("block", [None, 1, 7, 1000])
 @pytest.mark.parametrize("levels", [0, 3])
-def test_ranks_against_sorting(block, levels):
+def test_ranks_equal_a_sort(block, levels):
     generator = np.random.default_rng(levels)
     queries, gallery = generator.standard_normal((40, 4)), generator.standard_normal((30, 4))
-    if levels:  # few values: many ties
+    if levels:  # few values give many ties
         queries, gallery = np.round(queries), np.round(gallery)
     query_groups = generator.integers(0, 6, 40)
     gallery_groups = np.concatenate([np.arange(6), generator.integers(0, 6, 24)])
@@ -84,7 +92,7 @@ def test_ranks_against_sorting(block, levels):
     assert ranks.tolist() == slow_ranks(queries, gallery, relevant)
 
 
-def test_groups_of_two_columns_accept_either():
+def test_two_columns_of_groups_accept_either():
     generator = np.random.default_rng(1)
     queries, gallery = generator.standard_normal((20, 3)), generator.standard_normal((20, 3))
     groups = generator.integers(0, 8, (20, 2))
@@ -98,7 +106,7 @@ def test_bad_arrays_are_refused():
         first_hit_ranks(queries, gallery, [0, 5], [0, 1])
     with pytest.raises(ValueError, match="query 1 has no relevant item"):
         chance([0, 5], [0, 1])
-    with pytest.raises(ValueError, match="queries: row 1 holds NaN"):
+    with pytest.raises(ValueError, match="queries: row 1 contains NaN"):
         first_hit_ranks([[0, 1], [np.nan, 0]], gallery, [0, 1], [0, 1])
     with pytest.raises(ValueError, match="gallery"):
         first_hit_ranks(queries, np.zeros((2, 3)), [0, 1], [0, 1])
@@ -126,12 +134,12 @@ def test_chance_by_hand():
     assert chance([0], [0, 1, 2, 3]) == pytest.approx(
         {"R@1": 25, "R@5": 100, "R@10": 100, "MRR": 100 * (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4}
     )
-    # the published figure: one relevant among 5,000
+    # the published number: one relevant item among 5,000
     table = chance(np.zeros(1, dtype=int), np.arange(5000))
     assert [table[k] for k in ("R@1", "R@5", "R@10")] == pytest.approx([0.02, 0.1, 0.2])
 
 
-def test_chance_against_every_order():
+def test_chance_equals_all_orders():
     gallery_groups = [0, 0, 1, 2, 2, 2, 3]
     query_groups = [0, 1, 2, 2]
     total = dict.fromkeys(["R@1", "R@5", "R@10", "MRR"], 0.0)
@@ -143,11 +151,11 @@ def test_chance_against_every_order():
 
 def test_chance_of_two_column_groups():
     groups = np.array([[0, 0], [0, 1], [1, 0], [2, 2]])
-    # relevant: 3, 2, 2 and 1 of the four
+    # the four queries have 3, 2, 2 and 1 relevant items
     assert chance(groups, groups)["R@1"] == pytest.approx(100 * (3 + 2 + 2 + 1) / 16)
 
 
-def test_random_embeddings_score_chance():
+def test_random_embeddings_reach_chance():
     generator = np.random.default_rng(0)
     groups = np.arange(3000) // 3
     ranks = first_hit_ranks(
@@ -176,12 +184,12 @@ def test_bootstrap_resamples_clusters_not_queries():
     assert apart[1] - apart[0] == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.25 / 1000), rel=0.1)
 
 
-def test_bootstrap_is_determined_by_its_seed():
+def test_bootstrap_depends_on_its_seed_only():
     generator = np.random.default_rng(5)
     ranks, clusters = generator.integers(1, 30, 300), generator.integers(0, 60, 300)
     assert bootstrap_ci(ranks, clusters, seed=1) == bootstrap_ci(ranks, clusters, seed=1)
     assert bootstrap_ci(ranks, clusters, seed=1) != bootstrap_ci(ranks, clusters, seed=2)
-    # names of clusters carry no meaning
+    # the names of clusters do not matter
     assert bootstrap_ci(ranks, clusters * 7 + 3, seed=1) == bootstrap_ci(ranks, clusters, seed=1)
 
 
@@ -198,8 +206,8 @@ def test_evaluate_has_the_documented_keys():
 
 
 def small_corpus():
-    """Two images on two axes; three utterances, the last two of image 1; a text may lie off its image."""
-    speech = np.array([[2.0, 0.0], [0.6, 0.8], [0.8, 0.6]])  # the third is nearer to image 0, which is wrong
+    """Two images on two axes, three utterances (the last two of image 1) and their texts."""
+    speech = np.array([[2.0, 0.0], [0.6, 0.8], [0.8, 0.6]])  # the third is nearer to image 0, the wrong one
     images = np.array([[1.0, 0.0], [0.0, 3.0]])
     texts = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     return speech, np.array([0, 1, 1]), images, texts
@@ -219,14 +227,14 @@ def test_report_by_hand():
         "random",
         "mean_R@10",
     ]
-    # utterances 0 and 1 find their image, 2 does not; both images find an utterance of theirs
+    # utterances 0 and 1 find their image, 2 does not. Both images find one of their utterances
     assert report["speech->image"]["R@1"] == pytest.approx(100 * 2 / 3)
     assert report["image->speech"]["R@1"] == 100.0
     assert (report["image->speech"]["n_queries"], report["image->speech"]["n_gallery"]) == (2, 3)
-    # utterance 1 equals text 2: wrong as its own caption, right as any caption of the image; utterance 2: its own
+    # utterance 1 equals text 2: not its own caption, but one of its image. Utterance 2 finds its own
     assert report["speech->text"]["R@1"] == pytest.approx(100 * 2 / 3)
     assert report["speech->text (any caption)"]["R@1"] == 100.0
-    # texts 0, 1 and 2 lie nearest to utterances 0, 1 and 1
+    # texts 0, 1 and 2 are nearest to utterances 0, 1 and 1
     assert report["text->speech"]["R@1"] == pytest.approx(100 * 2 / 3)
     assert report["text->speech (any caption)"]["R@1"] == 100.0
     assert report["text->image"]["R@1"] == 100.0
@@ -239,7 +247,7 @@ def test_report_by_hand():
     assert json.loads(json.dumps(report)) == report
 
 
-def test_report_leaves_out_what_it_cannot_measure():
+def test_report_has_the_possible_directions_only():
     speech, owner, images, texts = small_corpus()
     pictures = retrieval_report(speech, owner, images)
     assert set(pictures) == {"speech->image", "image->speech", "random", "mean_R@10"}
@@ -255,13 +263,13 @@ def test_an_equal_caption_counts_as_own(other):
     owner = np.array([0, 1, 1])
     alone = retrieval_report(speech, owner, images, texts)
     known = retrieval_report(speech, owner, images, texts, captions=strings)
-    # utterance 0 ties with the equal text 1 unless that counts as its own, in the protocol of any caption too
+    # utterance 0 ties with text 1, which must count as its own in both protocols
     assert alone["speech->text"]["R@1"] < known["speech->text"]["R@1"]
     assert alone["speech->text (any caption)"]["R@1"] < known["speech->text (any caption)"]["R@1"]
     assert known["random"]["speech->text"]["R@1"] == pytest.approx(100 * (2 + 2 + 1) / 9)
 
 
-def test_texts_of_a_subset_are_measured_on_that_subset():
+def test_text_directions_use_utterances_with_text():
     speech, owner, images, texts = small_corpus()
     report = retrieval_report(speech, owner, images, texts[[2, 0]], text_utterances=[2, 0])
     assert report["speech->image"]["n_queries"] == 3
@@ -270,7 +278,7 @@ def test_texts_of_a_subset_are_measured_on_that_subset():
     assert report["text->image"]["n_gallery"] == 2
 
 
-def test_an_image_without_utterance_stays_in_the_gallery_only():
+def test_images_without_utterance_are_not_queries():
     speech, owner, images, _ = small_corpus()
     report = retrieval_report(speech, owner, np.concatenate([images, [[0.8, 0.6]]]))
     assert report["speech->image"]["n_gallery"] == 3
@@ -289,7 +297,7 @@ def test_report_refuses_arrays_that_do_not_fit():
         retrieval_report(speech, owner, images, texts, captions=["a"])
 
 
-def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
+def test_memory_does_not_grow_with_pairs() -> None:
     import tracemalloc
 
     rng = np.random.default_rng(0)
@@ -303,10 +311,10 @@ def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(ranks) == 3_000 and table["R@1"] == pytest.approx(100 * 20 / 60_000)
-    assert peak < 350e6  # the whole matrix is 720 MB in single precision, and its comparisons as much again
+    assert peak < 350e6  # the whole matrix needs 720 MB in single precision, and its comparisons the same
 
 
-def test_equal_rows_are_found_by_value_and_not_by_hash_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_hashes_are_checked_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = np.array([[1.0, 0.0], [2.0, 3.0], [1.0, -0.0], [2.0, 3.5]], dtype=np.float32)
     from speechclip.eval import ranking
 
@@ -318,10 +326,23 @@ def test_equal_rows_are_found_by_value_and_not_by_hash_alone(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
-def test_relevant_items_are_counted_without_comparing_all_pairs(columns: int) -> None:
+def test_relevant_items_are_counted(columns: int) -> None:
     from speechclip.eval import retrieval
 
     rng = np.random.default_rng(columns)
     q, g = rng.integers(0, 6, (40, columns)), rng.integers(0, 6, (70, columns))
     expected = (q[:, None, :] == g[None, :, :]).any(axis=2).sum(axis=1)
     assert retrieval._count_relevant(q, g).tolist() == expected.tolist()
+
+
+def test_branches_are_scored_one_by_one() -> None:
+    images, owner = np.eye(2), [0, 1]
+    branches = {"parallel": np.eye(2, dtype=np.float32), "cascaded": np.eye(2, dtype=np.float32)[::-1]}
+    report, ranks = branch_report(branches, owner, images, n_bootstrap=0)
+    assert report["speech->image"]["R@1"] == 100.0 and report["branch"] == "parallel"
+    assert ranks["speech->image"][0].tolist() == [1, 1]
+    assert list(report["branches"]) == ["cascaded"]
+    assert report["branches"]["cascaded"]["speech->image"]["R@1"] == 0.0
+    assert list(report["branches"]["cascaded"]) == ["speech->image", "image->speech", "mean_R@10"]
+    single, _ = branch_report({"parallel": branches["parallel"]}, owner, images, n_bootstrap=0)
+    assert "branches" not in single and single["mean_R@10"] == 100.0

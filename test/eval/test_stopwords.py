@@ -1,17 +1,17 @@
-"""Which subwords count as function words."""
+"""Function words, and subwords that are function words."""
 
 from __future__ import annotations
 
 from speechclip.eval.stopwords import STOP_WORDS, stop_word_ids
 
 
-def test_the_list_holds_function_words_only():
+def test_list_has_function_words_only():
     assert {"a", "the", "in", "of", "and", "is", "with", "he", "not", "while"} <= STOP_WORDS
     assert not {"dog", "red", "two", "man", "running", "left", "round", "top"} & STOP_WORDS
     assert all(word == word.lower().strip() for word in STOP_WORDS)
 
 
-def test_word_boundaries_case_and_punctuation():
+def test_marks_case_and_punctuation_are_ignored():
     subwords = {
         1: "a</w>",
         2: "▁the",

@@ -1,4 +1,4 @@
-"""Keywords as a set: repetition, and the words they name, by hand and against loops."""
+"""Keywords as a set: repetition, and the words they name, by hand and compared with plain loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from circle import circle_table, on_circle, padded
 
 from speechclip.eval.gold import Word
-from speechclip.eval.keywords import Settings, find
+from speechclip.eval.keywords import Settings, find_neighbours
 from speechclip.eval.rates import KeywordIndex
 from speechclip.eval.words import MEASURES, distinct_report, repetition, word_counts, word_report
 
@@ -15,18 +15,18 @@ COUNTS = {11: 9, 13: 8, 12: 7, 18: 6, 17: 5, 10: 4}
 
 
 def case_of(degrees: list[list[float]], golds: list[set[int]], **settings: object):
-    """Keywords at the angles, one list an utterance."""
+    """Return keywords at the given angles, one list for each utterance."""
     longest = max(map(len, degrees))
     mask = np.arange(longest)[None, :] < np.array([[len(row)] for row in degrees])
     z = np.zeros((*mask.shape, 2))
     z[mask] = on_circle(*(angle for row in degrees for angle in row))
     options = Settings(**{"bootstrap": 0, **settings})
-    return find(z, mask, circle_table(), golds, [padded(*gold) for gold in golds], COUNTS, None, options)
+    return find_neighbours(z, mask, circle_table(), golds, [padded(*gold) for gold in golds], COUNTS, None, options)
 
 
 def test_repetition_by_hand() -> None:
     places = KeywordIndex.of([[True, True, True], [True, True, False], [False, False, False]])
-    # 5 keywords of two utterances; 4 4 7 repeats one, 4 5 none
+    # 5 keywords of two utterances: 4 4 7 repeats one, 4 5 repeats none
     assert repetition(np.array([4, 4, 7, 4, 5]), places) == pytest.approx(
         {"keywords": 2.5, "distinct": 2.0, "duplicates": 20.0}
     )
@@ -39,10 +39,10 @@ def test_distinct_by_hand() -> None:
     assert {key: report[key] for key in ("keywords", "distinct", "duplicates")} == pytest.approx(
         {"keywords": 2.5, "distinct": 2.0, "duplicates": 20.0}
     )
-    # keyword 1 exchanged 10 for 10, keyword 2 10 for 11, keyword 3 has no other: 10 11 12 | 10 10
+    # keyword 1 becomes 10 for 10, keyword 2 becomes 11 for 10, keyword 3 has no other: 10 11 12 | 10 10
     assert report["shuffled_speech"]["distinct"] == pytest.approx(2.0)
     assert distinct_report(case, "content", seed=0)["distinct"] == pytest.approx(2.0)
-    # content subwords of training: 12 18 17 10 with counts 7 6 5 4 of 22; 3 and 2 draws
+    # content subwords of training: 12 18 17 10 with the counts 7 6 5 4 of 22. There are 3 and 2 draws
     share = np.array([7, 6, 5, 4]) / 22
     expected = [(1 - (1 - share) ** n).sum() for n in (3, 2)]
     assert distinct_report(case, "content", 0)["frequency_prior"]["distinct"] == pytest.approx(np.mean(expected))
@@ -51,7 +51,7 @@ def test_distinct_by_hand() -> None:
 def test_distinct_intervals_by_hand() -> None:
     case = case_of([[0, 20], [0, 0]], [{10}, {10}], bootstrap=100)
     interval = distinct_report(case, "all", 0)["ci95"]
-    assert interval["distinct"] == [1.0, 2.0]  # one image or the other, or both
+    assert interval["distinct"] == [1.0, 2.0]  # resamples have one image, the other, or both
     assert interval["keywords"] == [2.0, 2.0]
     assert interval["duplicates"] == [0.0, 50.0]
 
@@ -66,36 +66,36 @@ def test_words_by_hand() -> None:
     # nearest: 12 16 16 | 18 10 15
     case = case_of([[20, 60, 61], [80, 0, 50]], [{11, 12, 14, 16}, {18, 17, 10}])
     report = word_report(case, "all", CAPTIONS)
-    # "snowman" and "dog", "cat", "boat" are named, and one word that is not there, 15; "the" is not; two are whole
+    # "snowman", "dog", "cat" and "boat" are named, and a wrong word, 15. "the" is not named. Two are whole
     assert (report["n_named"], report["n_words"]) == (5, 5)
     assert [report[name] for name in MEASURES] == pytest.approx([80.0, 80.0, 80.0, 40.0, 40.0, 40.0])
-    content = word_report(case, "content", CAPTIONS)  # "the" is not asked for
+    content = word_report(case, "content", CAPTIONS)  # "the" does not count
     assert (content["n_named"], content["n_words"]) == (5, 4)
     assert [content[name] for name in MEASURES] == pytest.approx([80.0, 100.0, 800 / 9, 40.0, 50.0, 400 / 9])
-    # shuffled: 12 and 16 are not of "dog" and "boat", 18, 10 and 15 not of the first caption
+    # shuffled: 12 and 16 are not in "dog" and "boat"; 18, 10 and 15 are not in the first caption
     assert report["shuffled_speech"] == dict.fromkeys(MEASURES, 0.0)
-    # the prior has 11, 13, 12 for both: "the", "snowman" (in part) and a wrong one; in the second all are wrong
+    # the prior is 11, 13, 12: "the", "snowman" in part and a wrong word. All are wrong for the second caption
     prior = [100 * 2 / 6, 100 * 2 / 5, 100 * 4 / 11, 100 * 1 / 6, 100 * 1 / 5, 100 * 2 / 11]
     assert [report["frequency_prior"][name] for name in MEASURES] == pytest.approx(prior)
-    # without stop words 12, 18, 17: "snowman" and two wrong ones; "dog" whole, "boat" in part, a wrong one
+    # without stop words 12, 18, 17: "snowman" and two wrong words; "dog" whole, "boat" in part, a wrong word
     prior = [100 * 3 / 6, 100 * 3 / 4, 60.0, 100 * 1 / 6, 100 * 1 / 4, 20.0]
     assert [content["frequency_prior"][name] for name in MEASURES] == pytest.approx(prior)
 
 
-def test_the_subwords_of_a_word_find_one_word_on_both_sides() -> None:
+def test_subwords_of_one_word_name_one_word() -> None:
     caption = [Word("snowman", (12, 14)), Word("cat", (16,))]
 
     def measured(*degrees: float) -> list[float]:
         report = word_report(case_of([list(degrees)], [{12, 14, 16}]), "all", [caption])
         return [report[name] for name in MEASURES]
 
-    # "snow", "man" and a wrong one: one of two words named, one of two words found, whole
+    # "snow", "man" and a wrong word: one of two named words is right, one of two words is found, whole
     assert measured(20, 40, 50) == pytest.approx([50.0] * 6)
-    # "snow" alone and a wrong one: named, not whole
+    # "snow" and a wrong word: named, not whole
     assert measured(20, 50) == pytest.approx([50.0, 50.0, 50.0, 0.0, 0.0, 0.0])
-    # the same keywords again change nothing
+    # repeated keywords change nothing
     assert measured(20, 40, 50, 40, 50) == measured(20, 40, 50)
-    # a subword of two words names both, but only "snow" whole
+    # a subword of two words names both, and only "snow" whole
     shared = [Word("snowman", (12, 14)), Word("snow", (12,))]
     report = word_report(case_of([[20]], [{12, 14}]), "all", [shared])
     assert [report[name] for name in MEASURES] == pytest.approx([100.0, 100.0, 100.0, 50.0, 50.0, 50.0])
@@ -105,7 +105,7 @@ def test_the_subwords_of_a_word_find_one_word_on_both_sides() -> None:
 def test_word_intervals_by_hand() -> None:
     case = case_of([[20, 60], [50, 50]], [{12, 16}, {18}], bootstrap=100)
     report = word_report(case, "all", [[Word("cat", (16,))], [Word("dog", (18,))]])
-    # the first utterance names "cat" and a wrong one, the second one wrong one: resamples of one, the other or both
+    # the first utterance names "cat" and a wrong word, the second a wrong word. Resamples have one, the other or both
     assert report["precision"] == pytest.approx(100 / 3)
     assert report["ci95"]["recall"] == [0.0, 100.0]
     assert report["ci95"]["precision"] == [0.0, 50.0]
@@ -113,7 +113,7 @@ def test_word_intervals_by_hand() -> None:
     assert report["ci95"]["whole_f1"] == report["ci95"]["f1"]
 
 
-def test_words_against_loops() -> None:
+def test_words_equal_plain_loops() -> None:
     generator = np.random.default_rng(6)
     degrees = [generator.uniform(0, 80, generator.integers(0, 5)).tolist() for _ in range(50)]
     captions = [
@@ -123,7 +123,7 @@ def test_words_against_loops() -> None:
     case = case_of(degrees, [{10}] * 50)
     for kind, left_out in (("all", set()), ("content", {11, 13})):
         subwords_of: list[set[int]] = [set() for _ in range(50)]
-        for owner, row in zip(case.places.owner, case.near[kind].rows[:, 0], strict=True):
+        for owner, row in zip(case.index.owner, case.nearest[kind].rows[:, 0], strict=True):
             subwords_of[owner].add(int(case.subwords.ids[row]))
         report = word_report(case, kind, captions)
         for key, caption_of in (("own", np.arange(50)), ("shuffled_speech", case.shuffled_index)):

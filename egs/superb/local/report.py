@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import Table, read_block, write_block
 from sweep import SCORED, score
 from tasks import TASKS
 
 from speechclip.common.errors import UserError
-from speechclip.report.results.markdown import Table, code, read_block, write_block
+from speechclip.report.tables import inline_code as code
 
 COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "lr (of)", "step", "seed", "commit", "command")
 COMPARISON = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "baseline", "baseline's test", "seed")

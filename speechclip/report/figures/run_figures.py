@@ -50,10 +50,10 @@ def write_figures(directory: str | Path) -> list[Path]:
         written += write_figure(log, folder / "figures" / "training", training_curves, metrics)
         if best_layer_weights(metrics):
             written += write_figure(log, folder / "figures" / "layer_weights", layer_weight_bars, metrics)
-    for stage, name, draw in ((4, "retrieval", retrieval_bars), (5, "keywords", keyword_bars)):
+    for name, draw in (("retrieval", retrieval_bars), ("keywords", keyword_bars)):
         path = folder / "scores" / f"{name}.json"
         if path.exists():
-            content = Scores.read(path, stage).content
+            content = Scores.read(path).content
             written += write_figure(path, folder / "figures" / name, draw, content)
             if any(content.get("sweep", {}).values()):
                 written += write_figure(path, folder / "figures" / "neighbours", sweep_curves, content)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from speechclip.common.errors import UserError
-from speechclip.eval.contributions import compare_keywords
 from speechclip.eval.ranking import first_hit_ranks
-from speechclip.eval.significance import compare_runs
+from speechclip.eval.score_files import compare_keyword_files, compare_rank_files
 from speechclip.report.figures import plots
 from speechclip.report.figures import run_figures as figures
 from speechclip.report.page.drawings import Drawing, draw
@@ -19,9 +18,10 @@ from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import top
 from speechclip.report.page.media import audio_uri
 from speechclip.report.page.page import commands, facts, write_html
-from speechclip.report.page.tables import CONTROL, MIXED, OWN, STOP_WORDS, Cell, PageTable, Row, cell, keyword_names
+from speechclip.report.page.tables import STOP_WORDS, cell, keyword_names
 from speechclip.report.page.viewer import Gallery
 from speechclip.report.runs import Run
+from speechclip.report.tables import CONTROL, MIXED, OWN, Cell, Row, Table
 
 Test = Mapping[str, Any]  # what significance.paired_scores tells of a score
 Tests = Mapping[str, Mapping[str, Test]]
@@ -47,17 +47,17 @@ _KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
 
 
 def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Direction -> score -> first, second, difference and p of two runs: see `significance.compare_runs`."""
+    """Direction -> score -> first, second, difference and p of two runs: see `score_files.compare_rank_files`."""
     first, second = (run.directory / "scores" / "ranks.npz" for run in runs)
-    return compare_runs(first, second, n=permutations, seed=seed)
+    return compare_rank_files(first, second, n=permutations, seed=seed)
 
 
 def keyword_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, Any]]:
-    """The same by the name of a keyword score: see `contributions.compare_keywords`. Empty where a run has none."""
+    """The same by the name of a keyword score: see `score_files.compare_keyword_files`. Empty where a run has none."""
     if any(run.keywords is None for run in runs):
         return {}
     first, second = (run.directory / "scores" / "keywords.npz" for run in runs)
-    return compare_keywords(first, second, permutations, seed)
+    return compare_keyword_files(first, second, permutations, seed)
 
 
 def write_comparison(
@@ -93,12 +93,12 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     raise UserError(f"{runs[0].directory}: compared with itself")
 
 
-def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests) -> list[PageTable]:
+def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests) -> list[Table]:
     """A table for every direction: the scores of both runs with intervals, their difference and its p-value."""
     tables = []
     for direction, scores in tests.items():
         rows = [run.retrieval.content.get(direction, {}).get("ci95", {}) for run in runs]
-        table = PageTable(direction.replace("->", " → "), "Percent.", [*names, "difference", "p"])
+        table = Table(direction.replace("->", " → "), "Percent.", [*names, "difference", "p"])
         for score, row in scores.items():
             cells = [cell(row[key], interval.get(score)) for key, interval in zip(("first", "second"), rows)]
             table.rows.append(_tested(score, cells, row))
@@ -110,14 +110,14 @@ def _tested(name: str, cells: Sequence[Cell], test: Test | None, digits: int = 1
     """The scores of two runs, the difference with its interval, and p; in bold where p is small."""
     if test is None:
         return Row(name, [*cells, Cell(), Cell()], MIXED)
-    beside = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(f"{test['p']:.4f}")]
+    beside = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(test["p"], 4)]
     return Row(name, [*cells, *beside], OWN if test["p"] < CLEAR else CONTROL)
 
 
-def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[str, Test]) -> Iterator[PageTable]:
+def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[str, Test]) -> Iterator[Table]:
     """Every keyword score that both runs have, and its test where stage 5 kept what that takes."""
     note = "Percent, or a cosine, of all keywords or words of the utterances that both runs were scored on."
-    table = PageTable("Keywords", note, [*names, "difference", "p"])
+    table = Table("Keywords", note, [*names, "difference", "p"])
     for name, key, digits, path in _KEYWORDS:
         test = tests.get(key)
         scored = [_value(run, path) for run in runs]

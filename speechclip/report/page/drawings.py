@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechclip.common.errors import UserError
 from speechclip.data.audio import load_audio
+from speechclip.eval.score_files import read_attention, read_keyword_lines
 from speechclip.report.figures import plots
 from speechclip.report.figures import run_figures as figures
 from speechclip.report.figures.style import STYLE, write_figure
@@ -15,8 +16,7 @@ from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.inline import inline_svg
 from speechclip.report.page.media import spectrogram
 from speechclip.report.page.projection import Plane
-from speechclip.report.page.spoken import read_attention, read_keywords
-from speechclip.report.results.update import RETRIEVAL
+from speechclip.report.results.retrieval_tables import RETRIEVAL
 from speechclip.report.runs import Run
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def write_data_figures(run: Run, eval_split: EvalSplit, plane: Plane) -> list[Pa
     for utterance in eval_split.utterances:
         if utterance.id not in attention:
             continue
-        records = read_keywords(run.directory / "scores" / "keywords.jsonl", [utterance.id])[utterance.id]
+        records = read_keyword_lines(run.directory / "scores" / "keywords.jsonl", [utterance.id])[utterance.id]
         names = [record["neighbours"][0]["subword"].removesuffix("</w>").lstrip("▁") for record in records]
         wave = load_audio(utterance.wav)
         words = eval_split.words.get(utterance.id, [])

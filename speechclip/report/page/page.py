@@ -15,11 +15,11 @@ import numpy as np
 
 import speechclip
 from speechclip.common.files import replace_file
+from speechclip.eval.score_files import read_attention, read_keyword_lines
 from speechclip.report.page.drawings import run_drawings, write_data_figures
 from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import Example, examples
 from speechclip.report.page.projection import Plane, project
-from speechclip.report.page.spoken import read_attention, read_keywords
 from speechclip.report.page.tables import keyword_tables, retrieval_tables
 from speechclip.report.page.viewer import Gallery, listed_rows, map_data, utterance_data
 from speechclip.report.runs import Run
@@ -136,7 +136,7 @@ def _examples_and_utterances(
     audible = needed | {others[int(at)] for at in np.linspace(0, len(others) - 1, min(room, len(others)))}
     ids = [eval_split.utterances[row].id for row in rows]
     scores = run.directory / "scores"
-    keywords = read_keywords(scores / "keywords.jsonl", ids) if run.keywords else {}
+    keywords = read_keyword_lines(scores / "keywords.jsonl", ids) if run.keywords else {}
     attention = read_attention(scores / "attention.npz") if run.keywords else {}
     gallery = Gallery(eval_split)
     listed, heavy = utterance_data(gallery, rows, audible, keywords, attention, plane)

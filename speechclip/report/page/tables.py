@@ -4,61 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from speechclip.report.results.overview import branch_scores
+from speechclip.report.results.keyword_tables import KEYWORDS
 from speechclip.report.results.published import TABLES
-from speechclip.report.results.update import CUTOFFS, KEYWORDS, RETRIEVAL
+from speechclip.report.results.retrieval_tables import CUTOFFS, RETRIEVAL, branch_scores
 from speechclip.report.runs import Run, Scores
+from speechclip.report.tables import CONTROL, MIXED, QUOTED, Cell, Row, Table
 
-OWN, QUOTED, CONTROL, MIXED = "own", "quoted", "control", "mixed"
 CONTROLS = {"frequency_prior": "frequency prior", "shuffled_speech": "shuffled speech"}
 STOP_WORDS = {"all": "with stop words", "content": "without stop words"}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A number as text, its 95% interval as text where it has one."""
-
-    text: str = "–"
-    interval: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A named row.
-
-    kind: OWN for this project's numbers, QUOTED for published ones, CONTROL for what heard nothing, MIXED for both.
-    """
-
-    name: str
-    cells: Sequence[Cell]
-    kind: str = OWN
-
-
-@dataclass
-class PageTable:
-    """A table of a page: its title, a sentence on what it shows, column names behind the row's, rows."""
-
-    title: str
-    note: str
-    columns: Sequence[str]
-    rows: list[Row] = field(default_factory=list)
-
-
 def cell(value: Any, interval: Any = None, digits: int = 1, signed: bool = False) -> Cell:
-    """A cell of a number, of an interval [low, high] too; absent where the number is None. signed: with its sign."""
+    """Return a cell of a number with its interval [low, high]; an empty cell if the value is not a number."""
     if not isinstance(value, int | float):
         return Cell()
-    sign = "+" if signed else ""
-    small = 0 < abs(value) < 0.5 * 10**-digits
-    text = f"{value:{sign}.1g}" if small else f"{value:{sign}.{digits}f}"
-    ends = ", ".join(f"{end:{sign}.{digits}f}" for end in interval or ())
-    return Cell(text, f"[{ends}]" if interval else "")
+    return Cell(value, digits, (interval[0], interval[1]) if interval else None, signed=signed)
 
 
-def retrieval_tables(run: Run, recipe: str) -> list[PageTable]:
+def retrieval_tables(run: Run, recipe: str) -> list[Table]:
     """A table for pictures and one for captions by each protocol, with chance and what is published for the recipe."""
     tables = []
     for title, directions in RETRIEVAL.items():
@@ -71,10 +36,10 @@ def retrieval_tables(run: Run, recipe: str) -> list[PageTable]:
             f"{run.retrieval.number(name, 'n_gallery'):,.0f}"
             for name, short in present.items()
         )
-        table = PageTable(title, f"Percent, with 95% intervals over images. {queries}.", columns)
+        table = Table(title, f"Percent, with 95% intervals over images. {queries}.", columns)
         table.rows += _published(title, columns, recipe)
         table.rows.append(Row("this run", _recalls(run.retrieval, present)))
-        for name, scores in branch_scores(run):
+        for name, scores in branch_scores(run.head, run.retrieval):
             table.rows.append(Row(name, _recalls(scores, present)))
         if "text->image" in run.retrieval.content and "speech->image" in present:
             topline = _recalls(run.retrieval, {"text->image": "S→I"})
@@ -107,7 +72,7 @@ def _published(own_table: str, columns: Sequence[str], recipe: str) -> Iterator[
                 yield Row(f"{line.name} ({line.source})", cells, QUOTED)
 
 
-def keyword_tables(run: Run, recipe: str) -> list[PageTable]:
+def keyword_tables(run: Run, recipe: str) -> list[Table]:
     """What stage 5 scored, each figure beside its controls where they were measured; empty for a run without it."""
     if run.keywords is None:
         return []
@@ -122,13 +87,13 @@ def keyword_names(row: Mapping[str, Any]) -> list[str]:
     return sorted((name for name in row if re.fullmatch(r"kw\d+", name)), key=lambda name: int(name[2:]))
 
 
-def _hit_rates(scores: Scores, recipe: str) -> Iterator[PageTable]:
+def _hit_rates(scores: Scores, recipe: str) -> Iterator[Table]:
     for title, score in KEYWORDS.items():
         row = scores.get(score)
         columns = ["avg", *keyword_names(row)]
         size = f"{scores.number('n_utterances', score):,.0f} utterances"
         note = f"Percent of {size}, of those that have the keyword; avg: of all their keywords. {_MEANING[score]}"
-        table = PageTable(title, note, columns, [*_published(title, columns, recipe)])
+        table = Table(title, note, columns, [*_published(title, columns, recipe)])
         intervals = scores.content.get("ci95", {}).get(score, {})
         table.rows.append(Row("this run", [cell(row[name], intervals.get(name)) for name in columns]))
         for control, name in CONTROLS.items():
@@ -152,13 +117,13 @@ _MEANING = {
 _SWEEPS = {"sweep": "Neighbours looked at, clean", "reference_sweep": "Neighbours looked at, reference"}
 
 
-def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[PageTable]:
+def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[Table]:
     sweep = content.get(section)
     if not sweep:
         return
     columns = [f"{words}: {name}" for words in STOP_WORDS for name in ("hit rate", "prior", "shuffled")]
     note = "Percent of all keywords that hit, by the number K of subwords that count. all: stop words count, content:"
-    table = PageTable(title, f"{note} they do not.", columns)
+    table = Table(title, f"{note} they do not.", columns)
     for k in sorted({k for rows in sweep.values() for k in rows}, key=int):
         cells: list[Cell] = []
         for words in STOP_WORDS:
@@ -169,7 +134,7 @@ def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[Pag
     yield table
 
 
-def _words(content: Mapping[str, Any]) -> Iterator[PageTable]:
+def _words(content: Mapping[str, Any]) -> Iterator[Table]:
     blocks = (
         ("words", "Words of the caption", "Percent of the different words named, and of those of the caption. A keyword"
          " names the words that its subword is part of; whole: found only when all of a word's subwords are named.",
@@ -185,7 +150,7 @@ def _words(content: Mapping[str, Any]) -> Iterator[PageTable]:
             continue
         some: Mapping[str, Any] = next(iter(content[key].values()))
         shown = measures or {name: name for name in ("avg", *keyword_names(some))}
-        table = PageTable(title, note, list(shown.values()))
+        table = Table(title, note, list(shown.values()))
         for words, name in STOP_WORDS.items():
             row = content[key].get(words)
             if row:
@@ -193,12 +158,12 @@ def _words(content: Mapping[str, Any]) -> Iterator[PageTable]:
         yield table
 
 
-def _flaws(content: Mapping[str, Any]) -> Iterator[PageTable]:
+def _flaws(content: Mapping[str, Any]) -> Iterator[Table]:
     if "flaws" not in content:
         return
     columns = ["average", "against clean", "only by special tokens", "frequency prior", "shuffled speech"]
     note = "What each departure of the published code does to the hit rate (5 neighbours, stop words count), percent."
-    table = PageTable("Flaws of the published scoring", note, columns)
+    table = Table("Flaws of the published scoring", note, columns)
     for name, row in content["flaws"].items():
         difference = row.get("difference", {})
         cells = [cell(row.get("avg"), row.get("ci95", {}).get("avg"))]
@@ -208,7 +173,7 @@ def _flaws(content: Mapping[str, Any]) -> Iterator[PageTable]:
     yield table
 
 
-def _times(content: Mapping[str, Any]) -> Iterator[PageTable]:
+def _times(content: Mapping[str, Any]) -> Iterator[Table]:
     score = content.get("segmentation")
     if score:
         measures = {"precision": "precision", "recall": "recall", "f1": "F1", "over_segmentation": "over-segmentation",
@@ -217,7 +182,7 @@ def _times(content: Mapping[str, Any]) -> Iterator[PageTable]:
             f"Boundaries of the keywords' {score['of']} against word boundaries, {1000 * score['tolerance']:.0f} ms of"
             f" tolerance, {score['n_utterances']:,} utterances. Evenly spaced: as many boundaries, of nothing heard."
         )
-        table = PageTable("Word boundaries", note, list(measures.values()))
+        table = Table("Word boundaries", note, list(measures.values()))
         table.rows += _with_controls(score, list(measures), "this run", "", 1)
         table.rows.append(Row("evenly spaced", [cell(score["uniform"].get(key)) for key in measures], CONTROL))
         yield table
@@ -227,7 +192,7 @@ def _times(content: Mapping[str, Any]) -> Iterator[PageTable]:
             f"Percent of {score['n_keywords']:,} keywords whose nearest content subword is in an aligned word, and of"
             f" those the share whose {score['of']} overlap that word ({score['mean_seconds']:.2f} s long on average)."
         )
-        table = PageTable("Said where it is named", note, ["named", "span overlaps the word"])
+        table = Table("Said where it is named", note, ["named", "span overlaps the word"])
         table.rows += _with_controls(score, ["named", "overlap"], "this run", "", 1)
         anywhere = score.get("random_position", {})
         table.rows.append(Row("the same spans anywhere", [Cell(), cell(anywhere.get("overlap"))], CONTROL))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from speechclip.common.constants import FRAME_SECONDS, SAMPLE_RATE
 from speechclip.data.audio import load_audio
 from speechclip.eval.ranking import first_hit_ranks
+from speechclip.eval.score_files import Record
 from speechclip.report.page import media
 from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import top
 from speechclip.report.page.projection import Plane
-from speechclip.report.page.spoken import Record
 
 ENVELOPE_POINTS = 240
 FOUND = 4  # images shown with an utterance

@@ -1,6 +1,6 @@
-"""The tables of Shih et al. 2022 with this project's own rows beside the quoted ones.
+"""The tables of Shih et al. 2022: quoted rows, and below each the row that this project measured.
 
-Quoted rows say so and are never mixed with measured ones. A row that nothing has been run for names its command.
+Quoted rows are marked. A row that was not measured names its command.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from speechclip.report.results.markdown import Table
-
-Row = Mapping[str, str]
+from speechclip.report.tables import QUOTED as QUOTED_ROW
+from speechclip.report.tables import Cell, Row, Table
 
 QUOTED = "quoted: Shih et al. 2022"
 QUOTED_OTHER = "quoted: Peng and Harwath 2022, in Shih et al. 2022"
-BLOCK = "published"
 RELEASED = "published"  # the tag of a converted checkpoint's rows
 INTRODUCTION = """\
-The tables of Shih et al. 2022, percent. Rows marked *quoted* are published numbers and were not measured here; the
-others come from the tables above, and where nothing has been run yet the row names the command that fills it. The
-published chance level is that of one caption an image or any caption of it, as the computed rows below it show, so the
-zero-shot rows of this project stand for any caption of the image; those of the own caption are in the tables above.
-Keyword hit rates are given as the published code counts them (reference) and as the paper describes them (clean). Model
-sizes are of the published settings, millions of parameters, from the cascaded to the parallel head; the published
-totals hold HuBERT's pretraining parts and the reduced subword table besides, the 6.1 M of Large is a cascaded head with
-a keyword projection of two layers."""
+The tables of Shih et al. 2022, in percent. Rows marked *quoted* are published numbers. They were not measured here. The
+other rows come from the tables above. If a row was not measured, it names the command that measures it.
+
+The published chance level is that of one caption per image, or of any caption of the image, as the computed rows show.
+So the zero-shot rows of this project use any caption of the image. The tables above also have the own caption. Keyword
+hit rates are given as the published code counts them (reference) and as the paper describes them (clean).
+
+Model sizes are of the published settings in millions of parameters, from the cascaded to the parallel head. The
+published totals also include the pretraining parts of HuBERT and the reduced subword table. The 6.1 M of Large is a
+cascaded head with a keyword projection of two layers."""
 CUTOFFS = ("R@1", "R@5", "R@10")
 
 
@@ -32,9 +32,12 @@ CUTOFFS = ("R@1", "R@5", "R@10")
 class Line:
     """One line of a published table.
 
-    name: as published. numbers: quoted, in the columns' order; empty where none is published. source: of the numbers.
-    own: (model, head, tag) of this project's run that stands beside it; None where there is none. chance_of: images and
-    captions whose chance level stands beside it.
+    Attributes:
+        name: the published name.
+        numbers: the quoted numbers, one for each column; empty if none is published.
+        source: where the numbers come from.
+        own: (model, head, tag) of this project's run that is shown below; None for none.
+        chance_of: number of images and captions whose chance level is shown below; None for none.
     """
 
     name: str
@@ -46,9 +49,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Published:
-    """A published table: its recipe, its columns, where its own numbers are found, its lines.
+    """A published table.
 
-    own_table: title of this project's table with the numbers that compare. also: of one that counts otherwise.
+    Attributes:
+        recipe: name of the recipe's folder.
+        title: the heading.
+        columns: the columns with numbers.
+        own_table: title of this project's table with comparable numbers.
+        lines: the published lines.
+        also: title of this project's table with another count of the same score; "" for none.
     """
 
     recipe: str
@@ -138,40 +147,40 @@ _SIZES = {
 _SIZES_OF = {"flickr8k": ("base", "large"), "spokencoco": ("large",)}  # as they were published
 
 
-def published_tables(recipe: str, own: Mapping[str, Sequence[Row]]) -> list[Table]:
-    """The published tables of a recipe, each quoted row with this project's own below it.
+def published_tables(recipe: str, own: Mapping[str, Table]) -> list[Table]:
+    """Return the published tables of a recipe, with this project's row below each quoted row.
 
     Args:
-        recipe: name of the recipe's folder. own: this project's tables by their titles.
+        recipe: name of the recipe's folder.
+        own: this project's tables by title.
     """
+    names = ("model", "origin")
     tables = [
-        Table(table.title, ("model", "origin", *table.columns), tuple(_rows(table, own)))
-        for table in TABLES
-        if table.recipe == recipe
+        Table(table.title, "", table.columns, _rows(table, own), names) for table in TABLES if table.recipe == recipe
     ]
     if recipe in _SIZES_OF:
-        columns = ("model", "origin", "trained", "total")
-        rows = (dict(zip(columns, row, strict=True)) for model in _SIZES_OF[recipe] for row in _SIZES[model])
-        tables.append(Table(SIZES, columns, tuple(rows)))
+        sizes = [row for model in _SIZES_OF[recipe] for row in _SIZES[model]]
+        rows = [Row(row[:2], [Cell(text) for text in row[2:]]) for row in sizes]
+        tables.append(Table(SIZES, "", ("trained", "total"), rows, names))
     return tables
 
 
-def _rows(table: Published, own: Mapping[str, Sequence[Row]]) -> list[dict[str, str]]:
+def _rows(table: Published, own: Mapping[str, Table]) -> list[Row]:
     digits = 2 if any(round(number, 1) != number for line in table.lines for number in line.numbers) else 1
     rows = []
     for line in table.lines:
         if line.numbers:
-            numbers = (f"{number:.{digits}f}" for number in line.numbers)
-            rows.append({"model": line.name, "origin": line.source, **dict(zip(table.columns, numbers, strict=True))})
+            numbers = [Cell(number, digits) for number in line.numbers]
+            rows.append(Row((line.name, line.source), numbers, QUOTED_ROW))
         if line.chance_of is not None:
-            rows += ({"model": line.name, **row} for row in _chance_rows(*line.chance_of, table.columns))
+            rows += [Row((line.name, origin), cells) for origin, cells in _chance_rows(*line.chance_of, table.columns)]
         if line.own is not None:
-            rows += ({"model": line.name, **row} for row in _own_rows(line.own, table, own))
+            rows += [Row((line.name, origin), cells) for origin, cells in _own_rows(line.own, table, own)]
     return rows
 
 
-def _chance_rows(images: int, captions: int, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Chance among so many captions of so many images, spread evenly, in both protocols and the same both ways."""
+def _chance_rows(images: int, captions: int, columns: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield the chance level in both protocols, for captions that are spread evenly over the images."""
     import numpy as np
 
     from speechclip.eval.retrieval import chance
@@ -179,33 +188,50 @@ def _chance_rows(images: int, captions: int, columns: Sequence[str]) -> Iterator
     number = np.arange(captions)
     for protocol, groups in (("any caption of the image", number % images), ("own caption", number)):
         level = chance(groups, groups)
-        numbers = {column: f"{level[column.split()[1]]:.3f}" for column in columns}
-        yield {"origin": f"computed: {protocol}, {captions:,} of {images:,} images", **numbers}
+        origin = f"computed: {protocol}, {captions:,} captions of {images:,} images"
+        yield origin, [Cell(level[column.split()[1]], 3) for column in columns]
 
 
-def _own_rows(run: tuple[str, str, str], table: Published, own: Mapping[str, Sequence[Row]]) -> list[dict[str, str]]:
-    """This project's numbers for a line: the mean over seeds, else the first seed's, else the command; and those of the
-    authors' checkpoint, where it has been scored here.
+def _own_rows(
+    run: tuple[str, str, str], table: Published, own: Mapping[str, Table]
+) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield this project's numbers for a line: the mean over seeds, else the first seed, else the command to run.
+
+    The numbers of the authors' checkpoint follow if it was scored here. Of several commits the last is used.
     """
     model, head, tag = run
-    mine: list[dict[str, str]] = []
-    theirs: list[dict[str, str]] = []
+    found = False
+    theirs = []
     for title in filter(None, (table.own_table, table.also)):
-        how = f", {title.rpartition(', ')[2]}" if table.also else ""
-        named = [((row.get("model"), row.get("head"), row.get("tag", "")), row) for row in own.get(title, ())]
-        found = [row for name, row in named if name == run]
-        mean = [row for row in found if row.get("seed", "").startswith("mean of")]
-        for row in (mean or found)[:1]:
-            seed = row.get("seed", "")
-            mine.append({"origin": f"this project, {seed if mean else f'seed {seed}'}{how}", **_numbers(row, table)})
-        if not tag:
-            origin = {"origin": f"the authors' checkpoint, scored here{how}"}
-            theirs += (origin | _numbers(row, table) for name, row in named if name == (model, head, RELEASED))
-    if not mine:
+        count = f", {title.rpartition(', ')[2]}" if table.also else ""
+        row = _last_row(own.get(title), run)
+        if row is not None:
+            seed, cells = row
+            found = True
+            yield f"this project, {seed if seed.startswith('mean') else f'seed {seed}'}{count}", _cells(cells, table)
+        row = None if tag else _last_row(own.get(title), (model, head, RELEASED))
+        if row is not None:
+            theirs.append((f"the authors' checkpoint, scored here{count}", _cells(row[1], table)))
+    if not found:
         supervised = " --supervision text" if tag == "supervised" else ""
-        mine = [{"origin": f"not run: `./run.sh --model {model} --head {head}{supervised}`"}]
-    return mine + theirs
+        command = f"`./run.sh --model {model} --head {head}{supervised}`"
+        yield f"not run: {command}", [Cell() for _ in table.columns]
+    yield from theirs
 
 
-def _numbers(row: Row, table: Published) -> dict[str, str]:
-    return {name: row[name] for name in table.columns if name in row}
+def _last_row(table: Table | None, run: tuple[str, str, str]) -> tuple[str, dict[str, Cell]] | None:
+    """Return seed and cells of a run: of the last commit, its mean over seeds or else its first seed."""
+    if table is None:
+        return None
+    named = [(dict(zip(table.name_columns, row.name, strict=True)), row) for row in table.rows]
+    found = [(names, row) for names, row in named if (names["model"], names["head"], names.get("tag", "")) == run]
+    found = [item for item in found if item[0].get("commit") == found[-1][0].get("commit")]
+    chosen = [item for item in found if item[0]["seed"].startswith("mean of")] or found
+    if not chosen:
+        return None
+    names, row = chosen[0]
+    return names["seed"], dict(zip(table.columns, row.cells, strict=True))
+
+
+def _cells(cells: Mapping[str, Cell], table: Published) -> list[Cell]:
+    return [cells.get(name, Cell()) for name in table.columns]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,13 @@ import soundfile
 from PIL import Image
 from scored_runs import scored_data, scored_run
 
-from speechclip.common.errors import UserError
 from speechclip.report.page import media, tables
 from speechclip.report.page.examples import examples, top
 from speechclip.report.page.inline import inline_svg
 from speechclip.report.page.projection import project
-from speechclip.report.page.spoken import read_attention, read_keywords
 from speechclip.report.page.viewer import listed_rows
 from speechclip.report.runs import Run, Scores, load_run
+from speechclip.report.tables import OWN, QUOTED, Cell
 
 
 def _unit(degrees: list[float]) -> np.ndarray:
@@ -104,34 +102,6 @@ def test_the_utterances_listed_are_those_needed_and_others_evenly() -> None:
     assert listed_rows(5, [4, 2, 0], 2) == [0, 2, 4]
 
 
-def test_keywords_and_attention_are_read_back(tmp_path: Path) -> None:
-    lines = [{"utterance": name, "keyword": number} for name in "abc" for number in (2, 1)]
-    path = tmp_path / "keywords.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_keywords(path, ["c", "a", "none"])
-    assert {name: [record["keyword"] for record in records] for name, records in found.items()} == {
-        "a": [1, 2], "c": [1, 2],
-    }  # fmt: skip
-    path.write_text('{"utterance": "a", "keyword": 1}\n{"utt')
-    with pytest.raises(UserError, match=r"keywords.jsonl: line 2: no keyword"):
-        read_keywords(path, ["a"])
-    with pytest.raises(UserError, match="stage 5 makes it"):
-        read_keywords(tmp_path / "none.jsonl", ["a"])
-    kept = tmp_path / "attention.npz"
-    parts = [np.arange(6, dtype=np.float16), np.arange(4, dtype=np.float16)]
-    fields = {"ids": np.array(["a", "b"]), "keywords": np.array([2, 1]), "frames": np.array([3, 4])}
-    np.savez(kept, weights=np.concatenate(parts), **fields)
-    attention = read_attention(kept)
-    assert attention["a"].tolist() == [[0, 1, 2], [3, 4, 5]] and attention["b"].tolist() == [[0, 1, 2, 3]]
-    np.savez(kept, weights=np.zeros(9), **fields)
-    with pytest.raises(UserError, match="9 weights do not fit"):
-        read_attention(kept)
-    kept.write_text("x")
-    with pytest.raises(UserError, match="not the attention"):
-        read_attention(kept)
-    assert read_attention(tmp_path / "none.npz") == {}
-
-
 def _run(keywords: dict[str, object], model: str = "large") -> Run:
     level = {"R@1": 1.0, "R@5": 5.0, "R@10": 10.0, "MRR": 3.0}
     row = {**level, "n_queries": 50, "n_gallery": 10, "ci95": {"R@1": [0.5, 1.5]}}
@@ -146,13 +116,13 @@ def test_a_retrieval_table_has_intervals_published_rows_and_chance() -> None:
     (table,) = tables.retrieval_tables(_run({}), "spokencoco")
     rows = {row.name: row for row in table.rows}
     assert table.columns[:4] == ["S→I R@1", "S→I R@5", "S→I R@10", "S→I MRR"] and len(table.columns) == 8
-    assert rows["this run"].cells[0] == tables.Cell("1.0", "[0.5, 1.5]") and rows["this run"].kind == tables.OWN
+    assert rows["this run"].cells[0] == Cell(1.0, ci95=(0.5, 1.5)) and rows["this run"].kind == OWN
     published = next(row for name, row in rows.items() if name.startswith("SpeechCLIP Parallel Large"))
     assert [cell.text for cell in published.cells] == ["35.8", "66.5", "78.0", "–", "50.6", "80.9", "89.1", "–"]
-    assert published.kind == tables.QUOTED and "quoted" in published.name
+    assert published.kind == QUOTED and "quoted" in published.name
     assert rows["chance"].cells[0].text == "0.004"
     assert rows["hybrid (cascaded branch)"].cells[4].text == "0.7"
-    assert [row.kind for row in tables.retrieval_tables(_run({}), "mini")[0].rows].count(tables.QUOTED) == 0
+    assert [row.kind for row in tables.retrieval_tables(_run({}), "mini")[0].rows].count(QUOTED) == 0
 
 
 def test_keyword_tables_show_what_there_is() -> None:
@@ -177,8 +147,8 @@ def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
     for table in found.values():
         assert table.rows and all(len(row.cells) == len(table.columns) for row in table.rows)
 
-    def shown(value: float, interval: list[float], digits: int = 1) -> tables.Cell:
-        return tables.Cell(f"{value:.{digits}f}", "[" + ", ".join(f"{end:.{digits}f}" for end in interval) + "]")
+    def shown(value: float, interval: list[float], digits: int = 1) -> Cell:
+        return Cell(value, digits, (interval[0], interval[1]))
 
     clean = found["Keyword hit rate, clean"].rows
     assert clean[0].cells[0] == shown(content["clean"]["avg"], content["ci95"]["clean"]["avg"])
@@ -207,8 +177,9 @@ def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
     anywhere = content["overlap"]["random_position"]["overlap"]
     assert found["Said where it is named"].rows[-1].cells[1] == tables.cell(anywhere)
     assert found["Word boundaries"].rows[-1].cells[2] == tables.cell(content["segmentation"]["uniform"]["f1"])
-    assert tables.cell(None) == tables.Cell("–") and tables.cell(0.004).text == "0.004"
-    assert tables.cell(0.25, [-1.0, 2.0], signed=True) == tables.Cell("+0.2", "[-1.0, +2.0]")
+    assert tables.cell(None).text == "–" and tables.cell(0.004).text == "0.004"
+    signed = tables.cell(0.25, [-1.0, 2.0], signed=True)
+    assert (signed.text, signed.interval) == ("+0.2", "[-1.0, +2.0]")
 
 
 def test_a_figure_inside_a_page_has_its_own_ids_the_pages_colours_and_a_text() -> None:

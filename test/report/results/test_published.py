@@ -1,4 +1,4 @@
-"""The paper's tables: quoted rows marked, own rows beside them, empty rows with their command."""
+"""The paper's tables: quoted rows, own rows below them, and the command of a row that was not measured."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from speechclip.report.results.markdown import read_block
+from speechclip.report.results.document import render
 from speechclip.report.results.published import SIZES, TABLES, published_tables
-from speechclip.report.results.update import merge
+from speechclip.report.tables import Cell, Row, Table
 
 COLUMNS = [f"{short} R@{k}" for short in ("S→I", "I→S") for k in (1, 5, 10)]
+NAMES = ("model", "head", "tag", "seed", "commit")
+IMAGES = "Speech and images"
 
 
-def own(model: str, head: str, value: float, seed: str = "0", tag: str = "") -> dict[str, str]:
-    row = {"model": model, "head": head, "seed": seed, **dict.fromkeys(COLUMNS, f"{value:.2f}")}
-    return {**row, "tag": tag} if tag else row
+def own(model: str, head: str, value: float, seed: str = "0", tag: str = "", commit: str = "a") -> Row:
+    return Row((model, head, tag, seed, commit), [Cell(value, 2)] * 6)
 
 
-def test_every_line_has_as_many_numbers_as_columns_and_says_where_they_are_from() -> None:
+def tables_of(recipe: str, rows: list[Row]) -> list[Table]:
+    return published_tables(recipe, {IMAGES: Table(IMAGES, "", COLUMNS, rows, NAMES)})
+
+
+def printed(table: Table) -> list[tuple[str, ...]]:
+    """Model, origin and first number of every row."""
+    return [(*row.name, row.cells[0].text) for row in table.rows]
+
+
+def test_every_published_line_has_numbers_and_a_source() -> None:
     for table in TABLES:
         for line in table.lines:
             assert len(line.numbers) in (0, len(table.columns)), line.name
@@ -29,106 +39,99 @@ def test_every_line_has_as_many_numbers_as_columns_and_says_where_they_are_from(
                 assert abs(sum(line.numbers[:-1]) / 8 - line.numbers[-1]) < 0.06, line.name
 
 
-def test_a_row_of_the_project_stands_below_the_quoted_one_and_an_empty_one_names_its_command() -> None:
-    rows = [own("large", "parallel", 30.0), own("large", "parallel", 99.0, tag="mine")]
-    table = published_tables("spokencoco", {"Speech and images": rows})[0]
-    lines = [(row["model"], row["origin"], row.get("S→I R@1", "")) for row in table.rows]
-    assert lines[2:] == [
+def test_own_row_follows_the_quoted_row() -> None:
+    table = tables_of("spokencoco", [own("large", "parallel", 30.0), own("large", "parallel", 99.0, tag="mine")])[0]
+    assert printed(table)[2:] == [
         ("SpeechCLIP Parallel Large", "quoted: Shih et al. 2022", "35.8"),
         ("SpeechCLIP Parallel Large", "this project, seed 0", "30.00"),
         ("SpeechCLIP Cascaded Large", "quoted: Shih et al. 2022", "6.4"),
-        ("SpeechCLIP Cascaded Large", "not run: `./run.sh --model large --head cascaded`", ""),
+        ("SpeechCLIP Cascaded Large", "not run: `./run.sh --model large --head cascaded`", "–"),
     ]
-    assert [row["origin"] for row in table.rows[:2]] == ["quoted: Peng and Harwath 2022, in Shih et al. 2022"] * 2
+    assert {row.name[1] for row in table.rows[:2]} == {"quoted: Peng and Harwath 2022, in Shih et al. 2022"}
 
 
-def test_the_mean_over_seeds_goes_before_a_seed() -> None:
-    rows = [
-        own("large", "parallel", 30.0),
-        own("large", "parallel", 31.0, "1"),
-        own("large", "parallel", 30.5, "mean of 2"),
-    ]
-    table = published_tables("spokencoco", {"Speech and images": rows})[0]
-    assert [(row["origin"], row["S→I R@1"]) for row in table.rows if row["origin"].startswith("this")] == [
-        ("this project, mean of 2", "30.50")
-    ]
+@pytest.mark.parametrize(
+    ("rows", "origin", "number"),
+    [
+        ([("0", 30.0, "a"), ("1", 31.0, "a"), ("mean of 2", 30.5, "a")], "mean of 2", "30.50"),
+        ([("0", 30.0, "a"), ("1", 31.0, "b")], "seed 1", "31.00"),  # the last commit
+        ([("0", 1.0, "a"), ("1", 2.0, "a"), ("mean of 2", 1.5, "a"), ("0", 7.0, "b")], "seed 0", "7.00"),
+    ],
+)
+def test_own_row_is_the_mean_of_the_last_commit(rows: list[tuple[str, float, str]], origin: str, number: str) -> None:
+    table = tables_of("spokencoco", [own("large", "parallel", value, seed, "", at) for seed, value, at in rows])[0]
+    assert [row[1:] for row in printed(table) if row[1].startswith("this")] == [(f"this project, {origin}", number)]
 
 
-def test_the_authors_checkpoint_scored_here_stands_below_the_own_row() -> None:
-    rows = [own("large", "parallel", 34.0, "unknown", tag="published")]
-    table = published_tables("spokencoco", {"Speech and images": rows})[0]
-    lines = [
-        (row["origin"], row.get("S→I R@1", "")) for row in table.rows if row["model"] == "SpeechCLIP Parallel Large"
-    ]
-    assert lines == [
+def test_released_checkpoint_follows_the_own_row() -> None:
+    table = tables_of("spokencoco", [own("large", "parallel", 34.0, "unknown", tag="published")])[0]
+    assert [row[1:] for row in printed(table) if row[0] == "SpeechCLIP Parallel Large"] == [
         ("quoted: Shih et al. 2022", "35.8"),
-        ("not run: `./run.sh --model large --head parallel`", ""),
+        ("not run: `./run.sh --model large --head parallel`", "–"),
         ("the authors' checkpoint, scored here", "34.00"),
     ]
 
 
-def test_the_supervised_topline_has_its_command() -> None:
+def test_supervised_topline_names_its_command() -> None:
     table = published_tables("spokencoco", {})[1]
-    assert table.rows[-1]["origin"] == "not run: `./run.sh --model large --head parallel --supervision text`"
-    assert table.rows[-2]["T→S R@10"] == "99.93"
+    assert table.rows[-1].name[1] == "not run: `./run.sh --model large --head parallel --supervision text`"
+    assert table.rows[-2].cells[-1].text == "99.93"
 
 
-def test_chance_stands_beside_the_quoted_one_for_each_protocol() -> None:
+def test_chance_is_computed_for_each_protocol() -> None:
     table = next(table for table in published_tables("spokencoco", {}) if "zero-shot" in table.title)
-    rows = [list(row.values()) for row in table.rows if row["model"] == "Random"]
+    rows = [[*row.name, *(cell.text for cell in row.cells)] for row in table.rows if row.name[0] == "Random"]
     assert rows[0][2:5] == ["0.02", "0.10", "0.20"]
     caption = [f"{100 * k / 25_031:.3f}" for k in (1, 5, 10)]  # one right answer
     image = [f"{100 * (1 - math.comb(25_031 - 5, k) / math.comb(25_031, k)):.3f}" for k in (1, 5, 10)]  # five
     assert rows[1:] == [
-        ["Random", "computed: any caption of the image, 25,031 of 5,000 images", *image, *image],
-        ["Random", "computed: own caption, 25,031 of 5,000 images", *caption, *caption],
+        ["Random", "computed: any caption of the image, 25,031 captions of 5,000 images", *image, *image],
+        ["Random", "computed: own caption, 25,031 captions of 5,000 images", *caption, *caption],
     ]
     assert image[0] == "0.020" and caption[0] == "0.004"
 
 
-def test_keywords_are_given_as_either_counts_and_say_which() -> None:
+def test_keyword_rows_name_their_count() -> None:
     columns = [*(f"kw{number}" for number in range(1, 9)), "avg"]
-    own_tables = {
-        f"Keyword hit rate, {score}": [
-            {"model": "large", "head": "cascaded", "seed": "0", **({"tag": tag} if tag else {}),
-             **dict.fromkeys(columns, value)}
-            for tag, value in (("", number), ("published", number + ".5"))
+    names = ("model", "head", "tag", "seed")
+    own_tables = {}
+    for score, number in (("reference", 40.0), ("clean", 20.0), ("content_top1", 9.0)):
+        rows = [
+            Row(("large", "cascaded", tag, "0"), [Cell(value)] * 9)
+            for tag, value in (("", number), ("published", number + 0.5))
         ]
-        for score, number in (("reference", "40"), ("clean", "20"), ("content_top1", "9"))
-    }  # fmt: skip
+        title = f"Keyword hit rate, {score}"
+        own_tables[title] = Table(title, "", columns, rows, names)
     table = next(table for table in published_tables("spokencoco", own_tables) if "keyword" in table.title)
-    assert [(row["origin"], row["avg"]) for row in table.rows] == [
+    assert [(row.name[1], row.cells[-1].text) for row in table.rows] == [
         ("quoted: Shih et al. 2022", "38.2"),
-        ("this project, seed 0, reference", "40"),
-        ("this project, seed 0, clean", "20"),
+        ("this project, seed 0, reference", "40.0"),
+        ("this project, seed 0, clean", "20.0"),
         ("the authors' checkpoint, scored here, reference", "40.5"),
         ("the authors' checkpoint, scored here, clean", "20.5"),
     ]
     empty = next(table for table in published_tables("spokencoco", {}) if "keyword" in table.title)
-    assert [row["origin"] for row in empty.rows][1:] == ["not run: `./run.sh --model large --head cascaded`"]
+    assert [row.name[1] for row in empty.rows][1:] == ["not run: `./run.sh --model large --head cascaded`"]
 
 
 @pytest.mark.parametrize("recipe", ["flickr8k", "spokencoco"])
-def test_own_sizes_are_what_the_command_beside_them_counts(recipe: str) -> None:
+def test_own_sizes_are_those_of_count_parameters(recipe: str) -> None:
     tool = runpy.run_path(str(Path(__file__).resolve().parents[3] / "tools" / "count_parameters.py"))
     table = next(table for table in published_tables(recipe, {}) if table.title == SIZES)
-    counted = [row for row in table.rows if not row["origin"].startswith("quoted")]
-    assert [row["model"].lower() for row in counted] == {"flickr8k": ["base", "large"]}.get(recipe, ["large"])
-    for row in counted:
-        assert "`tools/count_parameters.py`" in row["origin"]
-        model = row["model"].lower()
+    rows = [[*row.name, *(cell.text for cell in row.cells)] for row in table.rows]
+    counted = [row for row in rows if not row[1].startswith("quoted")]
+    assert [row[0].lower() for row in counted] == {"flickr8k": ["base", "large"]}.get(recipe, ["large"])
+    for model, origin, trained_millions, total_millions in ((row[0].lower(), *row[1:]) for row in counted):
+        assert "`tools/count_parameters.py`" in origin
         clip = {"base": "ViT-B-32-quickgelu", "large": "ViT-L-14-quickgelu"}[model]
         frozen, *shape = tool["frozen_parameters"](tool["SHAPES"][model]["hubert"], clip)
         trained = dict(tool["trained_rows"](model, *shape))
         heads = [trained["cascaded"], trained["parallel"]]
-        assert row["trained"] == " – ".join(f"{count / 1e6:.2f}" for count in heads)
-        assert row["total"] == " – ".join(f"{(count + frozen) / 1e6:.1f}" for count in heads)
+        assert trained_millions == " – ".join(f"{count / 1e6:.2f}" for count in heads)
+        assert total_millions == " – ".join(f"{(count + frozen) / 1e6:.1f}" for count in heads)
 
 
-def test_a_results_file_gets_the_tables_once_and_keeps_its_text() -> None:
-    text = merge("# Results\n\nMine.\n", [], recipe="flickr8k")
-    assert text.startswith("# Results\n\nMine.\n") and "26.74" in text and "not run: `./run.sh --model base" in text
-    assert merge(text, [], recipe="flickr8k") == text
-    tables = read_block(text, "published", "f")
-    assert len(tables) == 3 and tables[SIZES].columns == ("model", "origin", "trained", "total")
-    assert merge("# Results\n", [], recipe="mini") == "# Results\n"
+def test_published_tables_need_no_rows() -> None:
+    text = render([], "flickr8k", "# Results\n\n<!-- tables: published -->\n", "")
+    assert "26.74" in text and "not run: `./run.sh --model base" in text and text.count("### Published") == 3
+    assert render([], "mini", "# Results\n\n<!-- tables: published -->\n", "") == "# Results\n"

@@ -1,4 +1,4 @@
-"""Markdown tables that are read back: named tables between markers in a file that people write in as well."""
+"""Markdown tables between markers in a file that people edit too. The tables are read back and merged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ± \d[\d.e+-]*| \[[-\d., ]+\])?")
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, the column names, and rows that map a column to its text (a missing column is an absent value)."""
+    """A heading, the column names, and rows that map a column to its text. A row without a column prints a dash."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Mapping[str, str], ...]
 
     def render(self) -> str:
-        """The heading and the table, columns padded to equal width; numbers stand to the right."""
+        """Return the heading and the table with padded columns. Numbers are aligned right."""
         lines = [list(self.columns), *([row.get(name) or ABSENT for name in self.columns] for row in self.rows)]
         right = [
             all(_NUMBER.fullmatch(line[i]) or line[i] == ABSENT for line in lines[1:]) for i in range(len(lines[0]))
@@ -39,14 +39,12 @@ class Table:
         return f"### {self.title}\n\n" + "\n".join(text) + "\n"
 
 
-def code(text: str) -> str:
-    """Text as inline code that may stand in a table cell."""
-    line = " ".join(text.split()).replace("|", "\\|")
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
-
-
 def parse_tables(block: str, source: str, first_line: int = 1) -> dict[str, Table]:
-    """The tables of a block by their heading. Raises UserError with the line of a row that does not fit its header."""
+    """Return the tables of a block by their heading.
+
+    Raises:
+        UserError: a row does not fit its header. The error names the line.
+    """
     tables: dict[str, Table] = {}
     title, columns, rows = "", (), []  # type: str, tuple[str, ...], list[dict[str, str]]
     for number, line in enumerate(block.splitlines(), start=first_line):
@@ -58,7 +56,7 @@ def parse_tables(block: str, source: str, first_line: int = 1) -> dict[str, Tabl
         if not columns:
             columns = tuple(cells)
         elif len(cells) != len(columns):
-            raise UserError(f"{source}: line {number}: {len(cells)} cells in a table of {len(columns)} columns")
+            raise UserError(f"{source}: line {number}: {len(cells)} cells, the header has {len(columns)}. Fix the row.")
         elif any(cell.strip("-:") for cell in cells):
             rows.append({name: cell for name, cell in zip(columns, cells, strict=True) if cell != ABSENT})
         tables[title] = Table(title, columns, tuple(rows))
@@ -66,7 +64,7 @@ def parse_tables(block: str, source: str, first_line: int = 1) -> dict[str, Tabl
 
 
 def read_block(text: str, name: str, source: str) -> dict[str, Table]:
-    """The tables between the markers of a name, none when the text has no such block."""
+    """Return the tables between the markers of a name. Without these markers the result is empty."""
     span = _find(text, name, source)
     if span is None:
         return {}
@@ -74,9 +72,9 @@ def read_block(text: str, name: str, source: str) -> dict[str, Table]:
 
 
 def write_block(text: str, name: str, source: str, introduction: str, tables: Sequence[Table], before: str) -> str:
-    """The text with the block of that name replaced.
+    """Return the text with the block of that name replaced.
 
-    Where there is none and a table has rows, it is put ahead of the block called ``before`` or else at the end.
+    A new block with rows is inserted before the block called ``before``, or at the end.
     """
     filled = [table for table in tables if table.rows]
     span = _find(text, name, source)
@@ -96,12 +94,16 @@ def _marker(kind: str, name: str) -> str:
 
 
 def _find(text: str, name: str, source: str) -> tuple[int, int] | None:
-    """Where the content between the two markers begins and ends; None without any; UserError for a broken pair."""
+    """Return start and end of the content between the two markers; None without markers.
+
+    Raises:
+        UserError: a marker is missing or repeated.
+    """
     begin, end = _marker("begin", name), _marker("end", name)
     found = (text.count(begin), text.count(end))
     if found == (0, 0):
         return None
     start, stop = text.find(begin) + len(begin), text.find(end)
     if found != (1, 1) or stop < start:
-        raise UserError(f"{source}: the markers '{begin}' and '{end}' have to stand once each, in this order")
+        raise UserError(f"{source}: the markers '{begin}' and '{end}' must occur once each, in this order. Fix them.")
     return start, stop

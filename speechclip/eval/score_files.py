@@ -1,0 +1,216 @@
+"""Readers and writers of every file in the ``scores/`` folder of a run. Each file is replaced as a whole.
+
+retrieval.json                  scores of every retrieval direction
+speech_embeddings[_BRANCH].npz  embeddings of the utterances
+ranks.npz                       rank and image of every query, for paired tests
+keywords.json                   scores of the keywords
+keywords.jsonl                  one line for each keyword
+keywords.npz                    what each utterance adds to the keyword scores, for paired tests
+attention.npz                   attention of the keywords over the frames of the first utterances
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechclip.common.errors import MissingFileError, UserError
+from speechclip.common.files import read_json, replacing, write_json
+from speechclip.data.embeddings import read_arrays, save_embeddings
+from speechclip.eval.contributions import paired_keyword_tests
+from speechclip.eval.significance import paired_test
+
+RETRIEVAL, RANKS, SPEECH = "retrieval.json", "ranks.npz", "speech_embeddings.npz"
+KEYWORDS, KEYWORD_LINES, CONTRIBUTIONS, ATTENTION = "keywords.json", "keywords.jsonl", "keywords.npz", "attention.npz"
+
+Floats = NDArray[np.floating[Any]]
+Ranks = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]  # by direction: rank and image of every query
+Record = dict[str, Any]
+
+
+def write_retrieval(
+    folder: Path, report: Mapping[str, Any], ids: Sequence[str], branches: Mapping[str, Floats], ranks: Ranks
+) -> None:
+    """Write the files of retrieval; ``retrieval.json`` last.
+
+    Args:
+        folder: the ``scores/`` folder.
+        report: the content of retrieval.json, with "provenance".
+        ids: U utterance ids.
+        branches: by branch, embeddings [U, J]. The first branch is the one that ``ranks`` belong to.
+        ranks: by direction, the rank and the image of every query.
+    """
+    for number, (branch, embeddings) in enumerate(branches.items()):
+        save_embeddings(folder / (SPEECH if number == 0 else f"speech_embeddings_{branch}.npz"), ids, embeddings)
+    write_ranks(folder / RANKS, ranks, report["provenance"]["data"])
+    write_json(folder / RETRIEVAL, report)
+
+
+def write_keywords(
+    folder: Path, report: Mapping[str, Any], records: Iterable[Record], ids: Sequence[str], images: Sequence[str],
+    contributions: Mapping[str, Floats], attention: Sequence[Floats],
+) -> None:  # fmt: skip
+    """Write the files of the keywords; ``keywords.json`` last.
+
+    Args:
+        folder: the ``scores/`` folder.
+        report: the content of keywords.json.
+        records: one dictionary for each keyword.
+        ids: U utterance ids.
+        images: the image id of each utterance, U.
+        contributions: by score, what each utterance adds to it, [U, M].
+        attention: weights [k_u, T_u] of the first utterances. Without any, an old attention.npz is removed.
+    """
+    with replacing(folder / KEYWORD_LINES) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_contributions(folder / CONTRIBUTIONS, ids, images, contributions)
+    if attention:
+        write_attention(folder / ATTENTION, ids[: len(attention)], attention)
+    else:
+        (folder / ATTENTION).unlink(missing_ok=True)
+    write_json(folder / KEYWORDS, report)
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read retrieval.json or keywords.json.
+
+    Raises:
+        UserError: the file is missing or does not hold a JSON object.
+    """
+    return read_json(path)
+
+
+def write_ranks(path: Path, ranks: Ranks, data: Mapping[str, str]) -> None:
+    """Write the ranks and images of the queries of every direction. data: fingerprints of the data directories."""
+    arrays: dict[str, NDArray[Any]] = {"data": np.array(json.dumps(dict(data), sort_keys=True))}
+    for name, (rank, image) in ranks.items():
+        arrays |= {f"{name}/ranks": rank.astype(np.int32), f"{name}/images": image.astype(np.int32)}
+    with replacing(path) as part:
+        np.savez_compressed(part, allow_pickle=False, **arrays)
+
+
+def compare_rank_files(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Return :func:`speechclip.eval.significance.paired_test` for every direction that both ``ranks.npz`` have.
+
+    Raises:
+        UserError: a file is missing or damaged, or the ranks are of different queries.
+    """
+    one, other = _arrays(first, {"data"}), _arrays(second, {"data"})
+    if str(one["data"]) != str(other["data"]):
+        raise UserError(f"{second}: scored on other data than {first}. Score both runs on the same data directory.")
+    tests = {}
+    for name in [key.removesuffix("/ranks") for key in one if key.endswith("/ranks") and key in other]:
+        images = one[f"{name}/images"]
+        if not np.array_equal(images, other.get(f"{name}/images", np.empty(0))):
+            raise UserError(f"{second}: {name}: other queries than in {first}. Score both runs on the same data.")
+        tests[name] = paired_test(one[f"{name}/ranks"], other[f"{name}/ranks"], images, n, seed)
+    return tests
+
+
+def write_contributions(path: Path, ids: Sequence[str], images: Sequence[str], found: Mapping[str, Floats]) -> None:
+    """Write what each of U utterances adds to the keyword scores, with the utterance and image ids."""
+    arrays: dict[str, NDArray[Any]] = {"ids": np.array(list(ids)), "images": np.array(list(images)), **found}
+    with replacing(path) as part:
+        np.savez(part, allow_pickle=False, **arrays)  # not compressed: a reader refuses a file that unpacks to 100x
+
+
+def compare_keyword_files(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Return :func:`speechclip.eval.contributions.paired_keyword_tests` of two ``keywords.npz``.
+
+    The result is empty if one of the files is missing, as for a head without keywords.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    if not (first.exists() and second.exists()):
+        return {}
+    return paired_keyword_tests(_contributions(first), _contributions(second), n, seed)
+
+
+def write_attention(path: Path, ids: Sequence[str], attention: Sequence[Floats]) -> None:
+    """Write weights over frames.
+
+    The arrays are "ids", "keywords" [U], "frames" [U] and "weights", all flattened weights in half precision.
+
+    Args:
+        path: the file.
+        ids: U utterance ids.
+        attention: weights [k_u, T_u] of each utterance.
+    """
+    shapes = np.array([weights.shape for weights in attention], dtype=np.int32).reshape(-1, 2)
+    flat = [weights.astype(np.float16).ravel() for weights in attention]
+    weights = np.concatenate(flat) if flat else np.empty(0, np.float16)
+    names = np.array(list(ids))
+    with replacing(path) as part:
+        np.savez_compressed(
+            part, allow_pickle=False, ids=names, keywords=shapes[:, 0], frames=shapes[:, 1], weights=weights
+        )
+
+
+def read_attention(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Read the weights over frames [keywords, frames] by utterance. The result is empty if the file is missing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    arrays = _arrays(path, {"ids", "keywords", "frames", "weights"})
+    ids, weights = arrays["ids"].tolist(), arrays["weights"]
+    shapes = list(zip(arrays["keywords"].tolist(), arrays["frames"].tolist()))
+    ends = np.cumsum([keywords * frames for keywords, frames in shapes])
+    if len(ids) != len(shapes) or (len(ends) and ends[-1] != len(weights)):
+        raise UserError(f"{path}: {len(weights)} weights do not fit {len(ids)} utterances. Score the keywords again.")
+    starts = [0, *ends[:-1].tolist()]
+    return {
+        name: weights[start : start + shape[0] * shape[1]].reshape(shape).astype(np.float32)
+        for name, start, shape in zip(ids, starts, shapes, strict=True)
+    }
+
+
+def read_keyword_lines(path: Path, wanted: Collection[str]) -> dict[str, list[Record]]:
+    """Read the lines of keywords.jsonl of the wanted utterances, in the order of the keywords.
+
+    Raises:
+        UserError: the file is missing, or a line is not a keyword.
+    """
+    records: dict[str, list[Record]] = {}
+    names, number = set(wanted), 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                record = json.loads(line)
+                if record["utterance"] in names:
+                    records.setdefault(record["utterance"], []).append(record)
+    except FileNotFoundError:
+        raise MissingFileError(path) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: line {number} is not a keyword. Score the keywords again.") from error
+    for found in records.values():
+        found.sort(key=lambda record: record["keyword"])
+    return records
+
+
+def _contributions(path: Path) -> dict[str, NDArray[Any]]:
+    """Read keywords.npz: "ids", "images" and the scores, each with a row for every utterance."""
+    arrays = _arrays(path, {"ids", "images"})
+    if any(array.ndim == 0 or len(array) != len(arrays["ids"]) for array in arrays.values()):
+        raise UserError(f"{path}: the arrays differ in length. Score the keywords again.")
+    return arrays
+
+
+def _arrays(path: Path, names: set[str]) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an .npz file that has at least the named ones."""
+    if not path.exists():
+        raise MissingFileError(path)
+    arrays = read_arrays(path)
+    missing = sorted(names - arrays.keys())
+    if missing:
+        raise UserError(f"{path}: the array '{missing[0]}' is missing. Score the run again.")
+    return arrays

@@ -1,0 +1,149 @@
+"""RESULTS.md: the tables of ``results.jsonl`` in a text that people write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from speechclip.common.errors import MissingFileError, UserError
+from speechclip.common.files import replace_file
+from speechclip.report.results import heads_table, keyword_tables, published, retrieval_tables
+from speechclip.report.results.rows import STEPS, TRAIN, ResultRow, merge_rows, read_rows, rows_of_run, write_rows
+from speechclip.report.runs import Run
+from speechclip.report.tables import ABSENT, Cell, Row, Table, inline_code, render_markdown
+
+DATA, DOCUMENT, TEMPLATE = "results.jsonl", "RESULTS.md", "RESULTS.template.md"
+COMMANDS = "Commands"
+#: Name of a section, its introduction, and the tables that it makes of the rows.
+SECTIONS: dict[str, tuple[str, Callable[[Sequence[ResultRow], str], list[Table]]]] = {
+    "heads": (heads_table.INTRODUCTION, lambda rows, recipe: heads_table.heads_tables(rows)),
+    "retrieval": (retrieval_tables.INTRODUCTION, lambda rows, recipe: retrieval_tables.retrieval_tables(rows)),
+    "keywords": (keyword_tables.INTRODUCTION, lambda rows, recipe: keyword_tables.keyword_tables(rows)),
+    "published": (published.INTRODUCTION, lambda rows, recipe: published.published_tables(recipe, _own_tables(rows))),
+    "commands": ("The commands and commits that made the tables.", lambda rows, recipe: command_tables(rows)),
+}
+_DEFAULT_TEMPLATE = "# Results\n\n" + "\n\n".join(f"<!-- tables: {name} -->" for name in SECTIONS) + "\n"
+
+
+def update_results(out: Path, runs: Sequence[Run], recipe: str) -> list[ResultRow]:
+    """Write the tables of runs, and their data as ``results.jsonl`` next to them. Rows of other runs stay.
+
+    Args:
+        out: the Markdown file.
+        runs: scored runs. Their rows replace all older rows of the same runs.
+        recipe: name of the recipe. Its published tables are shown.
+    Returns:
+        all rows.
+    Raises:
+        UserError: a run lacks a score, two runs have the same name, or the old data are damaged.
+    """
+    data = out.parent / DATA
+    new = [row for run in runs for row in rows_of_run(run, recipe)]
+    rows = merge_rows(read_rows(data), new, replace=True)
+    text = render(rows, recipe, _DEFAULT_TEMPLATE, str(out))  # before the first write, so that an error changes nothing
+    write_rows(data, rows)
+    replace_file(out, text.encode())
+    return rows
+
+
+def commit_results(folder: Path, runs: Sequence[Run], *, replace: bool = False) -> list[ResultRow]:
+    """Add runs to the committed results of a recipe and render its RESULTS.md again.
+
+    Args:
+        folder: the folder of the recipe, with RESULTS.template.md.
+        runs: scored runs; none to render only.
+        replace: drop all older rows of these runs. Otherwise rows of other commits stay.
+    Returns:
+        all rows.
+    Raises:
+        UserError: the template or a score is missing, or a run was made with uncommitted code.
+    """
+    template = folder / TEMPLATE
+    try:
+        text = template.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingFileError(template) from None
+    new = [row for run in runs for row in rows_of_run(run, folder.resolve().name)]
+    for row in new:
+        if row.commit.endswith("-dirty") or row.trained_at.endswith("-dirty"):
+            raise UserError(
+                f"{row.scores.path}: made by uncommitted code ({row.commit}). Commit the code and run the recipe again."
+            )
+    rows = merge_rows(read_rows(folder / DATA), new, replace=replace)
+    note = (
+        f"<!-- Rendered from {TEMPLATE} and {DATA} by `python -m speechclip.bin.results --commit_to"
+        f" egs/{folder.resolve().name}`. Edit these files. -->\n\n"
+    )
+    document = render(rows, folder.resolve().name, text, str(template))
+    if rows:
+        write_rows(folder / DATA, rows)
+    replace_file(folder / DOCUMENT, (note + document).encode())
+    return rows
+
+
+def render(rows: Sequence[ResultRow], recipe: str, template: str, source: str) -> str:
+    """Return a template with its tables. A section without tables is left out.
+
+    Args:
+        rows: the measurements.
+        recipe: name of the recipe, for published tables.
+        template: Markdown. A line ``<!-- tables: NAME -->`` stands for a section of `SECTIONS`.
+        source: the template's name in errors.
+    Raises:
+        UserError: an unknown section.
+    """
+    lines: list[str] = []
+    for number, line in enumerate(template.splitlines(), start=1):
+        if not line.startswith("<!-- tables:"):
+            lines.append(line)
+            continue
+        name = line.removeprefix("<!-- tables:").removesuffix("-->").strip()
+        if name not in SECTIONS:
+            raise UserError(f"{source}: line {number}: unknown section '{name}'. Known: {', '.join(SECTIONS)}.")
+        introduction, make = SECTIONS[name]
+        tables = make(rows, recipe)
+        if tables:
+            lines += [introduction, "", "\n".join(render_markdown(table) for table in tables).rstrip("\n")]
+        elif lines and not lines[-1]:
+            lines.pop()  # the empty line before a section that is left out
+    return "\n".join(lines) + "\n"
+
+
+def command_tables(rows: Sequence[ResultRow]) -> list[Table]:
+    """Return the table of commands. Runs that differ in the seed only share a row."""
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row.model, row.tag, row.head, STEPS.index(row.step))):
+        command = inline_code(row.recipe_command or row.command)
+        key = (row.model, row.head, row.tag, row.step, _short(row.commit), _size(row), command)
+        seeds.setdefault(key, []).append(row.seed_text)
+    tag = any(key[2] for key in seeds)
+    body = [
+        Row(tuple(name or ABSENT for name in (*key[:2], *([key[2]] if tag else []), ", ".join(sorted(names)))),
+            [Cell(text or None) for text in key[3:]])
+        for key, names in seeds.items()
+    ]  # fmt: skip
+    columns = ("step", "commit", "size", "command")
+    names = ("model", "head", *(["tag"] if tag else []), "seeds")
+    return [Table(COMMANDS, "", columns, body, names)] if body else []
+
+
+def _own_tables(rows: Sequence[ResultRow]) -> dict[str, Table]:
+    tables = [*retrieval_tables.retrieval_tables(rows), *keyword_tables.keyword_tables(rows)]
+    return {table.title: table for table in tables}
+
+
+def _size(row: ResultRow) -> str:
+    """Return what a step worked on: trained parameters, or utterances and images."""
+    content = row.scores.content
+    if row.step == TRAIN:
+        return f"{content['trained']:,} trained parameters" if isinstance(content.get("trained"), int) else ""
+    if "speech->image" in content:
+        numbers = [row.scores.number("speech->image", key) for key in ("n_queries", "n_gallery")]
+        return f"{numbers[0]:,.0f} utterances, {numbers[1]:,.0f} images"
+    counted = content.get("n_utterances", {}).get("clean")
+    return f"{counted:,} utterances" if isinstance(counted, int) else ""
+
+
+def _short(commit: str) -> str:
+    name, dash, suffix = commit.partition("-")
+    return name[:12] + dash + suffix

@@ -1,0 +1,79 @@
+"""Tables of retrieval scores."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from speechclip.report.results.assemble import Entry, assemble, entry, number, seedless
+from speechclip.report.results.rows import RETRIEVAL as STEP
+from speechclip.report.results.rows import ResultRow
+from speechclip.report.runs import Scores
+from speechclip.report.tables import Cell, Table
+
+CUTOFFS = ("R@1", "R@5", "R@10")
+CHANCE, TOPLINE = "*chance*", "*text→image topline*"
+IMAGES = "Speech and images"
+#: Title of a table, and its directions with their short names.
+RETRIEVAL = {
+    IMAGES: {"speech->image": "S→I", "image->speech": "I→S"},
+    "Speech and captions, own caption": {"speech->text": "S→T", "text->speech": "T→S"},
+    "Speech and captions, any caption of the image": {
+        "speech->text (any caption)": "S→T",
+        "text->speech (any caption)": "T→S",
+    },
+}
+INTRODUCTION = """\
+Recall in percent. S→I: a recording finds its image. I→S: an image finds any of its recordings. S→T and T→S: recordings
+and written captions. No head is trained on captions. The topline finds images by their true captions. Chance is exact.
+`results.jsonl` has the mean reciprocal rank and 95% intervals over images."""
+
+
+def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
+    """Return a table for images and one for each protocol of captions. A table without rows is left out."""
+    tables = []
+    for title, directions in RETRIEVAL.items():
+        columns = [f"{short} {cutoff}" for short in directions.values() for cutoff in CUTOFFS]
+        columns += ["mean R@10"] if title == IMAGES else []
+        entries = [item for row in rows if row.step == STEP for item in _entries(row, directions, title == IMAGES)]
+        if entries:
+            tables.append(assemble(title, "", columns, entries, digits=2))
+    return tables
+
+
+def branch_head(head: str, branch: str) -> str:
+    """Return the name that tables use for a further branch of a head."""
+    return f"{head} ({branch} branch)"
+
+
+def branch_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
+    """Yield name and scores of the further branches of a head."""
+    content = scores.content.get("branches")
+    for branch, part in content.items() if isinstance(content, Mapping) else ():
+        yield branch_head(head, str(branch)), Scores(scores.path, part)
+
+
+def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Iterator[Entry]:
+    scores = row.scores
+    present = {name: short for name, short in directions.items() if images or name in scores.content}
+    if not present:
+        return
+    for head, part in [(row.head, scores), *branch_scores(row.head, scores)]:
+        cells = _recalls(part, (), present)
+        if images:
+            cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)
+        yield entry(row, cells, head)
+    if images and "text->image" in scores.content:
+        yield seedless(row, _recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
+    chance = _recalls(scores, ("random",), present)
+    if images:
+        both = [scores.number("random", name, "R@10") for name in present]
+        chance["mean R@10"] = number(statistics.mean(both), digits=2)
+    yield seedless(row, chance, CHANCE)
+
+
+def _recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+    return {
+        f"{short} {cutoff}": number(scores.number(*path, name, cutoff), digits=2)
+        for name, short in directions.items() for cutoff in CUTOFFS
+    }  # fmt: skip
