@@ -27,9 +27,9 @@ MINI = ROOT / "egs" / "mini"
 MODEL, DEMO = MINI / "models" / "hybrid", MINI / "models" / "demo"
 FIGURES = MINI / "figures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUERY = 1  # row of queries.tsv that the pictures show
+QUERY = 3  # row of queries.tsv that the pictures show
 SHOWN = 6  # images in the retrieval example
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b7280"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8a94a3"
 PICTURES = ("architecture", "retrieval", "keywords", "search_page")
 
 
@@ -153,7 +153,7 @@ def draw_retrieval(target: Path) -> None:
     axis.set_title(f"Spoken query: “{caption}”", loc="left", fontsize=11)
     axis.spines[["top", "right", "left"]].set_visible(False)
     for place, row in zip(bottom.subplots(1, SHOWN), best, strict=True):
-        right = files[row].name == scene
+        right = files[row].stem == scene
         place.imshow(Image.open(files[row]))
         place.set(xticks=[], yticks=[])
         place.set_title(f"{float(cosines[row]):.2f}" + ("  its image" if right else ""), fontsize=10)
@@ -174,21 +174,23 @@ def draw_keywords(target: Path) -> None:
     samples = waveform(query)
     power = librosa.feature.melspectrogram(y=samples, sr=16000, n_fft=400, hop_length=160, n_mels=80)
     seconds = len(samples) / 16000
-    figure, (bars, axis) = plt.subplots(2, 1, figsize=(10, 4.2), sharex=True, height_ratios=(1.25, 1), layout="constrained")
+    figure, (bars, axis) = plt.subplots(
+        2, 1, figsize=(10, 4.2), sharex=True, height_ratios=(1.25, 1), layout="constrained"
+    )
     axis.imshow(
         librosa.power_to_db(power, ref=np.max), origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 8)
     )
     axis.set(xlabel="seconds", ylabel="kHz (mel)", yticks=[0, 8], xlim=(0, seconds))
-    colours = (BLUE, ORANGE, GREEN, RED)
     for row, keyword in enumerate(sorted(keywords, key=lambda keyword: keyword.span)):
         start, end = keyword.span
-        colour = colours[row % len(colours)]
-        bars.barh(-row, end - start, left=start, height=0.72, color=colour, alpha=0.85)
         word = keyword.subwords[0].strip("▁").removesuffix("</w>")
+        colour = GREEN if word in caption.split() else GREY
+        bars.barh(-row, end - start, left=start, height=0.72, color=colour)
         at, side = (end + 0.02, "left") if end < 0.8 * seconds else (start - 0.02, "right")
         bars.text(at, -row, f"{word}  {keyword.cosines[0]:.2f}", va="center", ha=side, fontsize=10)
     bars.set(yticks=[])
-    bars.set_title(f"Keywords of “{caption}”: nearest subword, cosine, half of the attention", loc="left", fontsize=11)
+    bars.set_title(f"Keywords of “{caption}”", loc="left", fontsize=11)
+    bars.set_title("nearest subword, cosine; green: a spoken word", loc="right", fontsize=9, color=GREY)
     bars.spines[["top", "right", "left"]].set_visible(False)
     _save(figure, target)
 
@@ -201,6 +203,7 @@ def _save(figure: Any, target: Path) -> None:
 def serving(port: int) -> Iterator[str]:
     """Run `speechclip serve` on the demo index and yield its address."""
     command = [sys.executable, "-m", "speechclip.cli", "serve", "--index", str(DEMO / "index"), "--port", str(port)]
+    command += ["--top_k", "5"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}/"
@@ -235,7 +238,7 @@ def draw_search_page(target: Path) -> None:
     with serving(8017) as address, sync_playwright() as playwright:
         # The sandbox needs rights that root does not have in a container. Only the project's page is opened.
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1000, "height": 600}, color_scheme="light")
         page.goto(address)
         page.wait_for_selector("body[data-ready]", timeout=120_000)
         page.set_input_files("#file", query)

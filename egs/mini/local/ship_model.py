@@ -95,12 +95,12 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
         for record in chosen:
             name = "_".join(record.caption.split()) + ".flac"
             shutil.copyfile(corpus / "audio" / record.split / f"{record.utterance}.flac", part / "queries" / name)
-            rows.append((name, f"{record.image}.png", record.caption))
+            rows.append((name, record.image, record.caption))
         with (part / "queries.tsv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, delimiter="\t", lineterminator="\n").writerows([COLUMNS, *rows])
 
     replace_folder(target, write)
-    found = {path.name: path for path in sorted((target / "images").glob("*.png"))}
+    found = {path.stem: path for path in sorted((target / "images").glob("*.png"))}
     model = SpeechCLIP.from_pretrained(head)
     built = models / ".demo_index"
     try:
