@@ -1,5 +1,5 @@
-# Shortcuts; the scripts in tools/ do the work.
-.PHONY: install test lint doctor bench bench-check
+# Shortcuts for the scripts in tools/.
+.PHONY: install test lint doctor pictures bench bench-check
 
 install:
 	tools/install.sh --extras "dev s3prl fairseq search"
@@ -13,7 +13,12 @@ lint:
 doctor:
 	tools/doctor
 
-# against plain baselines, hours with everything (see BENCHMARKS.md); bench-check is what CI runs
+# Draw the pictures of README.md again, and write the output of its example.
+pictures:
+	tools/screenshots.py
+	python test/test_readme.py
+
+# Compare with plain baselines: hours for all of them (see BENCHMARKS.md). CI runs bench-check.
 bench:
 	tools/bench/bench.sh
 

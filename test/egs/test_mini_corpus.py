@@ -232,7 +232,7 @@ def test_tour_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     notebook = nbformat.read(MINI / "tour.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    printed = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
+    printed = ["".join(part["text"] for part in cell.outputs if part.get("name") == "stdout") for cell in cells]
     assert printed[1].startswith("a striped olive boat near a dotted crimson star")
     assert printed[2].splitlines()[3].endswith("a striped olive boat near a dotted crimson star")
     assert len(printed[3].splitlines()) == 8  # keywords
