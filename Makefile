@@ -1,5 +1,5 @@
 # Shortcuts for the scripts in tools/.
-.PHONY: install test lint doctor pictures bench bench-check
+.PHONY: install test lint doctor readme bench bench-check
 
 install:
 	tools/install.sh --extras "dev s3prl fairseq search"
@@ -13,10 +13,10 @@ lint:
 doctor:
 	tools/doctor
 
-# Draw the pictures of README.md again, and write the output of its example.
-pictures:
+# Draw the pictures of README.md again, then write its table of results and the output of its example.
+readme:
 	tools/screenshots.py
-	python test/test_readme.py
+	tools/readme.py
 
 # Compare with plain baselines: hours for all of them (see BENCHMARKS.md). CI runs bench-check.
 bench:
