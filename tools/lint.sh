@@ -25,6 +25,7 @@ shell_files() {
 
 mapfile -t files < <(shell_files)
 check "ruff check" "$SPEECHCLIP_PYTHON" -m ruff check .
+check "ruff format" "$SPEECHCLIP_PYTHON" -m ruff format --check -q .
 check "mypy" "$SPEECHCLIP_PYTHON" -m mypy speechclip
 check "shellcheck (${#files[@]} files)" shellcheck -x "${files[@]}"
 check "language rules" "$SPEECHCLIP_PYTHON" tools/check_language.py
