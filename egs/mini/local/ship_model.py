@@ -109,8 +109,9 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
 
         def finish(part: Path) -> None:
             shutil.copytree(built, part, dirs_exist_ok=True)
-            _write(part / INFO, {**info, "model": "../../hybrid"})
-            _write(part / ITEMS, {**items, "files": []})  # no paths of the machine that built it
+            origin = {**info["provenance"], "command": "local/ship_model.py"}  # no paths of this machine
+            _write(part / INFO, {**info, "model": "../../hybrid", "provenance": origin})
+            _write(part / ITEMS, {**items, "files": []})
 
         replace_folder(target / "index", finish)
     finally:
