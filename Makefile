@@ -1,5 +1,5 @@
-# Shortcuts; the scripts in tools/ do the work.
-.PHONY: install test lint doctor bench bench-check
+# Shortcuts for the scripts in tools/.
+.PHONY: install test lint doctor readme bench bench-check
 
 install:
 	tools/install.sh --extras "dev s3prl fairseq search"
@@ -13,7 +13,12 @@ lint:
 doctor:
 	tools/doctor
 
-# against plain baselines, hours with everything (see BENCHMARKS.md); bench-check is what CI runs
+# Draw the pictures of README.md again, then write its table of results and the output of its example.
+readme:
+	tools/screenshots.py
+	tools/readme.py
+
+# Compare with plain baselines: hours for all of them (see BENCHMARKS.md). CI runs bench-check.
 bench:
 	tools/bench/bench.sh
 

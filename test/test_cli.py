@@ -1,4 +1,4 @@
-"""The command ``speechclip``: its help, and that every subcommand is there and waits for nothing heavy."""
+"""The command ``speechclip``: its help and its subcommands, which import no heavy package for their help."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _imported(ended: subprocess.CompletedProcess[str]) -> set[str]:
     return {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in ended.stderr.splitlines() if "|" in line}
 
 
-def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+def test_help_lists_every_command_without_heavy_imports() -> None:
     ended = _run("--help")
     assert ended.returncode == 0
     assert all(f"  {name} " in ended.stdout and command.help in ended.stdout for name, command in COMMANDS.items())
@@ -35,7 +35,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_commands_help_is_its_own_and_imports_nothing_heavy(name: str) -> None:
+def test_command_help_needs_no_heavy_imports(name: str) -> None:
     assert callable(importlib.import_module(COMMANDS[name].module).main)
     ended = _run(name, "--help")
     assert ended.returncode == 0
@@ -44,13 +44,15 @@ def test_a_commands_help_is_its_own_and_imports_nothing_heavy(name: str) -> None
 
 
 @pytest.mark.parametrize(("words", "reason"), [(["reprot"], "unknown command 'reprot'"), ([], "a command is needed")])
-def test_a_mistake_names_the_known_commands(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_lists_the_known_ones(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {reason} (known: {' '.join(COMMANDS)})\n"
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out == f"speechclip {__version__}\n"

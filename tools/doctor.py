@@ -1,4 +1,4 @@
-"""The checks of tools/doctor: one line each, ok / MISSING / BROKEN, with the command that mends it."""
+"""Checks of tools/doctor: one line each, ok, MISSING or BROKEN, with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTALL = "tools/install.sh"
 EXTRA_OF_SECTION = {f"extra: {name}": name for name in ("s3prl", "fairseq", "search", "dev")}
 LEAST_FREE_GB = 5.0
+SHIPPED = {
+    "hubert": ("config.json", "model.safetensors"),
+    "clip": ("open_clip_config.json", "open_clip_model.safetensors"),
+    "hybrid": ("config.yaml", "model.safetensors", "vocabulary.tsv"),
+    "demo": ("queries.tsv", "index/vectors.npy"),
+}
 
 problems: list[str] = []
 
 
-def line(state: str, what: str, mend: str = "") -> None:
-    """Print one check's line; anything but "ok" and "-" (not asked for) counts as a problem."""
-    print(f"{state:<8} {what}" + (f"; mend: {mend}" if mend else ""), flush=True)
+def line(state: str, what: str, fix: str = "") -> None:
+    """Print the line of a check. Every state but "ok" and "-" (not installed on purpose) counts as a problem."""
+    print(f"{state:<8} {what}" + (f". Fix: {fix}" if fix else ""), flush=True)
     if state not in ("ok", "-"):
         problems.append(what)
 
 
-def attempt(what: str, check: Callable[[], str], mend: str) -> None:
-    """Run a check that returns what it found, or raises."""
+def attempt(what: str, check: Callable[[], str], fix: str) -> None:
+    """Run a check, which returns a description or raises an error."""
     try:
         line("ok", f"{what}: {check()}")
     except ModuleNotFoundError as error:
-        line("MISSING", f"{what}: {error.name}", mend)
-    except Exception as error:  # noqa: BLE001 # whatever a broken package raises is what is to be told
-        line("BROKEN", f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:160]}", mend)
+        line("MISSING", f"{what}: {error.name}", fix)
+    except Exception as error:  # noqa: BLE001 # a broken package may raise anything
+        line("BROKEN", f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:160]}", fix)
 
 
 def installed_extras() -> set[str]:
-    """Extras that tools/install.sh put into this environment."""
+    """Return the extras that tools/install.sh added to this environment."""
     stamp = Path(sys.prefix) / ".speechclip"
     if not stamp.is_file():
         return set()
@@ -46,7 +52,7 @@ def installed_extras() -> set[str]:
 
 
 def pins() -> list[tuple[str, str, str]]:
-    """(package, pinned version, extra or "") of every line of constraints.txt that holds for this Python."""
+    """Return (package, pinned version, extra or "") for every line of constraints.txt for this Python."""
     rows, extra = [], ""
     for row in (ROOT / "tools" / "constraints.txt").read_text().splitlines():
         if row.startswith("#"):
@@ -61,7 +67,7 @@ def pins() -> list[tuple[str, str, str]]:
 
 
 def check_python() -> None:
-    """The interpreter and where it stands."""
+    """Check the interpreter and its environment."""
     version = ".".join(map(str, sys.version_info[:3]))
     good = (3, 10) <= sys.version_info[:2] <= (3, 12)
     line(
@@ -74,23 +80,23 @@ def check_python() -> None:
     elif (Path(sys.prefix) / ".speechclip").is_file():
         line("ok", f"environment {sys.prefix} (extras: {' '.join(sorted(installed_extras())) or 'none'})")
     elif Path(sys.prefix) == ROOT / "tools" / "venv":
-        line("BROKEN", f"environment {sys.prefix}: its installation did not finish", INSTALL)
+        line("BROKEN", f"environment {sys.prefix}: the installation did not finish", INSTALL)
     else:
         line("ok", f"environment {sys.prefix} (not made by tools/install.sh)")
 
 
 def check_packages() -> None:
-    """Every pinned package against its pin."""
+    """Compare every pinned package with its pin."""
     have, absent = installed_extras(), set()
     for name, wanted, extra in pins():
-        mend = f'{INSTALL} --extras "{extra}"' if extra else INSTALL
+        fix = f'{INSTALL} --extras "{extra}"' if extra else INSTALL
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if extra and extra not in have:
                 absent.add(extra)
             else:
-                line("MISSING", f"{name} {wanted}", f"rm tools/venv/.speechclip; {mend}")
+                line("MISSING", f"{name} {wanted}", f"rm tools/venv/.speechclip; {fix}")
             continue
         good = version.split("+")[0] == wanted
         line(
@@ -103,7 +109,7 @@ def check_packages() -> None:
 
 
 def torch_and_torchvision() -> str:
-    """Both in one process: a CPU torch beside a CUDA torchvision needs speechclip.common.compat."""
+    """Import both in one process. A CPU torch with a CUDA torchvision needs speechclip.common.compat."""
     from speechclip.common.compat import prepare
 
     prepare()
@@ -114,28 +120,28 @@ def torch_and_torchvision() -> str:
 
 
 def check_cuda() -> None:
-    """Whether a GPU that is there can be used."""
+    """Check that torch can use the GPU of the machine."""
     import torch
 
     gpu = shutil.which("nvidia-smi") is not None and subprocess.run(
         ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
     ).stdout.startswith("GPU")
     if not gpu:
-        line("ok", "no NVIDIA GPU: computing on the CPU")
+        line("ok", "no NVIDIA GPU: the CPU is used")
     elif torch.version.cuda is None:
-        line("BROKEN", "an NVIDIA GPU is here, but torch is a CPU build", f"{INSTALL} --device cuda")
+        line("BROKEN", "the machine has an NVIDIA GPU, but torch is a CPU build", f"{INSTALL} --device cuda")
     elif not torch.cuda.is_available():
         line(
             "BROKEN",
-            f"an NVIDIA GPU is here, but torch (CUDA {torch.version.cuda}) does not see it",
-            "nvidia-smi (is the driver new enough?)",
+            f"the machine has an NVIDIA GPU, but torch (CUDA {torch.version.cuda}) cannot use it",
+            "install a newer NVIDIA driver (nvidia-smi prints its version)",
         )
     else:
         line("ok", f"{torch.cuda.device_count()} GPU: {torch.cuda.get_device_name(0)}")
 
 
 def read_flac() -> str:
-    """Write and read a FLAC in memory."""
+    """Write and read a FLAC file in memory."""
     import numpy as np
     import soundfile
 
@@ -147,7 +153,7 @@ def read_flac() -> str:
 
 
 def load_espeak() -> str:
-    """Load the library the mini recipe speaks with."""
+    """Load the speech synthesis of the mini recipe."""
     import ctypes
 
     import espeakng_loader
@@ -158,17 +164,12 @@ def load_espeak() -> str:
 
 
 def check_files() -> None:
-    """The mini recipe's models, and room on the disk."""
-    for name, weights in (("hubert", "model.safetensors"), ("clip", "open_clip_model.safetensors")):
+    """Check the models of the mini recipe, the free disk space and write access."""
+    for name, files in SHIPPED.items():
         folder = Path("egs/mini/models") / name
-        for file in ("config.json" if name == "hubert" else "open_clip_config.json", weights):
-            if not (ROOT / folder / file).is_file():
-                line(
-                    "MISSING",
-                    f"{folder / file}",
-                    "git checkout egs/mini/models (or cd egs/mini && ./run.sh --pretrain true)",
-                )
-                break
+        missing = [folder / file for file in files if not (ROOT / folder / file).is_file()]
+        if missing:
+            line("MISSING", f"{missing[0]}", "git checkout egs/mini/models")
         else:
             line("ok", f"{folder}")
     free = shutil.disk_usage(ROOT).free / 1e9
@@ -179,11 +180,11 @@ def check_files() -> None:
         "" if good else f"free {LEAST_FREE_GB:.0f} GB",
     )
     if not os.access(ROOT / "egs", os.W_OK):
-        line("BROKEN", f"{ROOT / 'egs'} cannot be written to", f"chown -R $USER {ROOT}")
+        line("BROKEN", f"{ROOT / 'egs'} is not writable", f"chown -R $USER {ROOT}")
 
 
 def main() -> int:
-    """All checks."""
+    """Run all checks and return the exit status."""
     check_python()
     check_packages()
     attempt("import", torch_and_torchvision, INSTALL)
@@ -192,7 +193,7 @@ def main() -> int:
     attempt("flac through soundfile", read_flac, f"{sys.executable} -m pip install --force-reinstall soundfile")
     attempt("espeak-ng library", load_espeak, f"{sys.executable} -m pip install --force-reinstall espeakng-loader")
     check_files()
-    print(f"{len(problems)} problems" if problems else "all is well")
+    print(f"{len(problems)} problems" if problems else "no problems")
     return 1 if problems else 0
 
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Makes the Python environment of this project. Safe to run twice, and after a run that was cut.
+# Create the Python environment of this project. It can run again at any time, also after a killed run.
 set -euo pipefail
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$tools")
 
-extras=                   #: extras to add, of: s3prl fairseq search dev
-python=${PYTHON:-}        #: Python 3.10 to 3.12 to build on; the first that runs of
-                          #: python3.12 python3.11 python3.10 python3 where empty (or of $PYTHON)
+extras=                   #: extras to add: s3prl fairseq search dev
+python=${PYTHON:-}        #: Python 3.10 to 3.12 for the environment. Default: $PYTHON, or the
+                          #: first of python3.12 python3.11 python3.10 python3 that runs
 venv=$tools/venv          #: folder of the environment
-torch_index=              #: one more package index to look for torch and torchvision in, e.g. one of CPU builds
-device=auto               #: build of torch, cpu or cuda; auto takes cuda where an NVIDIA GPU answers
+torch_index=              #: additional package index for torch and torchvision, for example with CPU builds
+device=auto               #: build of torch: cpu, cuda, or auto (cuda if the machine has an NVIDIA GPU)
 usage_text='Usage: tools/install.sh [options]
 
-Makes a virtual environment with everything speechclip needs, torch first.'
+Creates a virtual environment with the requirements of speechclip, torch first.'
 # shellcheck source=utils/parse_options.sh
 . "$root/utils/parse_options.sh" "$@"
 
@@ -21,12 +21,12 @@ fail() {
     exit "${2:-1}"
 }
 
-# accepts PYTHON MODULE: whether it runs, has an accepted version and the module. A version manager's stand-in may not run.
+# accepts PYTHON MODULE: true if it runs, has an accepted version and the module. The shim of a version manager may not run.
 accepts() {
     "$1" -c "import sys, $2; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" >/dev/null 2>&1
 }
 
-# Prints the Python to build on; one that can make a complete environment is preferred.
+# Print the Python for the environment. One with ensurepip is preferred.
 find_python() {
     local module candidate
     local -a candidates=(python3.12 python3.11 python3.10 python3)
@@ -39,32 +39,32 @@ find_python() {
             fi
         done
     done
-    fail "no Python 3.10, 3.11 or 3.12 runs as: ${candidates[*]} (name one with --python or PYTHON=)"
+    fail "no Python 3.10, 3.11 or 3.12 runs as: ${candidates[*]}. Give one with --python."
 }
 
-# Makes the empty environment, also where Python came without ensurepip (Debian splits it off).
+# Create the empty environment, also without ensurepip (Debian has it in a separate package).
 make_venv() {
     local base=$1
     if accepts "$base" ensurepip; then
         "$base" -m venv "$venv" || fail "$base -m venv $venv failed"
     elif accepts "$base" pip; then
         if ! "$base" -m venv --without-pip "$venv" || ! "$base" -m pip --python "$venv/bin/python" install -q pip; then
-            fail "$base has no ensurepip and its pip cannot fill $venv: apt-get install python3-venv, or name another with --python"
+            fail "$base: ensurepip is missing and pip cannot fill $venv. Run: apt-get install python3-venv, or give another --python."
         fi
     else
-        fail "$base lacks venv and pip: apt-get install python3-venv (as root), or name another with --python"
+        fail "$base: venv and pip are missing. Run: apt-get install python3-venv (as root), or give another --python."
     fi
 }
 
-# Only a folder that is an environment, or empty, may be replaced.
+# Replace only an environment or an empty folder.
 clear_venv() {
     if [[ -e $venv && ! -f $venv/pyvenv.cfg && -n $(ls -A "$venv" 2>/dev/null) ]]; then
-        fail "$venv: not empty and no virtual environment; name another folder with --venv"
+        fail "$venv: not empty and not a virtual environment. Give another folder with --venv."
     fi
     rm -rf "$venv"
 }
 
-# The marker stands while pip writes. Where it is found at the start, a kill left packages half written.
+# The marker exists while pip writes. If it exists at the start, a kill left incomplete packages.
 pip_install() {
     local status=0
     : >"$venv/.installing"
@@ -76,18 +76,18 @@ pip_install() {
 install_torch() {
     local -a index=()
     [[ -z $torch_index ]] || index=(--extra-index-url "$torch_index")
-    pip_install "setuptools>=77.0.3,<81" wheel || fail "setuptools did not install (no package index?)"
+    pip_install "setuptools>=77.0.3,<81" wheel || fail "setuptools did not install. Check the package index."
     if [[ $device == cpu ]]; then
         if pip_install "${index[@]}" "torch==2.13.0+cpu" 2>/dev/null; then
-            echo "  the CPU build"
+            echo "  CPU build"
         else
-            echo "  no CPU build in the package indexes (--torch_index URL adds one): the default build, up to several GB"
+            echo "  the package indexes have no CPU build (--torch_index URL adds one): installing the default build, up to several GB"
             pip_install "${index[@]}" "torch==2.13.0" || fail "torch 2.13.0 did not install"
         fi
     else
         pip_install "${index[@]}" "torch==2.13.0" || fail "torch 2.13.0 did not install"
     fi
-    # from here on no package may bring another build of torch
+    # from now on no package may replace this build of torch
     "$venv/bin/python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >"$venv/torch.pin"
     pins=$venv/pins.txt
     { grep -v '^torch==' "$tools/constraints.txt"; cat "$venv/torch.pin"; } >"$pins"
@@ -97,14 +97,14 @@ install_torch() {
 install_project() {
     local wanted
     wanted=$(tr ' ' ',' <<<"$1")
-    pip_install --no-build-isolation -e "$root${wanted:+[$wanted]}" || fail "the packages of setup.py did not install (see above)"
+    pip_install --no-build-isolation -e "$root${wanted:+[$wanted]}" || fail "the packages of setup.py did not install. See the messages above."
     if [[ " $1 " == *" fairseq "* ]]; then
-        # READTHEDOCS leaves out C extensions that HuBERT does not need, and with them the compiler
+        # READTHEDOCS skips C extensions that HuBERT does not need, so no compiler is needed
         READTHEDOCS=1 pip_install --no-deps --no-build-isolation "fairseq-fixed==0.12.3.1" || fail "fairseq-fixed did not install"
     fi
 }
 
-# The words of both lists, each once, sorted.
+# Print the words of both lists, sorted and without repetition.
 union() {
     tr -s ' ,' '\n' <<<"$1 $2" | sed '/^$/d' | sort -u | paste -sd' ' -
 }
@@ -117,9 +117,9 @@ main() {
     case $device in
         auto) device=cpu && nvidia-smi -L 2>/dev/null | grep -q '^GPU' && device=cuda ;;
         cpu | cuda) ;;
-        *) fail "--device: '$device' is none of: auto cpu cuda" 2 ;;
+        *) fail "--device: unknown device '$device' (known: auto cpu cuda)" 2 ;;
     esac || true
-    # what an environment depends on, but for its extras, which may be more than this time's
+    # the inputs of an environment, without its extras: it may have more extras than this call names
     made=$(cat "$root/setup.py" "$tools/constraints.txt" <(echo "$root $device $torch_index") | sha256sum | cut -d' ' -f1)
     if [[ -f $stamp ]]; then
         have=$(sed -n 's/^extras //p' "$stamp")
@@ -135,7 +135,7 @@ main() {
         base=$(find_python)
         clear_venv
         mkdir -p "$(dirname "$venv")"
-        echo "making $venv with $("$base" --version) ($base)"
+        echo "creating $venv with $("$base" --version) ($base)"
         make_venv "$base"
     fi
     rm -f "$stamp"
@@ -147,13 +147,13 @@ main() {
     "$venv/bin/python" -m pip check >"$venv/pip_check.log" || echo "warning: pip check: $(head -n 1 "$venv/pip_check.log")"
     printf '%s\nextras %s\n' "$made" "$wanted" >"$stamp.new"
     mv "$stamp.new" "$stamp"
-    echo "$venv: ready in $((SECONDS - started)) s; tools/doctor checks it"
+    echo "$venv: ready in $((SECONDS - started)) s. tools/doctor checks it."
 }
 
-# Whether the environment has the version of the Python that was asked for.
+# True if the environment has the version of --python.
 same_python() {
     local code='import sys; print(sys.version_info[:3])'
     [[ $("$venv/bin/python" -c "$code" 2>/dev/null) == "$("$python" -c "$code" 2>/dev/null)" ]]
 }
 
-main; exit  # on one line: an edit of this file while it runs does no harm
+main; exit  # on one line, so that an edit of this file does not affect a running call

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints everything: ruff, mypy, shellcheck. Says which failed.
+# Run all linters: ruff, mypy, shellcheck and the language rules. Print the result of each one.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 # shellcheck source=utils/path.sh
@@ -17,10 +17,16 @@ check() {
     fi
 }
 
-shell_files() { git ls-files -co --exclude-standard '*.sh' tools/doctor .ci/run | sort -u | while IFS= read -r file; do [[ ! -f $file ]] || echo "$file"; done; }
+shell_files() {
+    git ls-files -co --exclude-standard '*.sh' tools/doctor .ci/run | sort -u | while IFS= read -r file; do
+        [[ ! -f $file ]] || echo "$file"
+    done
+}
 
 mapfile -t files < <(shell_files)
-check "ruff" "$SPEECHCLIP_PYTHON" -m ruff check .
+check "ruff check" "$SPEECHCLIP_PYTHON" -m ruff check .
+check "ruff format" "$SPEECHCLIP_PYTHON" -m ruff format --check -q .
 check "mypy" "$SPEECHCLIP_PYTHON" -m mypy speechclip
 check "shellcheck (${#files[@]} files)" shellcheck -x "${files[@]}"
+check "language rules" "$SPEECHCLIP_PYTHON" tools/check_language.py
 exit "$status"

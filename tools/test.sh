@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests, a file on each core at a time: tools/test.sh [pytest arguments]. Slow ones only with -m slow; -n 0 for one
-# after the other, as a debugger wants it.
+# Run the tests, one file per core: tools/test.sh [pytest arguments]. -m slow runs the slow tests; -n 0 uses one process, for
+# a debugger.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=utils/path.sh

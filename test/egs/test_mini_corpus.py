@@ -1,7 +1,8 @@
-"""The mini corpus: scenes, captions, speech, alignments, the shipped models and the data directories."""
+"""The mini recipe: scenes, captions, speech, alignments, data directories, shipped models, demo and tour."""
 
 from __future__ import annotations
 
+import csv
 import shutil
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ import generate  # noqa: E402
 import prepare  # noqa: E402
 import render  # noqa: E402
 import scenes  # noqa: E402
+import ship_model  # noqa: E402
 import speak  # noqa: E402
 
 COUNTS = {"train": 4000, "dev": 200, "test": 200}
@@ -35,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_scenes_depend_on_seed_split_and_index_alone() -> None:
+def test_random_scene_depends_only_on_seed_split_and_index() -> None:
     first = scenes.random_scene(0, "train", 5)
     assert first == scenes.random_scene(0, "train", 5)
     others = [scenes.random_scene(*key) for key in ((1, "train", 5), (0, "dev", 5), (0, "train", 6))]
@@ -45,7 +47,7 @@ def test_scenes_depend_on_seed_split_and_index_alone() -> None:
     np.testing.assert_array_equal(*pictures)
 
 
-def test_every_shape_texture_and_background_can_be_drawn() -> None:
+def test_render_draws_every_shape_texture_and_background() -> None:
     for number, shape in enumerate(scenes.SHAPES):
         texture = ("", *scenes.TEXTURES)[number % 6]
         thing = scenes.Thing(shape, "red", texture, "big", 1, 1, 1)
@@ -57,7 +59,7 @@ def test_every_shape_texture_and_background_can_be_drawn() -> None:
         assert np.abs(drawn[0] - drawn[1]).max() > 60, shape
 
 
-def test_captions_of_dev_and_test_are_no_train_captions(plan: list[generate.Record]) -> None:
+def test_plan_corpus_has_no_caption_in_two_splits(plan: list[generate.Record]) -> None:
     assert len({record.utterance for record in plan}) == len(plan)
     assert len(plan) == 13200
     assert generate.caption_overlap(plan) == set()
@@ -66,7 +68,7 @@ def test_captions_of_dev_and_test_are_no_train_captions(plan: list[generate.Reco
     assert plan == generate.plan_corpus(0, COUNTS, 3)
 
 
-def test_content_words_are_many_and_evenly_spread(plan: list[generate.Record]) -> None:
+def test_plan_corpus_spreads_content_words_evenly(plan: list[generate.Record]) -> None:
     counts = Counter(word for record in plan for word in set(record.caption.split()) & captions.CONTENT_WORDS)
     assert 100 <= len(captions.CONTENT_WORDS) <= 140
     assert set(counts) == captions.CONTENT_WORDS
@@ -76,7 +78,7 @@ def test_content_words_are_many_and_evenly_spread(plan: list[generate.Record]) -
     assert max(lengths) <= 14
 
 
-def test_captions_say_what_the_scene_holds() -> None:
+def test_captions_describe_the_scene() -> None:
     for index in range(200):
         scene = scenes.random_scene(3, "train", index)
         names = {name for thing in scene.things for name in (thing.shape, captions.PLURALS[thing.shape])}
@@ -98,7 +100,7 @@ def test_keywords_are_content_words_of_the_caption() -> None:
     assert set(words) <= {"red", "star", "above", "two", "green", "boats", "grass"}
 
 
-def test_speakers_are_disjoint() -> None:
+def test_voices_of_the_splits_are_disjoint() -> None:
     ids = [speaker for voices in speak.VOICES.values() for speaker in voices]
     variants = [voice.variant for voices in speak.VOICES.values() for voice in voices.values()]
     assert len(set(ids)) == len(ids)
@@ -108,7 +110,7 @@ def test_speakers_are_disjoint() -> None:
     assert len(speak.VOICES["test"]) == 4
 
 
-def test_speech_does_not_depend_on_what_was_said_before() -> None:
+def test_say_does_not_depend_on_earlier_utterances() -> None:
     text = "there is a small red star of gold on the grass"
     voices = [voice for split in speak.VOICES.values() for voice in split.values()]
     first = [speak.say(text, voice) for voice in voices]
@@ -119,7 +121,7 @@ def test_speech_does_not_depend_on_what_was_said_before() -> None:
     assert len({samples.tobytes() for samples, _ in first}) == len(voices)
 
 
-def test_alignments_lie_in_the_audio_in_order() -> None:
+def test_say_aligns_words_in_order_within_the_audio() -> None:
     for index, voice in enumerate(speak.VOICES["test"].values()):
         scene = scenes.random_scene(0, "test", index)
         text = captions.captions_of(0, "test", index, scene, 1)[0]
@@ -135,12 +137,12 @@ def test_alignments_lie_in_the_audio_in_order() -> None:
         assert 1 < len(samples) / speak.SAMPLE_RATE < 6
 
 
-def test_an_unknown_voice_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nobody"):
-        speak.say("a star", speak.Voice("en-us", "nobody", 50, 50, 190))
+def test_say_rejects_an_unknown_voice() -> None:
+    with pytest.raises(ValueError, match="unknown_variant: not a voice variant"):
+        speak.say("a star", speak.Voice("en-us", "unknown_variant", 50, 50, 190))
 
 
-def test_a_corpus_is_kept_and_another_one_made_anew(corpus: Path, tmp_path: Path) -> None:
+def test_generate_keeps_files_and_replaces_other_settings(corpus: Path, tmp_path: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in corpus.rglob("*.flac")}
     assert len(times) == 18
     assert len(list(corpus.glob("images/*.png"))) == 6
@@ -159,7 +161,7 @@ def test_a_corpus_is_kept_and_another_one_made_anew(corpus: Path, tmp_path: Path
     assert (other / scene).read_bytes() != (corpus / scene).read_bytes()
 
 
-def test_prepared_data_directories_validate(corpus: Path, tmp_path: Path) -> None:
+def test_prepare_writes_valid_data_directories(corpus: Path, tmp_path: Path) -> None:
     from speechclip.data.audio import load_audio
     from speechclip.data.kaldi import DataDir
 
@@ -177,20 +179,69 @@ def test_prepared_data_directories_validate(corpus: Path, tmp_path: Path) -> Non
             assert utterance.id.startswith(utterance.speaker)
 
 
-def test_preparing_names_the_missing_file(corpus: Path, tmp_path: Path) -> None:
-    from speechclip.common.errors import UserError
+def test_prepare_names_the_missing_file(corpus: Path, tmp_path: Path) -> None:
+    from speechclip.common.errors import MissingFileError
 
-    with pytest.raises(UserError, match="captions.tsv: no such file"):
+    with pytest.raises(MissingFileError, match="captions.tsv: is missing"):
         prepare.prepare(tmp_path, tmp_path / "data")
 
 
-def test_shipped_models_are_small() -> None:
-    sizes = {path: path.stat().st_size for path in (MINI / "models").rglob("*") if path.is_file()}
-    assert {path.name for path in sizes} >= {"open_clip_model.safetensors", "model.safetensors", "spm.model"}
-    assert sum(sizes.values()) <= 6_000_000
+def test_shipped_demo_queries_find_their_scenes() -> None:
+    from speechclip import SpeechCLIP
+    from speechclip.search.index import ImageIndex
+
+    models = MINI / "models"
+    model, index = SpeechCLIP.from_pretrained(models / "hybrid"), ImageIndex.open(models / "demo" / "index")
+    index.check_model(model, models / "hybrid")
+    with (models / "demo" / "queries.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert len(rows) == 6
+    assert len(index) == len(list((models / "demo" / "images").glob("*.png"))) == 60
+    speech = model.encode_speech([models / "demo" / "queries" / row["query"] for row in rows])
+    found = [[index.ids[item] for item in ids] for ids in index.search(speech.numpy(), 5)[0]]
+    assert sum(row["scene"] == ids[0] for row, ids in zip(rows, found, strict=True)) >= 4
+    assert all(row["scene"] in ids for row, ids in zip(rows, found, strict=True))
 
 
-def test_shipped_hubert_loads_and_is_finite() -> None:
+def test_ship_model_writes_a_head_and_a_demo(corpus: Path, tmp_path: Path) -> None:
+    from speechclip import SpeechCLIP
+    from speechclip.search.index import ImageIndex
+
+    source, models = MINI / "models", tmp_path / "models"
+    for name in ("hubert", "clip"):
+        shutil.copytree(source / name, models / name)
+    head = ship_model.ship_head(source / "hybrid", source / "hybrid", models)
+    demo = ship_model.ship_demo(head, corpus, models, scenes=2, queries=2)
+    assert {path.name for path in models.iterdir()} == {"hubert", "clip", "hybrid", "demo"}
+    index = ImageIndex.open(demo / "index")
+    assert index.ids == ["test00000", "test00001"]
+    assert Path(index.model_path()).resolve() == head.resolve()
+    query = next(path for path in sorted((demo / "queries").iterdir()))
+    ours, shipped = (SpeechCLIP.from_pretrained(folder).encode_speech(query) for folder in (head, source / "hybrid"))
+    np.testing.assert_array_equal(ours.numpy(), shipped.numpy())
+    texts = [path.read_text(encoding="utf-8") for path in models.rglob("*") if path.suffix in (".json", ".yaml")]
+    assert not any(str(tmp_path) in text or str(MINI) in text for text in texts)
+
+
+@pytest.mark.slow
+def test_tour_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="extra 'dev' is not installed: nbclient is missing")
+    import nbformat
+
+    monkeypatch.setenv("PYTHONPATH", str(MINI.parents[1]))
+    notebook = nbformat.read(MINI / "tour.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    printed = ["".join(part["text"] for part in cell.outputs if part.get("name") == "stdout") for cell in cells]
+    assert printed[1].startswith("a striped olive boat near a dotted crimson star")
+    assert printed[2].splitlines()[3].endswith("a striped olive boat near a dotted crimson star")
+    assert len(printed[3].splitlines()) == 8  # keywords
+    assert printed[4].count("test000") == 4
+    assert printed[5] == "['events']\n"
+    assert all(not cell.outputs for cell in nbformat.read(MINI / "tour.ipynb", as_version=4).cells if "outputs" in cell)
+
+
+def test_shipped_hubert_returns_finite_states() -> None:
     from speechclip.common.compat import prepare as prepare_packages
 
     prepare_packages()
@@ -210,7 +261,7 @@ def test_shipped_hubert_loads_and_is_finite() -> None:
     assert all(bool(torch.isfinite(state).all()) for state in states)
 
 
-def test_shipped_clip_loads_and_tells_scenes_apart() -> None:
+def test_shipped_clip_retrieves_scenes() -> None:
     from speechclip.common.compat import prepare as prepare_packages
 
     prepare_packages()
@@ -237,7 +288,7 @@ def test_shipped_clip_loads_and_tells_scenes_apart() -> None:
     assert figures["image->text"]["R@1"] >= 60
 
 
-def test_recalls_solved_by_hand() -> None:
+def test_recalls_match_a_solution_by_hand() -> None:
     import tiny_clip
 
     images, texts = np.eye(3), np.array([[1.0, 0, 0], [0, 0.2, 0.9], [0, 0.9, 0.1]])

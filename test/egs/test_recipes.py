@@ -182,7 +182,7 @@ def test_scripts_stop_at_the_first_error():
     [
         (["--help"], 0, "--extras"),
         (["--extras", "everything"], 2, "unknown extra 'everything' (known: s3prl fairseq search dev)"),
-        (["--device", "tpu"], 2, "none of: auto cpu cuda"),
+        (["--device", "tpu"], 2, "known: auto cpu cuda"),
         (
             ["--python", "no_such_python", "--venv", "/nonexistent/venv"],
             1,
@@ -207,7 +207,7 @@ def test_install_keeps_a_folder_that_is_not_an_environment(tmp_path: Path):
         [ROOT / "tools/install.sh", "--venv", tmp_path], capture_output=True, text=True, timeout=60, check=False
     )
     assert result.returncode == 1
-    assert "no virtual environment" in result.stderr
+    assert "not a virtual environment" in result.stderr
     assert (tmp_path / "precious").read_text() == "x"
 
 

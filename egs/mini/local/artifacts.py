@@ -1,4 +1,4 @@
-"""What the two pretraining scripts share: provenance, atomic publication of a model folder, progress lines."""
+"""Helpers of the two pretraining scripts: provenance, half precision, atomic model folders, progress lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def provenance(seed: int, packages: Sequence[str], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Command, seed, commit, versions and the figures measured, for provenance.json."""
+    """Return command, seed, commit, versions and measured figures, for provenance.json."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
@@ -34,7 +34,7 @@ def provenance(seed: int, packages: Sequence[str], measured: Mapping[str, Any]) 
 
 
 def save_half(state: Mapping[str, Any], path: Path) -> None:
-    """A state dict as fp16 safetensors (integer tensors keep their type)."""
+    """Save a state dict as fp16 safetensors. Integer tensors keep their type."""
     from safetensors.torch import save_file
 
     tensors = {
@@ -45,12 +45,12 @@ def save_half(state: Mapping[str, Any], path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a final newline."""
+    """Write indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def publish(temporary: Path, out: Path) -> None:
-    """Put the finished folder `temporary` where `out` is, replacing an older one."""
+    """Rename the finished folder ``temporary`` to ``out`` and remove an older ``out``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -61,14 +61,14 @@ def publish(temporary: Path, out: Path) -> None:
 
 
 class Progress:
-    """One line every `every` seconds: step, rate, time left, and what the caller measured."""
+    """Prints step, rate, remaining time and a note, at most once every ``every`` seconds."""
 
     def __init__(self, name: str, total: int, every: float = 15.0) -> None:
         self.name, self.total, self.every = name, total, every
         self.started = self.last = time.monotonic()
 
     def step(self, done: int, note: str) -> None:
-        """Report that `done` of the steps are done."""
+        """Print a line if it is due. done: number of finished steps."""
         now = time.monotonic()
         if now - self.last < self.every and done < self.total:
             return

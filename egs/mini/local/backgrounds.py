@@ -1,4 +1,4 @@
-"""The backgrounds scenes stand on: a colour and a pattern each, soft enough not to hide objects."""
+"""Backgrounds of scenes: a colour and a soft pattern each, so that objects stay visible."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-# name -> two RGB colours: the ground and what is drawn on it
+# name -> two RGB colours: the ground and its pattern
 _INKS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "sky": ((150, 205, 250), (225, 240, 255)),
     "grass": ((110, 190, 90), (70, 150, 60)),
@@ -28,7 +28,7 @@ _INKS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 
 _Grid = np.ndarray
 _PATTERNS: dict[str, Callable[[_Grid, _Grid, _Grid], np.ndarray]] = {
-    # x, y in [0, 1), n: blurred noise in [0, 1]; gives how much of the second colour shows
+    # x, y in [0, 1), n: blurred noise in [0, 1]; returns the weight of the second colour
     "sky": lambda x, y, n: np.clip(2.2 * (n - 0.5), 0, 1) + 0.6 * y,
     "grass": lambda x, y, n: (np.sin(50 * x + 12 * n) > 0.55) * (0.4 + 0.6 * y),
     "sand": lambda x, y, n: np.clip(3.0 * (n - 0.55), 0, 0.8),
@@ -49,7 +49,7 @@ _PATTERNS: dict[str, Callable[[_Grid, _Grid, _Grid], np.ndarray]] = {
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Noise in [0, 1], smooth over about size / cells pixels: bilinear between random values."""
+    """Return noise in [0, 1], smooth over about size / cells pixels: bilinear between random values."""
     values = rng.random((cells + 2, cells + 2))
     at = np.arange(size) * cells / size
     low, part = at.astype(int), at % 1
@@ -58,7 +58,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 
 def paint_background(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """The background as uint8 RGB, (size, size, 3); `rng` shifts the pattern and jitters brightness a little."""
+    """Paint a background, uint8 RGB [size, size, 3]. ``rng`` shifts the pattern and changes the brightness a little."""
     ground, ink = (np.array(colour, dtype=float) for colour in _INKS[name])
     shift = rng.random(2)
     light = 1 + 0.06 * (2 * rng.random() - 1)

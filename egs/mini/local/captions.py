@@ -1,4 +1,4 @@
-"""Scenes in words: many templates, words that say nothing about the picture, a few synonyms, bare keywords."""
+"""Captions of scenes: many templates, words that do not describe the picture, a few synonyms, bare keywords."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _PLACE_WORDS = (
     "below",
     "over",
     "under",
-    "beside",
+    "beside",  # language: ok
     "near",
     "next",
 )
@@ -105,7 +105,7 @@ def _content_words() -> frozenset[str]:
     )
 
 
-#: Words that say something about the picture; all others in a caption do not.
+#: Words that describe the picture. The other words of a caption do not.
 CONTENT_WORDS = _content_words()
 
 
@@ -114,7 +114,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def _noun_phrase(rng: np.random.Generator, thing: Thing, detail: float) -> str:
-    """The thing with its article or number and, each with its own probability times `detail`, its attributes."""
+    """Return the thing with its article or number and some attributes. ``detail`` scales their probabilities."""
     words = []
     if thing.size and rng.random() < 0.55 * detail:
         words.append(_pick(rng, _SIZE_WORDS[thing.size]))
@@ -134,7 +134,7 @@ def _noun_phrase(rng: np.random.Generator, thing: Thing, detail: float) -> str:
 
 
 def _place(rng: np.random.Generator, thing: Thing) -> str:
-    """Where in the picture the thing stands."""
+    """Return the place of the thing in the picture."""
     side = ("left", "", "right")[thing.column]
     height = ("top", "", "bottom")[thing.row]
     if side and height:
@@ -147,9 +147,9 @@ def _place(rng: np.random.Generator, thing: Thing) -> str:
 
 
 def _relation(rng: np.random.Generator, first: Thing, second: Thing) -> str:
-    """How `first` stands to `second`."""
+    """Return the position of ``first`` relative to ``second``."""
     across, down = first.column - second.column, first.row - second.row
-    options = ["beside", "near", "next to"]
+    options = ["beside", "near", "next to"]  # language: ok
     if abs(across) >= abs(down):
         options += ["left of" if across < 0 else "right of", "to the left of" if across < 0 else "to the right of"]
     if abs(down) >= abs(across):
@@ -158,7 +158,7 @@ def _relation(rng: np.random.Generator, first: Thing, second: Thing) -> str:
 
 
 def _body(rng: np.random.Generator, scene: Scene) -> str:
-    """The part of the caption about the objects."""
+    """Return the part of the caption about the objects."""
     things = [scene.things[int(i)] for i in rng.permutation(len(scene.things))]
     first, second = things[0], things[1]
     kind = int(rng.integers(10))
@@ -178,7 +178,7 @@ def _body(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def random_caption(rng: np.random.Generator, scene: Scene) -> str:
-    """One caption of `SHORTEST` to `LONGEST` lower-case words: at least two objects, often the background."""
+    """Return a caption of ``SHORTEST`` to ``LONGEST`` lower-case words: at least two objects, often the background."""
     while True:
         parts = [_body(rng, scene)]
         if rng.random() < 0.35:
@@ -193,7 +193,7 @@ def random_caption(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def captions_of(seed: int, split: str, index: int, scene: Scene, count: int, avoid: Iterable[str] = ()) -> list[str]:
-    """`count` different captions of scene `index` of a split, none of them in `avoid` (pass a set)."""
+    """Return ``count`` different captions of scene ``index`` of a split, none of them in ``avoid`` (pass a set)."""
     rng, found = generator(seed, split, index, 1), list[str]()
     avoid = avoid if isinstance(avoid, set | frozenset) else set(avoid)
     while len(found) < count:
@@ -204,7 +204,7 @@ def captions_of(seed: int, split: str, index: int, scene: Scene, count: int, avo
 
 
 def keywords(rng: np.random.Generator, caption: str, most: int = 8) -> str:
-    """The caption's content words alone, in random order, one to `most` of them (the whole caption where none is)."""
+    """Return one to ``most`` content words of a caption in random order, or the caption if it has no content word."""
     content = [word for word in caption.split() if word in CONTENT_WORDS]
     if not content:
         return caption

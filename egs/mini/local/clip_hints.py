@@ -1,8 +1,9 @@
-"""Hints for the tiny CLIP's image tower: what stands where, known since the scenes are drawn.
+"""Auxiliary losses for the image tower of the tiny CLIP: objects and their places, known from the drawn scenes.
 
-The contrastive loss alone needs many times the pictures that a laptop can show in half an hour. While the hints last,
-linear readers of the tower's maps, at the places of the objects, name their shape, colour, texture, size and number;
-readers of the image embedding name the background and the captions' content words. The readers are thrown away.
+The contrastive loss alone needs many more pictures than a laptop processes in half an hour. In the first part of the
+training, linear readers of the tower's maps classify shape, colour, texture, size and number at the places of the
+objects. Readers of the image embedding classify the background and the content words of the captions. The readers are
+not saved.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _MOST_THINGS = 3
 
 
 def scene_labels(scene: Scene) -> np.ndarray:
-    """int64 [3, 7]: index of shape, colour, texture, size and number, column and row; -1 where there is no thing."""
+    """Return int64 [3, 7]: index of shape, colour, texture, size and number, column and row; -1 for a missing thing."""
     labels = np.full((_MOST_THINGS, len(_KINDS) + 2), -1, dtype=np.int64)
     for row, thing in zip(labels, scene.things, strict=False):
         names = (thing.shape, thing.colour, thing.texture, thing.size, str(thing.count))
@@ -32,14 +33,14 @@ def scene_labels(scene: Scene) -> np.ndarray:
 
 
 def word_labels(captions: Sequence[str]) -> np.ndarray:
-    """float32 [number of content words]: 1 where one of the captions has the word."""
+    """Return float32 [number of content words]: 1 if one of the captions has the word."""
     labels = np.zeros(len(_WORDS), np.float32)
     labels[[_WORDS[word] for word in set(" ".join(captions).split()) & CONTENT_WORDS]] = 1
     return labels
 
 
 class Hints(nn.Module):
-    """The readers of a ModifiedResNet image tower, and their losses for the batch it saw last."""
+    """Readers of a ModifiedResNet image tower, and their losses for its last batch."""
 
     def __init__(
         self, visual: Any, width: int, dim: int, scenes: Sequence[Scene], captions: Sequence[Sequence[str]]
@@ -59,7 +60,7 @@ class Hints(nn.Module):
         visual.layer3.register_forward_hook(lambda module, inputs, output: self.maps.update(coarse=output))
 
     def _read(self, name: str, rows: Tensor, centres: Tensor, offsets: Sequence[float]) -> Tensor:
-        """Read the map at a square of points round each centre (pixels): [things, points * channels]."""
+        """Read the map at a square of points around each centre in pixels: [things, points * channels]."""
         steps = torch.tensor(offsets)
         square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
         points = (centres[:, None, None, :] + square) / (SIZE / 2) - 1
@@ -67,7 +68,7 @@ class Hints(nn.Module):
         return read.flatten(1)
 
     def forward(self, chosen: np.ndarray, embeddings: Tensor) -> tuple[Tensor, float]:
-        """Loss of the batch of scenes `chosen`, whose image embeddings are [B, D]; share of shapes named rightly."""
+        """Return the loss of the scenes ``chosen`` with image embeddings [B, D], and the accuracy of their shapes."""
         index = torch.from_numpy(chosen)
         rows, number = torch.nonzero(self.things[index][:, :, 0] >= 0, as_tuple=True)
         labels = self.things[index][rows, number]

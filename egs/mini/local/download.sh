@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Stage 0: makes corpus/, and the two models again where --pretrain true asks for it.
-# shellcheck disable=SC2034 # each recipe takes the same options, whether it needs them or not
+# Stage 0: generate corpus/. With --pretrain true, train both encoders first.
+# shellcheck disable=SC2034 # each recipe takes the same options, used or not
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . ./path.sh
 
-corpus=         #: not used, this recipe makes its corpus
+corpus=         #: not used, this recipe generates its corpus
 nj=2            #: processes
 scenes=4000     #: training scenes; dev and test have a twentieth each
-pretrain=false  #: make models/clip and models/hubert again; that takes far longer than the recipe
+pretrain=false  #: train models/clip and models/hubert again; this takes much longer than the recipe
 . ../../utils/parse_options.sh "$@"
 
 if [[ -n $corpus ]]; then
-    echo "error: --corpus: the mini recipe makes its own corpus, it takes no other" >&2
+    echo "error: --corpus: the mini recipe generates its corpus. Remove the option." >&2
     exit 2
 fi
 if [[ $pretrain == true ]]; then
@@ -21,7 +21,7 @@ if [[ $pretrain == true ]]; then
 fi
 for file in models/clip/open_clip_config.json models/hubert/config.json; do
     if [[ ! -f $file ]]; then
-        echo "error: $file is missing: git checkout restores it, ./run.sh --pretrain true makes it again" >&2
+        echo "error: $file: is missing. Run: git checkout $file, or ./run.sh --pretrain true" >&2
         exit 1
     fi
 done

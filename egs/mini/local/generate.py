@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Make the mini corpus: rendered scenes, captions, and captions spoken by several voices with word alignments.
+"""Generate the mini corpus: rendered scenes, captions, and captions spoken by several voices with word alignments.
 
 Writes OUT_DIR/images/*.png, OUT_DIR/audio/<split>/*.flac (16 kHz, 16 bit), OUT_DIR/captions.tsv and OUT_DIR/ctm.
-The corpus depends on the seed and the counts alone. A second run keeps what is finished and makes the rest.
+The corpus depends only on the seed and the counts. A second run keeps finished files and makes the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = ("utterance", "image", "split", "speaker", "caption")
 
 @dataclass(frozen=True)
 class Record:
-    """One spoken caption. Utterance ids start with the speaker's, as Kaldi's sorting needs it."""
+    """A spoken caption. Its id starts with the speaker's id, because Kaldi sorts by it."""
 
     utterance: str
     image: str
@@ -38,27 +38,27 @@ class Record:
 
 
 def plan_corpus(seed: int, counts: dict[str, int], captions: int) -> list[Record]:
-    """All utterances of the corpus; no dev or test caption is a train image's, and test captions are not dev's."""
+    """Return all utterances of the corpus. No caption is in two splits."""
     records: list[Record] = []
-    heard: set[str] = set()
+    taken: set[str] = set()
     for split, count in counts.items():
         speakers = sorted(VOICES[split])
         split_captions: set[str] = set()
         for index in range(count):
             scene = random_scene(seed, split, index)
-            texts = captions_of(seed, split, index, scene, captions, heard if split != "train" else ())
+            texts = captions_of(seed, split, index, scene, captions, taken if split != "train" else ())
             order = generator(seed, split, index, 3).permutation(len(speakers))
             for number, text in enumerate(texts):
                 speaker = speakers[int(order[number % len(speakers)])]
                 image = f"{split}{index:05d}"
                 records.append(Record(f"{speaker}-{image}-{number}", image, split, speaker, text))
                 split_captions.add(text)
-        heard |= split_captions
+        taken |= split_captions
     return records
 
 
 def caption_overlap(records: Iterable[Record]) -> set[str]:
-    """Captions that stand in more than one split (none, in a corpus of `plan_corpus`)."""
+    """Return the captions that are in more than one split. For ``plan_corpus`` the set is empty."""
     seen: dict[str, str] = {}
     return {record.caption for record in records if seen.setdefault(record.caption, record.split) != record.split}
 
@@ -70,7 +70,7 @@ def _publish(path: Path, data: bytes) -> None:
 
 
 def _make_image(image: str, out: Path, seed: int) -> bool:
-    """Render one picture; False where it stands already."""
+    """Render one picture. Return False if its file exists already."""
     from io import BytesIO
 
     from render import render
@@ -86,7 +86,7 @@ def _make_image(image: str, out: Path, seed: int) -> bool:
 
 
 def _make_audio(record: Record, out: Path) -> bool:
-    """Speak one caption into .flac, and its alignment into .ctm beside it; False where both stand already."""
+    """Write the speech of a caption (.flac) and its alignment (.ctm). Return False if both files exist already."""
     from io import BytesIO
 
     import soundfile
@@ -104,21 +104,21 @@ def _make_audio(record: Record, out: Path) -> bool:
 
 
 def _claim(out: Path, settings: str) -> None:
-    """Keep what an earlier run with the same settings and scripts made; a corpus of other ones is made anew."""
+    """Keep the files of an earlier run with the same settings and scripts. Delete those of other settings."""
     stamp = out / ".settings"
     digest = hashlib.sha256()
     for name in ("backgrounds", "captions", "generate", "render", "scenes", "speak"):
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     settings += f"scripts {digest.hexdigest()[:16]}\n"
     if stamp.exists() and stamp.read_text(encoding="utf-8") != settings:
-        print(f"{out}: was made with other settings or scripts; making it anew", flush=True)
+        print(f"{out}: made with other settings or scripts. It is generated again.", flush=True)
         for folder in ("images", "audio"):
             shutil.rmtree(out / folder, ignore_errors=True)
     _publish(stamp, settings.encode())
 
 
 def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: int) -> list[Record]:
-    """Make the corpus in `out` with `jobs` processes and return its records."""
+    """Generate the corpus in ``out`` with ``jobs`` processes and return its records."""
     records = plan_corpus(seed, counts, captions)
     overlap = caption_overlap(records)
     assert not overlap, f"captions in two splits: {sorted(overlap)[:3]}"
@@ -131,7 +131,7 @@ def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: 
         spoken = pool.map(partial(_make_audio, out=out), records, chunksize=50)
         drawn = pool.map(partial(_make_image, out=out, seed=seed), images, chunksize=50)
         made = sum(spoken), sum(drawn)
-    print(f"made {made[1]} of {len(images)} images and {made[0]} of {len(records)} utterances, kept the others")
+    print(f"made {made[1]} of {len(images)} images and {made[0]} of {len(records)} utterances; the others exist")
     lines = ["\t".join(COLUMNS)] + ["\t".join(getattr(r, column) for column in COLUMNS) for r in records]
     _publish(out / "captions.tsv", ("\n".join(lines) + "\n").encode())
     order = sorted(records, key=lambda record: record.utterance)
@@ -141,7 +141,7 @@ def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: 
 
 
 def summary(out: Path, records: list[Record]) -> str:
-    """What the corpus holds, one line a split."""
+    """Return the size of the corpus, one line per split."""
     ends: dict[str, float] = {}
     for line in (out / "ctm").read_text(encoding="utf-8").splitlines():
         utterance, _, start, duration, _ = line.split()
@@ -158,20 +158,22 @@ def summary(out: Path, records: list[Record]) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the options and generate the corpus."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the corpus")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     parser.add_argument("--num_train", type=int, default=4000, help="train images")
     parser.add_argument("--num_dev", type=int, default=200, help="dev images")
     parser.add_argument("--num_test", type=int, default=200, help="test images")
-    parser.add_argument("--captions", type=int, default=3, help="captions an image")
+    parser.add_argument("--captions", type=int, default=3, help="captions per image")
     parser.add_argument("--nj", type=int, default=2, help="processes")
     args = parser.parse_args()
     started = time.monotonic()
     counts = {"train": args.num_train, "dev": args.num_dev, "test": args.num_test}
     if min(args.nj, args.captions, *counts.values()) < 1 or args.seed < 0 or max(counts.values()) > 99999:
-        raise SystemExit("error: counts and --nj: at least 1, images: at most 99999 a split, --seed: not negative")
+        raise SystemExit(
+            "error: counts and --nj are at least 1, a split has at most 99999 images, and --seed is not negative"
+        )
     try:
         records = generate(args.out, args.seed, counts, args.captions, args.nj)
     except OSError as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write Kaldi data directories DATA_DIR/{train,dev,test}, each with a ctm of word alignments, from a mini corpus.
 
-Paths in them are those of CORPUS_DIR as given: run it in the recipe's folder with a relative one.
+The paths in them start with CORPUS_DIR as it is given. Run it in the folder of the recipe with a relative path.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from pathlib import Path
 
 from generate import COLUMNS, Record
 
-from speechclip.common.errors import UserError
+from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.kaldi import Utterance, write_data_dir
 
 
 def read_captions(corpus: Path) -> list[Record]:
-    """The rows of CORPUS_DIR/captions.tsv. UserError: missing, or not the table of `generate.py`."""
+    """Read CORPUS_DIR/captions.tsv.
+
+    Raises:
+        MissingFileError: the file is missing.
+        UserError: the file is not a table of `generate.py`.
+    """
     path = corpus / "captions.tsv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; stage 0 makes it") from None
+        raise MissingFileError(path) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8") from error
     if not rows or tuple(rows[0]) != COLUMNS:
@@ -36,19 +41,23 @@ def read_captions(corpus: Path) -> list[Record]:
 
 
 def read_ctm(corpus: Path) -> dict[str, list[str]]:
-    """The lines of CORPUS_DIR/ctm by utterance. UserError where it is missing."""
+    """Read the lines of CORPUS_DIR/ctm by utterance.
+
+    Raises:
+        MissingFileError: the file is missing.
+    """
     path = corpus / "ctm"
     lines: dict[str, list[str]] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             lines.setdefault(line.split(" ", 1)[0], []).append(line)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; stage 0 makes it") from None
+        raise MissingFileError(path) from None
     return lines
 
 
 def prepare(corpus: Path, data: Path) -> dict[str, int]:
-    """Write all data directories; returns the number of utterances of each split."""
+    """Write all data directories and return the number of utterances of each split."""
     records, alignments = read_captions(corpus), read_ctm(corpus)
     for record in records:
         for path in (
@@ -56,7 +65,7 @@ def prepare(corpus: Path, data: Path) -> dict[str, int]:
             corpus / "audio" / record.split / f"{record.utterance}.flac",
         ):
             if not path.is_file():
-                raise UserError(f"{path}: no such file; stage 0 makes it")
+                raise MissingFileError(path)
         if record.utterance not in alignments:
             raise UserError(f"{corpus / 'ctm'}: no alignment of {record.utterance}")
     sizes = {}
@@ -82,16 +91,17 @@ def prepare(corpus: Path, data: Path) -> dict[str, int]:
 
 
 def main() -> int:
-    """Command line."""
+    """Parse the options and write the data directories."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, metavar="CORPUS_DIR", help="folder that generate.py wrote")
-    parser.add_argument("data", type=Path, metavar="DATA_DIR", help="where train, dev and test are written")
+    parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder for train, dev and test")
     args = parser.parse_args()
     try:
         for split, size in prepare(args.corpus, args.data).items():
             print(f"{args.data / split}: {size} utterances")
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        hint = ". Run stage 0." if isinstance(error, MissingFileError) else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stage 1: data/{train,dev,test}/ from corpus/.
-# shellcheck disable=SC2034 # each recipe takes the same options, whether it needs them or not
+# Stage 1: write data/{train,dev,test}/ from corpus/.
+# shellcheck disable=SC2034 # each recipe takes the same options, used or not
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . ./path.sh

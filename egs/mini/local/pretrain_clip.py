@@ -2,10 +2,10 @@
 """Train the tiny CLIP of the mini corpus on rendered scenes that are in none of its splits.
 
 Writes OUT_DIR/{open_clip_config.json,open_clip_model.safetensors,spm.model,provenance.json}: `open_clip.model.CLIP`
-with a sentencepiece vocabulary, trained with the symmetric contrastive loss and, while the towers are young, hints for
-the image tower (`clip_hints.py`). Part of the texts are keywords alone, so that the text tower understands both
-sentences and bags of words. The default arguments are those of the model that is shipped, whose training was stopped by
-the clock after these steps (see its provenance.json): a model made anew is near it, not equal to it.
+with a sentencepiece vocabulary. It is trained with the symmetric contrastive loss and, at the start, with auxiliary
+losses for the image tower (`clip_hints.py`). Some texts are keywords only, so that the text tower learns sentences and
+bags of words. The default arguments are those of the shipped model. A time limit ended its training after these steps
+(see its provenance.json), so a new model is close to it, not equal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "open_clip_torch", "sentencepiece", "numpy", "pillow")
 
 
 def draw(seed: int, split: str, count: int) -> tuple[list[Scene], np.ndarray]:
-    """The first `count` scenes of a split and their pictures, uint8 [count, 64, 64, 3]."""
+    """Return the first ``count`` scenes of a split and their pictures, uint8 [count, 64, 64, 3]."""
     scenes = [random_scene(seed, split, index) for index in range(count)]
     pictures = np.zeros((count, 64, 64, 3), np.uint8)
     progress = Progress(f"draw {split}", count)
@@ -41,7 +41,7 @@ def draw(seed: int, split: str, count: int) -> tuple[list[Scene], np.ndarray]:
 
 
 def training_text(rng: np.random.Generator, captions: list[str]) -> str:
-    """A caption, or (four times in ten) keywords of it, some of them said again, among a few words of no meaning."""
+    """Return a caption or, four times in ten, its keywords, some of them repeated, mixed with a few filler words."""
     caption = captions[int(rng.integers(len(captions)))]
     if rng.random() < 0.6:
         return caption
@@ -57,7 +57,7 @@ def training_text(rng: np.random.Generator, captions: list[str]) -> str:
 
 
 def text_features(model: Any, tokens: Any) -> Any:
-    """`model.encode_text` without the padding that no caption of the batch needs: [N, T] to [N, D]."""
+    """Encode token ids [N, T] to [N, D] as ``model.encode_text`` does, without padding that the batch does not need."""
     length = int((tokens != 0).sum(1).max())
     tokens = tokens[:, :length]
     hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -77,7 +77,7 @@ def augment(images: Any, rng: np.random.Generator) -> Any:
 
 
 def contrastive_loss(model: Any, seen: Any, tokens: Any) -> Any:
-    """The symmetric cross-entropy of a batch of pairs; image embeddings [B, D], token ids [B, T]."""
+    """Return the symmetric cross-entropy of a batch of pairs: image embeddings [B, D], token ids [B, T]."""
     import torch
     from torch.nn.functional import cross_entropy, normalize
 
@@ -96,7 +96,7 @@ def train(
     args: argparse.Namespace,
     check: tuple[np.ndarray, list[str], np.ndarray],
 ) -> None:
-    """AdamW with warm-up and linear decay; every two minutes the recalls on the check scenes.."""
+    """Train with AdamW, warm-up and linear decay. Print the recalls on the check scenes every two minutes."""
     import torch
 
     rng = np.random.default_rng([args.seed, 7])
@@ -140,7 +140,7 @@ def train(
 
 
 def evaluate(model: Any, pieces: Any, pictures: np.ndarray, texts: list[str], owner: np.ndarray) -> Any:
-    """Recalls of `texts` (text q describes picture owner[q]) with open_clip's own encoders."""
+    """Return the recalls of ``texts`` with open_clip's own encoders. Text q describes picture owner[q]."""
     import torch
 
     model.eval()
@@ -161,7 +161,7 @@ def evaluate(model: Any, pieces: Any, pictures: np.ndarray, texts: list[str], ow
 
 
 def test_figures(model: Any, pieces: Any, seed: int) -> dict[str, Any]:
-    """Recalls on the corpus's test scenes: captions, and four and eight keywords of them."""
+    """Return the recalls on the test scenes of the corpus: with captions, and with four and eight of their keywords."""
     records = [record for record in plan_corpus(seed, CORPUS_COUNTS, 3) if record.split == "test"]
     _, pictures = draw(seed, "test", CORPUS_COUNTS["test"])
     owner = np.array([int(record.image[-5:]) for record in records])
@@ -174,7 +174,7 @@ def test_figures(model: Any, pieces: Any, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the options and train the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the model")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of training")

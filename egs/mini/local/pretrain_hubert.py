@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Train the tiny HuBERT of the mini corpus, self-supervised: predict the clusters of masked frames.
 
-The convolutions first learn, by themselves, to give the log mel spectrum of the waveform, and stay as they are from
-then on. The transformer learns to predict, with a linear map each, several clusterings of MFCCs in their context (an
-ensemble, as Hsu et al. 2021 propose) and then, in further rounds that go on with its weights, of its own upper layer.
-The speech is captions of scenes that are in no split, spoken by the train voices with other pitches, rates and vocal
-tract lengths. With the same arguments on one machine the same model comes out; the default ones made models/hubert.
+The convolutions are trained first and alone, to predict the log mel spectrum of the waveform. Then they are frozen.
+The transformer predicts several clusterings of MFCCs in their context, with a linear map each (an ensemble, as Hsu et
+al. 2021 propose). Further rounds keep its weights and cluster its own upper layer. The speech is captions of scenes
+that are in no split, spoken by the training voices with other pitches, rates and vocal tract lengths. The same
+arguments give the same model on one machine. The default arguments made models/hubert.
 Writes OUT_DIR/{config.json,model.safetensors,preprocessor_config.json,provenance.json}.
 """
 
@@ -45,7 +45,7 @@ PACKAGES = ("torch", "transformers", "librosa", "scikit-learn", "espeakng-loader
 
 
 def speak_one(index: int, seed: int, avoid: frozenset[str]) -> np.ndarray:
-    """Utterance `index` of the pretraining speech: int16 [n]."""
+    """Return utterance ``index`` of the pretraining speech, int16 [n]."""
     rng = generator(seed, SPLIT, index, 4)
     caption = captions_of(seed, SPLIT, index, random_scene(seed, SPLIT, index), 1, avoid)[0]
     voice = VOICES["train"][sorted(VOICES["train"])[int(rng.integers(len(VOICES["train"])))]]
@@ -60,7 +60,7 @@ def speak_one(index: int, seed: int, avoid: frozenset[str]) -> np.ndarray:
 
 
 def speech(seed: int, count: int, jobs: int) -> list[np.ndarray]:
-    """The pretraining speech, shortest first."""
+    """Return the pretraining speech, shortest utterance first."""
     counts = {"train": 4000, "dev": 200, "test": 200}
     avoid = frozenset(r.caption for r in plan_corpus(seed, counts, 3) if r.split != "train")
     waves, progress = [], Progress("speech", count)
@@ -72,7 +72,7 @@ def speech(seed: int, count: int, jobs: int) -> list[np.ndarray]:
 
 
 def cached_speech(args: argparse.Namespace) -> list[np.ndarray]:
-    """The pretraining speech, from `--cache` where that holds it."""
+    """Return the pretraining speech, from ``--cache`` if the file exists."""
     if args.cache is None or not args.cache.exists():
         waves = speech(args.seed, args.utterances, args.nj)
         if args.cache is not None:
@@ -87,26 +87,26 @@ def cached_speech(args: argparse.Namespace) -> list[np.ndarray]:
 
 
 def to_float(wave: np.ndarray) -> np.ndarray:
-    """int16 to float32 of zero mean and unit variance, as `do_normalize` of the preprocessor."""
+    """Convert int16 to float32 of zero mean and unit variance, as ``do_normalize`` of the preprocessor does."""
     samples = wave.astype(np.float32) / 32768
     return np.asarray((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
 
 
 def batches(rng: np.random.Generator, lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """One epoch of batches of utterances: such of like length together, in random order."""
+    """Yield the batches of an epoch in random order. A batch holds utterances of similar length."""
     noisy = np.argsort(lengths * rng.uniform(0.97, 1.03, len(lengths)))
     chunks = [noisy[i : i + size] for i in range(0, len(noisy) - size + 1, size)]
     return [chunks[int(i)] for i in rng.permutation(len(chunks))]
 
 
 def crops(rng: np.random.Generator, frames: list[int]) -> tuple[list[int], int]:
-    """Random first frames, and the common number of frames: that of the shortest."""
+    """Return random first frames, and the number of frames of the shortest utterance."""
     shortest = min(frames)
     return [int(rng.integers(0, count - shortest + 1)) for count in frames], shortest
 
 
 def scheduled(optimizer: Any, rate: float, steps: int, warmup: int) -> Iterator[int]:
-    """Steps 1 to `steps`, the learning rate set before each: warm-up, plateau, linear decay."""
+    """Yield steps 1 to ``steps`` and set the learning rate before each: warm-up, plateau, linear decay."""
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, step / warmup, max(0.02, 1.4 * (1 - step / steps)))
@@ -114,7 +114,7 @@ def scheduled(optimizer: Any, rate: float, steps: int, warmup: int) -> Iterator[
 
 
 def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any]:
-    """Teach the convolutions alone to give, through a linear map, the log mel spectrum of each frame."""
+    """Train the convolutions and a linear map to predict the log mel spectrum of each frame."""
     import torch
 
     rng = np.random.default_rng([args.seed, 1])
@@ -143,7 +143,7 @@ def train_front(model: Any, waves: list[np.ndarray], args: argparse.Namespace) -
 
 
 def front_features(model: Any, waves: list[np.ndarray]) -> list[np.ndarray]:
-    """What the convolutions give: float32 [T, C] of each utterance."""
+    """Return the output of the convolutions, float32 [T, C] for each utterance."""
     import torch
 
     features, progress = [], Progress("front end's features", len(waves))
@@ -156,7 +156,7 @@ def front_features(model: Any, waves: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def layer_features(model: Any, layer: int, front: np.ndarray) -> np.ndarray:
-    """Hidden state `layer` [T, D] of an utterance whose front-end features are [T, C], less what is the voice's."""
+    """Return hidden state ``layer`` [T, D] for front-end features [T, C], standardised to remove most of the voice."""
     import torch
 
     with torch.inference_mode():
@@ -166,7 +166,7 @@ def layer_features(model: Any, layer: int, front: np.ndarray) -> np.ndarray:
 
 
 def cluster_labels(features: list[np.ndarray], count: int, seed: int) -> list[np.ndarray]:
-    """Every frame's cluster in each of `CONTEXTS`, by k-means on the frames of one utterance in five: int64 [T, Q]."""
+    """Return the clusters of every frame, int64 [T, Q], one per ``CONTEXTS``. k-means uses every fifth utterance."""
     labels = []
     for shifts in CONTEXTS:
         fitted = fit_clusters(np.concatenate([with_context(f, shifts) for f in features[::5]]), count, seed)
@@ -175,7 +175,9 @@ def cluster_labels(features: list[np.ndarray], count: int, seed: int) -> list[np
 
 
 def masked_loss(model: Any, head: Any, front: Any, targets: Any, mask: Any, seen: float) -> tuple[Any, float]:
-    """Cross-entropy of the clusters of masked frames plus `seen` times that of the others; accuracy where masked.
+    """Return the loss and the accuracy on masked frames.
+
+    The loss is the cross-entropy of masked frames plus ``seen`` times that of the other frames.
 
     Shapes: front [B, T, C], targets int64 [B, T, Q], mask bool [B, T]. The mean over the Q clusterings is taken.
     """
@@ -192,7 +194,7 @@ def masked_loss(model: Any, head: Any, front: Any, targets: Any, mask: Any, seen
 def train_round(
     model: Any, features: list[np.ndarray], labels: list[np.ndarray], number: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """One round of masked prediction of `labels` [T, Q] each; `number` tells the rounds' random numbers apart."""
+    """Train one round of masked prediction of ``labels`` [T, Q]. ``number`` seeds the round."""
     import torch
 
     rng = np.random.default_rng([args.seed, 2, number])
@@ -226,7 +228,7 @@ def train_round(
 
 
 def save(model: Any, out: Path, record: dict[str, Any]) -> None:
-    """The folder of `HubertModel.from_pretrained`, weights in fp16."""
+    """Write a folder for ``HubertModel.from_pretrained``, with weights in fp16."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     temporary.chmod(0o755)
@@ -252,7 +254,7 @@ def save(model: Any, out: Path, record: dict[str, Any]) -> None:
 
 
 def pretrain(waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any]:
-    """Front end and all rounds; the model is saved after each round. Returns what was measured."""
+    """Train the front end and all rounds, save the model after each round, and return the measurements."""
     import torch
     from transformers import HubertModel
 
@@ -275,23 +277,23 @@ def pretrain(waves: list[np.ndarray], args: argparse.Namespace) -> dict[str, Any
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the options and train the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder of the model")
     parser.add_argument("--seed", type=int, default=0, help="seed of the speech and of training")
     parser.add_argument("--utterances", type=int, default=5000, help="utterances of pretraining speech")
     parser.add_argument("--front_steps", type=int, default=1500, help="steps for the convolutions alone")
-    parser.add_argument("--rounds", type=int, default=2, help="of clustering and training")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of clustering and training")
     parser.add_argument("--steps", type=int, default=3000, help="steps a round")
     parser.add_argument("--batch", type=int, default=16, help="utterances a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--masked", type=float, default=0.45, help="share of masked frames")
     parser.add_argument("--seen", type=float, default=0.5, help="weight of the loss of the other frames")
-    parser.add_argument("--clusters", type=int, default=512, help="in each clustering")
+    parser.add_argument("--clusters", type=int, default=512, help="clusters in each clustering")
     parser.add_argument("--layer", type=int, default=4, help="hidden state clustered from the second round on")
-    parser.add_argument("--cache", type=Path, help=".npz that keeps the speech from one run to the next")
-    parser.add_argument("--nj", type=int, default=1, help="processes that speak")
-    parser.add_argument("--threads", type=int, default=1, help="threads that train; their number changes the last bits")
+    parser.add_argument("--cache", type=Path, help=".npz file that caches the speech between runs")
+    parser.add_argument("--nj", type=int, default=1, help="processes that synthesise speech")
+    parser.add_argument("--threads", type=int, default=1, help="training threads; their number changes the last bits")
     args = parser.parse_args()
     from speechclip.common.compat import prepare
 

@@ -1,4 +1,4 @@
-"""Scenes as 64 x 64 pictures: drawn four times as large with PIL and averaged down."""
+"""Pictures of scenes, 64 x 64 pixels: PIL draws them four times as large, then they are averaged down."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 
 def _regular(corners: int, radius: float = 0.5, turn: float = -0.25, inner: float | None = None) -> list[Point]:
-    """A regular polygon, or with `inner` a star, round (0.5, 0.5); `turn` in turns."""
+    """Return a regular polygon around (0.5, 0.5), or a star if ``inner`` is given. turn: rotation in turns."""
     steps = corners if inner is None else 2 * corners
     radii = [radius if inner is None or i % 2 == 0 else inner for i in range(steps)]
     angles = [2 * pi * (i / steps + turn) for i in range(steps)]
@@ -124,7 +124,7 @@ def _draw(draw: ImageDraw.ImageDraw, part: _Part, width: float) -> None:
 
 @cache
 def _mask(shape: str, width: int) -> Image.Image:
-    """The shape in white on black, `width` pixels wide and with a margin of a tenth on every side."""
+    """Return the shape in white on black, ``width`` pixels wide, with a margin of a tenth on every side."""
     margin = max(2, width // 10)
     plain = Image.new("L", (width, width))
     draw = ImageDraw.Draw(plain)
@@ -136,7 +136,7 @@ def _mask(shape: str, width: int) -> Image.Image:
 
 
 def _fill(thing: Thing, colour: np.ndarray, width: int) -> Image.Image:
-    """A square of the thing's colour and texture; the second colour is white, or black on bright colours."""
+    """Return a square of the thing's colour and texture. The second colour is white, or black on bright colours."""
     if thing.texture in ("", "hollow"):
         red, green, blue = (int(value) for value in colour)
         return Image.new("RGB", (width, width), (red, green, blue))
@@ -156,7 +156,7 @@ def _fill(thing: Thing, colour: np.ndarray, width: int) -> Image.Image:
 
 @cache
 def _masks(shape: str, width: int, hollow: bool) -> tuple[Image.Image, Image.Image]:
-    """Where the outline and where the fill of the shape goes."""
+    """Return the masks of the outline and of the fill of a shape."""
     mask = _mask(shape, width)
     inner = mask.filter(ImageFilter.MinFilter(5))
     if not hollow:
@@ -166,7 +166,7 @@ def _masks(shape: str, width: int, hollow: bool) -> tuple[Image.Image, Image.Ima
 
 
 def _paint(picture: Image.Image, thing: Thing, colour: np.ndarray, centre: Point, width: int) -> None:
-    """Put one object of `width` pixels on the picture, its outline darker (or, of dark colours, brighter)."""
+    """Paint one object of ``width`` pixels. Its outline is darker, or brighter for dark colours."""
     mask, inner = _masks(thing.shape, width, thing.texture == "hollow")
     corner = (round(centre[0] - mask.width / 2), round(centre[1] - mask.width / 2))
     edge = np.clip(colour * 0.45, 0, 255) if colour.mean() > 45 else np.clip(colour + 110, 0, 255)
@@ -176,7 +176,7 @@ def _paint(picture: Image.Image, thing: Thing, colour: np.ndarray, centre: Point
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """The scene as an RGB picture of 64 x 64; `rng` jitters places, sizes, colours and the background's pattern."""
+    """Return the scene as an RGB picture of 64 x 64. ``rng`` varies places, sizes, colours and the background."""
     base = paint_background(scene.background, rng, SIZE)
     picture = Image.fromarray(base).resize((SIZE * SCALE, SIZE * SCALE), Image.Resampling.BICUBIC)
     for thing in scene.things:

@@ -1,7 +1,7 @@
-"""Random scenes: two or three objects on a background, and the shapes, colours and places they are made of.
+"""Random scenes: two or three objects on a background, with their shapes, colours and places.
 
-A scene is data, drawn by `render.py` and put into words by `captions.py`. Scene `index` of a split depends on
-(seed, split, index) alone.
+A scene is data: `render.py` draws it and `captions.py` describes it. Scene `index` of a split depends only on
+(seed, split, index).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = 64  # pixels a side
+SIZE = 64  # pixels per side
 SPLITS = {"train": 0, "dev": 1, "test": 2, "pretrain_clip": 3, "pretrain_hubert": 4}
 
 SHAPES = (
@@ -91,7 +91,7 @@ APART = 27.0  # pixels between the centres of two objects, at least
 
 @dataclass(frozen=True)
 class Thing:
-    """One object, or a group of `count` equal ones. `texture` and `size` may be "" (plain, medium)."""
+    """An object, or a group of ``count`` equal objects. ``texture`` and ``size`` may be "" (plain, medium)."""
 
     shape: str
     colour: str
@@ -104,19 +104,19 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be seen: two or three things of different shape and colour, and the background."""
+    """Two or three things of different shape and colour, and the background."""
 
     things: tuple[Thing, ...]
     background: str
 
 
 def generator(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """The random numbers of one scene, the same on every machine; `purpose` separates scene, picture and wording."""
+    """Return the random generator of a scene, equal on every machine. purpose: scene, picture or captions."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLITS[split], index, purpose])))
 
 
 def _places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
-    """`count` (column, row) cells whose centres are at least `APART` pixels from one another."""
+    """Return ``count`` cells (column, row) with centres at least ``APART`` pixels apart."""
     while True:
         cells = [divmod(int(cell), 3) for cell in rng.permutation(9)[:count]]
         points = [(CENTRES[column], CENTRES[row]) for column, row in cells]
@@ -126,7 +126,7 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
 
 
 def random_scene(seed: int, split: str, index: int) -> Scene:
-    """Scene number `index` of a split (a key of `SPLITS`)."""
+    """Return scene ``index`` of a split (a key of ``SPLITS``)."""
     rng = generator(seed, split, index)
     count = 2 if rng.random() < 0.55 else 3
     shapes = rng.permutation(len(SHAPES))[:count]

@@ -1,9 +1,9 @@
 """Text to speech with word alignments: espeak-ng's shared library (PyPI wheel `espeakng-loader`) through ctypes.
 
-Needs no system package. `say` gives 16 kHz mono audio and the start and end of each word in seconds. The same
-arguments give the same samples, whatever was said before: the library keeps oscillator and "flutter" phases from one
-utterance to the next, which nothing in its interface resets, so it is loaded anew for each (3 ms); and "breath" (noise
-from the C library's generator) is taken out of the voices.
+It needs no system package. `say` returns 16 kHz mono audio, and the start and end of each word in seconds. The same
+arguments give the same samples. The library keeps phases of its oscillators between utterances, and its interface
+cannot reset them, so it is loaded again for each utterance (3 ms). "Breath" (noise from the C library's generator) is
+removed from the voices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 SAMPLE_RATE = 16000
 EDGE_SILENCE = 0.06  # seconds of quiet kept before the first and after the last sound
-QUIET = 0.004  # amplitude (full scale 1) below which the edges of an utterance count as silence
+QUIET = 0.004  # amplitude (full scale is 1); quieter edges of an utterance are silence
 
 # espeak-ng/speak_lib.h
 _SYNCHRONOUS, _CHARS_UTF8, _POS_CHARACTER = 2, 1, 1
@@ -34,8 +34,14 @@ _EVENT_END_OF_LIST, _EVENT_WORD = 0, 1
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker: an espeak-ng language and voice variant, pitch and pitch range (0-99), words a minute, and the
-    length of the vocal tract as a percentage that scales all formants (below 100: longer, a lower voice)."""
+    """A speaker.
+
+    Attributes:
+        language, variant: espeak-ng's names of the language and of the voice variant.
+        pitch, pitch_range: 0 to 99.
+        rate: words per minute.
+        formants: scale of all formants in percent. Below 100 the vocal tract is longer and the voice lower.
+    """
 
     language: str
     variant: str
@@ -47,7 +53,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the text and where it is spoken, in seconds from the start of the audio."""
+    """A word of the text, with its start and end in seconds from the start of the audio."""
 
     word: str
     start: float
@@ -58,8 +64,8 @@ def _voices(prefix: str, rows: Sequence[tuple[str, str, int, int, int]]) -> dict
     return {f"{prefix}{number:02d}": Voice(*row) for number, row in enumerate(rows, 1)}
 
 
-# No variant is used in two splits. Speaker ids sort by split, as utterance ids that start with them do. The accents of
-# dev and test are among those of train; what is held out is the voice.
+# No variant is in two splits. Speaker ids sort by split, and so do utterance ids. The accents of dev and test are in
+# train, too; only the voices are held out.
 VOICES: dict[str, dict[str, Voice]] = {
     "train": _voices(
         "tr",
@@ -175,7 +181,7 @@ class _Engine:
                 (home_data / entry.name).symlink_to(entry.resolve())
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, float]] = []
-        self.callback = _Callback(self._receive)  # kept: the library holds only a pointer to it
+        self.callback = _Callback(self._receive)  # kept, because the library holds only a pointer to it
         self.rate = 0
         self.library: Any = None
 
@@ -204,11 +210,11 @@ class _Engine:
     def _select(self, voice: Voice) -> None:
         source = self.data / "voices" / "!v" / voice.variant
         if not source.is_file():
-            raise ValueError(f"{voice.variant}: espeak-ng has no such voice variant")
-        # one file, written anew for each utterance: espeak-ng has room for a few hundred voices in all
+            raise ValueError(f"{voice.variant}: not a voice variant of espeak-ng")
+        # one file, written again for each utterance, because espeak-ng can hold only a few hundred voices
         (self.variants / "speaker").write_text(_variant_file(source, voice.formants), encoding="utf-8")
         if self.library.espeak_SetVoiceByName(f"{voice.language}+speaker".encode()) != 0:
-            raise ValueError(f"{voice.language}: espeak-ng has no such language")
+            raise ValueError(f"{voice.language}: not a language of espeak-ng")
         for parameter, value in (
             (_RATE, voice.rate),
             (_PITCH, voice.pitch),
@@ -228,7 +234,7 @@ class _Engine:
         return 0
 
     def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[tuple[int, float]]]:
-        """int16 samples at `self.rate`, and (character offset, seconds) of every word event."""
+        """Return int16 samples at ``self.rate``, and (character offset, seconds) of every word event."""
         self.chunks, self.events = [], []
         data = text.encode()
         self._load()
@@ -236,18 +242,18 @@ class _Engine:
             self._select(voice)
             self.library.espeak_Synth(data, len(data) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
         finally:
-            self._unload()  # at once, so that a forked process does not inherit it loaded
+            self._unload()  # now, so that a forked process does not inherit the loaded library
         return np.concatenate(self.chunks) if self.chunks else np.zeros(0, np.int16), self.events
 
 
 @lru_cache(maxsize=1)
 def _engine(process: int) -> _Engine:
-    """One a process: a forked one must not write voices into its parent's folder."""
+    """Return the engine of a process. A forked process must not write voices into its parent's folder."""
     return _Engine()
 
 
 def _word_starts(words: Sequence[str], events: Sequence[tuple[int, float]], end: float) -> list[float]:
-    """Start of every word. espeak-ng gives one event for words it says as one ("of the"): split those by letters."""
+    """Return the start of every word. espeak-ng has one event for joined words ("of the"): split those by letters."""
     offsets, position = [], 0
     for word in words:
         offsets.append(position)
@@ -260,10 +266,18 @@ def _word_starts(words: Sequence[str], events: Sequence[tuple[int, float]], end:
 
 
 def say(text: str, voice: Voice) -> tuple[np.ndarray, list[Word]]:
-    """Speak `text` (words of a-z between single spaces).
+    """Synthesise ``text``.
 
-    Returns 16 kHz mono float32 samples in [-1, 1], trimmed to `EDGE_SILENCE` at both ends, and the words with their
-    start and end in seconds, in order, inside the audio. ValueError: an unknown voice, a text without sound.
+    Args:
+        text: words of a-z with single spaces between them.
+        voice: the speaker.
+
+    Returns:
+        16 kHz mono float32 samples in [-1, 1], with ``EDGE_SILENCE`` at both ends, and the words in order with their
+        start and end in seconds.
+
+    Raises:
+        ValueError: the voice is unknown, or the text has no sound.
     """
     import soxr
 
@@ -271,7 +285,7 @@ def say(text: str, voice: Voice) -> tuple[np.ndarray, list[Word]]:
     engine = _engine(os.getpid())
     raw, events = engine.speak(text, voice)
     if not words or not len(raw):
-        raise ValueError(f"{text!r}: nothing to say")
+        raise ValueError(f"{text!r}: empty. Give at least one word.")
     samples = soxr.resample(raw.astype(np.float32) / 32768, engine.rate, SAMPLE_RATE, quality="HQ")
     loud = np.flatnonzero(np.abs(samples) > QUIET)
     if not len(loud):

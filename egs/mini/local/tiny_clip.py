@@ -16,7 +16,7 @@ PAD = 0  # sentencepiece id of padding; the two ids after the last piece are SOT
 
 
 def model_config(pieces: int) -> dict[str, Any]:
-    """Arguments of `open_clip.model.CLIP` for a vocabulary of `pieces` sentencepiece pieces."""
+    """Return the arguments of ``open_clip.model.CLIP`` for a vocabulary of ``pieces`` sentencepiece pieces."""
     return {
         "embed_dim": 128,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
@@ -25,7 +25,7 @@ def model_config(pieces: int) -> dict[str, Any]:
 
 
 def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
-    """A serialised sentencepiece unigram model of at most `size` pieces; id 0 is padding, id 1 the unknown piece.
+    """Return a serialised sentencepiece unigram model of at most ``size`` pieces. Id 0 is padding, id 1 is unknown.
 
     Its seeds are the words and letters of the captions, so that most words are one piece and the rarest are spelt.
     """
@@ -61,7 +61,7 @@ def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
 
 
 def encode(pieces: Any, texts: Sequence[str], length: int = CONTEXT) -> np.ndarray:
-    """Token ids int64 [N, length]: SOT, the pieces (cut where they do not fit), EOT, padding."""
+    """Return token ids int64 [N, length]: SOT, the pieces (truncated to fit), EOT, padding."""
     count = pieces.get_piece_size()
     tokens = np.full((len(texts), length), PAD, dtype=np.int64)
     for row, ids in enumerate(pieces.encode(list(texts))):
@@ -71,20 +71,20 @@ def encode(pieces: Any, texts: Sequence[str], length: int = CONTEXT) -> np.ndarr
 
 
 def to_input(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, 64, 64, 3] to the normalised float32 [N, 3, 64, 64] of the image tower."""
+    """Convert uint8 [N, 64, 64, 3] to the normalised float32 [N, 3, 64, 64] of the image tower."""
     scaled = (images.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def recalls(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """R@1/5/10 in percent; similarity [Q, G], relevant bool [Q, G]; a hit is any relevant one among the first k."""
+    """Return R@1/5/10 in percent for similarity [Q, G] and relevant bool [Q, G]. Any relevant item is a hit."""
     order = np.argsort(-similarity, axis=1, kind="stable")
     hits = np.take_along_axis(relevant, order, axis=1)
     return {f"R@{k}": round(100 * float(hits[:, :k].any(axis=1).mean()), 2) for k in (1, 5, 10)}
 
 
 def retrieval(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, dict[str, float]]:
-    """Recalls both ways of unit embeddings images [G, D] and texts [Q, D]; text q describes image owner[q]."""
+    """Return the recalls in both directions of unit embeddings [G, D], [Q, D]. Text q describes image owner[q]."""
     similarity = texts @ images.T
     relevant = owner[:, None] == np.arange(len(images))[None, :]
     return {"text->image": recalls(similarity, relevant), "image->text": recalls(similarity.T, relevant.T)}

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples a second, a frame, in the receptive field of a frame
-SPAN = 5  # frames in a masked span: within a word, since the words around it do not tell what it is in these captions
-#: Frames whose features are clustered together, for each of the clusterings predicted at once: around the frame (a
-#: word's length), what came before it, what comes after it, and the sound itself. A state that tells them all apart by
-#: a linear map has gathered the word, wherever in it the frame stands.
+SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples per second, per frame, in the receptive field of a frame
+SPAN = 5  # frames in a masked span: less than a word, because other words do not predict it in these captions
+#: Frames whose features are clustered together, one tuple per clustering: around the frame (the length of a word),
+#: before it, after it, and close to it. A state that predicts all of them with a linear map represents the whole word.
 CONTEXTS = (tuple(range(-12, 13, 3)), tuple(range(-24, 1, 3)), tuple(range(0, 25, 3)), tuple(range(-4, 5, 2)))
 
 
 def hubert_config() -> Any:
-    """A `transformers.HubertConfig` of the Large type (layer norms in the front end, pre-norm transformer)."""
+    """Return a ``transformers.HubertConfig`` of the Large type: layer norms in the front end, pre-norm transformer."""
     from transformers import HubertConfig
 
     return HubertConfig(
@@ -44,12 +43,12 @@ def hubert_config() -> Any:
 
 
 def num_frames(samples: int) -> int:
-    """Frames that the front end makes of so many samples."""
+    """Return the number of frames of the front end for a number of samples."""
     return max(0, (samples - FIELD) // HOP + 1)
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
-    """Log mel spectrum in 40 bands on the front end's frames, in units of 10 dB: [T, 40]."""
+    """Return the log mel spectrum on the frames of the front end, in units of 10 dB: [T, 40]."""
     import librosa
 
     power = librosa.feature.melspectrogram(
@@ -59,7 +58,7 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
 
 
 def mfcc(mel: np.ndarray) -> np.ndarray:
-    """13 MFCCs of a log mel spectrum [T, 40] with two orders of differences, each dimension standardised: [T, 39]."""
+    """Return 13 MFCCs of a log mel spectrum [T, 40] with two orders of differences, standardised: [T, 39]."""
     import librosa
     from scipy.fft import dct
 
@@ -72,21 +71,22 @@ def mfcc(mel: np.ndarray) -> np.ndarray:
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance in every dimension over the utterance, which takes most of the voice away: [T, D]."""
+    """Return features [T, D] with zero mean and unit variance over the utterance, which removes most of the voice."""
     return np.asarray((features - features.mean(0)) / (features.std(0) + 1e-5))
 
 
 def with_context(features: np.ndarray, shifts: tuple[int, ...]) -> np.ndarray:
-    """The features of the frames at `shifts` from each, the first and last repeated: [T, D] to [T, len(shifts) * D].
+    """Concatenate the features of the frames at ``shifts`` from each frame: [T, D] to [T, len(shifts) * D].
 
-    A frame whose cluster depends on its surroundings can only be named by a state that has gathered them.
+    The first and the last frame are repeated. Such a cluster depends on the context, so only a state that represents
+    the context predicts it.
     """
     frames = np.arange(len(features))
     return np.concatenate([features[np.clip(frames + shift, 0, len(features) - 1)] for shift in shifts], axis=1)
 
 
 def span_mask(rng: np.random.Generator, rows: int, frames: int, share: float) -> np.ndarray:
-    """Which frames are masked, bool [rows, frames]: spans of `SPAN` frames that start anywhere and may overlap."""
+    """Return a mask of frames, bool [rows, frames]: spans of ``SPAN`` frames that start anywhere and may overlap."""
     starts = rng.random((rows, frames)) < -np.log(1 - share) / SPAN
     starts[np.arange(rows), rng.integers(0, frames, rows)] = True
     mask = starts.copy()
@@ -96,7 +96,7 @@ def span_mask(rng: np.random.Generator, rows: int, frames: int, share: float) ->
 
 
 def fit_clusters(features: np.ndarray, count: int, seed: int) -> Any:
-    """k-means of features [N, D] after whitening each dimension; has `predict`."""
+    """Fit k-means to features [N, D] after scaling each dimension. The result has ``predict``."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
