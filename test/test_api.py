@@ -129,7 +129,9 @@ def test_keywords_are_the_nearest_rows_of_the_table(cascaded: SpeechCLIP) -> Non
     cosines = torch.nn.functional.cosine_similarity(vectors[:, None], table[None], dim=-1)
     for at, keyword in enumerate(cascaded.keywords(WAVES[0], top_k=3)[0]):
         for name, value in zip(keyword.subwords, keyword.cosines, strict=True):
-            assert cosines[at, cascaded.network.vocabulary.subwords.index(name)].item() == pytest.approx(value, abs=1e-5)
+            assert cosines[at, cascaded.network.vocabulary.subwords.index(name)].item() == pytest.approx(
+                value, abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("head", ["parallel", "cascaded"])

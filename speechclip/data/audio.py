@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -112,9 +112,9 @@ def check_audio(source: AudioFile, name: str = "") -> int:
         total = _total_samples(name, parts)
         waves = []
         for part in parts:
-            if part.format in ("WAV", "WAVEX") and part.subtype in _INTEGER_PCM:
-                if _has_signal(handle, part):  # integers are finite, and the container is complete
-                    return total
+            plain = part.format in ("WAV", "WAVEX") and part.subtype in _INTEGER_PCM
+            if plain and _has_signal(handle, part):  # integers are finite, and the container is complete
+                return total
             waves.append(_decode(name, handle, part))
     check_not_silent(name, *waves)
     return total
@@ -152,6 +152,7 @@ def _total_samples(name: str, parts: list[_Part]) -> int:
 @contextlib.contextmanager
 def _reading(source: AudioFile, name: str) -> Iterator[tuple[str, BinaryIO, list[_Part]]]:
     """Open a file or its content. Yield its name, the open file and its recordings."""
+    handle: BinaryIO
     if isinstance(source, bytes):
         name, size, handle = name or "the audio file", len(source), io.BytesIO(source)
     else:
@@ -159,13 +160,13 @@ def _reading(source: AudioFile, name: str) -> Iterator[tuple[str, BinaryIO, list
         if not path.is_file():
             raise UserError(f"{name}: {'not a file' if path.exists() else 'missing audio file'}. Check the path.")
         size = path.stat().st_size
-        handle = path.open("rb", buffering=0)  # libsndfile shares the descriptor
+        handle = cast(BinaryIO, path.open("rb", buffering=0))  # libsndfile shares the descriptor
     with handle:
         if not size:
             raise UserError(f"{name}: empty audio file (0 bytes). Copy the file again.")
         try:
-            contents = find_parts(handle, size)
-            yield name, handle, [_read_header(name, handle, item) for item in contents or [None]]
+            contents: Sequence[bytes | None] = find_parts(handle, size) or [None]
+            yield name, handle, [_read_header(name, handle, item) for item in contents]
         except AudioProblem as problem:
             raise UserError(f"{name}: {problem}") from problem
 
@@ -224,9 +225,9 @@ def _open(name: str, handle: BinaryIO, content: bytes | None) -> Iterator[soundf
     """Open a recording with libsndfile, which sees no file name: it would choose some formats by their suffix."""
     handle.seek(0)
     if content is not None:
-        with log_stderr(name, MPG123) if content[:1] == b"\xff" else contextlib.nullcontext():
-            with soundfile.SoundFile(io.BytesIO(content)) as sound:
-                yield sound
+        quiet = log_stderr(name, MPG123) if content[:1] == b"\xff" else contextlib.nullcontext()
+        with quiet, soundfile.SoundFile(io.BytesIO(content)) as sound:
+            yield sound
     elif isinstance(handle, io.FileIO):
         with soundfile.SoundFile(handle.fileno(), closefd=False) as sound:
             yield sound

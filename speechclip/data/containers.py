@@ -399,7 +399,7 @@ def _mp3_frames(data: bytes, position: int) -> Iterator[tuple[int, Mp3Header]]:
 
 
 def _next_frame(data: bytes, position: int) -> int:
-    """Return where the next two frames in a row start, 0 if there are no such frames."""
+    """Return where the next two frames in a row start, 0 without such frames."""
     while (position := data.find(b"\xff", position + 1)) >= 0:
         header = parse_mp3_header(data[position : position + 4])
         if header is not None:

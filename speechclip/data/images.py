@@ -21,9 +21,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -35,6 +36,7 @@ MAX_PIXELS = 178_956_970  # PIL refuses larger pictures by default
 MAX_RATIO = 100  # of the sides; the resize to 336 pixels then takes at most 34 MB
 
 ImageFile = str | os.PathLike[str] | bytes
+ImageInput = Image.Image | np.ndarray | str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
 _CHECK_SIZE = (8, 8)  # pixels; a JPEG decoder then uses its smallest scale, and still reads the whole file
 _ORIENTATION = 0x0112  # EXIF tag
@@ -47,6 +49,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Decoders report damaged data with many classes of exceptions.
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error
+)  # fmt: skip
 _INPUTS = "Give a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]."
 
 
@@ -95,7 +101,7 @@ def as_image(item: Any, name: str = "image") -> Image.Image:
         UserError: the image cannot be used; see :func:`load_image`.
         UserError: the type or the shape is wrong.
     """
-    if isinstance(item, dict):
+    if isinstance(item, Mapping):
         if item.get("bytes") is None and item.get("path") is None:
             raise UserError(f"{name}: a dictionary without bytes and path. {_INPUTS}")
         name = str(item.get("path") or name)
@@ -118,21 +124,42 @@ def as_image(item: Any, name: str = "image") -> Image.Image:
         raise UserError(f"{name}: {type(item).__name__} is not an image. {_INPUTS}")
     if item.dtype != np.uint8 or item.ndim not in (2, 3) or not item.size or item.shape[2:] not in ((), (3,), (4,)):
         raise UserError(f"{name}: an array of {item.dtype} with shape {item.shape} is not an image. {_INPUTS}")
-    check_size(item.shape[1], item.shape[0], name)
+    check_size((item.shape[1], item.shape[0]), name)
     return to_rgb(Image.fromarray(np.ascontiguousarray(item)), name)
 
 
-def check_size(width: int, height: int, name: str) -> None:
+def list_images(images: Any, name: str = "images") -> list[Any]:
+    """Return the images of an argument that holds one or several: an array [N, height, width, 3] holds N images.
+
+    Args:
+        images: one image, or a sequence or other iterable of images.
+        name: the argument in error messages.
+
+    Raises:
+        UserError: it is empty, or not an image.
+    """
+    single = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image)
+    if isinstance(images, single) or hasattr(images, "read") or getattr(images, "ndim", 4) in (2, 3):
+        return [images]
+    if not isinstance(images, Iterable) or getattr(images, "ndim", 4) == 0:
+        raise UserError(f"{name}: {type(images).__name__} is not an image. {_INPUTS}")
+    items = list(images)
+    if not items:
+        raise UserError(f"{name}: empty. Give at least one image.")
+    return items
+
+
+def check_size(size: tuple[int, int], name: str) -> None:
     """Check the size of a picture before it is decoded. This is the only guard against decompression bombs.
 
     Args:
-        width: in pixels.
-        height: in pixels.
+        size: width and height in pixels.
         name: the picture in the error message.
 
     Raises:
         UserError: the picture is empty, or over ``MAX_PIXELS`` or ``MAX_RATIO``.
     """
+    width, height = size
     if not width or not height:
         raise UserError(f"{name}: image without pixels ({width}x{height}). Copy the file again.")
     if width * height > MAX_PIXELS:
@@ -151,7 +178,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises:
         UserError: the picture is too large, too long, or has no range of grey values.
     """
-    check_size(*image.size, name)
+    check_size(image.size, name)
     image.load()
     orientation = _orientation(image)  # PIL turns TIFF files itself and then removes the tag
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -184,7 +211,7 @@ def _grey_to_8_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 if there is none. Damaged EXIF data do not make a picture unusable."""
+    """Return the EXIF orientation, 1 without EXIF data. Damaged EXIF data do not make a picture unusable."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # PIL's parser raises many classes
@@ -207,7 +234,7 @@ def _opened(source: ImageFile, name: str) -> Iterator[tuple[str, Image.Image]]:
         if _is_tiff(source):
             stack.enter_context(log_stderr(name, LIBTIFF))
         image = stack.enter_context(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
-        check_size(*image.size, name)
+        check_size(image.size, name)
         yield name, image
 
 
@@ -230,6 +257,5 @@ def _decoding(name: str) -> Iterator[None]:
         raise UserError(f"{name}: image too large (over {MAX_PIXELS:,} pixels). Shrink it.") from error
     except MemoryError as error:
         raise UserError(f"{name}: image too large (the memory is not enough). Shrink it.") from error
-    # Decoders report damaged data with many classes of exceptions.
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+    except _DECODER_ERRORS as error:
         raise UserError(f"{name}: truncated or corrupt image ({first_line(error)}). Copy the file again.") from error

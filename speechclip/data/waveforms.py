@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,16 +14,16 @@ from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError, first_line
 from speechclip.data.audio import MAX_RATE, MIN_RATE, load_audio, resample
 
-# A recording in one of the forms that as_wave accepts: a path, bytes, an open file, an array, a tensor or a dictionary.
-Wave = Any
+Wave = np.ndarray | Tensor | str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
 LOUDEST = 256.0  # full scale is 1; larger floating-point samples are integers that were not scaled
 
 _CHANNELS = 8  # an array with at most so many columns holds samples x channels, and not utterances
+_SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Mapping)
 _INPUTS = "Give a path, the bytes of a file, an array [n] or a dictionary with array and sampling_rate."
 
 
-def as_wave(item: Wave, name: str = "waves", sampling_rate: int | None = None) -> Tensor:
+def as_wave(item: Any, name: str = "waves", sampling_rate: int | None = None) -> Tensor:
     """Return a recording as [n] float32 at 16 kHz.
 
     Args:
@@ -41,7 +41,7 @@ def as_wave(item: Wave, name: str = "waves", sampling_rate: int | None = None) -
     if hasattr(item, "get_all_samples"):  # the decoder of torchcodec, which datasets returns
         samples = item.get_all_samples()
         item = {"array": samples.data.mean(dim=0), "sampling_rate": samples.sample_rate}
-    if isinstance(item, dict):
+    if isinstance(item, Mapping):
         if item.get("array") is None:
             return _from_file(item, name)
         if "sampling_rate" not in item:
@@ -72,7 +72,7 @@ def check_rate(sampling_rate: Any) -> int:
     return int(sampling_rate)
 
 
-def list_waves(waves: Wave | Iterable[Wave], name: str = "waves") -> list[Wave]:
+def list_waves(waves: Any, name: str = "waves") -> list[Any]:
     """Return the recordings of an argument that holds one or several: an array or tensor [N, n] holds N utterances.
 
     Args:
@@ -88,13 +88,11 @@ def list_waves(waves: Wave | Iterable[Wave], name: str = "waves") -> list[Wave]:
             return [waves]
         if len(shape) == 2 and shape[0] and shape[1] <= _CHANNELS:
             raise UserError(
-                f"{name}: shape {shape} is samples x channels. Average the channels to [n], or give utterances as [N, n]."
+                f"{name}: shape {shape} is samples x channels. Average the channels to [n]. Utterances are [N, n]."
             )
         if len(shape) not in (1, 2):
             raise UserError(f"{name}: shape {shape}. Give one utterance [n] or utterances [N, n].")
-    elif isinstance(waves, (str, os.PathLike, bytes, bytearray, memoryview, dict)):
-        return [waves]
-    elif hasattr(waves, "read") or hasattr(waves, "get_all_samples"):
+    elif isinstance(waves, _SINGLE) or hasattr(waves, "read") or hasattr(waves, "get_all_samples"):
         return [waves]
     elif not isinstance(waves, Iterable):
         raise UserError(f"{name}: {type(waves).__name__} is not a recording. {_INPUTS}")
@@ -108,7 +106,7 @@ def list_waves(waves: Wave | Iterable[Wave], name: str = "waves") -> list[Wave]:
 
 def _from_file(item: Any, name: str) -> Tensor:
     """Decode a path, bytes, an open file, or a dictionary with bytes or a path."""
-    if isinstance(item, dict):
+    if isinstance(item, Mapping):
         if item.get("bytes") is None and item.get("path") is None:
             raise UserError(f"{name}: a dictionary without array, bytes and path. {_INPUTS}")
         name = str(item.get("path") or name)
@@ -134,9 +132,10 @@ def _as_array(samples: list[Any], name: str) -> np.ndarray:
 
 def _from_samples(item: np.ndarray | Tensor, name: str, rate: int) -> Tensor:
     try:
-        wave = torch.as_tensor(item if isinstance(item, Tensor) else np.ascontiguousarray(item, item.dtype.newbyteorder("=")))
+        native = item if isinstance(item, Tensor) else np.ascontiguousarray(item, item.dtype.newbyteorder("="))
+        wave = torch.as_tensor(native)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name}: an array of {item.dtype}. Give int16 or floating-point samples.") from error
+        raise UserError(f"{name}: an array of {item.dtype}. Give int16 or floating point.") from error
     if wave.ndim == 2 and wave.shape[0] == 1:
         wave = wave[0]
     if wave.ndim != 1 or not len(wave):
@@ -144,13 +143,13 @@ def _from_samples(item: np.ndarray | Tensor, name: str, rate: int) -> Tensor:
     if wave.dtype == torch.int16:
         wave = wave.float() / 2**15
     elif not wave.is_floating_point():
-        raise UserError(f"{name}: samples of {wave.dtype}, whose scale is unknown. Give int16 or floating-point samples.")
+        raise UserError(f"{name}: samples of {wave.dtype} have no known scale. Give int16 or floating point.")
     if not torch.isfinite(wave).all():
         raise UserError(f"{name}: NaN or infinite samples. Record it again.")
     if (loudest := float(wave.detach().abs().max())) > LOUDEST:
         raise UserError(
-            f"{name}: a floating-point waveform reaches {loudest:.0f}; full scale is 1. Divide 16-bit samples by 32768, or "
-            "pass them as int16."
+            f"{name}: a floating-point waveform reaches {loudest:.0f}; full scale is 1. "
+            "Divide 16-bit samples by 32768, or pass them as int16."
         )
     if rate == SAMPLE_RATE:
         return wave.float()
