@@ -132,8 +132,8 @@ def check_not_silent(name: str | os.PathLike[str], *waves: npt.NDArray[np.floati
     """
     lowest, highest = min(float(wave.min()) for wave in waves), max(float(wave.max()) for wave in waves)
     if highest - lowest < SILENCE:
-        value = "the same" if highest else "zero"
-        raise UserError(f"{os.fspath(name)}: silence, every sample is {value}. Record it again.")
+        value = "zero" if max(highest, -lowest) < SILENCE else "the same"
+        raise UserError(f"{os.fspath(name)}: silence: every sample is {value}. Record it again.")
 
 
 def resample(mono: npt.NDArray[np.floating], rate: int) -> npt.NDArray[np.floating]:

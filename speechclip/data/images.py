@@ -39,6 +39,8 @@ ImageFile = str | os.PathLike[str] | bytes
 ImageInput = Image.Image | np.ndarray | str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
 _CHECK_SIZE = (8, 8)  # pixels; a JPEG decoder then uses its smallest scale, and still reads the whole file
+_TIFF = (b"II*\0", b"MM\0*")  # the first bytes of files
+_SIGNATURES = (b"\x89PNG", b"GIF8", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1")
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -231,18 +233,20 @@ def _opened(source: ImageFile, name: str) -> Iterator[tuple[str, Image.Image]]:
     if empty:
         raise UserError(f"{name}: empty image file (0 bytes). Copy the file again.")
     with _decoding(name), contextlib.ExitStack() as stack:
-        if _is_tiff(source):
+        opened: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
+        file = stack.enter_context(opened)
+        start = file.read(4)
+        file.seek(0)
+        if start in _TIFF:
             stack.enter_context(log_stderr(name, LIBTIFF))
-        image = stack.enter_context(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
+        try:
+            image = stack.enter_context(Image.open(file))
+        except Image.UnidentifiedImageError as error:
+            if start in _TIFF + _SIGNATURES:
+                raise UserError(f"{name}: truncated or corrupt image (no header). Copy the file again.") from error
+            raise
         check_size(image.size, name)
         yield name, image
-
-
-def _is_tiff(source: ImageFile) -> bool:
-    if isinstance(source, bytes):
-        return source[:2] in (b"II", b"MM")
-    with open(source, "rb") as handle:
-        return handle.read(2) in (b"II", b"MM")
 
 
 @contextlib.contextmanager
