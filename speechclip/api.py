@@ -289,8 +289,11 @@ def _check_device(device: str | torch.device) -> torch.device:
     """Return a device that torch can use."""
     try:
         place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device: {device!r} is not a device. Give 'cpu' or 'cuda'.") from error
+    try:
         torch.empty(0, device=place)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error).rstrip(".")
-        raise UserError(f"device: {str(device)!r} cannot be used ({reason}). Give 'cpu' or 'cuda'.") from error
+        raise UserError(f"device: {str(place)!r} cannot be used ({reason}). Give 'cpu'.") from error
     return place

@@ -84,7 +84,7 @@ def list_waves(waves: Any, name: str = "waves") -> list[Any]:
     """
     if isinstance(waves, (np.ndarray, Tensor)):
         shape = tuple(waves.shape)
-        if len(shape) == 1 and waves.dtype != np.dtype(object):
+        if len(shape) == 1 and getattr(waves.dtype, "kind", "f") not in "OUS":  # not recordings or paths
             return [waves]
         if len(shape) == 2 and shape[0] and shape[1] <= _CHANNELS:
             raise UserError(
