@@ -244,8 +244,8 @@ def test_image_forms_have_one_embedding(parallel: SpeechCLIP, tmp_path: Path) ->
     content = (tmp_path / "a.png").read_bytes()
     expected = parallel.encode_image(tmp_path / "a.png")
     for item in (
-        pixels, torch.from_numpy(pixels), pixels[None], content, [content], io.BytesIO(content), Image.fromarray(pixels),
-        {"bytes": content, "path": None}, [{"path": str(tmp_path / "a.png")}], iter([pixels]),
+        pixels, torch.from_numpy(pixels), pixels[None], content, [content], io.BytesIO(content),
+        Image.fromarray(pixels), {"bytes": content, "path": None}, [{"path": str(tmp_path / "a.png")}], iter([pixels]),
     ):  # fmt: skip
         assert torch.equal(parallel.encode_image(item), expected)
 

@@ -48,7 +48,7 @@ class Skipped:
     @property
     def kind(self) -> str:
         """The reason without its particulars, for counting."""
-        return self.reason.split(":")[0].split(" (")[0]
+        return self.reason.split(":")[0].split(" (")[0].split(". ")[0]
 
 
 @dataclass(frozen=True, slots=True)
