@@ -30,7 +30,9 @@ AudioFile = str | os.PathLike[str] | bytes
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; another rate is a damaged header, and resampling would take all memory
 SILENCE = 2.0**-15  # full scale is 1; a recording with a smaller range than one 16-bit step has no signal
 
+_NEVER_MP3 = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"OggS", b"fLaC", b"NIST", b".snd", b"caff")  # first bytes
 _UNKNOWN_FRAMES = 1 << 40  # the number of frames that libsndfile gives for a flac file without a length is larger
+_BLOCK = 4000  # samples
 _INTEGER_PCM = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32")
 
 
@@ -154,7 +156,7 @@ def _reading(source: AudioFile, name: str) -> Iterator[tuple[str, BinaryIO, list
     """Open a file or its content. Yield its name, the open file and its recordings."""
     handle: BinaryIO
     if isinstance(source, bytes):
-        name, size, handle = name or "the audio file", len(source), io.BytesIO(source)
+        name, size, handle = name or "the audio file", len(source), _Content(source)
     else:
         name, path = name or os.fspath(source), Path(source)
         if not path.is_file():
@@ -210,10 +212,10 @@ def _decode(name: str, handle: BinaryIO, part: _Part) -> npt.NDArray[np.float32]
 
 
 def _has_signal(handle: BinaryIO, part: _Part) -> bool:
-    """Return whether integer samples differ. It reads no more than the start of most recordings."""
+    """Return whether integer samples differ. Most recordings have a signal in the first block."""
     with _open("", handle, part.content) as sound:
         first = None
-        for block in sound.blocks(SAMPLE_RATE, dtype="int32", always_2d=True):  # 32 bits are full scale
+        for block in sound.blocks(_BLOCK, dtype="int32", always_2d=True):  # 32 bits are full scale
             first = block.flat[0] if first is None else first
             if (abs(block.astype(np.int64) - first) >= SILENCE * 2**31).any():
                 return True
@@ -224,16 +226,26 @@ def _has_signal(handle: BinaryIO, part: _Part) -> bool:
 def _open(name: str, handle: BinaryIO, content: bytes | None) -> Iterator[soundfile.SoundFile]:
     """Open a recording with libsndfile, which sees no file name: it would choose some formats by their suffix."""
     handle.seek(0)
-    if content is not None:
-        quiet = log_stderr(name, MPG123) if content[:1] == b"\xff" else contextlib.nullcontext()
-        with quiet, soundfile.SoundFile(io.BytesIO(content)) as sound:
-            yield sound
-    elif isinstance(handle, io.FileIO):
-        with soundfile.SoundFile(handle.fileno(), closefd=False) as sound:
-            yield sound
+    start = (content or handle.read(4))[:4]
+    handle.seek(0)
+    quiet = contextlib.nullcontext() if start in _NEVER_MP3 else log_stderr(name, MPG123)
+    if content is None and isinstance(handle, io.FileIO):
+        file: int | BinaryIO = handle.fileno()
     else:
-        with soundfile.SoundFile(handle) as sound:
-            yield sound
+        file = handle if content is None else _Content(content)
+    with quiet, soundfile.SoundFile(file, closefd=False) as sound:
+        yield sound
+
+
+class _Content(io.BytesIO):
+    """Bytes of a file. libsndfile may seek before the start of a damaged file, which must not raise an error."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move within the file; a position before its start changes nothing."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
 
 
 def _reason(error: Exception) -> str:

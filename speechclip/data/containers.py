@@ -48,6 +48,8 @@ def find_parts(handle: BinaryIO, size: int) -> list[bytes] | None:
     """
     handle.seek(0)
     magic = handle.read(16)
+    if magic[:2] == b"\xf0\x7e":  # libsndfile prints to standard output if such a file is damaged
+        raise AudioProblem("unsupported audio format: SDS. Convert the file to wav or flac.")
     if magic[:4] in (b"RIFF", b"RIFX", b"RF64"):
         return _check_riff(handle, size, "big" if magic[:4] == b"RIFX" else "little")
     if magic == _W64_RIFF:
