@@ -12,8 +12,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,7 @@ from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError, first_line
 from speechclip.data.containers import AudioProblem, check_format, check_single_flac, find_parts
 from speechclip.data.messages import MPG123, log_stderr
-
-AudioFile = str | os.PathLike[str] | bytes
+from speechclip.data.sources import Content, Source, open_source
 
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; another rate is a damaged header, and resampling would take all memory
 SILENCE = 2.0**-15  # full scale is 1; a recording with a smaller range than one 16-bit step has no signal
@@ -55,7 +53,7 @@ class _Part:
     subtype: str
 
 
-def load_audio(source: AudioFile, name: str = "") -> npt.NDArray[np.float32]:
+def load_audio(source: Source, name: str = "") -> npt.NDArray[np.float32]:
     """Decode a recording to mono (mean of the channels) at 16 kHz (soxr, HQ).
 
     Joined mp3 and ogg files are read completely, one recording after the other.
@@ -83,7 +81,7 @@ def load_audio(source: AudioFile, name: str = "") -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def num_samples(source: AudioFile, name: str = "") -> int:
+def num_samples(source: Source, name: str = "") -> int:
     """Return the number of samples that :func:`load_audio` returns. The samples are not decoded.
 
     Args:
@@ -97,7 +95,7 @@ def num_samples(source: AudioFile, name: str = "") -> int:
         return _total_samples(name, parts)
 
 
-def check_audio(source: AudioFile, name: str = "") -> int:
+def check_audio(source: Source, name: str = "") -> int:
     """Check that :func:`load_audio` reads a recording, and that it is not silent.
 
     Args:
@@ -152,20 +150,10 @@ def _total_samples(name: str, parts: list[_Part]) -> int:
 
 
 @contextlib.contextmanager
-def _reading(source: AudioFile, name: str) -> Iterator[tuple[str, BinaryIO, list[_Part]]]:
+def _reading(source: Source, name: str) -> Iterator[tuple[str, BinaryIO, list[_Part]]]:
     """Open a file or its content. Yield its name, the open file and its recordings."""
-    handle: BinaryIO
-    if isinstance(source, bytes):
-        name, size, handle = name or "the audio file", len(source), _Content(source)
-    else:
-        name, path = name or os.fspath(source), Path(source)
-        if not path.is_file():
-            raise UserError(f"{name}: {'not a file' if path.exists() else 'missing audio file'}. Check the path.")
-        size = path.stat().st_size
-        handle = cast(BinaryIO, path.open("rb", buffering=0))  # libsndfile shares the descriptor
+    name, handle, size = open_source(source, name, "audio")
     with handle:
-        if not size:
-            raise UserError(f"{name}: empty audio file (0 bytes). Copy the file again.")
         try:
             contents: Sequence[bytes | None] = find_parts(handle, size) or [None]
             yield name, handle, [_read_header(name, handle, item) for item in contents]
@@ -232,20 +220,9 @@ def _open(name: str, handle: BinaryIO, content: bytes | None) -> Iterator[soundf
     if content is None and isinstance(handle, io.FileIO):
         file: int | BinaryIO = handle.fileno()
     else:
-        file = handle if content is None else _Content(content)
+        file = handle if content is None else Content(content)
     with quiet, soundfile.SoundFile(file, closefd=False) as sound:
         yield sound
-
-
-class _Content(io.BytesIO):
-    """Bytes of a file. libsndfile may seek before the start of a damaged file, which must not raise an error."""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move within the file; a position before its start changes nothing."""
-        try:
-            return super().seek(offset, whence)
-        except ValueError:
-            return self.tell()
 
 
 def _reason(error: Exception) -> str:

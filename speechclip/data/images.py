@@ -19,11 +19,9 @@ The policy equals CLIP's preprocessing for 8-bit pictures without orientation an
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,11 +29,11 @@ from PIL import Image
 
 from speechclip.common.errors import UserError, first_line
 from speechclip.data.messages import LIBTIFF, log_stderr, log_warnings
+from speechclip.data.sources import Source, open_source
 
 MAX_PIXELS = 178_956_970  # PIL refuses larger pictures by default
 MAX_RATIO = 100  # of the sides; the resize to 336 pixels then takes at most 34 MB
 
-ImageFile = str | os.PathLike[str] | bytes
 ImageInput = Image.Image | np.ndarray | str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
 _CHECK_SIZE = (8, 8)  # pixels; a JPEG decoder then uses its smallest scale, and still reads the whole file
@@ -58,7 +56,7 @@ _DECODER_ERRORS = (
 _INPUTS = "Give a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]."
 
 
-def load_image(source: ImageFile, name: str = "") -> Image.Image:
+def load_image(source: Source, name: str = "") -> Image.Image:
     """Decode an image to RGB by the policy of this module.
 
     Args:
@@ -73,7 +71,7 @@ def load_image(source: ImageFile, name: str = "") -> Image.Image:
         return to_rgb(image, name)
 
 
-def check_image(source: ImageFile, name: str = "") -> None:
+def check_image(source: Source, name: str = "") -> None:
     """Check that :func:`load_image` decodes an image. For JPEG this is several times faster.
 
     Args:
@@ -221,20 +219,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def _opened(source: ImageFile, name: str) -> Iterator[tuple[str, Image.Image]]:
+def _opened(source: Source, name: str) -> Iterator[tuple[str, Image.Image]]:
     """Open an image without decoding it, and turn decoder errors into a UserError."""
-    if isinstance(source, bytes):
-        name, empty = name or "the image file", not source
-    else:
-        name, path = name or os.fspath(source), Path(source)
-        if not path.is_file():
-            raise UserError(f"{name}: {'not a file' if path.exists() else 'missing image file'}. Check the path.")
-        empty = not path.stat().st_size
-    if empty:
-        raise UserError(f"{name}: empty image file (0 bytes). Copy the file again.")
-    with _decoding(name), contextlib.ExitStack() as stack:
-        opened: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
-        file = stack.enter_context(opened)
+    name, file, _ = open_source(source, name, "image")
+    with file, _decoding(name), contextlib.ExitStack() as stack:
         start = file.read(4)
         file.seek(0)
         if start in _TIFF:

@@ -142,6 +142,8 @@ def test_missing_and_empty_files_are_refused(tmp_path: Path, function: Reader) -
     assert problem(function, tmp_path) == "not a file. Check the path."
     (tmp_path / "empty").touch()
     assert problem(function, tmp_path / "empty") == "empty audio file (0 bytes). Copy the file again."
+    with pytest.raises(UserError, match="^x{200}: cannot be read .File name too long.. Check the path.$"):
+        function("x" * 300)
     (tmp_path / "text.wav").write_text("this is not audio at all\n" * 10)
     assert problem(function, tmp_path / "text.wav").startswith("not readable as audio (")
     for kind in ("wav", "float"):

@@ -237,6 +237,7 @@ def test_other_bad_images_are_refused(tmp_path: Path, function: Reader) -> None:
     assert problem(function, tmp_path) == "not a file. Check the path."
     (tmp_path / "empty.jpg").touch()
     assert problem(function, tmp_path / "empty.jpg") == "empty image file (0 bytes). Copy the file again."
+    assert problem(function, "x" * 300, "x" * 200) == "cannot be read (File name too long). Check the path."
     (tmp_path / "text.jpg").write_text("<html>not found</html>")
     assert problem(function, tmp_path / "text.jpg") == "not an image. Save it as JPEG or PNG."
 
