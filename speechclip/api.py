@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from speechclip.checkpoint.pretrained import load_pretrained
-from speechclip.common.errors import UserError
-from speechclip.data.images import load_image
-from speechclip.data.waveforms import Wave, as_wave
+from speechclip.common.errors import UserError, first_line
+from speechclip.data.images import ImageInput, as_image, list_images
+from speechclip.data.waveforms import Wave, as_wave, check_rate, list_waves
 from speechclip.model.encoders.base import SpeechFeatures
 from speechclip.model.heads.base import Keywords
 from speechclip.model.heads.keyword_head import KeywordHead
 from speechclip.model.heads.spans import keyword_spans
 from speechclip.model.network import SpeechNetwork
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 BATCH = 16  # utterances that are encoded at once
+CLIP_BATCH = 64  # images or texts that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,22 @@ class SpeechCLIP:
 
         Raises:
             UserError: the checkpoint is missing, damaged or for other dimensions, or an encoder cannot be found.
+            UserError: an argument is wrong.
         """
-        return cls(load_pretrained(path, clip=clip)).to(device)
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise UserError(f"path: {path!r} is not a checkpoint. Give a folder, a .ckpt file or a hub id.")
+        if clip is not None and not isinstance(clip, (str, os.PathLike)):
+            raise UserError(f"clip: {type(clip).__name__} is not a path. Give a string.")
+        place = _check_device(device)  # before minutes of loading
+        return cls(load_pretrained(path, clip=None if clip is None else os.fspath(clip))).to(place)
 
     def to(self, device: str | torch.device) -> SpeechCLIP:
-        """Move the model to a device and return it."""
-        self.network.to(device)
+        """Move the model to a device and return it.
+
+        Raises:
+            UserError: torch does not have the device.
+        """
+        self.network.to(_check_device(device))
         return self
 
     @property
@@ -86,58 +94,100 @@ class SpeechCLIP:
 
     @property
     def has_keywords(self) -> bool:
-        """Whether the head finds keywords."""
+        """True if the head finds keywords."""
         return self.network.head.has_keywords
 
     @torch.no_grad()
-    def encode_speech(self, waves: Wave | Sequence[Wave], branch: str | None = None) -> Tensor:
+    def encode_speech(
+        self, waves: Wave | Iterable[Wave], branch: str | None = None, *, sampling_rate: int | None = None
+    ) -> Tensor:
         """Encode utterances.
 
         Args:
-            waves: 16 kHz mono arrays or tensors [n], or audio files; one or several.
+            waves: one or several utterances. Each is a path, the bytes of an audio file, an open file, a mono array or
+                tensor [n], or a dictionary of ``datasets``. An array or tensor [N, n] holds N utterances.
             branch: "parallel" or "cascaded" for a hybrid head; None for the first branch of the head.
+            sampling_rate: rate of plain arrays and tensors in Hz, None for 16 kHz. Other rates are resampled. Files and
+                dictionaries have their own rate.
 
         Returns:
             [N, J], L2-normalised.
 
         Raises:
-            UserError: an utterance that cannot be read, or a branch that the head does not have.
+            UserError: an argument is wrong, or an utterance cannot be read.
+            UserError: the head does not have the branch.
         """
         self._check_branch(branch)
         parts = []
-        for batch in self._batches(waves):
+        for batch in self._batches(waves, sampling_rate):
             parts.append(self._choose(self.network.apply_head(*self.network.encode_waves(batch)).branches, branch))
         return nn.functional.normalize(torch.cat(parts), dim=-1)
 
-    def encode_image(self, images: Image | str | Path | Sequence[Image | str | Path]) -> Tensor:
-        """Encode images, PIL or files, to [N, J], L2-normalised.
+    def encode_image(self, images: ImageInput | Iterable[ImageInput]) -> Tensor:
+        """Encode images. :mod:`speechclip.data.images` describes how their colours are read.
+
+        Args:
+            images: one or several images. Each is a path, the bytes of a file, an open file, a PIL image, a uint8 array
+                or tensor [height, width, 3], or a dictionary of ``datasets``.
+
+        Returns:
+            [N, J], L2-normalised.
 
         Raises:
-            UserError: a file that is not an image, or a model without CLIP.
+            UserError: an argument is wrong, or an image cannot be read.
+            UserError: the model has no CLIP.
         """
-        items = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-        loaded = [load_image(item) if isinstance(item, (str, Path)) else item.convert("RGB") for item in items]
-        return self.network.require_clip().encode_images(loaded)
+        clip, items = self.network.require_clip(), list_images(images)
+        parts = []
+        for at in range(0, len(items), CLIP_BATCH):
+            batch = enumerate(items[at : at + CLIP_BATCH], start=at)
+            parts.append(clip.encode_images([as_image(item, f"images[{number}]") for number, item in batch]))
+        return torch.cat(parts)
 
-    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Encode texts to [N, J], L2-normalised.
+    def encode_text(self, texts: str | Iterable[str]) -> Tensor:
+        """Encode texts.
+
+        Args:
+            texts: one or several strings.
+
+        Returns:
+            [N, J], L2-normalised.
 
         Raises:
-            UserError: a model without CLIP.
+            UserError: an argument is wrong.
+            UserError: the model has no CLIP.
         """
-        return self.network.require_clip().encode_texts([texts] if isinstance(texts, str) else list(texts))
+        clip = self.network.require_clip()
+        if isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
+            raise UserError(f"texts: {type(texts).__name__} is not a text. Give a string or a list of strings.")
+        items = [texts] if isinstance(texts, str) else list(texts)
+        if not items:
+            raise UserError("texts: empty. Give at least one text.")
+        for number, item in enumerate(items):
+            if not isinstance(item, str):
+                raise UserError(f"texts[{number}]: {type(item).__name__} is not a text. Give a string.")
+        return torch.cat([clip.encode_texts(items[at : at + CLIP_BATCH]) for at in range(0, len(items), CLIP_BATCH)])
 
     @torch.no_grad()
-    def keywords(self, waves: Wave | Sequence[Wave], top_k: int = 5) -> list[list[Keyword]]:
-        """Return the keywords of each utterance with their ``top_k`` nearest subwords, special tokens excluded.
+    def keywords(
+        self, waves: Wave | Iterable[Wave], top_k: int = 5, *, sampling_rate: int | None = None
+    ) -> list[list[Keyword]]:
+        """Return the keywords of each utterance with their nearest subwords, special tokens excluded.
+
+        Args:
+            waves: one or several utterances; see :meth:`encode_speech`.
+            top_k: number of subwords per keyword.
+            sampling_rate: rate of plain arrays and tensors in Hz, None for 16 kHz.
 
         Raises:
-            UserError: a head without keywords.
+            UserError: an argument is wrong, or an utterance cannot be read.
+            UserError: the head has no keywords.
         """
         if not self.has_keywords or self.network.vocabulary is None:
             raise UserError(f"model.head.name: a {self.network.config.head.name} head has no keywords")
+        _check_top_k(top_k)
         found: list[list[Keyword]] = []
-        for batch in self._batches(waves):
+        for batch in self._batches(waves, sampling_rate):
             features = self.network.encode_waves(batch)
             keywords = self.network.find_keywords(SpeechFeatures(*features)).keywords
             assert keywords is not None
@@ -146,35 +196,58 @@ class SpeechCLIP:
 
     @torch.no_grad()
     def encode_with_keywords(
-        self, wave: Wave, branch: str | None = None, top_k: int = 5
+        self, wave: Wave, branch: str | None = None, top_k: int = 5, *, sampling_rate: int | None = None
     ) -> tuple[Tensor, list[Keyword] | None]:
         """Encode one utterance once, for its embedding and its keywords.
 
+        Args:
+            wave: one utterance; see :meth:`encode_speech`.
+            branch: see :meth:`encode_speech`.
+            top_k: number of subwords per keyword.
+            sampling_rate: rate of a plain array or tensor in Hz, None for 16 kHz.
+
         Returns:
-            The embedding [J] as :meth:`encode_speech` gives it, and the keywords; None for a head without keywords.
+            The embedding [J] of :meth:`encode_speech`, and the keywords; None for a head without keywords.
 
         Raises:
-            UserError: a branch that the head does not have.
+            UserError: an argument is wrong, or the utterance cannot be read.
+            UserError: the head does not have the branch.
         """
         self._check_branch(branch)
-        states, frames = self.network.encode_waves(self._tensors([wave]))
+        _check_top_k(top_k)
+        check_rate(sampling_rate)
+        states, frames = self.network.encode_waves([as_wave(wave, "wave", sampling_rate).to(self.device)])
         output = self.network.apply_head(states, frames)
         embedding = nn.functional.normalize(self._choose(output.branches, branch), dim=-1)[0]
         keywords = None if output.keywords is None else self._describe(output.keywords, frames, top_k)[0]
         return embedding, keywords
 
     @torch.no_grad()
-    def hidden_states(self, waves: Wave | Sequence[Wave]) -> tuple[list[Tensor], Tensor]:
-        """Return the hidden states of one padded batch, as the s3prl upstream: see :meth:`SpeechNetwork.hidden_states`.
+    def hidden_states(
+        self, waves: Wave | Iterable[Wave], *, sampling_rate: int | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the hidden states of one padded batch, as the s3prl upstream does.
 
         They differ for SpeechCLIP+ Base: this method normalises its waveforms, the upstream does not.
+
+        Args:
+            waves: one or several utterances; see :meth:`encode_speech`.
+            sampling_rate: rate of plain arrays and tensors in Hz, None for 16 kHz.
+
+        Returns:
+            See :meth:`speechclip.model.network.SpeechNetwork.hidden_states`.
+
+        Raises:
+            UserError: an argument is wrong, or an utterance cannot be read.
         """
-        return self.network.hidden_states(self._tensors(waves))
+        items = list_waves(waves)
+        check_rate(sampling_rate)
+        return self.network.hidden_states(self._tensors(items, 0, sampling_rate))
 
     def _check_branch(self, branch: str | None) -> None:
         if branch is not None and branch not in self.branches:
-            name = self.network.config.head.name
-            raise UserError(f"branch: a {name} head has the branch {' and '.join(self.branches)}, not {branch}")
+            name, known = self.network.config.head.name, " and ".join(self.branches)
+            raise UserError(f"branch: a {name} head has the branch {known}, not {branch}")
 
     def _choose(self, branches: dict[str, Tensor], branch: str | None) -> Tensor:
         return branches[branch or next(iter(branches))]
@@ -198,14 +271,32 @@ class SpeechCLIP:
             )
         return found
 
-    def _batches(self, waves: Wave | Sequence[Wave]) -> list[list[Tensor]]:
-        items = self._tensors(waves)
-        return [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
+    def _batches(self, waves: Wave | Iterable[Wave], sampling_rate: int | None) -> Iterator[list[Tensor]]:
+        """Yield the utterances in batches; a batch is read when it is needed."""
+        items = list_waves(waves)
+        check_rate(sampling_rate)
+        for at in range(0, len(items), BATCH):
+            yield self._tensors(items[at : at + BATCH], at, sampling_rate)
 
-    def _tensors(self, waves: Wave | Sequence[Wave]) -> list[Tensor]:
-        single = isinstance(waves, (str, Path)) or (isinstance(waves, (np.ndarray, Tensor)) and waves.ndim == 1)
-        items = [waves] if single else waves
-        tensors = [as_wave(item).to(self.device) for item in cast(Sequence[Wave], items)]
-        if not tensors:
-            raise UserError("waves: empty. Give at least one waveform.")
-        return tensors
+    def _tensors(self, items: list[Wave], first: int, sampling_rate: int | None) -> list[Tensor]:
+        numbered = enumerate(items, start=first)
+        return [as_wave(item, f"waves[{at}]", sampling_rate).to(self.device) for at, item in numbered]
+
+
+def _check_top_k(top_k: int) -> None:
+    if not isinstance(top_k, (int, np.integer)) or isinstance(top_k, bool) or top_k < 1:
+        raise UserError(f"top_k: {top_k!r} is not a number of subwords. Give an integer of at least 1.")
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    """Return a device that torch can use."""
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device: {device!r} is not a device. Give 'cpu' or 'cuda'.") from error
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_line(error).rstrip(".")
+        raise UserError(f"device: {str(place)!r} cannot be used ({reason}). Give 'cpu'.") from error
+    return place

@@ -1,7 +1,7 @@
-"""Word alignments: when each word of an utterance is spoken.
+"""Word alignments: the start and end of each word of an utterance.
 
-A data directory may have them as ``ctm``, one file, or as ``textgrid/<utterance>.TextGrid``, a file an utterance, as
-the Montreal Forced Aligner and Praat write them.
+A data directory stores them as one file ``ctm``, or as one file ``textgrid/<utterance>.TextGrid`` per utterance. The
+Montreal Forced Aligner and Praat write TextGrid files.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ from pathlib import Path
 
 from speechclip.common.errors import UserError
 
-PAUSES = frozenset({"", "sil", "sp", "spn", "<eps>", "<sil>", "<p:>"})  # labels of aligners where no word is spoken
+PAUSES = frozenset({"", "sil", "sp", "spn", "<eps>", "<sil>", "<p:>"})  # labels of aligners for pauses
 
 
 @dataclass(frozen=True)
 class AlignedWord:
-    """A word and where it is spoken, in seconds from the start of the utterance."""
+    """A word of an utterance.
+
+    Attributes:
+        text: the word.
+        start: in seconds from the start of the utterance.
+        end: in seconds from the start of the utterance.
+    """
 
     text: str
     start: float
@@ -26,20 +32,21 @@ class AlignedWord:
 
 
 def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
-    """Words by utterance, in time's order, from lines ``utterance channel start duration word [confidence]``.
+    """Read the words of each utterance from lines ``utterance channel start duration word [confidence]``.
 
-    Pauses are left out.
+    Returns:
+        The words by utterance id, in order of time, without pauses.
 
     Raises:
-        UserError: missing, not UTF-8, or a malformed line, with its number.
+        UserError: the file is missing or not UTF-8, or a line is malformed.
     """
     words: dict[str, list[AlignedWord]] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: is missing. Check the path.") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
+        raise UserError(f"{path}: not UTF-8. Save it as UTF-8.") from None
     for number, line in enumerate(lines, 1):
         fields = line.split()
         if not fields or line.startswith(";;"):
@@ -50,37 +57,40 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
         except ValueError:
             word = AlignedWord("", -1.0, -1.0)
         if not 0 <= word.start <= word.end < float("inf"):
-            raise UserError(f"{path}: line {number}: expected utterance, channel, start, duration and word")
+            raise UserError(f"{path}: line {number}: not valid. Write utterance, channel, start, duration and word.")
         if not _pause(text):
             words.setdefault(utterance, []).append(word)
     return {utterance: sorted(found, key=lambda word: word.start) for utterance, found in words.items()}
 
 
 def read_textgrid(path: str | Path) -> list[AlignedWord]:
-    """Words of a Praat TextGrid in time's order, pauses left out.
+    """Read the words of a Praat TextGrid.
 
-    They stand in the interval tier named "words" or "word", as such or at the end of the name ("speaker - words"), or
-    in the only interval tier there is.
+    They are in the interval tier whose name is or ends in "words" or "word" ("speaker - words"). A file with one
+    interval tier may use any name.
+
+    Returns:
+        The words in order of time, without pauses.
 
     Raises:
-        UserError: missing, no TextGrid, or without one such tier.
+        UserError: the file is missing or not a TextGrid, or has no such tier or several.
     """
     from praatio import textgrid
     from praatio.utilities.errors import PraatioException
 
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
+        raise UserError(f"{file}: is missing. Check the path.")
     try:
         grid = textgrid.openTextgrid(str(file), includeEmptyIntervals=False, reportingMode="error")
     except (PraatioException, ValueError, IndexError, KeyError, UnicodeError) as error:
-        raise UserError(
-            f"{file}: not a readable TextGrid ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(f"{file}: not a readable TextGrid ({reason}). Export it again.") from error
     tiers = {tier.name: tier for tier in grid.tiers if isinstance(tier, textgrid.IntervalTier)}
     named = [name for name in tiers if re.search(r"(^|\W)words?$", name.strip().lower())] or list(tiers)
     if len(named) != 1:
-        raise UserError(f"{file}: one interval tier 'words' is needed, there are {', '.join(tiers) or 'none'}")
+        found = ", ".join(tiers) or "none"
+        raise UserError(f"{file}: no single interval tier for words (interval tiers: {found}). Name one tier 'words'.")
     words = [AlignedWord(entry.label.strip(), entry.start, entry.end) for entry in tiers[named[0]].entries]
     return [word for word in words if not _pause(word.text)]
 
@@ -90,7 +100,7 @@ def _pause(label: str) -> bool:
 
 
 def find_alignments(data: str | Path) -> Path | None:
-    """Where a data directory has its alignments: the file ``ctm`` or the folder ``textgrid``, None for neither."""
+    """Return the file ``ctm`` or the folder ``textgrid`` of a data directory, None without both."""
     for path in (Path(data) / "ctm", Path(data) / "textgrid"):
         if path.exists():
             return path
@@ -98,9 +108,17 @@ def find_alignments(data: str | Path) -> Path | None:
 
 
 def load_alignments(path: str | Path, ids: Sequence[str]) -> dict[str, list[AlignedWord]]:
-    """Those words of a ctm file, or of a folder of TextGrids, that belong to the utterances.
+    """Read the words of utterances.
 
-    Raises UserError where it has none of them.
+    Args:
+        path: a ctm file or a folder of TextGrid files.
+        ids: the utterances.
+
+    Returns:
+        The words by utterance id. Utterances without words are left out.
+
+    Raises:
+        UserError: a file cannot be read, or no utterance has an alignment.
     """
     if Path(path).is_dir():
         files = {identity: Path(path) / f"{identity}.TextGrid" for identity in ids}
@@ -109,5 +127,5 @@ def load_alignments(path: str | Path, ids: Sequence[str]) -> dict[str, list[Alig
         every = read_ctm(path)
     found = {identity: every[identity] for identity in ids if every.get(identity)}
     if not found:
-        raise UserError(f"{path}: has an alignment of none of the {len(ids)} utterances")
+        raise UserError(f"{path}: no alignment of the {len(ids)} utterances. Check the utterance ids.")
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.devices import pick_device
 from speechclip.common.errors import UserError
-from speechclip.data.audio import load_audio, num_samples
+from speechclip.data.audio import check_not_silent, load_audio, num_samples
 from speechclip.model.encoders.tokenizers import WORD_END, WORD_START
 from speechclip.search.index import ImageIndex
 
@@ -83,8 +83,7 @@ def ask(
     if seconds > max_seconds:
         raise UserError(f"{recording}: {seconds:.1f} s long, a query may have {max_seconds:g} s")
     wave = load_audio(recording)
-    if not wave.any():
-        raise UserError(f"{recording}: silence, every sample is zero")
+    check_not_silent(recording, wave)
     started = time.perf_counter()
     embedding, keywords = model.encode_with_keywords(wave, branch, neighbours)
     query = embedding.float().cpu().numpy()[None]

@@ -1,4 +1,4 @@
-"""Word alignments from ctm files and TextGrids."""
+"""Tests of word alignments in ctm and TextGrid files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments, read_textgrid
 
 
-def test_words_by_utterance_in_order(tmp_path: Path) -> None:
+def test_load_alignments_sorts_the_words_of_a_ctm(tmp_path: Path) -> None:
     path = tmp_path / "ctm"
     path.write_text(";; made by hand\nb 1 0.5 0.25 dog 0.9\nb 1 0.0 0.5 red\n\na A 0.1 0.2 tree\nc 1 0 1 boat\n")
     found = load_alignments(path, ["a", "b", "z"])
@@ -20,32 +20,32 @@ def test_words_by_utterance_in_order(tmp_path: Path) -> None:
     }
 
 
-def test_pauses_are_no_words(tmp_path: Path) -> None:
+def test_load_alignments_leaves_out_pauses(tmp_path: Path) -> None:
     path = tmp_path / "ctm"
     path.write_text("a 1 0 0.5 <eps>\na 1 0.5 0.5 red\na 1 1.0 0.1 SIL\na 1 1.1 0.5 sp\nb 1 0 1 sil\n")
     assert load_alignments(path, ["a", "b"]) == {"a": [AlignedWord("red", 0.5, 1.0)]}
-    with pytest.raises(UserError, match="has an alignment of none of the 1 utterances"):
+    with pytest.raises(UserError, match="no alignment of the 1 utterances. Check the utterance ids."):
         load_alignments(path, ["b"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"a 1 0.0 0.5 dog\na 1 x 0.5 dog\n", "line 2: expected utterance, channel, start, duration and word"),
-        (b"a 1 0.0 0.5\n", "line 1: expected"),
-        (b"a 1 -0.5 0.5 dog\n", "line 1: expected"),
-        (b"a 1 0.5 -0.5 dog\n", "line 1: expected"),
-        (b"a 1 nan 0.5 dog\n", "line 1: expected"),
-        (b"a 1 0 \xff dog\n", "not UTF-8"),
-        (b"b 1 0.0 0.5 dog\n", "has an alignment of none of the 1 utterances"),
+        (b"a 1 0.0 0.5 dog\na 1 x 0.5 dog\n", "line 2: not valid. Write utterance, channel, start, duration and word."),
+        (b"a 1 0.0 0.5\n", "line 1: not valid."),
+        (b"a 1 -0.5 0.5 dog\n", "line 1: not valid."),
+        (b"a 1 0.5 -0.5 dog\n", "line 1: not valid."),
+        (b"a 1 nan 0.5 dog\n", "line 1: not valid."),
+        (b"a 1 0 \xff dog\n", "not UTF-8. Save it as UTF-8."),
+        (b"b 1 0.0 0.5 dog\n", "no alignment of the 1 utterances"),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path: Path, text: bytes, message: str) -> None:
+def test_bad_ctm_is_one_line(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "ctm").write_bytes(text)
     with pytest.raises(UserError, match=message) as caught:
         load_alignments(tmp_path / "ctm", ["a"])
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is missing. Check the path."):
         load_alignments(tmp_path / "none", ["a"])
 
 
@@ -114,12 +114,12 @@ CAFE = [AlignedWord("café", 0.25, 0.5), AlignedWord("dog", 0.75, 1.5)]
 
 @pytest.mark.parametrize("tier", ["words", "Words", "word", "anna - words"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_words_of_a_textgrid(tmp_path: Path, tier: str, encoding: str) -> None:
+def test_read_textgrid_finds_the_tier_of_words(tmp_path: Path, tier: str, encoding: str) -> None:
     (tmp_path / "a.TextGrid").write_text(LONG % (tier, "phones"), encoding=encoding)
     assert read_textgrid(tmp_path / "a.TextGrid") == CAFE
 
 
-def test_the_only_tier_may_have_any_name(tmp_path: Path) -> None:
+def test_read_textgrid_accepts_any_name_of_one_tier(tmp_path: Path) -> None:
     (tmp_path / "a.TextGrid").write_text(SHORT)
     assert read_textgrid(tmp_path / "a.TextGrid") == [AlignedWord("red", 0.0, 0.5), AlignedWord("dog", 0.5, 1.0)]
 
@@ -127,30 +127,30 @@ def test_the_only_tier_may_have_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LONG % ("orthography", "phones"), "one interval tier 'words' is needed, there are orthography, phones"),
-        (LONG % ("a - words", "b - words"), "there are a - words, b - words"),
+        (LONG % ("orthography", "phones"), "no single interval tier for words .interval tiers: orthography, phones."),
+        (LONG % ("a - words", "b - words"), "interval tiers: a - words, b - words"),
         ("not a grid", "not a readable TextGrid"),
         ("", "not a readable TextGrid"),
         (LONG[:600] % "words", "not a readable TextGrid"),
     ],
 )
-def test_what_is_wrong_with_a_textgrid_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_textgrid_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.TextGrid").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         read_textgrid(tmp_path / "a.TextGrid")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is missing. Check the path."):
         read_textgrid(tmp_path / "b.TextGrid")
 
 
-def test_a_folder_of_textgrids_is_as_good_as_a_ctm(tmp_path: Path) -> None:
+def test_load_alignments_reads_a_folder_of_textgrids(tmp_path: Path) -> None:
     assert find_alignments(tmp_path) is None
     folder = tmp_path / "textgrid"
     folder.mkdir()
     (folder / "u1.TextGrid").write_text(LONG % ("words", "phones"), encoding="utf-8")
     assert find_alignments(tmp_path) == folder
     assert load_alignments(folder, ["u1", "u2"]) == {"u1": CAFE}
-    with pytest.raises(UserError, match="has an alignment of none of the 1 utterances"):
+    with pytest.raises(UserError, match="no alignment of the 1 utterances. Check the utterance ids."):
         load_alignments(folder, ["u2"])
     (tmp_path / "ctm").write_text("u1 1 0 1 dog\n")
     assert find_alignments(tmp_path) == tmp_path / "ctm"

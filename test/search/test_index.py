@@ -88,7 +88,7 @@ def test_a_bad_image_is_named_and_left_out(model: SpeechCLIP, capsys: pytest.Cap
     run("--model", "best", "--images", "pictures", "--out", "idx")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("left out: pictures/b.png: truncated or corrupt image")
-    assert lines[1] == "left out: pictures/e.gif: empty image file (0 bytes)"
+    assert lines[1] == "left out: pictures/e.gif: empty image file (0 bytes). Copy the file again."
     assert lines[2] == f"idx: 4 images of {JOINT} dimensions (exact), 2 left out"
     index = ImageIndex.open("idx")
     assert index.ids == ["a.JPG", "deep/c.webp", "deep/d.bmp", "f.tiff"]

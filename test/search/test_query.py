@@ -99,7 +99,7 @@ def _recordings(folder: Path) -> None:
         ("text.wav", "not readable as audio"),
         ("nan.wav", "NaN or infinite samples"),
         ("none.wav", "zero-length audio"),
-        ("silence.wav", "silence, every sample is zero"),
+        ("silence.wav", "silence: every sample is zero. Record it again."),
         ("long.wav", "4.0 s long, a query may have 3 s"),
     ],
 )

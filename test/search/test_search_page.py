@@ -140,7 +140,7 @@ def test_mistakes_are_told_on_the_page(tmp_path: Path, world: World, browser: An
     soundfile.write(tmp_path / "long.wav", 0.1 * np.sin(np.arange(9 * 16000)), 16000)
     soundfile.write(tmp_path / "large.wav", 0.1 * np.sin(np.arange(13 * 16000)), 16000)
     for name, reason in (
-        ("notes.wav", "No answer: the recording: not readable as audio (Format not recognised)"),
+        ("notes.wav", "No answer: the recording: not readable as audio (Format not recognised). Convert the file to wav or flac."),
         ("long.wav", "No answer: the recording: 9.0 s long, a query may have 8 s"),
         ("large.wav", "This file has 0.4 MB, 0.4 MB are the most."),
     ):

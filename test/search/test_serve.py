@@ -132,14 +132,14 @@ def test_bad_recordings_are_explained_without_a_path(tmp_path: Path, world: Worl
 
     tone = np.sin(np.arange(7 * 8000)).astype(np.float32)
     assert upload(tone, 8000) == (422, "the recording: 7.0 s long, a query may have 6 s")
-    assert upload(np.zeros(8000)) == (422, "the recording: silence, every sample is zero")
+    assert upload(np.zeros(8000)) == (422, "the recording: silence: every sample is zero. Record it again.")
     assert upload(tone[:9000].reshape(-1, 9)) == (422, "the recording: 9 channels at 16000 Hz, 8 at 192000 at most")
-    assert upload(np.full(800, np.nan), subtype="FLOAT") == (422, "the recording: NaN or infinite samples")
+    assert upload(np.full(800, np.nan), subtype="FLOAT") == (422, "the recording: NaN or infinite samples. Write the file again.")
     whole = world.query.read_bytes()
     status, reason = error_of(request(address, "POST", "/search", whole[: len(whole) // 2]))
     assert status == 422 and reason.startswith("the recording: truncated or corrupt audio")
     assert error_of(request(address, "POST", "/search", b"hello")) == (
-        422, "the recording: not readable as audio (Format not recognised)",
+        422, "the recording: not readable as audio (Format not recognised). Convert the file to wav or flac.",
     )  # fmt: skip
     assert error_of(request(address, "POST", "/search", b"")) == (422, "an empty recording")
 

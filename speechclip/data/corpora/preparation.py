@@ -66,7 +66,7 @@ class Skipped:
     @property
     def kind(self) -> str:
         """Return the reason without its details, for counting."""
-        return self.reason.split(":")[0].split(" (")[0]
+        return self.reason.split(":")[0].split(" (")[0].split(". ")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,35 +247,44 @@ def write_wave(path: Path, wave: np.ndarray, **options: Any) -> None:
 
 
 BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
-    ("missing audio", lambda c: (c / WAV).unlink(), ["spk0007-10_aa_0\t{c}/" + WAV + "\tmissing audio file"]),
+    (
+        "missing audio",
+        lambda c: (c / WAV).unlink(),
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\tmissing audio file. Check the path."],
+    ),
     (
         "truncated audio",
         lambda c: truncate(c / WAV),
-        ["spk0007-10_aa_0\t{c}/" + WAV + "\ttruncated audio: 7978 of 16000 bytes of samples"],
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\ttruncated audio: 7978 of 16000 bytes of samples. Copy the file again."],
     ),
     (
         "empty file",
         lambda c: (c / WAV).write_bytes(b""),
-        ["spk0007-10_aa_0\t{c}/" + WAV + "\tempty audio file (0 bytes)"],
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\tempty audio file (0 bytes). Copy the file again."],
     ),
     (
         "zero length",
         lambda c: write_wave(c / WAV, np.zeros(0)),
-        ["spk0007-10_aa_0\t{c}/" + WAV + "\tzero-length audio"],
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\tzero-length audio. Record it again."],
     ),
     (
         "NaN",
         lambda c: write_wave(c / WAV, np.full(16000, np.nan, np.float32), subtype="FLOAT"),
-        ["spk0007-10_aa_0\t{c}/" + WAV + "\tNaN or infinite samples"],
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\tNaN or infinite samples. Write the file again."],
+    ),
+    (
+        "silence",
+        lambda c: write_wave(c / WAV, np.zeros(16000)),
+        ["spk0007-10_aa_0\t{c}/" + WAV + "\tsilence: every sample is zero. Record it again."],
     ),
     (
         "too short",
-        lambda c: write_wave(c / WAV, np.zeros(1600)),
+        lambda c: write_wave(c / WAV, np.sin(np.arange(1600))),
         ["spk0007-10_aa_0\t{c}/" + WAV + "\ttoo short: 0.10 s"],
     ),
     (
         "too long",
-        lambda c: write_wave(c / WAV, np.zeros(16000 * 61)),
+        lambda c: write_wave(c / WAV, np.sin(np.arange(16000 * 61))),
         ["spk0007-10_aa_0\t{c}/" + WAV + "\ttoo long: 61.00 s"],
     ),
     (
@@ -294,7 +303,10 @@ BAD: list[tuple[str, Callable[[Path], object], list[str]]] = [
     (
         "corrupt image",
         lambda c: (c / IMAGE).write_text("<html>"),
-        [f"spk{speaker}-11_bb_{number}\t{{c}}/{IMAGE}\tnot an image" for number, speaker in ((0, "0007"), (1, "0012"))],
+        [
+            f"spk{speaker}-11_bb_{number}\t{{c}}/{IMAGE}\tnot an image. Save it as JPEG or PNG."
+            for number, speaker in ((0, "0007"), (1, "0012"))
+        ],
     ),
     (
         "no recording",
