@@ -16,6 +16,7 @@ from fixtures import save_clip, settings, stored_split, trainer, training_data
 from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, read_weights
+from speechclip.common.arguments import configure_logging
 from speechclip.config import ClipConfig, Config
 from speechclip.model.encoders.clip import load_clip
 from speechclip.train.state import TENSORS
@@ -77,6 +78,7 @@ def _cut(run: Trainer) -> None:
 def _worker(folder: Path, out: Path) -> None:
     from speechclip.train.setup import launch
 
+    configure_logging()
     torch.set_num_threads(1)
     fabric = launch("32-true")
     assert fabric.world_size == 2
