@@ -1,4 +1,4 @@
-"""egs/superb: settings, sweeps, the report, what is told of mistakes, and whole tasks (slow)."""
+"""egs/superb: settings, sweeps, the report, errors, and complete tasks (slow)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_every_task_has_its_settings(name: str) -> None:
+def test_configuration_of_every_task_is_complete(name: str) -> None:
     task = TASKS[name]
     options = SimpleNamespace(task=name, pseudo="true", config="", overrides=[])
     settings = superb.configuration(options, task)
@@ -60,7 +60,7 @@ def test_every_task_has_its_settings(name: str) -> None:
 
 @needs_s3prl
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.problem])
-def test_the_shipped_settings_are_s3prls_own(name: str) -> None:
+def test_configuration_equals_s3prl(name: str) -> None:
     prepare()
     from omegaconf import OmegaConf
     from s3prl import problem
@@ -74,7 +74,7 @@ def test_the_shipped_settings_are_s3prls_own(name: str) -> None:
         assert shipped["train"][key] == own["train"][key], key
 
 
-def test_layers_merge_and_an_unknown_key_is_named() -> None:
+def test_merge_names_an_unknown_key() -> None:
     base = {"train": {"total_steps": 5, "seed": 0}, "prepare_data": {}}
     assert sweep.merge(base, {"train": {"seed": 3}}, "x.yaml") == {
         "train": {"total_steps": 5, "seed": 3}, "prepare_data": {},
@@ -89,7 +89,7 @@ def test_layers_merge_and_an_unknown_key_is_named() -> None:
 
 
 @needs_s3prl
-def test_the_baseline_is_the_same_encoder_without_the_head(checkpoint: str) -> None:
+def test_upstreams_of_chooses_the_baseline(checkpoint: str) -> None:
     def chosen(**given: str) -> list[tuple[str, str, bool]]:
         options = {"task": "ks", "upstream": "speechclip_local", "checkpoint": "", "baseline_checkpoint": ""}
         found = superb.upstreams_of(SimpleNamespace(**{**options, "baseline": superb.ENCODER, **given}))
@@ -106,15 +106,15 @@ def test_the_baseline_is_the_same_encoder_without_the_head(checkpoint: str) -> N
     assert sweep.Upstream(named, "", True).settings() == {"name": named, "extra_conf": {"head_layer": False}}
     assert sweep.Upstream("speechclip_local", checkpoint).label == "speechclip_local_tiny"
     for given, message in (
-        ({}, "^--checkpoint: speechclip_local wants one"),
-        ({"checkpoint": checkpoint, "baseline": "apc_local"}, "^--baseline_checkpoint: apc_local wants one"),
+        ({}, "^--checkpoint: not set, but speechclip_local needs"),
+        ({"checkpoint": checkpoint, "baseline": "apc_local"}, "^--baseline_checkpoint: not set, but apc_local needs"),
         ({"checkpoint": checkpoint, "baseline": "hubrt"}, "^--baseline: s3prl has no upstream 'hubrt', did you mean"),
     ):
         with pytest.raises(UserError, match=message):
             chosen(**given)
 
 
-def test_learning_rates() -> None:
+def test_learning_rates_reads_numbers() -> None:
     assert superb.learning_rates("1e-3 0.1", 5.0) == [0.001, 0.1] and superb.learning_rates("", 5.0) == [5.0]
     for words in ("fast", "0", "-1e-3"):
         with pytest.raises(UserError, match="--lr"):
@@ -132,53 +132,56 @@ def _finished(folder: Path, task: str, lr: float, valid: float, test: float, los
     return run
 
 
-def test_validation_decides_a_sweep_and_what_is_done_is_not_repeated(tmp_path: Path) -> None:
+def test_sweep_is_decided_by_validation(tmp_path: Path) -> None:
     runs = [_finished(tmp_path / "ks", "ks", lr, valid, test) for lr, valid, test in
             ((0.1, 0.5, 0.9), (0.01, 0.7, 0.6), (0.001, 0.6, 0.8))]  # fmt: skip
     assert sweep.sweep(runs, 2, force=False)["lr"] == 0.01
     runs = [_finished(tmp_path / "asr", "asr", lr, valid, 0.5) for lr, valid in ((0.1, 0.5), (0.01, 0.7))]
-    assert sweep.sweep(runs, 1, force=False)["lr"] == 0.1  # of error rates, the lower
+    assert sweep.sweep(runs, 1, force=False)["lr"] == 0.1  # the lower error rate
 
 
-def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
+def test_run_refuses_a_folder_with_other_settings(tmp_path: Path) -> None:
     run = _finished(tmp_path, "ks", 0.1, 0.5, 0.5)
     run.config["train"]["total_steps"] = 6
     assert run.result() is None
     (run.folder / "settings.json").write_text(json.dumps({"config": {}, "weights": ""}))
-    with pytest.raises(UserError, match="begun with other settings; --force true"):
+    with pytest.raises(UserError, match="has other settings. Use --force true"):
         run.start()
 
 
 @needs_s3prl
 @pytest.mark.slow
-def test_a_failed_command_is_told_by_its_last_line(tmp_path: Path) -> None:
+def test_run_s3prl_reports_the_last_line_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(UserError, match=r"^KS on /x: /no/such\.yaml: No such file.* \(status 1; .*log has all\)$"):
+    with pytest.raises(
+        UserError, match=r"^KS on /x: /no/such\.yaml: No such file.* \(status 1; the full output is in .*log\)$"
+    ):
         sweep.run_s3prl(["s3prl-main", "SuperbKS", "--config", "/no/such.yaml"], log, "KS on /x")
     assert log.read_text().startswith("error: /no/such.yaml: No such file")
 
 
-def test_equal_rates_are_told_apart_by_loss_and_the_edge_of_a_sweep_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sweep_breaks_ties_and_warns_at_the_edge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def best(name: str, rows: list[tuple[float, float, float]], task: str = "ks") -> float:
         runs = [_finished(tmp_path / name, task, lr, valid, 0.5, loss=loss) for lr, valid, loss in rows]
         return float(sweep.sweep(runs, 1, force=False)["lr"])
 
     assert best("loss", [(0.1, 0.5, 0.3), (0.01, 0.5, 0.2), (0.001, 0.5, 0.4)]) == 0.01
-    assert "rate of --lr" not in capsys.readouterr().out  # it is inside
+    assert "of --lr" not in capsys.readouterr().out  # it is not at the edge
     assert best("rate", [(0.1, 0.5, 0.3), (0.001, 0.5, 0.3), (0.01, 0.5, 0.3)]) == 0.001
-    assert "0.001 is the lowest rate of --lr; one beyond it may be better" in capsys.readouterr().out
+    assert "of --lr" not in capsys.readouterr().out  # all score equally
+    assert best("tie", [(0.01, 0.5, 0.2), (0.003, 0.5, 0.3), (0.001, 0.4, 0.1)]) == 0.01
+    assert "of --lr" not in capsys.readouterr().out  # a rate inside scores equally
     assert best("nan", [(0.01, float("nan"), 0.1), (0.1, 0.5, float("nan")), (0.001, 0.5, 9.0)]) == 0.001
-    assert best("first", [(0.1, 0.7, 3.0), (0.01, 0.5, 0.2)]) == 0.1  # loss decides among equals alone
-    assert "0.1 is the highest rate" in capsys.readouterr().out
-    assert best("wer", [(0.1, 0.7, 0.1), (0.01, 0.5, 0.2), (0.001, 0.5, 0.1)], "asr") == 0.001
-    assert "0.001 is the lowest rate" in capsys.readouterr().out
-    assert best("one", [(0.1, 0.7, 0.1)]) == 0.1 and "rate of --lr" not in capsys.readouterr().out
+    assert "of --lr" not in capsys.readouterr().out
+    assert best("first", [(0.1, 0.7, 3.0), (0.01, 0.5, 0.2)]) == 0.1  # the loss only breaks ties
+    assert "the best rate 0.1 is the highest of --lr. Try a higher one." in capsys.readouterr().out
+    assert best("wer", [(0.1, 0.7, 0.1), (0.01, 0.6, 0.2), (0.001, 0.5, 0.1)], "asr") == 0.001
+    assert "the best rate 0.001 is the lowest of --lr. Try a lower one." in capsys.readouterr().out
+    assert best("one", [(0.1, 0.7, 0.1)]) == 0.1 and "of --lr" not in capsys.readouterr().out
 
 
 def _saved(folder: Path, at: float, step: int, weights: list[float] = [0.0, 0.0]) -> Path:  # noqa: B006
-    """A checkpoint as s3prl leaves one, ``config.yaml`` last; at: seconds of the epoch when that was."""
+    """Write a checkpoint as s3prl does, ``config.yaml`` last, at time ``at`` in seconds."""
     for name in ("model", "task"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     torch.save({"featurizer.weights": torch.tensor(weights)}, folder / "model" / "state_dict.pt")
@@ -197,36 +200,36 @@ def _begun(folder: Path, task: str, total: int = 20, **config: Any) -> sweep.Run
     return sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder, settings)
 
 
-def test_what_a_kill_cut_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_run_removes_incomplete_checkpoints(tmp_path: Path) -> None:
     run, train = _begun(tmp_path, "ks"), tmp_path / "train"
     best = _saved(train / "valid_best", 100, 10)
     for step in (5, 10, 15):
         _saved(train / f"step_{step}", 100 + step, step)
     _saved(train / "step_20", 200, 20)
-    (train / "step_20" / "config.yaml").write_text("")  # opened, and cut before it was written
+    (train / "step_20" / "config.yaml").write_text("")  # opened, and interrupted before it was written
     (train / "step_15" / "optimizer.pt").unlink()  # being removed: s3prl keeps the last two
     run._remove_cut_checkpoints()
     assert sorted(path.name for path in train.iterdir()) == ["step_10", "step_5", "valid_best"]
     assert yaml.safe_load((train / "step_10" / "training_stats.yaml").read_text())["valid_best_metrics"]
-    # cut while it was written over: new weights, old config.yaml; s3prl would test a mixture
+    # interrupted while it was overwritten: new weights, old config.yaml
     os.utime(best / "model" / "state_dict.pt", (150, 150))
     _saved(train / "step_20", 200, 20)
     run._remove_cut_checkpoints()
-    assert sorted(path.name for path in train.iterdir()) == ["step_10", "step_5"]  # after 20 no validation is to come
+    assert sorted(path.name for path in train.iterdir()) == ["step_10", "step_5"]  # no validation follows step 20
     stats = yaml.safe_load((train / "step_10" / "training_stats.yaml").read_text())
-    assert stats == {"global_step": 10, "epoch": 0, "valid_best_metrics": {}}  # so that the next is the best
-    run._remove_cut_checkpoints()  # what is left is whole
+    assert stats == {"global_step": 10, "epoch": 0, "valid_best_metrics": {}}  # so that the next one is the best
+    run._remove_cut_checkpoints()  # the rest is complete
     assert len(list(train.iterdir())) == 2
 
 
-def test_verification_has_no_best_on_validation_to_lose(tmp_path: Path) -> None:
+def test_run_keeps_asv_steps_without_validation(tmp_path: Path) -> None:
     run = _begun(tmp_path, "asv")
     _saved(tmp_path / "train" / "step_20", 200, 20)
     run._remove_cut_checkpoints()
     assert (tmp_path / "train" / "step_20").is_dir()
 
 
-def test_of_verification_the_step_of_the_lowest_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_reports_the_best_asv_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tested(words: list[str], log: Path, what: str) -> None:
         for step, error, weights in ((10, 0.3, [0.0, 0.0]), (20, 0.1, [0.0, 1.0986123]), (30, 0.2, [0.0, 0.0])):
             _saved(tmp_path / "train" / f"step_{step}", step, step, weights)
@@ -244,9 +247,7 @@ def test_of_verification_the_step_of_the_lowest_error_is_told(tmp_path: Path, mo
     assert result["model"].endswith("train/step_20")
 
 
-def test_diarization_is_scored_after_it_is_done_and_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sweep_scores_a_finished_sd_run_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def tested(words: list[str], log: Path, what: str) -> None:
@@ -266,36 +267,34 @@ def test_diarization_is_scored_after_it_is_done_and_not_trained_again(
     ):
         best = sweep.sweep([_begun(tmp_path, "sd", stop=stop)], 1, force=False)
         assert best["test"] == wanted and best["step"] == 10
-    sweep.sweep([_begun(tmp_path, "sd", stop=2)], 1, force=False)  # is there, and more
+    sweep.sweep([_begun(tmp_path, "sd", stop=2)], 1, force=False)  # the result exists
     assert asked == [2, 3]
 
 
-def test_two_at_once_are_not_one_run(tmp_path: Path) -> None:
+def test_run_refuses_a_second_process(tmp_path: Path) -> None:
     with only_one(tmp_path), pytest.raises(UserError, match=rf"another run is at work in it \(process {os.getpid()}\)"):
         _begun(tmp_path, "ks", 20).start()
 
 
-def test_a_run_that_saved_nothing_may_start_with_other_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_without_checkpoints_accepts_new_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(words: list[str], log: Path, what: str) -> None:
         raise UserError(f"{what}: no such file")
 
     monkeypatch.setattr(sweep, "run_s3prl", fail)
     (tmp_path / "log.txt").write_text("")
     for total in (20, 40):  # the second is not refused
-        (tmp_path / "train_utt_len").mkdir()  # what s3prl keeps of a corpus, by number
+        (tmp_path / "train_utt_len").mkdir()  # s3prl's cache of a corpus
         with pytest.raises(UserError, match="no such file"):
             _begun(tmp_path, "ks", total).start()
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt"]
     _saved(tmp_path / "train" / "step_10", 10, 10)
     with pytest.raises(UserError, match="no such file"):
         _begun(tmp_path, "ks", 20).start()
-    with pytest.raises(UserError, match="begun with other settings"):
+    with pytest.raises(UserError, match="has other settings"):
         _begun(tmp_path, "ks", 40).start()
 
 
-def test_an_assertion_is_told_with_its_place() -> None:
+def test_reason_gives_the_place_of_an_assertion() -> None:
     frame = '  File "/x/site-packages/s3prl/{}", line {}, in f\n    {}\n    ^^^^\n'
     pool = frame.format("dataio/a.py", 92, "assert len(found) == 1") + "AssertionError\n"
     told = f'{pool}\n"""\n{frame.format("dataio/a.py", 51, "wavs = Parallel(")}AssertionError\n'
@@ -306,15 +305,19 @@ def test_an_assertion_is_told_with_its_place() -> None:
     assert sweep.reason("") == "no output"
 
 
-def test_steps_that_would_leave_nothing_to_test_are_refused() -> None:
+def test_configuration_refuses_steps_without_a_checkpoint() -> None:
     def options(task: str, *words: str) -> SimpleNamespace:
         return SimpleNamespace(task=task, pseudo="false", config="", overrides=list(words))
 
     superb.configuration(options("ks", "--train.total_steps", "5000"), TASKS["ks"])
     for task, words, message in (
-        ("ks", ["--train.total_steps", "4999"], "train.total_steps: 4999, but train.eval_step is 5000: KS would have"),
-        ("asv", ["--train.total_steps", "1000"], "train.save_step is 10000: ASV would have no checkpoint"),
-        ("ks", ["--train.eval_step", "0"], "train.eval_step: 0; a number of steps"),
+        (
+            "ks",
+            ["--train.total_steps", "4999"],
+            "train.total_steps: 4999, but train.eval_step is 5000, so KS would have",
+        ),
+        ("asv", ["--train.total_steps", "1000"], "train.save_step is 10000, so ASV would have no checkpoint"),
+        ("ks", ["--train.eval_step", "0"], "train.eval_step: 0; must be a number of steps"),
         ("ks", ["--train.total_steps", "many"], "train.total_steps: many"),
     ):
         with pytest.raises(UserError, match=message):
@@ -323,17 +326,17 @@ def test_steps_that_would_leave_nothing_to_test_are_refused() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty HOME, and the working directory beside it."""
+    """Set HOME to an empty folder next to the working directory."""
     (tmp_path / "me").mkdir()
     for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.setenv(name, "")  # monkeypatch then restores the variable
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "me"
 
 
-def test_another_home_has_what_was_downloaded_into_the_real_one(home: Path, tmp_path: Path) -> None:
+def test_take_home_keeps_earlier_downloads(home: Path, tmp_path: Path) -> None:
     downloads = home / ".cache" / "s3prl" / "download"
     downloads.mkdir(parents=True)
     for name in ("hubert.pt", "lexicon.txt", "cut.pt", "x.lock"):
@@ -341,22 +344,22 @@ def test_another_home_has_what_was_downloaded_into_the_real_one(home: Path, tmp_
     own = tmp_path / "made" / ".cache" / "s3prl" / "download"
     own.mkdir(parents=True)
     (own / "lexicon.txt").write_text("own")
-    (own / "hubert.pt").symlink_to("/no/such/file")  # of a cache that has moved
+    (own / "hubert.pt").symlink_to("/no/such/file")  # a broken link
     superb.take_home(tmp_path / "made")
     assert os.environ["HOME"] == str(tmp_path / "made") and os.environ["HF_HOME"] == str(home / ".cache/huggingface")
     assert (own / "hubert.pt").read_text() == "real" and (own / "lexicon.txt").read_text() == "own"
     assert sorted(path.name for path in own.iterdir()) == ["hubert.pt", "lexicon.txt"]
     os.environ["HOME"] = str(home)
-    superb.take_home(tmp_path / "bare")  # nothing of its own: what it downloads is there for all
+    superb.take_home(tmp_path / "bare")  # a home without downloads shares the real ones
     (tmp_path / "bare" / ".cache" / "s3prl" / "download" / "new.pt").write_text("new")
     assert (downloads / "new.pt").read_text() == "new"
 
 
-def test_the_corpus_own_list_of_speakers_is_where_s3prl_reads_it(home: Path, tmp_path: Path) -> None:
+def test_place_speaker_list_prefers_the_corpus(home: Path, tmp_path: Path) -> None:
     corpus, mine = tmp_path / "vox", home / ".cache" / "s3prl" / "iden_split.txt"
     corpus.mkdir()
     mine.parent.mkdir(parents=True)
-    mine.write_text("")  # what a failed `wget -O` leaves
+    mine.write_text("")  # as after a failed `wget -O`
     assert superb.place_speaker_list(corpus) == mine and not mine.exists()
     mine.write_text("3 all\n")
     (corpus / "iden_split.txt").write_text("")
@@ -367,9 +370,7 @@ def test_the_corpus_own_list_of_speakers_is_where_s3prl_reads_it(home: Path, tmp
     assert found.read_text() == "1 own\n" and mine.read_text() == "3 all\n"  # the user's stays
 
 
-def test_a_list_of_speakers_that_is_nowhere_is_one_line(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_reports_a_missing_speaker_list(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def downloads_nothing(runs: list[sweep.Run], jobs: int, force: bool) -> Any:
         (home / ".cache" / "s3prl" / "iden_split.txt").write_text("")
         raise UserError("SID on vox: IndexError: list index out of range")
@@ -381,18 +382,19 @@ def test_a_list_of_speakers_that_is_nowhere_is_one_line(
                               workers=0, nj=1, force="false")  # fmt: skip
     with pytest.raises(UserError) as caught:
         superb.train(options, TASKS["sid"], corpus, [sweep.Upstream("hubert", "")])
-    told = str(caught.value)
-    assert told.startswith(f"{corpus}/iden_split.txt: no such file") and f"{home}/.cache/s3prl/iden_split.txt;" in told
-    assert not (home / ".cache" / "s3prl" / "iden_split.txt").exists()  # or the next run would take it for the list
+    message = str(caught.value)
+    assert message.startswith(f"{corpus}/iden_split.txt: is missing")
+    assert f"{home}/.cache/s3prl/iden_split.txt." in message
+    assert not (home / ".cache" / "s3prl" / "iden_split.txt").exists()  # the next run would read it
 
 
-def test_the_address_of_a_checkpoint_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_keeps_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     url = "https://example.org/a.ckpt"
     assert superb._relative(url) == url and superb._relative(str(tmp_path / "a" / "best")) == "a/best"
 
 
-def test_a_picture_of_weights_makes_no_commit_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_ignores_the_picture_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from speechclip.common import provenance as module
 
     root = tmp_path / "clone"
@@ -409,7 +411,7 @@ def test_a_picture_of_weights_makes_no_commit_dirty(tmp_path: Path, monkeypatch:
     assert module.commit().endswith("-dirty")
 
 
-def test_layer_weights_are_the_softmax(tmp_path: Path) -> None:
+def test_layer_weights_are_a_softmax(tmp_path: Path) -> None:
     torch.save({"featurizer.weights": torch.tensor([0.0, 1.0986123])}, tmp_path / "s.pt")  # ln 3
     assert sweep.layer_weights(tmp_path / "s.pt") == [0.25, 0.75]
 
@@ -426,7 +428,7 @@ def _best(folder: Path, upstream: str, accuracy: float, weights: list[float], **
     (folder / "best.json").write_text(json.dumps(facts))
 
 
-def test_the_report_merges_rows_and_draws_the_weights(tmp_path: Path) -> None:
+def test_report_merges_rows_and_draws_weights(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     results.write_text("# SUPERB\n\nBy hand.\n")
     _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
@@ -438,14 +440,14 @@ def test_the_report_merges_rows_and_draws_the_weights(tmp_path: Path) -> None:
     assert "By hand." in text and text.count("<!-- results: begin superb -->") == 1
     assert [row[5] for row in rows[:2]] == ["50.00", "87.50"]  # both are kept, sorted by upstream
     assert rows[0][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
-    assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no head's state
+    assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no state of a head
     assert (tmp_path / "layer_weights.png").stat().st_size > 1000
     assert "### SUPERB" not in text  # nothing was compared
-    with pytest.raises(UserError, match="no finished task"):
+    with pytest.raises(UserError, match="holds no finished task"):
         write_report(tmp_path / "nothing", results)
 
 
-def test_the_report_compares_with_the_baseline(tmp_path: Path) -> None:
+def test_report_compares_with_the_baseline(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     _best(tmp_path / "exp" / "sid_long" / "encoder", "speechclip_encoder_local", 0.5, [0.4, 0.6], tag="long")
     long = {"tag": "long", "against": "encoder"}
@@ -459,26 +461,24 @@ def test_the_report_compares_with_the_baseline(tmp_path: Path) -> None:
     assert len(tables["Scores"].rows) == 3  # a tag keeps rows apart
 
 
-def test_the_picture_shows_the_merged_table_and_tells_its_rows_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_picture_labels_every_row_of_the_merged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.axes import Axes
 
     drawn: list[list[str]] = []
     monkeypatch.setattr(Axes, "set_yticks", lambda self, ticks, labels: drawn.append(labels))
     results, weights = tmp_path / "RESULTS.md", [0.1, 0.2, 0.7]
     changes: list[dict[str, Any]] = [{}, {"tag": "long"}, {"seed": 1}, {"corpus": "other"}, {"checkpoint": "b/best"}]
-    for number, change in enumerate(changes):  # each from an exp/ of its own, as on other days
+    for number, change in enumerate(changes):  # each from its own exp/
         _best(tmp_path / f"exp{number}" / "sid" / "a", "speechclip_local", 0.5, weights, **change)
         write_report(tmp_path / f"exp{number}", results)
     _best(tmp_path / "exp9" / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
     write_report(tmp_path / "exp9", results)
     assert drawn[0] == ["SID, speechclip_local, seed 0\na, vox"]
-    assert len(drawn[-1]) == len(set(drawn[-1])) == len(changes)  # an encoder alone has no head's weight to show
+    assert len(drawn[-1]) == len(set(drawn[-1])) == len(changes)  # an encoder alone has no weight of a head
     assert {"SID (long), speechclip_local, seed 0\na, vox", "SID, speechclip_local, seed 1\na, vox"} <= set(drawn[-1])
 
 
-def test_a_der_of_the_tasks_own_scorer_takes_the_place_of_that_by_frames(tmp_path: Path) -> None:
+def test_report_prefers_the_der_of_the_scorer(tmp_path: Path) -> None:
     results, weights = tmp_path / "RESULTS.md", [0.1, 0.2, 0.7]
     for test, metric, value in (
         ({"der": 0.25}, "DER by frames", "25.00"),
@@ -492,11 +492,11 @@ def test_a_der_of_the_tasks_own_scorer_takes_the_place_of_that_by_frames(tmp_pat
 
 
 @needs_s3prl
-def test_an_upstream_that_s3prl_has_not_got_is_named() -> None:
+def test_recipe_suggests_a_known_upstream() -> None:
     ended = _run("--task", "ks", "--upstream", "speechclip_paralel_large", "--pseudo", "true")
     assert ended.returncode == 1
-    told = "error: --upstream: s3prl has no upstream 'speechclip_paralel_large', did you mean 'speechclip_"
-    assert ended.stderr == f"{told}parallel_large'?\n"
+    message = "error: --upstream: s3prl has no upstream 'speechclip_paralel_large', did you mean 'speechclip_"
+    assert ended.stderr == f"{message}parallel_large'?\n"
 
 
 def _run(*words: str, cwd: Path = RECIPE) -> subprocess.CompletedProcess[str]:
@@ -507,35 +507,39 @@ def _run(*words: str, cwd: Path = RECIPE) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "told"),
+    ("words", "status", "message"),
     [
         (["--task", "tts"], 2, "invalid choice: 'tts'"),
         (["--task", "ks", "--checkpoint", "/no/such"], 1, "/no/such: no such checkpoint"),
-        (["--task", "ks"], 1, "--checkpoint: speechclip_local wants one"),
-        (["--task", "ks", "--checkpoint", "CKPT"], 1, "--corpus: give the folder of KS's corpus, or --pseudo true"),
+        (["--task", "ks"], 1, "--checkpoint: not set, but speechclip_local needs a checkpoint"),
+        (
+            ["--task", "ks", "--checkpoint", "CKPT"],
+            1,
+            "--corpus: not set. Give the folder of KS's corpus, or use --pseudo",
+        ),
         (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/no/such"], 1, "/no/such: no such folder"),
         (["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/tmp", "--", "--train.steps", "3"], 1, "train.steps"),
         (["--task", "ks", "--nj", "0", "--checkpoint", "CKPT"], 1, "--nj: 0"),
-        (["--task", "ks", "--checkpoint", "CKPT", "--device", "gpu"], 1, "--device: gpu: this torch sees none"),
-        (["--task", "ks", "--checkpoint", "CKPT", "--scale", "0"], 1, "--scale: 0; at least 1"),
-        (["--task", "ks", "--stop_stage", "0"], 1, "--corpus: give the folder"),  # the corpus alone wants no checkpoint
+        (["--task", "ks", "--checkpoint", "CKPT", "--device", "gpu"], 1, "--device: gpu: torch finds no GPU"),
+        (["--task", "ks", "--checkpoint", "CKPT", "--scale", "0"], 1, "--scale: 0; must be at least 1"),
+        (["--task", "ks", "--stop_stage", "0"], 1, "--corpus: not set"),  # the corpus alone needs no checkpoint
         (
             ["--task", "ks", "--checkpoint", "CKPT", "--corpus", "/tmp", "--", "--train.total_steps", "1000"],
             1,
-            "train.total_steps: 1000, but train.eval_step is 5000: KS would have no checkpoint to test",
+            "train.total_steps: 1000, but train.eval_step is 5000, so KS would have no checkpoint to test",
         ),
         (["--tsk", "ks"], 2, "did you mean --task?"),
     ],
 )
-def test_what_is_wrong_is_one_line(checkpoint: str, words: list[str], status: int, told: str) -> None:
+def test_recipe_reports_a_mistake_in_one_line(checkpoint: str, words: list[str], status: int, message: str) -> None:
     ended = _run(*(checkpoint if word == "CKPT" else word for word in words))
     assert ended.returncode == status, ended.stderr
-    assert told in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ")
+    assert message in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ")
 
 
 @pytest.fixture
 def bad(checkpoint: str, tmp_path: Path) -> dict[str, str]:
-    """Checkpoints that are there and cannot be read, and what is told of each."""
+    """Checkpoints that exist but cannot be read, and the error of each."""
     (tmp_path / "empty").mkdir()
     shutil.copytree(checkpoint, tmp_path / "cut")
     (tmp_path / "cut" / "SHA256SUMS").unlink()
@@ -547,19 +551,19 @@ def bad(checkpoint: str, tmp_path: Path) -> dict[str, str]:
     return {str(tmp_path / name): message for name, message in told.items()}
 
 
-def test_a_bad_checkpoint_is_told_before_the_corpus(checkpoint: str, bad: dict[str, str]) -> None:
+def test_recipe_checks_checkpoints_before_the_corpus(checkpoint: str, bad: dict[str, str]) -> None:
     good = sweep.Upstream("speechclip_local", checkpoint)
     superb.check_checkpoints([good, sweep.Upstream("hubert", ""), sweep.Upstream("speechclip_url", "https://a/b.ckpt")])
     for path, message in bad.items():
         with pytest.raises(UserError, match=message):
             superb.check_checkpoints([good, sweep.Upstream(superb.ENCODER, path)])
-        superb.check_checkpoints([sweep.Upstream("hubert_local", path)])  # s3prl's own affair
+        superb.check_checkpoints([sweep.Upstream("hubert_local", path)])  # s3prl reads it
     ended = _run("--task", "ks", "--corpus", "/no/such", "--checkpoint", checkpoint, "--baseline_checkpoint", path)
     assert ended.returncode == 1 and message in ended.stderr
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
-def test_the_report_alone_wants_no_checkpoint(tmp_path: Path) -> None:
+def test_report_needs_no_checkpoint(tmp_path: Path) -> None:
     recipe = _copy(tmp_path / "repository")
     _best(recipe / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
     ended = _run("--task", "sid", "--stage", "2", cwd=recipe)
@@ -568,7 +572,7 @@ def test_the_report_alone_wants_no_checkpoint(tmp_path: Path) -> None:
 
 
 def _copy(folder: Path) -> Path:
-    """The recipe in a repository of its own, so that its exp/ and data/ stay out of this one."""
+    """Copy the recipe into another repository, so that its exp/ and data/ stay out of this one."""
     root = RECIPE.parents[1]
     for part in ("egs/superb", "egs/mini/local", "utils"):
         ignored = shutil.ignore_patterns("exp", "data", "RESULTS.md", "__pycache__")
@@ -579,7 +583,7 @@ def _copy(folder: Path) -> Path:
 
 @needs_s3prl
 @pytest.mark.slow
-def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -> None:
+def test_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -> None:
     recipe = _copy(tmp_path / "repository")
     words = ["--task", "ks", "--pseudo", "true", "--checkpoint", checkpoint, "--lr", "1e-3 1e-2", "--nj", "2"]
     words += ["--workers", "1"]
@@ -594,8 +598,8 @@ def test_a_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path)
     assert "training" not in _run(*words, cwd=recipe).stdout  # all is done
     run = recipe / "exp/ks/speechclip_local_tiny/lr_0.001"
     before = json.loads((run / "result.json").read_text())
-    (run / "result.json").unlink()  # as if it had been cut while it was testing
-    (run / "train" / "step_21").mkdir()  # or saving
+    (run / "result.json").unlink()  # as if it had been interrupted while testing
+    (run / "train" / "step_21").mkdir()  # and while saving
     again = _run(*words, "--stop_stage", "1", cwd=recipe)
     assert again.returncode == 0 and "Loading checkpoints from" in (run / "log.txt").read_text()
     after = json.loads((run / "result.json").read_text())
@@ -620,7 +624,7 @@ def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name
 
 
 def _check_detections(folder: Path, checkpoint: str, recipe: Path) -> None:
-    """Every query has a score in every document, what is done is not repeated, and other settings are refused."""
+    """Check that each query has a score in each document, that nothing is repeated, and that settings are compared."""
     from lxml import etree
 
     for split in ("dev", "eval"):
@@ -629,9 +633,9 @@ def _check_detections(folder: Path, checkpoint: str, recipe: Path) -> None:
         assert [len(row) for row in scores] == [3, 3] and all(len(set(row)) == 3 for row in scores)
     words = ["--task", "qbe", "--pseudo", "true", "--checkpoint", checkpoint]
     again = _run(*words, cwd=recipe)
-    assert again.returncode == 0 and "written" not in again.stdout and "no row in RESULTS.md" in again.stdout
+    assert again.returncode == 0 and "written" not in again.stdout and "RESULTS.md gets no row" in again.stdout
     refused = _run(*words, "--", "--downstream_expert.silence_frame", "3", cwd=recipe)
-    assert refused.returncode == 1 and "made with other settings; --force true" in refused.stderr
+    assert refused.returncode == 1 and "has other settings. Use --force true" in refused.stderr
 
 
 _ORPHAN = """
@@ -654,14 +658,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_a_training_ends_with_the_recipe_that_started_it(tmp_path: Path) -> None:
+def test_training_ends_with_its_recipe(tmp_path: Path) -> None:
     script = tmp_path / "recipe.py"
     script.write_text(_ORPHAN.format(local=str(RECIPE / "local")))
     environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
     recipe = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert recipe.stdout is not None
     training = int(recipe.stdout.readline())
-    os.kill(training, 0)  # it lives
+    os.kill(training, 0)  # it runs
     recipe.kill()
     recipe.wait(timeout=60)
     deadline = time.monotonic() + 60
@@ -671,7 +675,7 @@ def test_a_training_ends_with_the_recipe_that_started_it(tmp_path: Path) -> None
 
 
 def _alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and nobody has asked for yet does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:

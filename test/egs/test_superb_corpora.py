@@ -1,4 +1,4 @@
-"""egs/superb's generated corpora, as s3prl reads them."""
+"""egs/superb's generated corpora, read by s3prl."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3pr
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every generated corpus, as small as it gets."""
+    """Every generated corpus in its smallest size."""
     folder = tmp_path_factory.mktemp("corpora")
     for name, make in layouts.MAKERS.items():
         make(folder / name, 1, 0)
@@ -88,7 +88,7 @@ def _sessions_of_iemocap(corpus: Path) -> list[set[str]]:
         ("snips", _speakers_of_snips), ("fluent", _speakers_of_fluent), ("iemocap", _sessions_of_iemocap),
     ],
 )  # fmt: skip
-def test_s3prl_reads_a_generated_corpus_into_disjoint_parts(
+def test_s3prl_reads_disjoint_parts_of_a_generated_corpus(
     corpora: Path, layout: str, read: Callable[[Path], list[set[str]]]
 ) -> None:
     prepare()
@@ -111,7 +111,7 @@ def test_s3prl_reads_the_generated_voxceleb(corpora: Path) -> None:
     assert {label for label, _, _ in trials} == {0, 1} and all(a in test and b in test for _, a, b in trials)
 
 
-def test_a_generated_corpus_follows_from_its_seed(corpora: Path, tmp_path: Path) -> None:
+def test_generated_corpus_depends_only_on_its_seed(corpora: Path, tmp_path: Path) -> None:
     layouts.quesst14(tmp_path / "again", 1, 0)
     layouts.quesst14(tmp_path / "other", 1, 1)
     name = "Audio/quesst14_00000.wav"
@@ -128,10 +128,10 @@ def test_a_generated_corpus_follows_from_its_seed(corpora: Path, tmp_path: Path)
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("scale", [1, 10])
-def test_who_tests_is_no_voice_that_the_encoder_has_heard(
+def test_generated_tests_use_unheard_voices(
     layout: str, held_out: str, scale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which voices are in each file: nothing is spoken here."""
+    """Record the voices of each file, without speaking."""
     said: list[str] = []
     heard: dict[str, set[str]] = {}
 
@@ -160,7 +160,7 @@ def test_who_tests_is_no_voice_that_the_encoder_has_heard(
 
 
 def _without(corpus: Path, target: Path, *gone: str) -> Path:
-    """A copy of a corpus without some files."""
+    """Copy a corpus without some files."""
     shutil.copytree(corpus, target)
     for pattern in gone:
         for path in list(target.glob(pattern))[:1]:
@@ -169,37 +169,41 @@ def _without(corpus: Path, target: Path, *gone: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "gone", "told"),
+    ("name", "gone", "message"),
     [
-        ("sid", "dev/wav/*/*/*.wav", r"dev/wav/id.*wav or .*/test/wav/id.*iden_split.txt names it; 1 of 28 .* for SID"),
-        ("asv", "test/wav/*/*/*.wav", r"test/wav/id1027.*iden_split.txt names it; 2 of 36 .* missing for ASV"),
-        ("ic", "wavs/speakers/*/*.wav", r"wavs/speakers/.*: no such file, .*_data.csv names it; 1 of 24 recordings"),
-        ("sd", "wav/*.wav", r"\.wav: no such file, .*wav.scp names it; 1 of 6 recordings are missing for SD"),
+        (
+            "sid",
+            "dev/wav/*/*/*.wav",
+            r"dev/wav/id.*wav or .*/test/wav/id.*iden_split.txt lists it. 1 of 28 .* of SID are",
+        ),
+        ("asv", "test/wav/*/*/*.wav", r"test/wav/id1027.*iden_split.txt lists it. 2 of 36 .* of ASV are missing"),
+        ("ic", "wavs/speakers/*/*.wav", r"wavs/speakers/.*: is missing, but .*_data.csv lists it. 1 of 24 recordings"),
+        ("sd", "wav/*.wav", r"\.wav: is missing, but .*wav.scp lists it. 1 of 6 recordings of SD are missing"),
     ],
 )
-def test_a_recording_that_a_list_names_has_to_be_there(
-    corpora: Path, tmp_path: Path, name: str, gone: str, told: str
+def test_check_corpus_finds_missing_recordings(
+    corpora: Path, tmp_path: Path, name: str, gone: str, message: str
 ) -> None:
     layout = TASKS[name].layout
     corpus = _without(corpora / layout, tmp_path / "copy", gone)
     for table in corpus.glob("*/wav.scp"):
         table.write_text(table.read_text().replace(str((corpora / layout).resolve()), str(corpus.resolve())))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_corpus(name, corpus)
 
 
-def test_a_list_that_is_none_is_one_line(corpora: Path, tmp_path: Path) -> None:
+def test_check_corpus_refuses_a_broken_list(corpora: Path, tmp_path: Path) -> None:
     corpus = _without(corpora / "voxceleb1", tmp_path / "copy")
     (corpus / "iden_split.txt").write_text("<html>\n")
-    with pytest.raises(UserError, match="a list of SID's recordings is not as published"):
+    with pytest.raises(UserError, match="a list of SID's recordings differs from the published format"):
         check_corpus("sid", corpus)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_every_task_finds_its_generated_corpus(corpora: Path, tmp_path: Path, name: str) -> None:
+def test_check_corpus_accepts_generated_corpora(corpora: Path, tmp_path: Path, name: str) -> None:
     task = TASKS[name]
     check_corpus(name, corpora / task.layout)
-    with pytest.raises(UserError, match=rf"nothing there; {task.name} needs"):
+    with pytest.raises(UserError, match=rf"is missing. {task.name} needs"):
         check_corpus(name, tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         check_corpus(name, tmp_path / "absent")

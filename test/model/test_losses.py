@@ -14,11 +14,11 @@ DISTINCT = torch.tensor([0, 1, 2])
 
 
 def _from_logits(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
-    """Speech and targets whose product is this matrix."""
+    """Return speech and targets whose product is this matrix."""
     return torch.tensor(rows), torch.eye(len(rows))
 
 
-def test_two_by_two_by_hand() -> None:
+def test_loss_of_two_pairs_by_hand() -> None:
     # logits [[2, 1], [0, 3]]; rows: log(1 + e^-1), log(1 + e^-3); columns: log(1 + e^-2) twice
     speech, target = _from_logits([[2.0, 1.0], [0.0, 3.0]])
     rows = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2
@@ -27,24 +27,24 @@ def test_two_by_two_by_hand() -> None:
     assert float(loss) == pytest.approx((rows + columns) / 2, abs=1e-6)
 
 
-def test_scale_multiplies_the_cosines() -> None:
+def test_loss_multiplies_cosines_by_the_scale() -> None:
     speech, target = _from_logits([[0.2, 0.1], [0.0, 0.3]])
     ten_times = masked_contrastive_loss(*_from_logits([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1]), 1.0)
     assert float(masked_contrastive_loss(speech, target, torch.tensor([0, 1]), 10.0)) == pytest.approx(float(ten_times))
 
 
-def test_three_by_three_with_two_utterances_of_one_image() -> None:
-    # utterances 0 and 2 have one image: their pairs (0, 2) and (2, 0) are no negatives, however near they are
+def test_loss_of_three_pairs_with_a_shared_image() -> None:
+    # utterances 0 and 2 have one image: their pairs (0, 2) and (2, 0) are not negatives, even if similar
     speech, target = _from_logits([[1.0, 2.0, 50.0], [3.0, 1.0, 0.0], [50.0, 1.0, 4.0]])
     rows = [math.log(1 + math.exp(1)), math.log(1 + math.exp(2) + math.exp(-1)), math.log(1 + math.exp(-3))]
     columns = [math.log(1 + math.exp(2)), math.log(1 + math.exp(1) + 1), math.log(1 + math.exp(-4))]
     expected = (sum(rows) / 3 + sum(columns) / 3) / 2
     groups = torch.tensor([7, 3, 7])
     assert float(masked_contrastive_loss(speech, target, groups, 1.0)) == pytest.approx(expected, abs=1e-6)
-    assert float(masked_contrastive_loss(speech, target, DISTINCT, 1.0)) > 30  # unmasked, they would rule
+    assert float(masked_contrastive_loss(speech, target, DISTINCT, 1.0)) > 30  # without the mask, they dominate
 
 
-def test_masked_pairs_get_no_gradient() -> None:
+def test_loss_gives_masked_pairs_no_gradient() -> None:
     speech = torch.tensor([[1.0, 2.0, 5.0], [3.0, 1.0, 0.0], [4.0, 1.0, 4.0]], requires_grad=True)
     masked_contrastive_loss(speech, torch.eye(3), torch.tensor([7, 3, 7]), 1.0).backward()
     assert speech.grad is not None
@@ -52,12 +52,12 @@ def test_masked_pairs_get_no_gradient() -> None:
     assert ((speech.grad == 0) == torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)).all()
 
 
-def test_a_batch_of_one_image_alone_has_no_loss() -> None:
+def test_loss_of_one_image_is_zero() -> None:
     speech = torch.randn(3, 4)
     assert float(masked_contrastive_loss(speech, torch.randn(3, 4), torch.tensor([5, 5, 5]), 9.0)) == 0.0
 
 
-def test_symmetric_in_speech_and_target_and_in_order() -> None:
+def test_loss_is_symmetric_and_ignores_order() -> None:
     torch.manual_seed(0)
     speech, target = torch.randn(2, 6, 5)
     groups = torch.tensor([0, 1, 0, 2, 3, 3])
@@ -69,7 +69,7 @@ def test_symmetric_in_speech_and_target_and_in_order() -> None:
     assert abs(float(shuffled) - float(loss)) > 1e-2
 
 
-def test_temperature_fixed_or_learned() -> None:
+def test_temperature_is_fixed_or_learned() -> None:
     torch.manual_seed(0)
     speech, target = torch.nn.functional.normalize(torch.randn(2, 3, 5), dim=-1)
     for learn in (False, True):
@@ -81,14 +81,14 @@ def test_temperature_fixed_or_learned() -> None:
         assert sum(p.numel() for p in loss.parameters() if p.requires_grad) == int(learn)
     value.backward()
     assert loss.log_scale.grad is not None
-    step = 1e-3  # what is learned is log(1 / tau)
+    step = 1e-3  # the learned value is log(1 / tau)
     up, down = (
         masked_contrastive_loss(speech, target, DISTINCT, math.exp(math.log(1 / 0.07) + by)) for by in (step, -step)
     )
     assert float(loss.log_scale.grad) == pytest.approx(float(up - down) / (2 * step), rel=1e-2)
 
 
-def test_the_loss_is_never_in_half_precision() -> None:
+def test_loss_ignores_half_precision() -> None:
     torch.manual_seed(0)
     speech, target = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
     groups = torch.arange(8)

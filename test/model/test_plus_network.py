@@ -1,4 +1,4 @@
-"""Models whose heads find the number of keywords, or have two branches: through CLIP and the public methods."""
+"""Networks whose heads predict the number of keywords or have two branches, with CLIP and the public methods."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _model(recipe: Path, head: str) -> SpeechNetwork:
     model: SpeechNetwork = whole_model(recipe, head, large=True, **CIF)[0]
-    if head.endswith("plus"):  # weights that differ from frame to frame, and sums that differ between utterances
+    if head.endswith("plus"):  # weights that differ between frames, and sums that differ between utterances
         with torch.no_grad():
             model.head.cif.weight.weight.mul_(4)  # type: ignore[union-attr]
             model.head.cif.weight.bias.fill_(-1.5)  # type: ignore[union-attr]
@@ -57,7 +57,7 @@ def hybrid_plus(recipe: Path) -> SpeechNetwork:
     return _model(recipe, "hybrid_plus")
 
 
-def test_clip_reads_as_many_keywords_as_there_are(hybrid_plus: SpeechNetwork) -> None:
+def test_clip_reads_only_existing_keywords(hybrid_plus: SpeechNetwork) -> None:
     clip = hybrid_plus.clip
     assert clip is not None
     torch.manual_seed(1)
@@ -68,11 +68,11 @@ def test_clip_reads_as_many_keywords_as_there_are(hybrid_plus: SpeechNetwork) ->
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
     behind = torch.arange(CONTEXT - 2)[None, :] >= counts[:, None]
     other = clip.encode_keywords(keywords.masked_fill(behind[:, :, None], 9.0), counts)
-    torch.testing.assert_close(other, together, rtol=0, atol=1e-6)  # what stands behind EOT is not read
+    torch.testing.assert_close(other, together, rtol=0, atol=1e-6)  # positions behind EOT are not read
 
 
 @pytest.mark.parametrize("head", ["hybrid", "cascaded_plus", "hybrid_plus"])
-def test_read_outs_and_keywords(recipe: Path, head: str) -> None:
+def test_branches_and_keywords_of_plus_heads(recipe: Path, head: str) -> None:
     model = SpeechCLIP(_model(recipe, head))
     branches = [CASCADED] if head == "cascaded_plus" else [PARALLEL, CASCADED]
     first = model.encode_speech(WAVES)
@@ -98,7 +98,7 @@ def test_read_outs_and_keywords(recipe: Path, head: str) -> None:
         assert all(len(keyword.subwords) == 3 for keyword in item)
 
 
-def test_hidden_states_end_with_the_blocks_output_over_the_frames(hybrid_plus: SpeechNetwork) -> None:
+def test_hidden_states_end_with_the_head_layer(hybrid_plus: SpeechNetwork) -> None:
     states, frames = SpeechCLIP(hybrid_plus).hidden_states(WAVES)
     assert len(states) == STATES + 1
     assert states[-1].shape == states[0].shape
@@ -108,7 +108,7 @@ def test_hidden_states_end_with_the_blocks_output_over_the_frames(hybrid_plus: S
 
 
 @pytest.mark.parametrize("head", ["cascaded", "hybrid_plus"])
-def test_keywords_of_a_split_are_those_of_each_utterance(recipe: Path, tmp_path: Path, head: str) -> None:
+def test_keywords_of_a_split_equal_those_of_utterances(recipe: Path, tmp_path: Path, head: str) -> None:
     model = _model(recipe, head)
     stored_split(tmp_path, "train", images=3, each=2, seed=0)
     stored_split(tmp_path, "dev", images=5, each=2, seed=1)
@@ -138,7 +138,7 @@ def test_keywords_of_a_split_are_those_of_each_utterance(recipe: Path, tmp_path:
             np.testing.assert_allclose(table.segments[at], seconds, rtol=0, atol=1e-4)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_parts(recipe: Path, tmp_path: Path) -> None:
+def test_loss_is_the_weighted_sum_of_its_parts(recipe: Path, tmp_path: Path) -> None:
     model = _model(recipe, "hybrid_plus")
     stored_split(tmp_path, "train", images=4, each=2, seed=0)
     stored_split(tmp_path, "dev", images=2, each=2, seed=1)
@@ -170,7 +170,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(recipe: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("head", ["hybrid", "cascaded_plus"])
-def test_they_learn_and_their_checkpoints_load(recipe: Path, tmp_path: Path, head: str) -> None:
+def test_plus_heads_learn_and_their_checkpoints_load(recipe: Path, tmp_path: Path, head: str) -> None:
     clip = _model(recipe, head).clip
     stored_split(tmp_path, "train", images=8, each=3, seed=0)
     stored_split(tmp_path, "dev", images=4, each=2, seed=1)

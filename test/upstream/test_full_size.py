@@ -13,7 +13,7 @@ from speechclip.model.network import Dimensions, build_network
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("large", "states", "width", "joint"), [(False, 14, 768, 512), (True, 26, 1024, 768)])
-def test_states_of_base_and_large(large: bool, states: int, width: int, joint: int) -> None:
+def test_full_size_states_of_base_and_large(large: bool, states: int, width: int, joint: int) -> None:
     prepare()
     import transformers
 

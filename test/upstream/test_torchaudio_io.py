@@ -1,4 +1,4 @@
-"""The stand-ins for what torchaudio no longer has, against signals worked out by hand."""
+"""The replacements of removed torchaudio functions, against signals computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speechclip.common.errors import UserError
 from speechclip.upstream.torchaudio_io import apply_effects_file, apply_effects_tensor, info, load, save
 
 
-def test_info_and_load_tell_the_file_as_it_is(tmp_path: Path) -> None:
+def test_info_and_load_read_a_file(tmp_path: Path) -> None:
     path = tmp_path / "stereo.wav"
     samples = (np.arange(800).reshape(400, 2) * 16).astype(np.int16)
     soundfile.write(path, samples, 8000)
@@ -28,14 +28,14 @@ def test_info_and_load_tell_the_file_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(load(path, normalize=False, channels_first=False)[0], torch.from_numpy(samples))
 
 
-def test_save_is_read_back(tmp_path: Path) -> None:
+def test_save_can_be_read(tmp_path: Path) -> None:
     wave = torch.linspace(-0.5, 0.5, 64)[None]
     save(tmp_path / "a.wav", wave, 16000)
     assert (load(tmp_path / "a.wav")[0] - wave).abs().max() <= 1 / 32768
 
 
 @pytest.mark.parametrize("content", [None, b"no audio at all"])
-def test_a_bad_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_load_names_a_bad_file(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.wav"
     if content is not None:
         path.write_bytes(content)
@@ -43,7 +43,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes | None) -> None:
         load(path)
 
 
-def test_channels_gain_and_rate(tmp_path: Path) -> None:
+def test_effects_channels_gain_and_rate(tmp_path: Path) -> None:
     wave = torch.stack([torch.full((8000,), 0.2), torch.full((8000,), 0.4)])
     effects = [["channels", "1"], ["gain", "-3.0"]]
     mono, rate = apply_effects_tensor(wave, 8000, effects)
@@ -55,24 +55,24 @@ def test_channels_gain_and_rate(tmp_path: Path) -> None:
     assert (resampled[0, 4000:-4000] - mono[0, 0]).abs().max() < 1e-3
 
 
-def test_silence_of_a_tenth_of_a_second_goes_wherever_it_is() -> None:
+def test_effect_silence_cuts_every_long_pause() -> None:
     rate = 1000  # a window of 20 samples
     pieces = [(0.0, 300), (0.5, 200), (0.0, 50), (0.5, 200), (0.0, 400), (0.5, 30), (0.0, 300), (0.5, 150), (0.0, 40)]
     wave = torch.cat([torch.full((n,), level) for level, n in pieces])[None]
     cut, _ = apply_effects_tensor(wave, rate, [["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]])
-    # The mean is over the 20 samples that end here, so sound ends 19 samples late. Kept: 200 + 50 + 200 + 19, the pause
-    # of 50 being short; not the burst of 30, which is no tenth of a second; then 150 + 40 up to the end.
+    # The mean covers the 20 samples that end at each sample, so sound ends 19 samples late. Kept are 200 + 50 + 200 + 19,
+    # because the pause of 50 is short, and 150 + 40 at the end. The burst of 30 is shorter than 0.1 s and is cut.
     assert cut.shape == (1, 200 + 50 + 200 + 19 + 150 + 40)
     assert (cut == 0).sum() == 50 + 19 + 40
 
 
-def test_other_effects_are_refused() -> None:
+def test_effects_refuses_other_effects() -> None:
     for effect in (["pitch", "100"], ["channels", "2"], ["silence", "1", "0.1", "0.1%", "-1", "0.2", "0.1%"]):
         with pytest.raises(UserError, match=effect[0]):
             apply_effects_tensor(torch.zeros(1, 10), 16000, [effect])
 
 
-def test_only_what_is_missing_is_added() -> None:
+def test_provide_adds_only_missing_functions() -> None:
     if importlib.util.find_spec("torchaudio") is None:
         pytest.skip("extra 's3prl' is not installed")
     code = (

@@ -161,7 +161,7 @@ class Run:
         return found if found["settings"] == self.settings() and (SCORED in found["test"] or not wanted) else None
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that change the result. ``stop`` is not one of them: a trained model can be scored later."""
+        """Return the settings that change the result. ``stop`` does not: a trained model can be scored later."""
         local = ("num_workers", "device", "target_dir", "cache_dir", "stop")
         config = {key: value for key, value in self.config.items() if key not in local}
         return {"config": config, "weights": self.upstream.fingerprint()}
@@ -206,7 +206,7 @@ class Run:
         return sorted((self.folder / "train").glob("step_*"), key=lambda path: int(path.name[5:]))
 
     def _remove_cut_checkpoints(self) -> None:
-        """Remove checkpoints that were interrupted while s3prl wrote them. s3prl resumes from the last one, complete or not.
+        """Remove incomplete checkpoints. s3prl would resume from the last one, complete or not.
 
         s3prl overwrites ``valid_best``. If it was interrupted there, the old and the new one are lost. Then training
         resumes from the last step that is followed by a validation.

@@ -1,4 +1,4 @@
-"""The CLIP towers, run by hand, against open_clip's own."""
+"""The CLIP towers against open_clip's own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clip(folder: Path) -> OpenClip:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Any:
-    """open_clip's model and its evaluation transform, by its own loader."""
+    """open_clip's model and its evaluation transform, loaded by open_clip."""
     import open_clip
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -46,7 +46,7 @@ def _rows(clip: OpenClip, texts: list[str]) -> torch.Tensor:
     )
 
 
-def test_dimensions(clip: OpenClip) -> None:
+def test_clip_dimensions(clip: OpenClip) -> None:
     assert (clip.context_length, clip.subword_dim, clip.joint_dim) == (CONTEXT, SUBWORD, JOINT)
     assert clip.subword_embeddings.shape == (clip.tokenizer.eot + 1, SUBWORD)
     assert clip.tokenizer.sot == clip.tokenizer.eot - 1
@@ -55,7 +55,7 @@ def test_dimensions(clip: OpenClip) -> None:
 
 
 def test_texts_equal_open_clip(clip: OpenClip, reference: Any) -> None:
-    texts = [*captions(12), "dog", "dog " * 40, ""]  # one that is cut, one without a word
+    texts = [*captions(12), "dog", "dog " * 40, ""]  # the last but one is cut, the last has no words
     with torch.no_grad():
         expected = torch.nn.functional.normalize(reference[0].encode_text(_rows(clip, texts)), dim=-1)
     ours = clip.encode_texts(texts)
@@ -75,7 +75,7 @@ def test_images_equal_open_clip(clip: OpenClip, reference: Any, size: tuple[int,
     torch.testing.assert_close(clip.encode_images([image]), expected, rtol=0, atol=1e-6)
 
 
-def test_keywords_that_are_subwords_equal_the_text_of_those_subwords(clip: OpenClip, reference: Any) -> None:
+def test_subwords_as_keywords_equal_their_text(clip: OpenClip, reference: Any) -> None:
     ids = clip.tokenizer.encode("red dog near the boat")
     keywords = clip.subword_embeddings[torch.tensor([ids, ids[::-1]])]
     ours = clip.encode_keywords(keywords)
@@ -87,7 +87,7 @@ def test_keywords_that_are_subwords_equal_the_text_of_those_subwords(clip: OpenC
     torch.testing.assert_close(torch.nn.functional.normalize(ours[:1], dim=-1), texts, rtol=0, atol=1e-6)
 
 
-def test_keywords_pass_gradients_and_have_to_fit(clip: OpenClip) -> None:
+def test_keywords_pass_gradients_and_must_fit(clip: OpenClip) -> None:
     keywords = torch.randn(2, CONTEXT - 2, SUBWORD, requires_grad=True)
     clip.encode_keywords(keywords).square().sum().backward()
     assert keywords.grad is not None
@@ -96,7 +96,7 @@ def test_keywords_pass_gradients_and_have_to_fit(clip: OpenClip) -> None:
         clip.encode_keywords(torch.randn(1, CONTEXT - 1, SUBWORD))
 
 
-def test_a_tower_with_quick_gelu_equals_open_clip_in_its_gradients_too(folder: Path, tmp_path: Path) -> None:
+def test_quick_gelu_equals_open_clip_with_gradients(folder: Path, tmp_path: Path) -> None:
     import open_clip
 
     quick = shutil.copytree(folder, tmp_path / "clip")
@@ -134,7 +134,7 @@ def test_sentencepiece_subwords_round_trip(clip: OpenClip, folder: Path) -> None
     ]
 
 
-def test_surround_cuts_and_pads(clip: OpenClip) -> None:
+def test_add_special_tokens_cuts_and_pads(clip: OpenClip) -> None:
     tokenizer = clip.tokenizer
     sot, eot, pad = tokenizer.sot, tokenizer.eot, tokenizer.pad
     assert add_special_tokens(tokenizer, [7, 8], 6) == [sot, 7, 8, eot, pad, pad]
@@ -156,12 +156,12 @@ def test_openai_bpe_equals_open_clip() -> None:
         assert row == theirs([text])[0].tolist()
     assert (ours.sot, ours.eot) == (49406, 49407)
     assert [ours.subword(token) for token in ours.encode("a dog unbelievably")][:2] == ["a</w>", "dog</w>"]
-    for text in ("unbelievably", "caf\u00e9"):  # a word of several pieces, and one of several bytes
+    for text in ("unbelievably", "caf\u00e9"):  # a word of several pieces, and one with a character of two bytes
         assert "".join(map(ours.subword, ours.encode(text))) == f"{text}</w>"
     assert [ours.subword(token) for token in (ours.sot, ours.eot)] == ["<start_of_text>", "<end_of_text>"]
     every = {token: ours.subword(token) for token in range(49408)}
     assert all(isinstance(piece, str) for piece in every.values())
-    half = next(token for token, piece in every.items() if "\ufffd" in piece)  # bytes that are no character alone
+    half = next(token for token, piece in every.items() if "\ufffd" in piece)  # bytes that are only part of a character
     assert "\ufffd" not in theirs.decoder[half]
 
 
@@ -197,7 +197,7 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), BROKEN, ids=[row[0] for row in BROKEN])
-def test_a_damaged_folder_is_one_line_with_its_name(
+def test_load_clip_names_a_damaged_folder(
     folder: Path, tmp_path: Path, name: str, damage: Callable[[Path], Any], message: str
 ) -> None:
     copy = _copy(folder, tmp_path / name)
@@ -209,7 +209,7 @@ def test_a_damaged_folder_is_one_line_with_its_name(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_another_width_are_one_line(folder: Path, tmp_path: Path) -> None:
+def test_load_clip_refuses_weights_of_another_width(folder: Path, tmp_path: Path) -> None:
     copy = _copy(folder, tmp_path / "other")
     settings = json.loads((copy / "open_clip_config.json").read_text())
     settings["model_cfg"]["text_cfg"]["width"] *= 2
@@ -227,6 +227,6 @@ def test_weights_of_another_width_are_one_line(folder: Path, tmp_path: Path) -> 
         ("ViT-B-32:nobody", "ViT-B-32:nobody: CLIP cannot be loaded"),
     ],
 )
-def test_a_path_that_names_nothing(path: str, message: str) -> None:
+def test_load_clip_refuses_an_unknown_path(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_clip(ClipConfig(path))

@@ -199,7 +199,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "settings", "preprocess", "message"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_other_settings_are_refused_by_name(
+def test_load_clip_refuses_other_open_clip_settings(
     tmp_path: Path, name: str, settings: dict[str, Any], preprocess: dict[str, Any], message: str
 ) -> None:
     folder = save_open_clip(tmp_path / "clip", settings, preprocess)
@@ -209,7 +209,7 @@ def test_other_settings_are_refused_by_name(
 
 
 @pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
-def test_a_long_strip_is_never_enlarged_as_a_whole(
+def test_preprocess_crops_a_long_strip_while_resizing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
     from speechclip.model.encoders import preprocess
@@ -320,7 +320,7 @@ def test_texts_and_images_equal_transformers(tmp_path: Path, name: str) -> None:
 
 REFUSED_FOLDERS: list[tuple[str, dict[str, Any], dict[str, Any], Any, str]] = [
     ("relu", {"hidden_act": "relu"}, {}, CROP, "config.json: hidden_act is 'relu'. Supported are quick_gelu"),
-    ("two_kinds", {"hidden_act": "gelu"}, {}, CROP, "config.json: hidden_act is quick_gelu in one tower only"),
+    ("two_acts", {"hidden_act": "gelu"}, {}, CROP, "config.json: hidden_act is quick_gelu in one tower only"),
     ("siglip", {}, {}, {**CROP, "image_processor_type": "SiglipImageProcessor"}, "image_processor_type is Siglip"),
     ("pad", {}, {}, {**CROP, "do_pad": True}, "preprocessor_config.json: do_pad is not supported"),
     ("crop", {}, {}, {**CROP, "crop_size": 48}, "makes images of 48 x 48 pixels, but the vision tower needs 32 x 32"),
@@ -340,7 +340,7 @@ REFUSED_FOLDERS: list[tuple[str, dict[str, Any], dict[str, Any], Any, str]] = [
 @pytest.mark.parametrize(
     ("name", "text", "vision", "processor", "message"), REFUSED_FOLDERS, ids=[row[0] for row in REFUSED_FOLDERS]
 )
-def test_other_transformers_settings_are_refused_by_name(
+def test_load_clip_refuses_other_transformers_settings(
     tmp_path: Path, name: str, text: dict[str, Any], vision: dict[str, Any], processor: Any, message: str
 ) -> None:
     folder = save_transformers(tmp_path / "clip", text, vision, processor)
@@ -349,7 +349,7 @@ def test_other_transformers_settings_are_refused_by_name(
     assert str(folder) in str(caught.value)
 
 
-def test_another_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
+def test_load_clip_refuses_another_vocabulary(tmp_path: Path) -> None:
     import open_clip
 
     folder = save_transformers(tmp_path / "clip", {}, {}, CROP)
@@ -365,7 +365,7 @@ def test_another_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
         load_clip(ClipConfig(str(folder)))
 
 
-def test_a_converted_folder_keeps_the_preprocessing(tmp_path: Path) -> None:
+def test_converted_folder_keeps_the_preprocessing(tmp_path: Path) -> None:
     processor = {**CROP, "image_mean": [0.1, 0.5, 0.9], "image_std": [0.9, 0.5, 0.1], "resample": 2}
     folder = save_transformers(tmp_path / "clip", {}, {"layer_norm_eps": 1e-2}, processor)
     convert(["--kind", "clip", "--file", str(folder), "--out", str(tmp_path / "open")])
@@ -375,7 +375,7 @@ def test_a_converted_folder_keeps_the_preprocessing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["squash", "larger_size", "lanczos", "no_rescale"])
-def test_other_preprocessing_is_not_converted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_other_preprocessing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_transformers(tmp_path / "clip", {}, {}, PROCESSORS[name])
     with pytest.raises(SystemExit):
         convert(["--kind", "clip", "--file", str(folder), "--out", str(tmp_path / "open")])

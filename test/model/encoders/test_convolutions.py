@@ -12,7 +12,7 @@ from speechclip.model.encoders.kernels import linear as matmul
 from speechclip.model.encoders.kernels.convolutions import can_run, convolve
 from speechclip.model.encoders.transformers import WaveformEncoder
 
-LENGTHS = (33000, 20001, 640, 399)  # more than a second: several pieces; less than a frame sees
+LENGTHS = (33000, 20001, 640, 399)  # more than one piece of a second, and less than one frame
 
 
 def _extractor(**settings: Any) -> Any:
@@ -33,13 +33,13 @@ def _extractor(**settings: Any) -> Any:
 
 def _batch() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    waves = [torch.randn(n, generator=generator) * 0.1 + 0.3 for n in LENGTHS]  # an offset that the norm takes off
+    waves = [torch.randn(n, generator=generator) * 0.1 + 0.3 for n in LENGTHS]  # the norm removes the offset
     return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_frames_that_see_speech_are_equal(norm: str, bias: bool) -> None:
+def test_convolve_equals_transformers_where_frames_see_speech(norm: str, bias: bool) -> None:
     extractor = _extractor(feat_extract_norm=norm, conv_bias=bias).feature_extractor
     batch = _batch()
     assert can_run(extractor, batch)
@@ -53,7 +53,7 @@ def test_frames_that_see_speech_are_equal(norm: str, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-def test_hidden_states_are_equal_padding_included(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_states_equal_without_the_kernel(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = WaveformEncoder(_extractor(feat_extract_norm=norm), normalize=False, description={"path": "test"})
     waves = [row[:n] for row, n in zip(_batch(), LENGTHS)]
     found = encoder(waves)
@@ -62,10 +62,10 @@ def test_hidden_states_are_equal_padding_included(norm: str, monkeypatch: pytest
     wanted = encoder(waves)
     assert torch.equal(found.frames, wanted.frames)
     assert torch.allclose(found.states, wanted.states, atol=2e-5)
-    assert not torch.equal(found.states, wanted.states)  # two ways were gone
+    assert not torch.equal(found.states, wanted.states)  # two different computations
 
 
-def test_what_is_not_known_is_left_to_transformers() -> None:
+def test_can_run_refuses_unknown_modules() -> None:
     batch = _batch()
     assert not can_run(_extractor(feat_extract_activation="relu").feature_extractor, batch)
     assert not can_run(_extractor().feature_extractor, batch.double())

@@ -1,4 +1,4 @@
-"""Products by oneDNN against torch's own: values, gradients, and what has to go the usual way."""
+"""Products by oneDNN against torch's: values, gradients, and tensors that torch computes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Te
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_products_are_those_of_torch(gelu: bool, with_bias: bool, dtype: torch.dtype) -> None:
+def test_linear_equals_torch(gelu: bool, with_bias: bool, dtype: torch.dtype) -> None:
     x, weight, bias = _tensors(dtype)
     wanted = nn.functional.linear(x, weight, bias if with_bias else None)
     wanted = nn.functional.gelu(wanted) if gelu else wanted
@@ -31,7 +31,7 @@ def test_products_are_those_of_torch(gelu: bool, with_bias: bool, dtype: torch.d
 
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gradients_are_those_of_torch(gelu: bool, frozen: bool) -> None:
+def test_linear_gradients_equal_torch(gelu: bool, frozen: bool) -> None:
     found, wanted = [], []
     for grads, plain in ((found, False), (wanted, True)):
         x, weight, bias = _tensors()
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_torch(gelu: bool, frozen: bool) -> None:
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
-def test_what_onednn_is_not_for_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_uses_torch_for_other_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = _tensors()
     assert not by_onednn(x.double(), weight) and not by_onednn(x[:0], weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -55,7 +55,7 @@ def test_what_onednn_is_not_for_goes_the_usual_way(monkeypatch: pytest.MonkeyPat
     assert torch.equal(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
 
 
-def test_frozen_linears_keep_names_and_parameters() -> None:
+def test_freeze_linears_keeps_names_and_parameters() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 4, bias=False)))
     model.append(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True))  # its MultiheadAttention stays
@@ -69,6 +69,6 @@ def test_frozen_linears_keep_names_and_parameters() -> None:
     assert torch.allclose(model(x), wanted, atol=1e-6)
 
 
-def test_the_exact_gelu_is_told_from_others() -> None:
+def test_is_gelu_accepts_only_the_exact_gelu() -> None:
     assert is_gelu(nn.GELU()) and is_gelu(nn.functional.gelu)
     assert not is_gelu(nn.GELU(approximate="tanh")) and not is_gelu(nn.ReLU()) and not is_gelu(None)

@@ -1,4 +1,4 @@
-"""s3prl's upstreams as speech encoders: equal to the core on equal weights, and what cannot be used."""
+"""s3prl's upstreams as speech encoders: equal states for equal weights, and refused upstreams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytest.importorskip("s3prl", reason="extra 's3prl' is not installed")
 
 
 def _s3prl_file(hf_folder: Path, large: bool, target: Path) -> str:
-    """A HuBERT in the form s3prl keeps it, with the weights of a transformers folder, as ``hubert_local`` reads it."""
+    """Save the weights of a transformers folder in s3prl's format, which ``hubert_local`` reads."""
     prepare()
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
@@ -46,7 +46,7 @@ def _s3prl_file(hf_folder: Path, large: bool, target: Path) -> str:
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-def test_hubert_through_s3prl_and_through_the_core_are_equal(tmp_path: Path, large: bool) -> None:
+def test_hubert_of_s3prl_equals_the_own_encoder(tmp_path: Path, large: bool) -> None:
     folder = _save(tmp_path / "hubert", "Hubert", **(LARGE if large else BASE))
     core = _encoder(folder, normalize=large)
     path = _s3prl_file(folder, large, tmp_path / "hubert.pt")
@@ -65,7 +65,7 @@ def test_hubert_through_s3prl_and_through_the_core_are_equal(tmp_path: Path, lar
     assert ((states[:, -1] - found[:, -1]).abs().max() > 1e-2) == large
 
 
-def test_its_layers_are_mixed_and_its_frames_masked(tmp_path: Path) -> None:
+def test_s3prl_encoder_supports_layers_and_masks(tmp_path: Path) -> None:
     folder = _save(tmp_path / "hubert", "Hubert", **BASE)
     core = _encoder(folder, normalize=False)
     other: Any = load_speech_encoder(SpeechEncoderConfig(path=_s3prl_file(folder, False, tmp_path / "h.pt")))
@@ -79,7 +79,7 @@ def test_its_layers_are_mixed_and_its_frames_masked(tmp_path: Path) -> None:
     assert (outputs[0] - outputs[1]).abs().max() < 1e-5
 
 
-def test_short_waves_and_eval_mode(tmp_path: Path) -> None:
+def test_s3prl_encoder_takes_short_waves_in_eval_mode(tmp_path: Path) -> None:
     folder = _save(tmp_path / "hubert", "Hubert", **BASE)
     encoder: Any = load_speech_encoder(SpeechEncoderConfig(path=_s3prl_file(folder, False, tmp_path / "h.pt")))
     states, frames = encoder([torch.randn(100), torch.randn(300)])
@@ -103,10 +103,10 @@ class _Upstream(nn.Module):
         return {"hidden_states": [torch.zeros(len(waves), frames, width) for width in self.widths]}
 
 
-def test_states_that_cannot_be_mixed_are_refused() -> None:
+def test_s3prl_encoder_refuses_states_of_different_shapes() -> None:
     described = {"path": "s3prl:odd"}
     assert S3prlEncoder(_Upstream((8, 8), 320), description=described).dim == 8
-    for rate in (0, 200, 640):  # 640: frames cannot be made up
+    for rate in (0, 200, 640):  # 640: missing frames cannot be computed
         with pytest.raises(UserError, match=f"s3prl:odd: a frame every {rate} samples, which does not divide 320"):
             S3prlEncoder(_Upstream((8, 8), rate), description=described)
     with pytest.raises(UserError, match=rf"s3prl:odd: .*\[1, {SAMPLE_RATE // 320}, 9\]"):
@@ -122,7 +122,7 @@ def test_states_that_cannot_be_mixed_are_refused() -> None:
         ("s3prl:apc", "cannot load it"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_line(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_s3prl_encoder_reports_one_line(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3prl.util.download
 
     def no_network(*urls: str, **options: Any) -> str:
@@ -135,11 +135,11 @@ def test_what_cannot_be_loaded_is_one_line(path: str, message: str, monkeypatch:
 
 
 @pytest.mark.parametrize(("name", "counts"), [("fbank", [27, 16, 2]), ("mel", [28, 16, 2])])
-def test_of_a_hundred_frames_a_second_every_other_is_taken(name: str, counts: list[int]) -> None:
+def test_s3prl_encoder_keeps_every_second_filter_bank_frame(name: str, counts: list[int]) -> None:
     encoder: Any = load_speech_encoder(SpeechEncoderConfig(path=f"s3prl:{name}"))
     waves = [*_waves((9000, 5203)), torch.full((500,), 0.1)]
     states, frames = encoder(waves)
-    assert frames.tolist() == counts  # min(round(n / 320), those there are), as the core counts
+    assert frames.tolist() == counts  # min(round(n / 320), frames)
     longer = [*waves[:2], nn.functional.pad(waves[2], (0, 300))]  # a filter bank's window is 400 samples
     own = encoder.upstream(longer)["hidden_states"][0]  # a frame every 160 samples
     for frame in range(states.shape[2]):
@@ -147,12 +147,12 @@ def test_of_a_hundred_frames_a_second_every_other_is_taken(name: str, counts: li
     assert torch.isfinite(states).all() and states[1].std() > 0.1
     again = load_speech_encoder(SpeechEncoderConfig(path=f"s3prl:{name}"))
     assert again.description == encoder.description
-    other = load_speech_encoder(SpeechEncoderConfig(path="s3prl:mfcc"))  # has no weights that tell it from fbank
+    other = load_speech_encoder(SpeechEncoderConfig(path="s3prl:mfcc"))  # has no weights, like fbank
     assert other.description["weights"] != encoder.description["weights"]
 
 
 @pytest.mark.parametrize("name", ["hubert", "mel"])
-def test_a_model_on_it_is_saved_and_reloaded_and_an_upstream_itself(name: str, tmp_path: Path) -> None:
+def test_model_on_s3prl_encoder_is_saved_and_an_upstream(name: str, tmp_path: Path) -> None:
     path = "s3prl:mel"
     if name == "hubert":
         folder = _save(tmp_path / "hubert", "Hubert", **BASE)
@@ -171,13 +171,13 @@ def test_a_model_on_it_is_saved_and_reloaded_and_an_upstream_itself(name: str, t
     assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True))
 
 
-def test_normalize_is_s3prls_own_business() -> None:
+def test_load_s3prl_encoder_refuses_normalize() -> None:
     with pytest.raises(UserError, match="leave it null"):
         load_speech_encoder(SpeechEncoderConfig(path="s3prl:hubert_local:x", normalize=True))
 
 
 class _Evil:
-    """Unpickled by Python, it makes a file."""
+    """An object that writes a file when Python unpickles it."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -186,7 +186,7 @@ class _Evil:
         return Path.touch, (self.mark,)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_load_s3prl_encoder_runs_no_pickled_code(tmp_path: Path) -> None:
     torch.save({"model": _Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="s3prl cannot load it: "):
         load_speech_encoder(SpeechEncoderConfig(path=f"s3prl:hubert_local:{tmp_path / 'evil.pt'}"))

@@ -1,4 +1,4 @@
-"""Subwords joined to words, and what becomes of padding that is decoded and encoded again."""
+"""Subwords joined to words, and padding that is decoded and encoded again."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def bpe() -> BpeTokenizer:
         (["a</w>", "snow", "man</w>"], [("a", [0]), ("snowman", [1, 2])]),
         (["\u2581a", "\u2581snow", "man"], [("a", [0]), ("snowman", [1, 2])]),
         (["\u2581", "snow", "man"], [("snowman", [0, 1, 2])]),
-        (["snow", "man"], [("snowman", [0, 1])]),  # no mark at all: one word
+        (["snow", "man"], [("snowman", [0, 1])]),  # without marks: one word
         ([], []),
         (["\u2581"], []),
     ],
 )
-def test_words_of_subwords(subwords: list[str], words: list[tuple[str, list[int]]]) -> None:
+def test_join_subwords_by_hand(subwords: list[str], words: list[tuple[str, list[int]]]) -> None:
     assert join_subwords(subwords) == words
 
 
-def test_words_of_a_caption_by_clips_own_vocabulary(bpe: BpeTokenizer) -> None:
+def test_join_subwords_with_clips_vocabulary(bpe: BpeTokenizer) -> None:
     ids = bpe.encode("A grandmotherly woman, isn't it?")
     words = join_subwords([bpe.subword(token) for token in ids])
     assert [text for text, _ in words] == ["a", "grandmotherly", "woman", ",", "isn", "'t", "it", "?"]
@@ -43,7 +43,7 @@ def test_words_of_a_caption_by_clips_own_vocabulary(bpe: BpeTokenizer) -> None:
     assert len(words[1][1]) > 1
 
 
-def test_words_of_a_caption_by_the_mini_vocabulary() -> None:
+def test_join_subwords_with_the_mini_vocabulary() -> None:
     tokenizer = SentencePieceTokenizer(SPM)
     ids = tokenizer.encode("A turquoise zeppelin")
     words = join_subwords([tokenizer.subword(token) for token in ids])
@@ -52,7 +52,7 @@ def test_words_of_a_caption_by_the_mini_vocabulary() -> None:
     assert sum(len(places) for _, places in words) == len(ids) > 3
 
 
-def test_padding_that_is_encoded_again(bpe: BpeTokenizer) -> None:
+def test_retokenize_changes_padding(bpe: BpeTokenizer) -> None:
     ids = bpe.encode("a dog runs")
     row = add_special_tokens(bpe, ids, 77)
     again = bpe.retokenize(row)

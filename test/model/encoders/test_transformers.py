@@ -34,7 +34,7 @@ def _save(folder: Path, family: str, **changes: Any) -> Path:
     config_class = getattr(transformers, f"{family}Config")
     torch.manual_seed(5)
     model = getattr(transformers, f"{family}Model")(config_class(**{**SMALL, **changes}))
-    with torch.no_grad():  # random LayerNorms too: with ones and zeros a forgotten one would not show
+    with torch.no_grad():  # random LayerNorms, so that a missing one changes the result
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -51,7 +51,7 @@ LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias"
 
 
 def _reference_shape(large: bool) -> dict[str, Any]:
-    """SMALL in the words of fairseq's HubertConfig, which s3prl's copy shares."""
+    """Return SMALL with the names of fairseq's HubertConfig, which s3prl also uses."""
     return {
         "encoder_layers": 3, "encoder_embed_dim": 48, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
         "conv_feature_layers": "[(32,10,5)] + [(32,3,2)]*4 + [(32,2,2)]*2", "conv_pos": 16, "conv_pos_groups": 4,
@@ -61,7 +61,7 @@ def _reference_shape(large: bool) -> dict[str, Any]:
 
 
 def _fairseq_model(hf_folder: Path, large: bool) -> Any:
-    """fairseq's HuBERT with the weights of a transformers folder."""
+    """Build fairseq's HuBERT with the weights of a transformers folder."""
     pytest.importorskip("fairseq", reason="extra 'fairseq' is not installed")
     from fairseq.models.hubert.hubert import HubertConfig, HubertModel
     from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
@@ -148,23 +148,23 @@ def test_hidden_states_equal_s3prl(tmp_path: Path, large: bool) -> None:
     for row, count in enumerate(frames.tolist()):
         assert (last[row, :count] - output[row, :count]).abs().max() < 2e-5
     if large:
-        assert (states[0, -1, :10] - output[0, :10]).abs().max() > 1e-2  # and it is not applied here
+        assert (states[0, -1, :10] - output[0, :10]).abs().max() > 1e-2  # it is not applied here
 
 
-def test_frame_counts_round_half_to_even_and_stop_at_the_batch() -> None:
+def test_frame_counts_round_half_to_even() -> None:
     samples = torch.tensor([320 * 10 + 159, 320 * 10 + 160, 320 * 11 + 160, 320 * 100, 10])
     assert frame_counts(samples, 50).tolist() == [10, 10, 12, 50, 0]
 
 
-def test_attention_frames_drop_the_remainder_as_fairseq_does() -> None:
+def test_attention_frames_drop_the_remainder() -> None:
     # 10 samples in 3 frames: shares of 3, the tenth sample ignored
     mask = attention_frames(torch.tensor([10, 3, 4, 7]), 10, 3)
     assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
 
 
 @pytest.mark.parametrize("family", ["Hubert", "Wav2Vec2", "WavLM", "Data2VecAudio"])
-def test_every_family_gives_all_states_and_ignores_padding(tmp_path: Path, family: str) -> None:
-    # data2vec counts layers of its positional convolution where the others give a kernel
+def test_every_family_returns_all_states(tmp_path: Path, family: str) -> None:
+    # For data2vec this is the number of layers of the positional convolution, for the others its kernel.
     position = {"num_conv_pos_embeddings": 1} if family == "Data2VecAudio" else {}
     folder = _save(tmp_path / family, family, feat_extract_norm="layer", **position)
     encoder = _encoder(folder)
@@ -172,13 +172,13 @@ def test_every_family_gives_all_states_and_ignores_padding(tmp_path: Path, famil
     together = encoder([_waves((8000,))[0], torch.randn(12000) * 0.1])
     assert alone.states.shape == (1, 4, 24, 48)
     assert together.frames.tolist() == [25, 37]  # round(8000 / 320); a batch has frames that reach into the padding
-    # what differs is the last frame alone, whose receptive field sees the padding, and through attention a little
+    # The last frame sees the padding, so it differs. Attention spreads a small part of that.
     assert (alone.states[0, :, :20] - together.states[0, :, :20]).abs().mean() < 0.05
     assert torch.isfinite(together.states).all()
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_frozen_means_eval_mode_even_after_train(tmp_path: Path) -> None:
+def test_encoder_stays_in_eval_mode(tmp_path: Path) -> None:
     encoder = _encoder(_save(tmp_path / "h", "Hubert", hidden_dropout=0.5, layerdrop=0.5))
     torch.nn.Sequential(encoder).train()
     waves = _waves((6000,))
@@ -186,7 +186,7 @@ def test_frozen_means_eval_mode_even_after_train(tmp_path: Path) -> None:
     assert not encoder.model.training
 
 
-def test_normalisation_follows_the_preprocessor_and_can_be_set(tmp_path: Path) -> None:
+def test_normalize_follows_the_preprocessor(tmp_path: Path) -> None:
     folder = _save(tmp_path / "h", "Hubert", **LARGE)
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True})
@@ -196,7 +196,7 @@ def test_normalisation_follows_the_preprocessor_and_can_be_set(tmp_path: Path) -
     assert torch.allclose(_encoder(folder)(loud).states, _encoder(folder, normalize=False)(expected).states, atol=1e-5)
 
 
-def test_whisper_states_equal_transformers_and_long_audio_is_windowed(tmp_path: Path) -> None:
+def test_whisper_states_equal_transformers(tmp_path: Path) -> None:
     prepare()
     import transformers
 
@@ -225,7 +225,7 @@ def test_whisper_states_equal_transformers_and_long_audio_is_windowed(tmp_path: 
     assert torch.allclose(states[:, :, :50], short([_waves((40000,))[0][:16000]]).states, atol=1e-5)
 
 
-def test_fifty_milliseconds_and_int_lists_of_one(tmp_path: Path) -> None:
+def test_encoder_takes_fifty_milliseconds(tmp_path: Path) -> None:
     encoder = _encoder(_save(tmp_path / "h", "Hubert", **LARGE))
     states, frames = encoder([torch.randn(100)])
     assert frames.tolist() == [1] and states.shape[2] == 1 and torch.isfinite(states).all()
@@ -243,7 +243,7 @@ def test_fifty_milliseconds_and_int_lists_of_one(tmp_path: Path) -> None:
         (lambda f: (f.mkdir(), (f / "config.json").write_text('{"model_type": "hubert"}')), "cannot be loaded"),
     ],
 )
-def test_a_bad_folder_is_one_line_with_its_name(tmp_path: Path, make: Any, message: str) -> None:
+def test_load_speech_encoder_names_a_bad_folder(tmp_path: Path, make: Any, message: str) -> None:
     folder = tmp_path / "encoder"
     make(folder)
     with pytest.raises(UserError) as caught:
@@ -251,7 +251,7 @@ def test_a_bad_folder_is_one_line_with_its_name(tmp_path: Path, make: Any, messa
     assert str(folder) in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_truncated_weights_are_reported(tmp_path: Path) -> None:
+def test_load_speech_encoder_reports_truncated_weights(tmp_path: Path) -> None:
     folder = _save(tmp_path / "h", "Hubert")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
@@ -259,7 +259,7 @@ def test_truncated_weights_are_reported(tmp_path: Path) -> None:
         _encoder(folder)
 
 
-def test_another_frame_rate_is_refused(tmp_path: Path) -> None:
+def test_encoder_refuses_another_frame_rate(tmp_path: Path) -> None:
     folder = _save(tmp_path / "h", "Hubert", conv_stride=[5, 2, 2, 2, 2, 2, 1])
     with pytest.raises(UserError, match="one frame per 160 samples"):
         _encoder(folder)

@@ -24,14 +24,14 @@ def _inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
 def _attention(heads: int) -> ClsAttention:
     torch.manual_seed(heads)
     module = ClsAttention(DIM, heads, 0.1).double().eval()
-    with torch.no_grad():  # torch starts the biases at zero, which would hide a bias that is left out
+    with torch.no_grad():  # torch starts the biases at zero, which hides a missing bias
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return module
 
 
 def _plain(module: ClsAttention, cls: Tensor, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-    """torch's attention over the concatenated sequence: outputs [B, N, d] and averaged weights [B, N, N]."""
+    """Run torch's attention on the concatenated sequence: outputs [B, N, d] and averaged weights [B, N, N]."""
     tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
     mask = torch.cat([torch.zeros(len(frames), len(cls), dtype=torch.bool), padding], dim=1)
     outputs, weights = module.attention(tokens, tokens, tokens, key_padding_mask=mask, need_weights=True)
@@ -61,12 +61,12 @@ def test_cls_attention_gradients_equal_torch(heads: int) -> None:
     for ours, theirs in zip(own, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
     assert all((gradient != 0).any() for gradient in own)
-    assert (own[1][padding] == 0).all()  # frames that do not exist get no gradient
+    assert (own[1][padding] == 0).all()  # padding gets no gradient
 
 
 @pytest.mark.parametrize("heads", [1, 8, 16])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_cls_attention_in_training(heads: int, dropout: float) -> None:
+def test_cls_attention_drops_weights_in_training(heads: int, dropout: float) -> None:
     module, (cls, frames, padding) = _attention(heads), _inputs(3)
     copies = 3000 if dropout else 1
     many, masks = frames.detach()[:1].repeat(copies, 1, 1), padding[:1].repeat(copies, 1)
@@ -74,13 +74,13 @@ def test_cls_attention_in_training(heads: int, dropout: float) -> None:
     with torch.no_grad():
         expected, _ = module(cls, many[:1], masks[:1])
         outputs, weights = module.train()(cls, many, masks)
-    assert weights is None  # nobody asks for them
+    assert weights is None  # training does not need them
     torch.testing.assert_close(outputs.mean(dim=0), expected[0], rtol=0, atol=0.1 if dropout else 1e-12)
     assert (outputs.std(dim=0).min() > 0.01) if dropout else copies == 1
 
 
 def _formula(weights: Tensor, states: Tensor, norm: bool) -> Tensor:
-    """softmax(w) over layers, each state first normalised over its features; by the definitions."""
+    """Compute the weighted sum by its definition, with states normalised over their features."""
     states = states.to(weights.dtype)
     if norm:
         mean = states.mean(dim=-1, keepdim=True)
@@ -112,7 +112,7 @@ def test_weighted_sum_equals_the_formula(norm: bool, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["raw", "state_norm"])
-def test_weighted_sum_gradient_is_that_of_its_forward(norm: bool) -> None:
+def test_weighted_sum_gradient_equals_autograd(norm: bool) -> None:
     torch.manual_seed(1)
     states = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     mix = WeightedSum(4, state_norm=norm).double()

@@ -1,4 +1,4 @@
-"""Integrate-and-fire against a sequential version written here, by hand, and in its gradients."""
+"""Integrate-and-fire against a sequential version, by hand, and its gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIM = 6
 def _sequential(
     frames: list[list[float]], alpha: list[float], *, training: bool, target: int | None
 ) -> tuple[list[list[float]], list[tuple[float, float]]]:
-    """Frame by frame, as integrate-and-fire is told: segments and their times in frames. target: scaled to it."""
+    """Integrate frame by frame and return segments and their times in frames. ``target`` scales the weights."""
     count = len(alpha)
     if target is not None:
         total = sum(alpha)
@@ -35,7 +35,7 @@ def _sequential(
             state, held, begun = [0.0] * len(frame), 0.0, now
         state = [s + left * x for s, x in zip(state, frame)]
         held += left
-    if not done:  # at least one segment, of what there is
+    if not done:  # at least one segment
         return [state], [(0.0, float(count))]
     if not training and held >= 0.5:
         done.append([s / held for s in state])
@@ -47,7 +47,7 @@ def _module(**settings: float) -> IntegrateAndFire:
     torch.manual_seed(4)
     module = IntegrateAndFire(DIM, **settings).double()  # type: ignore[arg-type]
     with torch.no_grad():
-        module.weight.weight.mul_(6)  # weights that differ from frame to frame
+        module.weight.weight.mul_(6)  # weights that differ between frames
     return module
 
 
@@ -65,7 +65,7 @@ def _without_dropout(module: IntegrateAndFire) -> IntegrateAndFire:
 
 @pytest.mark.parametrize("per_keyword", [3.0, 20.0])
 @pytest.mark.parametrize("mode", ["scaled", "unscaled", "evaluation"])
-def test_equals_the_sequential_version(mode: str, per_keyword: float) -> None:
+def test_cif_equals_a_sequential_version(mode: str, per_keyword: float) -> None:
     module = _without_dropout(_module(scaling_steps=10, frames_per_keyword=per_keyword))
     module.train(mode != "evaluation")
     module.step = 9 if mode == "scaled" else 10
@@ -87,36 +87,38 @@ def test_equals_the_sequential_version(mode: str, per_keyword: float) -> None:
         assert (fired.weights[row, len(wanted) :] == 0).all()
 
 
-def test_by_hand() -> None:
+def test_cif_by_hand() -> None:
     # sums 0.6, 1.2, 1.3, 2.5: the first 1 is passed in frame 1, the second in frame 3, and 0.5 is left
     alpha = torch.tensor([[0.6, 0.6, 0.1, 1.2]], dtype=torch.float64)
     weights = integrate(alpha, 3)[0]
     expected = [[0.6, 0.4, 0, 0], [0, 0.2, 0.1, 0.7], [0, 0, 0, 0.5]]
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
     times = crossings(alpha, torch.tensor([4]), 3)[0]
-    assert times.tolist() == pytest.approx([0, 1 + 0.4 / 0.6, 3 + 0.7 / 1.2, 4])  # 3 is never reached: the end
+    assert times.tolist() == pytest.approx(
+        [0, 1 + 0.4 / 0.6, 3 + 0.7 / 1.2, 4]
+    )  # 3 is not reached, so the end is returned
 
 
-def test_a_frame_of_more_than_one_holds_several_segments() -> None:
+def test_cif_frame_can_hold_several_segments() -> None:
     weights = integrate(torch.tensor([[0.5, 2.7]], dtype=torch.float64), 3)[0]
     expected = torch.tensor([[0.5, 0.5], [0, 1], [0, 1]], dtype=torch.float64)
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
 
 
 def _with_alpha(monkeypatch: pytest.MonkeyPatch, module: IntegrateAndFire, *rows: list[float]) -> tuple[Tensor, Tensor]:
-    """Frames of ones and no padding, for which the module predicts these weights."""
+    """Return frames of ones without padding, for which the module predicts these weights."""
     values = torch.tensor(rows, dtype=torch.float64)
     monkeypatch.setattr(module, "alpha", lambda frames, padding: values.masked_fill(padding, 0.0))
     frames = torch.ones(*values.shape, DIM, dtype=torch.float64)
     return frames, torch.zeros(values.shape, dtype=torch.bool)
 
 
-def test_the_tail_fires_in_evaluation_only_and_from_a_half_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cif_tail_fires_in_evaluation_from_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module(scaling_steps=0).eval()
     inputs = _with_alpha(monkeypatch, module, [0.9, 0.6], [0.9, 0.5], [0.3, 0.3], [0.1, 0.1])
     fired = module(*inputs)
     assert fired.mask.tolist() == [[True, True], [True, False], [True, False], [True, False]]
-    # the tail is scaled up to 1; a sum that never reaches 1 stays what it is
+    # The tail is scaled up to 1. A sum that never reaches 1 is not scaled.
     assert fired.vectors[:, :, 0].tolist() == [
         pytest.approx([1, 1]), pytest.approx([1, 0]), pytest.approx([0.6, 0]), pytest.approx([0.2, 0])
     ]  # fmt: skip
@@ -124,7 +126,7 @@ def test_the_tail_fires_in_evaluation_only_and_from_a_half_on(monkeypatch: pytes
     assert module(*inputs).mask.sum(dim=1).tolist() == [1, 1, 1, 1]
 
 
-def test_no_more_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cif_limits_the_number_of_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module(scaling_steps=0, most=4).eval()
     fired = module(*_with_alpha(monkeypatch, module, [0.9] * 10, [0.9, 0.9] + [0.0] * 8))
     assert fired.mask.sum(dim=1).tolist() == [4, 2]
@@ -133,7 +135,7 @@ def test_no_more_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     assert full(*_with_alpha(monkeypatch, full, [0.99] * 200)).mask.shape == (1, 75)
 
 
-def test_the_target_and_the_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cif_target_and_quantity_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module(scaling_steps=5, frames_per_keyword=4.0).train()
     # 10 frames: 2.5 rounds to 2 (half to even); sums 5 and 1: off by 3 and 1
     inputs = _with_alpha(monkeypatch, module, [0.5] * 10, [0.1] * 10)
@@ -141,23 +143,23 @@ def test_the_target_and_the_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fired.mask.sum(dim=1).tolist() == [2, 2]
     assert fired.quantity_loss.item() == pytest.approx(2.0)
     torch.testing.assert_close(fired.weights.sum(dim=2), torch.ones(2, 2))
-    module.step = 5  # scaling is over: every weight counts as it is, and so it does in evaluation
+    module.step = 5  # no more scaling, as in evaluation
     assert module(*inputs).mask.sum(dim=1).tolist() == [5, 1]
     module.step = 0
     assert module.eval()(*inputs).mask.sum(dim=1).tolist() == [5, 1]
 
 
-def test_an_utterance_of_a_few_frames_has_a_keyword() -> None:
+def test_cif_short_utterance_has_one_segment() -> None:
     module = _without_dropout(_module(scaling_steps=5)).train()
     frames, padding = _batch((2, 1))
     fired = module(frames, padding)
     assert fired.mask.tolist() == [[True], [True]]
-    torch.testing.assert_close(fired.vectors[1, 0], frames[1, 0])  # all of its only frame
+    torch.testing.assert_close(fired.vectors[1, 0], frames[1, 0])  # its only frame
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_padding_never_fires_and_is_never_seen(training: bool, layers: int) -> None:
+def test_cif_ignores_padding(training: bool, layers: int) -> None:
     module = _without_dropout(_module(frames_per_keyword=3.0, layers=layers, width=5)).train(training)
     frames, padding = _batch()
     fired, other = module(frames, padding), module(frames.masked_fill(padding[:, :, None], 1e3), padding)
@@ -173,7 +175,7 @@ def test_padding_never_fires_and_is_never_seen(training: bool, layers: int) -> N
 
 
 @pytest.mark.parametrize("mode", ["scaled", "unscaled", "evaluation"])
-def test_gradients_in_double_precision(mode: str) -> None:
+def test_cif_gradients_in_double_precision(mode: str) -> None:
     module = _without_dropout(_module(scaling_steps=1, frames_per_keyword=3.0)).train(mode != "evaluation")
     module.step = 0 if mode == "scaled" else 1
     frames, padding = _batch((9, 4))
@@ -184,7 +186,7 @@ def test_gradients_in_double_precision(mode: str) -> None:
         fired = torch.func.functional_call(module, dict(zip(names, values, strict=True)), (speech, padding))
         return fired.vectors, fired.quantity_loss
 
-    if mode == "evaluation":  # where a tail fires, its factor is no part of the gradient: look at fired segments
+    if mode == "evaluation":  # the factor of a tail has no gradient, so only fired segments are compared
         assert module(frames, padding).mask.sum() > 2
         module.tail = 1.0
     speech = frames.requires_grad_()
@@ -195,7 +197,7 @@ def test_gradients_in_double_precision(mode: str) -> None:
     assert all((part != 0).any() for part in gradient)
 
 
-def test_half_precision_counts_as_single_does() -> None:
+def test_cif_counts_equally_in_half_precision() -> None:
     module = _without_dropout(_module(scaling_steps=0).float()).eval()
     frames, padding = _batch((300, 120))
     single = module(frames.float(), padding)
@@ -206,7 +208,7 @@ def test_half_precision_counts_as_single_does() -> None:
     assert half.vectors.dtype == torch.float32
 
 
-def test_a_long_sum_loses_no_keyword() -> None:
+def test_cif_counts_long_sums_exactly() -> None:
     count = 3000
     alpha = torch.full((1, count), 1 / 50, dtype=torch.float64)
     weights = integrate(alpha, 60)

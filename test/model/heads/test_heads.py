@@ -1,4 +1,4 @@
-"""Both heads: against torch's own layer, by hand, and by the published numbers of parameters."""
+"""The parallel and the cascaded head: torch's own layer, values by hand, and published numbers of parameters."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _frames() -> tuple[Tensor, Tensor]:
 
 
 def _torch_layer(head: ParallelHead) -> nn.TransformerEncoderLayer:
-    """torch's transformer layer with the head's weights."""
+    """Build torch's transformer layer with the head's weights."""
     layer = nn.TransformerEncoderLayer(DIM, 8, 4 * DIM, 0.1, "gelu", batch_first=True, norm_first=False)
     layer.self_attn.load_state_dict(head.attention.attention.state_dict())
     pairs = (
@@ -95,7 +95,7 @@ def test_parallel_head_gradients_equal_torch_transformer_layer() -> None:
 
 
 @pytest.mark.parametrize("make", [_parallel, _cascaded], ids=["parallel", "cascaded"])
-def test_padding_does_not_matter(make) -> None:
+def test_head_ignores_padding(make) -> None:
     head, (frames, padding) = make(), _frames()
     elsewhere = frames.masked_fill(padding[:, :, None], 1e4)
     ours, theirs = head(frames, padding), head(elsewhere, padding)
@@ -103,14 +103,14 @@ def test_padding_does_not_matter(make) -> None:
     torch.testing.assert_close(*vectors, rtol=0, atol=0)
     states = [head.frame_states(item, padding)[~padding] for item in (frames, elsewhere)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
-    for row, count in enumerate(FRAMES):  # alone, without padding, the same but for the order of sums
+    for row, count in enumerate(FRAMES):  # without padding, equal up to the order of sums
         alone = head(frames[row : row + 1, :count], padding[row : row + 1, :count])
         vector = alone.embedding if alone.keywords is None else alone.keywords.vectors
         torch.testing.assert_close(vector[0], vectors[0][row], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [_parallel, _cascaded, lambda: _cascaded(2)], ids=["parallel", "cascaded", "two"])
-def test_dropout_is_off_in_evaluation_and_on_in_training(make) -> None:
+def test_head_has_dropout_only_in_training(make) -> None:
     head, (frames, padding) = make(), _frames()
 
     def states() -> Tensor:
@@ -122,7 +122,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(make) -> None:
     assert not torch.equal(states(), states())
 
 
-def test_two_cls_of_the_cascaded_head_see_the_frames_in_their_own_way() -> None:
+def test_cascaded_head_cls_vectors_attend_differently() -> None:
     head, (frames, padding) = _cascaded(), _frames()
     keywords = head(frames, padding).keywords
     assert keywords.vectors.shape == keywords.quantized.shape == (3, 4, JOINT)
@@ -133,7 +133,7 @@ def test_two_cls_of_the_cascaded_head_see_the_frames_in_their_own_way() -> None:
     assert not torch.allclose(keywords.attention[:, 0], keywords.attention[:, 1])
 
 
-def test_cascaded_head_equals_its_parts_written_out() -> None:
+def test_cascaded_head_equals_its_parts() -> None:
     head, (frames, padding) = _cascaded(), _frames()
     tokens = torch.cat([head.cls.expand(len(frames), -1, -1), frames], dim=1)
     mask = torch.cat([torch.zeros(len(frames), 4, dtype=torch.bool), padding], dim=1)
@@ -149,20 +149,20 @@ def test_cascaded_head_equals_its_parts_written_out() -> None:
     torch.testing.assert_close(own[~padding], states[:, 4:][~padding], rtol=0, atol=2e-6)
 
 
-def test_keyword_batch_norm_starts_at_the_table_keyword_by_keyword() -> None:
-    # valid_mask rows (1, 10), (3, 10), (5, 40): mean (3, 20), unbiased standard deviation (2, sqrt(300))
-    table = torch.tensor([[99.0, -99.0], [1.0, 10.0], [3.0, 10.0], [5.0, 40.0]])
-    valid_mask = torch.tensor([False, True, True, True])
+def test_keyword_batch_norm_starts_at_all_rows() -> None:
+    # all rows, special tokens included: mean (3, 20), unbiased standard deviation (2, sqrt(300))
+    table = torch.tensor([[1.0, 10.0], [3.0, 10.0], [5.0, 40.0]])
+    valid_mask = torch.tensor([False, True, True])
     head = CascadedHead(4, table, valid_mask, keywords=3, heads=1, dropout=0.0)
     assert head.batch_norm.weight.tolist() == pytest.approx([2, 300**0.5] * 3)
     assert head.batch_norm.bias.tolist() == pytest.approx([3, 20] * 3)
     states = torch.randn(500, 3, 2) * torch.tensor([[1.0], [5.0], [0.2]])
-    normed = head.batch_norm.train()(states)  # every keyword lands where the table is
+    normed = head.batch_norm.train()(states)  # every keyword gets the statistics of the table
     torch.testing.assert_close(normed.mean(dim=0), torch.tensor([3.0, 20.0]).expand(3, -1), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(normed.std(dim=0), torch.tensor([2.0, 300**0.5]).expand(3, -1), rtol=1e-2, atol=1e-2)
 
 
-def test_keyword_batch_norm_uses_batch_statistics_in_training_and_running_ones_in_evaluation() -> None:
+def test_keyword_batch_norm_statistics_by_mode() -> None:
     norm = KeywordBatchNorm(2, torch.tensor([[0.0], [2.0]]))  # mean 1, standard deviation sqrt(2)
     batch = torch.tensor([[[1.0], [10.0]], [[3.0], [30.0]]])  # [B, K, D]: means 2, 20; variances 1, 100
     root = 2**0.5
@@ -177,12 +177,26 @@ def test_keyword_batch_norm_uses_batch_statistics_in_training_and_running_ones_i
     assert norm.running_mean.tolist() == pytest.approx([0.2, 2.0])
 
 
+def test_cls_vectors_start_from_the_normal_distribution() -> None:
+    torch.manual_seed(0)
+    table, valid_mask = torch.randn(5, JOINT), torch.ones(5, dtype=torch.bool)
+    heads = (
+        ParallelHead(8192, JOINT, heads=1, dropout=0.0),
+        CascadedHead(1024, table, valid_mask, keywords=8, heads=1, dropout=0.0),
+    )
+    for head in heads:
+        values = head.cls.detach().flatten()
+        assert len(values) == 8192
+        assert abs(float(values.mean())) < 0.05 and float(values.std()) == pytest.approx(1.0, abs=0.03)
+        assert float(values.abs().max()) > 3  # a uniform distribution has no tails
+
+
 def _trained(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(("dim", "joint", "states", "count"), [(768, 512, 13, 7_483_917), (1024, 768, 25, 13_386_521)])
-def test_parallel_head_has_the_published_number_of_parameters(dim: int, joint: int, states: int, count: int) -> None:
+def test_parallel_head_has_the_published_size(dim: int, joint: int, states: int, count: int) -> None:
     with torch.device("meta"):
         head, mix = ParallelHead(dim, joint, heads=8, dropout=0.1), WeightedSum(states)
     assert _trained(head, mix) == count
@@ -194,14 +208,10 @@ def test_parallel_head_has_the_published_number_of_parameters(dim: int, joint: i
     ("dim", "width", "states", "layers", "count"),
     [(768, 512, 13, 1, 2_771_981), (1024, 768, 25, 1, 5_008_153), (1024, 768, 25, 2, 6_057_753)],
 )
-def test_cascaded_head_has_the_published_number_of_parameters(
-    dim: int, width: int, states: int, layers: int, count: int
-) -> None:
+def test_cascaded_head_has_the_published_size(dim: int, width: int, states: int, layers: int, count: int) -> None:
     head = CascadedHead(
         dim, torch.randn(5, width), torch.ones(5, dtype=torch.bool), keywords=8, heads=1, dropout=0.1,
         projection_layers=layers,
     )  # fmt: skip
     assert _trained(head, WeightedSum(states)) == count
-    assert not {"quantizer.subword_embeddings", "quantizer.normalized"} & set(
-        head.state_dict()
-    )  # CLIP's, not saved again
+    assert not {"quantizer.subword_embeddings", "quantizer.normalized"} & set(head.state_dict())  # CLIP holds them

@@ -1,4 +1,4 @@
-"""The hybrid, cascaded+ and hybrid+ heads: against their parts written out, and by their numbers of parameters."""
+"""The hybrid, cascaded+ and hybrid+ heads: equal to their parts, and their numbers of parameters."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def _frames() -> tuple[Tensor, Tensor]:
 
 
 def _block(head: KeywordHead, frames: Tensor, padding: Tensor) -> Tensor:
-    """Attention over [CLS] and frames, residual, LayerNorm, by torch's own layer."""
+    """Compute attention over [CLS] and frames, residual and LayerNorm with torch's own layer."""
     cls = frames[0, :0] if head.cls is None else head.cls
     tokens = torch.cat([cls.expand(len(frames), -1, -1), frames], dim=1)
     mask = torch.cat([torch.zeros(len(frames), len(cls), dtype=torch.bool), padding], dim=1)
     return head.norm(tokens + head.attention.attention(tokens, tokens, tokens, key_padding_mask=mask)[0])
 
 
-def test_unknown_head_is_one_line_with_the_known_ones() -> None:
+def test_make_head_lists_the_known_heads() -> None:
     for call in (lambda: has_keywords("choir"), lambda: make_head(HeadConfig(name="choir"), HeadInputs(8, 4))):
         with pytest.raises(UserError, match=r"model.head.name: unknown head 'choir' \(known: cascaded, .*parallel\)$"):
             call()
@@ -56,7 +56,7 @@ def _normed(norm: KeywordBatchNorm, flat: Tensor) -> Tensor:
     return (flat - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
 
 
-def test_every_head_has_a_constructor_and_the_parts_it_needs() -> None:
+def test_make_head_builds_every_head() -> None:
     names = set(registered_heads())
     assert names == {"parallel", "cascaded", *NEW} == set(PUBLISHED_HEADS)
     for name in names:
@@ -67,7 +67,7 @@ def test_every_head_has_a_constructor_and_the_parts_it_needs() -> None:
         assert (output.quantity_loss is not None) == name.endswith("plus")
 
 
-def test_hybrid_equals_its_parts_written_out() -> None:
+def test_hybrid_head_equals_its_parts() -> None:
     head, (frames, padding) = _head("hybrid"), _frames()
     states = _block(head, frames, padding)
     output = head(frames, padding)
@@ -83,7 +83,7 @@ def test_hybrid_equals_its_parts_written_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["cascaded_plus", "hybrid_plus"])
-def test_plus_heads_equal_their_parts_written_out(name: str) -> None:
+def test_plus_heads_equal_their_parts(name: str) -> None:
     head, (frames, padding) = _head(name), _frames()
     states = _block(head, frames, padding)
     if name == "hybrid_plus":
@@ -107,23 +107,23 @@ def test_plus_heads_equal_their_parts_written_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", get_args(get_type_hints(HeadConfig)["name"]))
-def test_attention_weights_are_there_in_evaluation_only(name: str) -> None:
+def test_heads_return_attention_only_in_evaluation(name: str) -> None:
     head = _head(name)
     for training in (False, True):
         output = head.train(training)(*_frames())
         weights = output.attention if output.keywords is None else output.keywords.attention
         assert (weights is None) == training
-        if name.endswith("plus"):  # when a keyword was said is known at all times
+        if name.endswith("plus"):  # the time of a keyword is always known
             assert output.keywords.segments is not None
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_padding_does_not_matter(name: str) -> None:
+def test_plus_heads_ignore_padding(name: str) -> None:
     head, (frames, padding) = _head(name), _frames()
     ours, theirs = head(frames, padding), head(frames.masked_fill(padding[:, :, None], 1e4), padding)
     assert torch.equal(ours.keywords.vectors, theirs.keywords.vectors)
     assert ours.embedding is None or torch.equal(ours.embedding, theirs.embedding)
-    for row, length in enumerate(FRAMES):  # alone, without padding, the same but for the order of sums
+    for row, length in enumerate(FRAMES):  # without padding, equal up to the order of sums
         alone = head(frames[row : row + 1, :length], padding[row : row + 1, :length])
         count = int(alone.keywords.mask.sum())
         assert count == int(ours.keywords.mask[row].sum())
@@ -133,7 +133,7 @@ def test_padding_does_not_matter(name: str) -> None:
             torch.testing.assert_close(alone.embedding[0], ours.embedding[row], rtol=0, atol=1e-5)
 
 
-def test_only_keywords_that_exist_count_in_the_batch_norm() -> None:
+def test_batch_norm_counts_only_existing_keywords() -> None:
     head, (frames, padding) = _head("cascaded_plus"), _frames()
     head.train()
     head.input_dropout.p = head.attention.attention.dropout = 0.0
@@ -148,7 +148,7 @@ def test_only_keywords_that_exist_count_in_the_batch_norm() -> None:
     torch.testing.assert_close(head.batch_norm.running_mean, 0.9 * before + 0.1 * mean)
 
 
-def test_a_shared_batch_norm_starts_at_the_table() -> None:
+def test_shared_batch_norm_starts_at_the_table() -> None:
     norm = KeywordBatchNorm(1, torch.tensor([[1.0, 10.0], [3.0, 10.0], [5.0, 40.0]]))
     assert norm.weight.tolist() == pytest.approx([2, 300**0.5])
     assert norm.bias.tolist() == pytest.approx([3, 20])
@@ -170,7 +170,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert without == []
 
 
-def test_the_step_reaches_integrate_and_fire() -> None:
+def test_set_step_reaches_integrate_and_fire() -> None:
     for name in NEW:
         head = _head(name)
         head.set_step(17)
@@ -178,7 +178,7 @@ def test_the_step_reaches_integrate_and_fire() -> None:
             assert head.cif.step == 17
 
 
-def test_room_of_the_text_tower_limits_the_keywords() -> None:
+def test_text_tower_limits_the_keywords() -> None:
     table, valid_mask = torch.randn(5, SUBWORD), torch.ones(5, dtype=torch.bool)
     for room, most in ((30, 30), (100, 75)):
         head: Any = make_head(HeadConfig(name="cascaded_plus"), HeadInputs(DIM, JOINT, table, valid_mask, room))
@@ -192,9 +192,9 @@ def _trained(*modules: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "base", "large"),
     [
-        # the cascaded head's, one more [CLS] and the Linear of the parallel branch
+        # the cascaded head, one more [CLS], and the Linear of the parallel branch
         ("hybrid", 2_771_981 + 768 + 769 * 512, 6_057_753 + 1024 + 1025 * 768),
-        # attention and norm; keyword projection (Large: two layers); shared BatchNorm; convolution; Linear; weighted sum
+        # attention, norm; keyword projection (Large: two layers); BatchNorm; convolution; Linear; weighted sum
         (
             "cascaded_plus",
             4 * 769 * 768 + 2 * 768 + 769 * 512 + 2 * 512 + (3 * 768 + 1) * 768 + 769 + 13,
@@ -203,7 +203,7 @@ def _trained(*modules: nn.Module) -> int:
         ("hybrid_plus", 4_529_678 + 768 + 769 * 512, 9_186_586 + 1024 + 1025 * 768),
     ],
 )
-def test_numbers_of_trained_parameters(name: str, base: int, large: int) -> None:
+def test_plus_heads_have_the_expected_size(name: str, base: int, large: int) -> None:
     for dim, width, states, layers, count in ((768, 512, 13, 1, base), (1024, 768, 25, 2, large)):
         settings = HeadConfig(name=name, attention_heads=1, projection_layers=layers)  # type: ignore[arg-type]
         subwords = torch.randn(3, width), torch.ones(3, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The quantiser: exact rows forward, the soft gradient backward, and nothing huge in between."""
+"""The quantiser: exact rows forward, the soft gradient backward, and no huge tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPERATURE = 0.1
 
 
 def _parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors [5, 3, 8], a table [40, 8] with rows of very different length, and which rows are valid_mask."""
+    """Return vectors [5, 3, 8], a table [40, 8] with rows of different lengths, and the mask of valid rows."""
     torch.manual_seed(4)
     table = torch.randn(40, 8, dtype=dtype) * torch.rand(40, 1, dtype=dtype) * 5
     valid_mask = torch.ones(40, dtype=torch.bool)
@@ -30,13 +30,13 @@ def _parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _plain_cosines(vectors: Tensor, table: Tensor) -> Tensor:
-    """Every cosine by its definition, [..., V]."""
+    """Compute every cosine by its definition, [..., V]."""
     dots = (vectors[..., None, :] * table).sum(dim=-1)
     lengths = vectors.square().sum(dim=-1).sqrt()[..., None] * table.square().sum(dim=-1).sqrt()
     return dots / lengths
 
 
-def test_forward_is_exactly_the_row_of_highest_cosine() -> None:
+def test_quantizer_returns_the_row_of_highest_cosine() -> None:
     vectors, table, valid_mask = _parts()
     quantized, rows = SubwordQuantizer(table, valid_mask, temperature=TEMPERATURE)(vectors)
     expected = _plain_cosines(vectors, table).masked_fill(~valid_mask, -2).argmax(dim=-1)
@@ -44,27 +44,27 @@ def test_forward_is_exactly_the_row_of_highest_cosine() -> None:
     assert torch.equal(quantized, table[expected])
 
 
-def test_length_of_a_row_and_of_the_vector_do_not_matter() -> None:
+def test_quantizer_ignores_lengths() -> None:
     vectors, table, valid_mask = _parts()
     longer = table * torch.linspace(0.1, 9, len(table))[:, None]
     rows = SubwordQuantizer(table, valid_mask, temperature=TEMPERATURE)(vectors)[1]
     assert torch.equal(rows, SubwordQuantizer(longer, valid_mask, temperature=TEMPERATURE)(vectors * 7)[1])
 
 
-def test_special_rows_are_never_chosen() -> None:
+def test_quantizer_never_chooses_special_rows() -> None:
     _, table, valid_mask = _parts()
     quantizer = SubwordQuantizer(table, valid_mask, temperature=TEMPERATURE)
-    at_special = table[~valid_mask][None]  # nothing is nearer than the row itself
+    at_special = table[~valid_mask][None]  # the nearest row is the special one
     quantized, rows = quantizer(at_special)
     assert valid_mask[rows].all()
     assert not torch.equal(quantized, at_special)
     assert torch.equal(quantizer.cosines(at_special).argmax(dim=-1)[0], torch.tensor([0, 17, 39]))
 
 
-def test_gradient_is_that_of_the_soft_sum() -> None:
+def test_quantizer_gradient_equals_the_soft_sum() -> None:
     vectors, table, valid_mask = _parts(torch.float64)
     quantizer = SubwordQuantizer(table, valid_mask, temperature=TEMPERATURE)
-    quantizer.normalized = nn.functional.normalize(table, dim=-1)  # the module keeps it in single precision
+    quantizer.normalized = nn.functional.normalize(table, dim=-1)  # the module stores it in single precision
     ours, plain = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
     into = torch.randn_like(vectors)
     (quantizer(ours)[0] * into).sum().backward()
@@ -76,7 +76,7 @@ def test_gradient_is_that_of_the_soft_sum() -> None:
     assert ours.grad.abs().min() > 1e-6
 
 
-def test_half_precision_training_chooses_the_same_rows() -> None:
+def test_quantizer_chooses_equal_rows_in_half_precision() -> None:
     torch.manual_seed(0)
     table, vectors = torch.randn(5000, 8), torch.randn(16, 8, 8)
     quantizer = SubwordQuantizer(table, torch.ones(5000, dtype=torch.bool), temperature=TEMPERATURE)
@@ -87,7 +87,7 @@ def test_half_precision_training_chooses_the_same_rows() -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation returns."""
+    """Record the size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_of_batch_width_and_vocabulary() -> None:
+def test_quantizer_makes_no_huge_tensor() -> None:
     batch, keywords, width, vocabulary = 4, 8, 64, 3000
     table = torch.randn(vocabulary, width)
     quantizer = SubwordQuantizer(table, torch.ones(vocabulary, dtype=torch.bool), temperature=TEMPERATURE)
@@ -108,12 +108,12 @@ def test_no_tensor_of_batch_width_and_vocabulary() -> None:
     with _Largest() as largest:
         quantizer(vectors)[0].square().sum().backward()
     assert largest.numel == max(batch * keywords * vocabulary, vocabulary * width)
-    with _Largest() as expanded:  # and the measure sees one
+    with _Largest() as expanded:  # the measure detects one
         _plain_cosines(vectors.detach(), table)
     assert expanded.numel == batch * keywords * vocabulary * width
 
 
-def test_gradients_flow_through_quantiser_and_text_tower_to_the_cls(tmp_path: Path) -> None:
+def test_gradients_reach_the_cls_through_clip(tmp_path: Path) -> None:
     clip = load_clip(ClipConfig(str(save_clip(tmp_path / "clip"))))
     table, valid_mask = reduced_subword_embeddings(clip, vocabulary_of(captions(20), clip))
     assert table.shape[1] == SUBWORD
@@ -127,6 +127,6 @@ def test_gradients_flow_through_quantiser_and_text_tower_to_the_cls(tmp_path: Pa
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-        if name not in ("projection.bias", "norm.bias"):  # a shift before BatchNorm moves nothing
+        if name not in ("projection.bias", "norm.bias"):  # a shift before BatchNorm has no effect
             assert parameter.grad.abs().max() > 1e-6, name
     assert all(parameter.grad is None for parameter in clip.parameters())

@@ -14,8 +14,8 @@ from speechclip.model.heads.spans import attention_span
         ([0.3, 0.3, 0.1, 0.3], 0.5, (0, 2)),
         ([0.1] * 10, 0.5, (0, 5)),
         ([0.0, 0.2, 0.0, 0.8, 0.0], 1.0, (1, 4)),
-        ([2.0, 2.0, 6.0, 4.0, 2.0], 0.6, (2, 4)),  # sums need not be one
-        ([0.5, 0.0, 0.0, 0.5], 0.5, (0, 1)),  # the earliest of equally short ones
+        ([2.0, 2.0, 6.0, 4.0, 2.0], 0.6, (2, 4)),  # sums of any size
+        ([0.5, 0.0, 0.0, 0.5], 0.5, (0, 1)),  # the earliest of equally short spans
     ],
 )
 def test_attention_span_by_hand(weights, mass, frames):
@@ -34,7 +34,7 @@ def test_attention_span_against_every_window():
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [0.5, -0.1], [np.nan, 1.0], [[1.0]]])
-def test_attention_span_refuses_what_is_no_attention(weights):
+def test_attention_span_refuses_other_weights(weights):
     with pytest.raises(ValueError, match="attention"):
         attention_span(weights, 0.02)
     with pytest.raises(ValueError, match="mass"):
