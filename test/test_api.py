@@ -409,7 +409,7 @@ def test_build_network_refuses_parts_that_do_not_fit(cascaded: SpeechCLIP) -> No
     with pytest.raises(UserError, match="model.head.attention_heads: 5 do not divide the width 32"):
         build_network(ModelConfig(head=HeadConfig(attention_heads=5)), dimensions)
     foreign = Vocabulary((1, 5000), (1, 1), ("a", "b"))
-    with pytest.raises(UserError, match="the vocabulary has id 5000.*belongs to another CLIP"):
+    with pytest.raises(UserError, match="vocabulary: has id 5000.*belongs to another CLIP"):
         build_network(config, dimensions, clip=clip, vocabulary=foreign)
     absent = ModelConfig(SpeechEncoderConfig(layers=[0, STATES]), head=HeadConfig(attention_heads=4))
     with pytest.raises(UserError, match=f"model.speech_encoder.layers: {STATES}"):

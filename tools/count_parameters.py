@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Prints the trained and total parameters of the published settings beside the paper's; nothing is downloaded.
+"""Print the trained and total parameters of the published settings and the paper's numbers. No download is needed.
 
-trained: the head, the weighted sum and a learned temperature. total: those and both encoders, as this project loads them.
-With what the published code of SpeechCLIP holds besides, HuBERT's pretraining parts and the reduced subword table next
-to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large), the totals are the paper's, cut to whole
-millions. Where the models of two corpora differ, each has a line.
+"trained" counts the head, the weighted sum and a learned temperature. "total" adds both encoders as this project loads
+them. "as published" adds the parts that only the published code of SpeechCLIP holds: HuBERT's pretraining parts, and the
+reduced subword table next to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large). Rounded down to
+millions, these are the paper's numbers. If the models of two corpora differ, each has a line.
 
 Usage: tools/count_parameters.py
 """
@@ -18,13 +18,12 @@ from typing import Any
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.config import PUBLISHED_HEADS, PUBLISHED_MODELS, ModelConfig, published_config
 
-#: What Shih et al. 2022 (the poster) give for the two sizes, in millions: trained, total; of Large cascaded that is the
-#: model with a two-layer projection.
+#: The numbers of Shih et al. 2022 (poster) in millions: trained, total. Large cascaded has a two-layer projection.
 PAPER = {
     ("base", "cascaded"): "2.8 of 252", ("base", "parallel"): "7.5 of 257",
     ("large", "cascaded, two-layer projection"): "6.1 of 765", ("large", "parallel"): "13.4 of 772",
 }  # fmt: skip
-CORPORA = {"base": ("flickr8k",), "large": ("flickr8k", "spokencoco")}  # that a size was published for
+CORPORA = {"base": ("flickr8k",), "large": ("flickr8k", "spokencoco")}  # published corpora of each size
 UNITS = 504  # targets of HuBERT's pretraining: 500 clusters and fairseq's 4 special symbols
 #: targets: width of the pretraining's projection. subwords: rows of the reduced table.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -40,7 +39,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def frozen_parameters(hubert: dict[str, Any], clip: str) -> tuple[int, int, int, int]:
-    """Parameters of both frozen encoders, number and width of the hidden states, joint width, on no device."""
+    """Count the parameters of both frozen encoders without memory for them.
+
+    Returns:
+        Parameters, number of hidden states, their width, and the joint width.
+    """
     from speechclip.common.compat import prepare
 
     prepare()
@@ -57,7 +60,7 @@ def frozen_parameters(hubert: dict[str, Any], clip: str) -> tuple[int, int, int,
 
 
 def trained_parameters(settings: ModelConfig, states: int, width: int, joint: int) -> int:
-    """Trained parameters of a head with its weighted sum and temperature. CLIP's subword and joint widths are equal."""
+    """Count the trained parameters of head, weighted sum and temperature. CLIP's subword and joint widths are equal."""
     import torch
 
     from speechclip.model.heads.base import HeadInputs
@@ -65,7 +68,7 @@ def trained_parameters(settings: ModelConfig, states: int, width: int, joint: in
     from speechclip.model.heads.weighted_sum import WeightedSum
     from speechclip.model.losses import ContrastiveLoss
 
-    # the subword table is frozen: a few rows do; a mask has to have values, so it is no meta tensor
+    # The subword table is frozen, so a few rows are enough. The mask needs values, so it is not a meta tensor.
     subwords = torch.zeros(3, joint), torch.ones(3, dtype=torch.bool)
     with torch.device("meta"):
         parts: list[torch.nn.Module] = [
@@ -76,7 +79,7 @@ def trained_parameters(settings: ModelConfig, states: int, width: int, joint: in
 
 
 def trained_rows(model: str, states: int, width: int, joint: int) -> Iterator[tuple[str, int]]:
-    """Name and trained parameters of every published setting of a size, and of the poster's Large cascaded model."""
+    """Yield name and trained parameters of each published setting of a size, and of the poster's Large cascaded model."""
     for head in PUBLISHED_HEADS:
         settings = {corpus: published_config(model, head, corpus).model for corpus in CORPORA[model]}
         counts = {corpus: trained_parameters(its, states, width, joint) for corpus, its in settings.items()}
@@ -91,14 +94,14 @@ def trained_rows(model: str, states: int, width: int, joint: int) -> Iterator[tu
 
 
 def published_besides(shape: dict[str, Any], width: int, joint: int) -> int:
-    """Parameters that SpeechCLIP's published code holds besides: pretraining parts, the reduced table."""
+    """Count the additional parameters of SpeechCLIP's published code: pretraining parts and the reduced table."""
     projection = (width + 1) * shape["targets"]
     return int(projection + UNITS * shape["targets"] + shape["subwords"] * joint)
 
 
 @exit_on_user_error
 def main() -> None:
-    """One line for each published setting; two-layer projections are the poster's 6.1 M."""
+    """Print one line per published setting."""
     ArgumentParser(prog="count_parameters", description=__doc__).parse_args()
     print(f"{'model':7}{'head':32}{'trained':>12}{'total':>13}{'as published':>14}   paper, in millions")
     for model in PUBLISHED_MODELS:
@@ -108,7 +111,7 @@ def main() -> None:
         besides = published_besides(shape, width, joint)
         for name, trained in trained_rows(model, states, width, joint):
             total = trained + frozen
-            # what SpeechCLIP+'s code holds besides is not known here, nor do its authors give sizes
+            # The authors of SpeechCLIP+ publish no sizes.
             whole = f"{total + besides:,}" if name.partition(",")[0] in ("parallel", "cascaded") else "-"
             print(f"{model:7}{name:32}{trained:12,}{total:13,}{whole:>14}   {PAPER.get((model, name), '-')}")
 

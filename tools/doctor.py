@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import io
 import os
 import shutil
@@ -163,6 +164,18 @@ def load_espeak() -> str:
     return Path(path).name
 
 
+def import_s3prl() -> str:
+    """Import s3prl in new processes: after speechclip.upstream, and alone."""
+    failures = []
+    for first in ("import speechclip.upstream; ", ""):
+        code = f"{first}from s3prl.nn import S3PRLUpstream"
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        failures.append(ended.stderr.strip().splitlines()[-1][:100] if ended.returncode else "")
+    if failures[0]:
+        raise ImportError(failures[0])
+    return f"only after `import speechclip.upstream`; alone: {failures[1]}" if failures[1] else "import works"
+
+
 def check_files() -> None:
     """Check the models of the mini recipe, the free disk space and write access."""
     for name, files in SHIPPED.items():
@@ -192,6 +205,8 @@ def main() -> int:
         check_cuda()
     attempt("flac through soundfile", read_flac, f"{sys.executable} -m pip install --force-reinstall soundfile")
     attempt("espeak-ng library", load_espeak, f"{sys.executable} -m pip install --force-reinstall espeakng-loader")
+    if importlib.util.find_spec("s3prl") is not None:
+        attempt("s3prl", import_s3prl, f'{INSTALL} --extras "s3prl"')
     check_files()
     print(f"{len(problems)} problems" if problems else "no problems")
     return 1 if problems else 0

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""What it costs to work on stored features: relative error of the hidden states, layer by layer.
+"""Measure the relative error of hidden states that stored features cause, layer by layer.
 
-Compares, on utterances of a data directory (or on noise, without --data_dir):
-  fp16     states stored in half precision with the same states in single precision
-  crop     6.4 s (or --crop) of frames cut from the encoded utterance with the encoding of the cut samples
-  padding  an utterance encoded in a length-sorted batch with the same utterance alone, and the same in corpus order
-Relative error: |a - b| / |b| over all values of a layer (Frobenius norms), mean over utterances.
+It compares, on utterances of a data directory (or on noise without --data_dir):
+  fp16     states in half precision and in single precision
+  crop     6.4 s (or --crop) of frames of an encoded utterance, and the encoding of the same samples
+  padding  an utterance in a batch sorted by length, or in corpus order, and the same utterance alone
+The relative error is |a - b| / |b| over all values of a layer (Frobenius norms), averaged over utterances.
 
-With --checkpoint instead of --encoder, the head's layer is one more state: what the s3prl upstream returns.
+With --checkpoint instead of --encoder it measures the states of the s3prl upstream, including the head's layer.
 
 Usage: tools/measure_feature_costs.py --encoder FOLDER | --checkpoint FOLDER [--normalize true|false]
        [--data_dir DIR] [--utterances 64] [--batch 8] [--crop 6.4] [--seed 0];
-       --encoder random:base and random:large are HuBERT's full shapes, untrained.
+       --encoder random:base and random:large are untrained HuBERT models of the published sizes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> np.ndarray:
-    """|found - wanted| / |wanted| of each layer; both [L, T, D]. Returns [L]."""
+    """Return |found - wanted| / |wanted| of each layer, [L], for states [L, T, D]."""
     shared = min(found.shape[1], wanted.shape[1])
     difference = (found[:, :shared] - wanted[:, :shared]).flatten(1).norm(dim=1)
     return (difference / wanted[:, :shared].flatten(1).norm(dim=1)).numpy()
 
 
 def in_batches(encoder: object, waves: Sequence[Tensor], order: Sequence[int], size: int) -> dict[int, Tensor]:
-    """Hidden states [L, T_i, D] of each utterance, encoded in padded batches taken in ``order``."""
+    """Encode utterances in padded batches in the given order. Return the hidden states [L, T_i, D] of each."""
     states = {}
     for at in range(0, len(order), size):
         chosen = order[at : at + size]
@@ -50,7 +50,7 @@ def in_batches(encoder: object, waves: Sequence[Tensor], order: Sequence[int], s
 
 
 def load_or_make(name: str, normalize: bool | None) -> object:
-    """The encoder to measure; "random:base" and "random:large" make one of HuBERT's shape."""
+    """Load the encoder. "random:base" and "random:large" build a HuBERT of that size."""
     from speechclip.common.compat import prepare
     from speechclip.config import SpeechEncoderConfig
     from speechclip.model.encoders.factory import load_speech_encoder
@@ -73,7 +73,7 @@ def load_or_make(name: str, normalize: bool | None) -> object:
 
 
 def upstream_states(checkpoint: str) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
-    """What the s3prl upstream of a checkpoint computes, in the form of a speech encoder."""
+    """Return a function that computes the states of a checkpoint's s3prl upstream, like a speech encoder."""
     import torch
 
     from speechclip.api import SpeechCLIP
@@ -91,16 +91,16 @@ def upstream_states(checkpoint: str) -> Callable[[Sequence[Tensor]], tuple[Tenso
 def main() -> None:
     """Measure and print a table."""
     parser = ArgumentParser(prog="measure_feature_costs.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", default=None, help="trained SpeechCLIP; measures its upstream's states")
+    parser.add_argument("--checkpoint", default=None, help="trained SpeechCLIP; measures the states of its upstream")
     parser.add_argument("--encoder", default=None, help="transformers folder, random:base or random:large")
     parser.add_argument(
-        "--normalize", choices=("true", "false"), default=None, help="as model.speech_encoder.normalize"
+        "--normalize", choices=("true", "false"), default=None, help="value of model.speech_encoder.normalize"
     )
-    parser.add_argument("--data_dir", default=None, help="data directory; noise of 1 to 8 s without it")
-    parser.add_argument("--utterances", type=int, default=64, help="how many, drawn at random")
-    parser.add_argument("--batch", type=int, default=8, help="utterances in a padded batch")
-    parser.add_argument("--crop", type=float, default=6.4, help="seconds kept by a crop")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw, the crops and the random weights")
+    parser.add_argument("--data_dir", default=None, help="data directory; without it, noise of 1 to 8 s")
+    parser.add_argument("--utterances", type=int, default=64, help="number of utterances, drawn at random")
+    parser.add_argument("--batch", type=int, default=8, help="utterances per padded batch")
+    parser.add_argument("--crop", type=float, default=6.4, help="length of a crop in seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw, the crops and the random weights")
     options = parser.parse_args()
 
     import torch
@@ -112,7 +112,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     if (options.encoder is None) == (options.checkpoint is None):
-        raise UserError("give either --encoder or --checkpoint")
+        raise UserError("--encoder: give either --encoder or --checkpoint")
     normalize = None if options.normalize is None else options.normalize == "true"
     encoder = upstream_states(options.checkpoint) if options.checkpoint else load_or_make(options.encoder, normalize)
     if options.data_dir:

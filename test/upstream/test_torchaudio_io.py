@@ -60,7 +60,7 @@ def test_effect_silence_cuts_every_long_pause() -> None:
     pieces = [(0.0, 300), (0.5, 200), (0.0, 50), (0.5, 200), (0.0, 400), (0.5, 30), (0.0, 300), (0.5, 150), (0.0, 40)]
     wave = torch.cat([torch.full((n,), level) for level, n in pieces])[None]
     cut, _ = apply_effects_tensor(wave, rate, [["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]])
-    # The mean covers the 20 samples that end at each sample, so sound ends 19 samples late. Kept are 200 + 50 + 200 + 19,
+    # The mean covers the 20 samples that end at each sample, so sound ends 19 samples late. 200 + 50 + 200 + 19 stay,
     # because the pause of 50 is short, and 150 + 40 at the end. The burst of 30 is shorter than 0.1 s and is cut.
     assert cut.shape == (1, 200 + 50 + 200 + 19 + 150 + 40)
     assert (cut == 0).sum() == 50 + 19 + 40

@@ -224,7 +224,7 @@ def test_load_clip_refuses_weights_of_another_width(folder: Path, tmp_path: Path
         ("", "model.clip.path: not set"),
         ("nowhere/clip", "nowhere/clip: no such folder"),
         ("ViT-B-33:openai", "ViT-B-33:openai: CLIP cannot be loaded"),
-        ("ViT-B-32:nobody", "ViT-B-32:nobody: CLIP cannot be loaded"),
+        ("ViT-B-32:unknown", "ViT-B-32:unknown: CLIP cannot be loaded"),
     ],
 )
 def test_load_clip_refuses_an_unknown_path(path: str, message: str) -> None:

@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("tokens", {"vision_cfg": {"output_tokens": True}}, {}, "vision_cfg.output_tokens must be true for CoCa"),
     ("widths", {"text_cfg": {"proj_type": "none"}}, {}, "image embeddings have 20 dimensions, text embeddings 16"),
     ("subwords", {"text_cfg": {"vocab_size": 100}}, {}, "its text tower has 100 subwords, but its tokenizer 49408"),
-    ("reduction", {"text_cfg": {"tokenizer_kwargs": {"reduction_mask": "simple"}}}, {}, "reduction_mask is for training"),
+    ("reduction", {"text_cfg": {"tokenizer_kwargs": {"reduction_mask": "simple"}}}, {}, "reduction_mask is for"),
     ("mode", {}, {"mode": "L"}, "preprocess_cfg.mode is 'L'. Supported are RGB"),
     ("resize_mode", {}, {"resize_mode": "tile"}, "preprocess_cfg.resize_mode is 'tile'. Supported are shortest"),
     ("interpolation", {}, {"interpolation": "nearest"}, "preprocess_cfg.interpolation is 'nearest'"),
