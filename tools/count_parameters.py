@@ -2,9 +2,9 @@
 """Print the trained and total parameters of the published settings and the paper's numbers. No download is needed.
 
 "trained" counts the head, the weighted sum and a learned temperature. "total" adds both encoders as this project loads
-them. "as published" adds the parts that only the published code of SpeechCLIP holds: HuBERT's pretraining parts, and the
-reduced subword table next to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large). Rounded down to
-millions, these are the paper's numbers. If the models of two corpora differ, each has a line.
+them. "as published" adds the parts that only the published code of SpeechCLIP holds: HuBERT's pretraining parts, and
+the reduced subword table next to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large). Rounded down
+to millions, these are the paper's numbers. If the models of two corpora differ, each has a line.
 
 Usage: tools/count_parameters.py
 """
@@ -79,7 +79,7 @@ def trained_parameters(settings: ModelConfig, states: int, width: int, joint: in
 
 
 def trained_rows(model: str, states: int, width: int, joint: int) -> Iterator[tuple[str, int]]:
-    """Yield name and trained parameters of each published setting of a size, and of the poster's Large cascaded model."""
+    """Yield name and trained parameters of each published setting, and of the poster's Large cascaded model."""
     for head in PUBLISHED_HEADS:
         settings = {corpus: published_config(model, head, corpus).model for corpus in CORPORA[model]}
         counts = {corpus: trained_parameters(its, states, width, joint) for corpus, its in settings.items()}

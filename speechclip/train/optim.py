@@ -20,8 +20,8 @@ def make_optimizer(
     Args:
         parameters: the trained parameters.
         config: settings of the optimiser.
-        precision: Fabric's precision. With "16-mixed" torch's default is used, because Fabric cannot clip gradients that
-            the fused kernel unscales.
+        precision: Fabric's precision. With "16-mixed" torch's default is used, because Fabric cannot clip gradients
+            that the fused kernel unscales.
     """
     algorithm = torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW
     return algorithm(

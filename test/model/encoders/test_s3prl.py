@@ -107,7 +107,7 @@ def test_s3prl_encoder_refuses_states_of_different_shapes() -> None:
     described = {"path": "s3prl:odd"}
     assert S3prlEncoder(_Upstream((8, 8), 320), description=described).dim == 8
     for rate in (0, 200, 640):  # 640: missing frames cannot be computed
-        with pytest.raises(UserError, match=f"s3prl:odd: a frame every {rate} samples, which does not divide 320"):
+        with pytest.raises(UserError, match=f"s3prl:odd: has a frame every {rate} samples, which does not divide 320"):
             S3prlEncoder(_Upstream((8, 8), rate), description=described)
     with pytest.raises(UserError, match=rf"s3prl:odd: .*\[1, {SAMPLE_RATE // 320}, 9\]"):
         S3prlEncoder(_Upstream((8, 9), 320), description=described)
