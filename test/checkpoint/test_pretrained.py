@@ -174,7 +174,7 @@ def test_fetch_refuses_less_than_announced(server: Server) -> None:
 def test_fetch_names_address_that_fails(server: Server) -> None:
     server.http.shutdown()
     server.http.server_close()
-    with pytest.raises(UserError, match=f"{server.url}/val_recall.*place .* under .*cache/{NAME} yourself") as caught:
+    with pytest.raises(UserError, match=f"{server.url}/val_recall.*Put .* into .*cache/{NAME}") as caught:
         fetch()
     assert "\n" not in str(caught.value)
 

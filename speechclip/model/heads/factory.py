@@ -41,5 +41,5 @@ def make_head(settings: HeadConfig, inputs: HeadInputs) -> Head:
 def _registered(name: str) -> RegisteredHead:
     known = registered_heads()
     if name not in known:
-        raise UserError(f"model.head.name: unknown head {name!r} (known: {', '.join(known)})")
+        raise UserError(f"model.head.name: unknown head {name!r} (known: {', '.join(sorted(known))})")
     return known[name]

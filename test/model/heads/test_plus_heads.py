@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_plus_heads_equal_their_parts(name: str) -> None:
     torch.testing.assert_close(head.frame_states(frames, padding)[~padding], states[~padding], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", get_args(get_type_hints(HeadConfig)["name"]))
+@pytest.mark.parametrize("name", PUBLISHED_HEADS)
 def test_heads_return_attention_only_in_evaluation(name: str) -> None:
     head = _head(name)
     for training in (False, True):
