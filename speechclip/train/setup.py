@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def launch(precision: str) -> Fabric:
         precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
+    package = logging.getLogger("speechclip")
+    if world > 1 and package.handlers:  # torch.distributed adds a handler to the root logger: lines would appear twice
+        package.propagate = False
     return fabric
 
 
