@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
+from speechclip.common.constants import FRAME_SECONDS
 from speechclip.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -311,6 +312,10 @@ class Config:
         layers = self.model.speech_encoder.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise UserError(f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on")
+        if 0 < self.data.max_seconds < FRAME_SECONDS:
+            raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
+        if self.optim.final_lr > self.optim.lr:
+            raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
         if self.optim.warmup_steps > self.optim.max_steps:
             raise UserError(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}] (optim.max_steps)"

@@ -149,6 +149,12 @@ def test_config_refuses_numbers_that_are_not_finite(value: float) -> None:
         Config(optim=OptimConfig(lr=value))
 
 
+@pytest.mark.parametrize(("key", "value"), [("data.max_seconds", "0.005"), ("optim.final_lr", "0.01")])
+def test_config_refuses_values_that_contradict(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"^{key}: {value} is "):
+        load([], [f"--{key}={value}"])
+
+
 def test_bound_describes_itself() -> None:
     shown = {str(item.metadata["bound"]) for item in dataclasses.fields(OptimConfig) if "bound" in item.metadata}
     assert shown == {"positive", "at least 0", "in [0, 1)", "at least 1"}

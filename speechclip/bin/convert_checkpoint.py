@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import dataclasses
 
-    from speechclip.checkpoint.folder import save_checkpoint
+    from speechclip.checkpoint.folder import PROVENANCE, save_checkpoint
     from speechclip.checkpoint.pretrained import (
         SPEECH_ENCODER,
         converted_config,
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         published_file,
         save_speech_encoder,
     )
+    from speechclip.common.files import check_replaceable, read_json
     from speechclip.common.provenance import provenance
     from speechclip.config import Config, DataConfig
 
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{args.checkpoint}: neither a file nor a published model. `speechclip models` lists the models."
         )
+    check_replaceable(
+        Path(args.out),
+        lambda folder: (folder / PROVENANCE).is_file() and "converted_from" in read_json(folder / PROVENANCE),
+    )
     model, published = load_published(file, clip=args.clip)
     assert model.speech_encoder is not None
     encoder = model.speech_encoder

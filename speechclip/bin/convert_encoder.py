@@ -22,13 +22,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from speechclip.checkpoint.pretrained import save_speech_encoder
-    from speechclip.common.files import replace_folder
+    from speechclip.common.files import SUMS, check_replaceable, replace_folder
     from speechclip.convert.clip import read_clip, save_clip_folder
     from speechclip.convert.hubert import read_hubert
     from speechclip.model.encoders.base import weights_fingerprint
 
     if not Path(args.file).exists():
         raise UserError(f"{args.file}: is missing")
+    marker = "preprocessor_config.json" if args.kind == "hubert" else "open_clip_config.json"
+    check_replaceable(Path(args.out), lambda folder: (folder / SUMS).is_file() and (folder / marker).is_file())
     if args.kind == "hubert":
         model, normalize = read_hubert(args.file)
         replace_folder(Path(args.out), lambda folder: save_speech_encoder(model, normalize, folder))

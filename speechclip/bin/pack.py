@@ -22,8 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    from speechclip.checkpoint.hub import pack, push
+    from speechclip.checkpoint.hub import is_pack, pack, push
+    from speechclip.common.files import check_replaceable
 
+    check_replaceable(Path(args.out), is_pack)
     pack(args.checkpoint, Path(args.scores), Path(args.out), args.corpus)
     size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

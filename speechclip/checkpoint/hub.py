@@ -73,6 +73,12 @@ def pack(checkpoint: str, scores: Path, out: Path, corpus: str = "") -> None:
     replace_folder(out, write)
 
 
+def is_pack(folder: Path) -> bool:
+    """Return whether :func:`pack` wrote a folder."""
+    card = folder / CARD
+    return card.is_file() and "library_name: speechclip" in card.read_text(encoding="utf-8", errors="replace")
+
+
 def push(folder: Path, name: str) -> str:
     """Upload a pack to the hub as a private model.
 

@@ -104,6 +104,22 @@ def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = 
         shutil.rmtree(old, ignore_errors=True)
 
 
+def check_replaceable(target: Path, written_before: Callable[[Path], bool]) -> None:
+    """Refuse to replace a folder that holds something else, such as trained weights.
+
+    Args:
+        target: the folder that a command is going to replace.
+        written_before: returns whether the folder is an earlier result of the same command.
+
+    Raises:
+        UserError: the target is a file, or a folder that is neither empty nor an earlier result.
+    """
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() and not (target.is_dir() and written_before(target)):
+        raise UserError(f"{target}: exists and is not an earlier result of this command. Give a new folder.")
+
+
 def previous(target: Path) -> Path:
     """Return the path of the folder that ``target`` replaced."""
     return target.with_name(target.name + ".old")

@@ -1,0 +1,51 @@
+"""Folders that commands replace: earlier results only, never trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from speechclip.bin.convert_checkpoint import main as convert_checkpoint
+from speechclip.bin.convert_encoder import main as convert_encoder
+from speechclip.bin.pack import main as pack
+from speechclip.common.errors import UserError
+from speechclip.common.files import check_replaceable
+
+
+def _commands(source: Path, out: Path) -> dict[str, Callable[[], None]]:
+    return {
+        "pack": lambda: pack(["--checkpoint", "nothing", "--scores", "nothing", "--out", str(out)]),
+        "convert_checkpoint": lambda: convert_checkpoint(["--checkpoint", str(source), "--out", str(out)]),
+        "convert_encoder": lambda: convert_encoder(["--kind", "clip", "--file", str(source), "--out", str(out)]),
+    }
+
+
+@pytest.mark.parametrize("name", ["pack", "convert_checkpoint", "convert_encoder"])
+def test_commands_do_not_replace_trained_weights(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, source = tmp_path / "exp" / "tiny_parallel", tmp_path / "file.ckpt"
+    (out / "best").mkdir(parents=True)
+    (out / "best" / "model.safetensors").write_bytes(b"weights")
+    (out / "provenance.json").write_text("{}")
+    source.write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        _commands(source, out)[name]()
+    assert ended.value.code == 1
+    problem = "exists and is not an earlier result of this command. Give a new folder."
+    assert capsys.readouterr().err == f"error: {out}: {problem}\n"
+    assert (out / "best" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_check_replaceable_accepts_new_empty_and_earlier_folders(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "new", lambda folder: False)
+    (tmp_path / "empty").mkdir()
+    check_replaceable(tmp_path / "empty", lambda folder: False)
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "mark").touch()
+    check_replaceable(tmp_path / "earlier", lambda folder: (folder / "mark").is_file())
+    for target in (tmp_path / "earlier", tmp_path / "earlier" / "mark"):
+        with pytest.raises(UserError, match=f"^{target}: exists and is not an earlier result"):
+            check_replaceable(target, lambda folder: False)
