@@ -1,4 +1,4 @@
-"""The benchmark of large indexes: its vectors are what it says, and it runs from end to end."""
+"""The benchmark of large indexes: its vectors, and a run from end to end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench() -> Any:
     return module
 
 
-def test_vectors_are_unit_differ_and_stay_in_the_span_of_the_real_ones(bench: Any) -> None:
+def test_mix_stays_in_the_span_of_the_real_vectors(bench: Any) -> None:
     real = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 5)))[0].T.astype(np.float32)  # 5 in 12 dimensions
     made = bench.mix(real, 300, 1)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
@@ -39,7 +39,7 @@ def test_vectors_are_unit_differ_and_stay_in_the_span_of_the_real_ones(bench: An
     assert (np.sort(made @ real.T, axis=1)[:, -1] > 0.5).all()  # near one of the real ones
 
 
-def test_it_prints_build_memory_latency_and_recall(tmp_path: Path) -> None:
+def test_bench_prints_memory_latency_and_recall(tmp_path: Path) -> None:
     save_embeddings(
         tmp_path / "real.npz", [str(i) for i in range(60)], np.random.default_rng(0).standard_normal((60, 16))
     )

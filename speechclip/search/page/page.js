@@ -46,7 +46,7 @@ async function ask(file) {
   }
 }
 
-/** Return a file as it is if the server reads its format. Otherwise decode it here and return a wav. */
+/** Return a wav of a file whose format the server does not read. Any other file is returned as it is. */
 async function readable(file) {
   const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 4).arrayBuffer()));
   if (SERVER_FORMATS.some((format) => start.startsWith(format))) return file;
@@ -54,7 +54,7 @@ async function readable(file) {
   try {
     wav = await toWav(file);
   } catch {
-    throw new Error("this file is not a recording that the browser can decode. Choose a wav, flac, mp3, ogg, m4a or webm file.");
+    return file; // the answer of the server names the problem
   }
   if (wav.size > limits.max_bytes) throw new Error(`this recording is too long. The limit is ${limits.max_seconds} s.`);
   return wav;
