@@ -88,9 +88,9 @@ def _eval_split(run: Run, args: Namespace) -> EvalSplit:
         named = scored_on(run)
         data, dump = data or named[0], dump or named[1]
     recipe = run.directory.resolve().parent.parent
-    if not Path(data).is_dir() and (recipe / data).is_dir():
-        os.chdir(recipe)
-    if not Path(data).is_dir():
+    if not Path(data).is_absolute() and (recipe / data).is_dir():
+        os.chdir(recipe)  # another recipe, in which the command may have been started, has a folder of the same name
+    elif not Path(data).is_dir():
         raise UserError(f"{data}: no such folder, neither here nor in {recipe}. Give --data_dir and --dump_dir.")
     return load_eval_split(run, data, dump)
 

@@ -162,6 +162,13 @@ def test_page_in_another_folder_links_the_figures(recipe: Path, tmp_path: Path) 
     shutil.rmtree(run)
 
 
+def test_report_reads_the_recipe_of_the_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = scored_data(tmp_path / "other", images=4, each=2)  # has data/test, too
+    monkeypatch.chdir(other)
+    main([str(recipe / "exp" / "tiny_parallel"), "--out", str(tmp_path / "page.html")])
+    assert len(Page(tmp_path / "page.html").load("data")["utterances"]) == 24
+
+
 def test_page_has_the_words_of_textgrids(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # earlier tests change the current folder
     folder = tmp_path / "mini"
