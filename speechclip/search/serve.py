@@ -11,6 +11,8 @@ import contextlib
 import json
 import logging
 import re
+import resource
+import select
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -60,7 +62,8 @@ MAX_WAITING = 64  # queries that wait
 MAX_UPLOADS = 10  # largest uploads that fit into memory at the same time
 HEADER_SECONDS = 10.0  # that a connection may take to send the headers of a request
 BODY_SECONDS = 60.0  # that a request may take to send its body
-MAX_CONNECTIONS = 256  # well below the usual limit of 1,024 open files
+MAX_CONNECTIONS = 2000  # if the system allows that many open files
+OTHER_FILES = 100  # that the process may have open
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -344,7 +347,7 @@ class AddHeaders:
 class BoundedProtocol(H11Protocol):
     """HTTP/1.1 with a deadline for the headers of a request and a limit on the number of connections.
 
-    If there are too many connections, the oldest one that has not sent its request is closed.
+    If there are too many connections, the oldest one whose client has to send something, and did not, is closed.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -355,9 +358,10 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self._start_or_stop_timer()
         open_ones = [one for one in self.connections if not one.transport.is_closing()]
-        if len(open_ones) > MAX_CONNECTIONS:
+        if len(open_ones) > max_connections():
             waiting = [one for one in open_ones if isinstance(one, BoundedProtocol) and one.waits_for_client]
-            min(waiting, key=lambda one: one._since, default=self).transport.close()
+            by_age = sorted(waiting, key=lambda one: one._since)
+            next((one for one in by_age if not one.has_unread_data), self).transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Handle data from the client."""
@@ -378,6 +382,13 @@ class BoundedProtocol(H11Protocol):
     def waits_for_client(self) -> bool:
         """Return whether the client has to send something: the headers or the rest of the body of a request."""
         return not self._has_request or self.cycle.more_body
+
+    @property
+    def has_unread_data(self) -> bool:
+        """Return whether the client has sent data that the event loop has not read yet."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     @property
     def _has_request(self) -> bool:
@@ -434,8 +445,24 @@ def make_server(app: Starlette) -> uvicorn.Server:
     )
 
 
+def max_connections() -> int:
+    """Return the number of connections that the limits of the server and of open files allow."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, files - OTHER_FILES))
+
+
+def raise_file_limit() -> None:
+    """Raise the limit of open files, often 1,024, as far as the system allows and MAX_CONNECTIONS needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 def run(app: Starlette, bound: socket.socket) -> None:
     """Serve on a bound socket until an interrupt, and log the address of the page."""
+    raise_file_limit()
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     logger.info("http://%s:%d/ (stop with Ctrl-C)", name, port)
