@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fixtures import wave, whole_model
 from speechclip.api import SpeechCLIP
 from speechclip.bin.search import main
 from speechclip.common.errors import UserError
+from speechclip.search import query
 from speechclip.search.query import ask, open_with_model, plain_subword
 
 
@@ -111,13 +113,13 @@ def test_search_command_refuses_bad_audio(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
 ) -> None:
     _recordings(tmp_path)
-    query = tmp_path / name
+    file = tmp_path / name
     with pytest.raises(SystemExit) as ended:
-        main([str(query), "--index", str(world.folder / "idx"), "--max_seconds", "3", "--device", "cpu"])
+        main([str(file), "--index", str(world.folder / "idx"), "--max_seconds", "3", "--device", "cpu"])
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"error: {query}: {reason}") and said.err.count("\n") == 1
+    assert said.err.startswith(f"error: {file}: {reason}") and said.err.count("\n") == 1
 
 
 def test_search_command_continues_after_a_bad_query(
@@ -153,6 +155,25 @@ def test_search_command_refuses_mistakes(capsys: pytest.CaptureFixture[str], wor
         main(words)
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {reason}\n"
+
+
+def test_demo_uses_the_mini_model_and_its_files(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("speechclip.checkpoint.pretrained.mini_folder", lambda: tmp_path / "hybrid", raising=False)
+    with pytest.raises(SystemExit):
+        main(["--demo"])
+    assert capsys.readouterr().err == f"error: {tmp_path}/demo/index/index.json: is missing\n"
+    shutil.copytree(world.folder / "idx", tmp_path / "demo" / "index")
+    (tmp_path / "demo" / "queries").mkdir()
+    shutil.copy(world.query, tmp_path / "demo" / "queries" / "one.flac")
+    loaded: list[str] = []
+    monkeypatch.setattr(query, "load_for_search", lambda path, device: loaded.append(path) or world.model)
+    main(["--demo", "--json", "--top_k", "2"])
+    (answer,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert loaded == ["mini"]
+    assert answer["query"] == str(tmp_path / "demo" / "queries" / "one.flac")
+    assert len(answer["results"]) == 2
 
 
 def test_search_command_opens_the_index_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,6 +241,14 @@ def test_server_closes_the_oldest_idle_connection(world: World, monkeypatch: Any
         assert idle[-1].recv(12) == b"HTTP/1.1 200"
 
 
+@pytest.mark.parametrize(
+    ("files", "connections"), [(1024, 924), (20_000, serve.MAX_CONNECTIONS), (50, 1), (-1, serve.MAX_CONNECTIONS)]
+)
+def test_max_connections_follow_the_open_files(monkeypatch: Any, files: int, connections: int) -> None:
+    monkeypatch.setattr(serve.resource, "getrlimit", lambda kind: (files, -1))  # -1: no limit
+    assert serve.max_connections() == connections
+
+
 def test_disconnecting_client_causes_no_traceback(world: World, capfd: Any, caplog: Any) -> None:
     query = world.query.read_bytes()
     with serving(make_app(world.model, world.index, LIMITS)) as where:

@@ -162,7 +162,7 @@ function play(word, i) {
 function result(entry) {
   const caption = make(
     "figcaption", {},
-    make("span", { class: "rank" }, `${entry.rank}`), make("span", { class: "id" }, entry.id),
+    make("span", { class: "rank" }, `${entry.rank}`), make("span", { class: "id", title: entry.id }, entry.id),
     make("span", { class: "time" }, entry.cosine.toFixed(3)),
   );
   const picture = entry.thumbnail
