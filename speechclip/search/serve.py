@@ -195,6 +195,9 @@ class Service:
 
     async def _wait_for_turn(self) -> None:
         """Acquire the lock. Queries are served in the order in which their bodies were complete."""
+        if not self._turn.locked() and not self._waiting:
+            await self._turn.acquire()  # at once
+            return
         if self._waiting >= MAX_WAITING:
             raise busy()
         self._waiting += 1

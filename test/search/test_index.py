@@ -96,7 +96,7 @@ def test_index_lists_files_that_are_not_indexed(model: SpeechCLIP, capsys: pytes
     run("--model", "best", "--images", "pictures", "--out", "idx")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("left out: pictures/b.png: truncated or corrupt image")
-    assert lines[1] == "left out: pictures/e.gif: empty image file (0 bytes)"
+    assert lines[1].startswith("left out: pictures/e.gif: empty image file (0 bytes)")
     assert lines[2].startswith("not indexed: ") and all(f"1 {kind}" in lines[2] for kind in (".txt", ".png", ".gif"))
     assert lines[3] == f"idx: 4 images of {JOINT} dimensions (exact), 3 files not indexed"
     listed = [line.split("\t") for line in Path("idx/not_indexed.tsv").read_text().splitlines()]
