@@ -1,4 +1,4 @@
-"""A real headless Chromium for tests, with what a page logs and asks for."""
+"""A headless Chromium for tests, and a record of the errors and requests of a page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find_chromium() -> str:
-    """The browser of the system ($SPEECHCLIP_CHROMIUM goes first), or skip the test with the reason."""
+    """Return the path of $SPEECHCLIP_CHROMIUM or of the system's browser. Skip the test if both are missing."""
     pytest.importorskip("playwright.sync_api", reason="extra 'dev' is not installed: no playwright")
     candidates = [os.environ.get("SPEECHCLIP_CHROMIUM", ""), *NAMES]
     found = next(filter(None, map(shutil.which, filter(None, candidates))), None)
@@ -30,12 +30,12 @@ def find_chromium() -> str:
 
 @contextlib.contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A headless Chromium, with further command-line flags. Skips the test where there is none."""
+    """Start a headless Chromium with further command-line flags. Skip the test if no browser is installed."""
     path = find_chromium()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # the sandbox wants rights that root in a container has not; only pages of the tests are opened
+        # The sandbox does not work for root in a container. Only pages of the tests are opened.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *flags])
         try:
             yield browser
@@ -45,7 +45,14 @@ def chromium(*flags: str) -> Iterator[Browser]:
 
 @dataclass
 class Watched:
-    """A page and what it did: errors it logged or threw, addresses it asked for and those that failed."""
+    """A page with a record of its activity.
+
+    Attributes:
+        page: the page.
+        errors: errors that it logged or threw.
+        requests: addresses that it requested.
+        failed: requests that failed.
+    """
 
     page: Page
     errors: list[str] = field(default_factory=list)
@@ -54,7 +61,7 @@ class Watched:
 
 
 def open_page(browser: Browser, *, width: int = 1280, height: int = 900, dark: bool = False, **context: Any) -> Watched:
-    """A new page of its own context, watched from the start; ``context``: further options of playwright's."""
+    """Open a new page in a new context. ``context`` holds further options of playwright."""
     options: dict[str, Any] = {"viewport": {"width": width, "height": height}, **context}
     page = browser.new_context(color_scheme="dark" if dark else "light", **options).new_page()
     watched = Watched(page)
@@ -66,7 +73,7 @@ def open_page(browser: Browser, *, width: int = 1280, height: int = 900, dark: b
 
 
 def until(page: Page, expression: str, seconds: float = 120.0) -> None:
-    """Wait until a JavaScript expression holds. playwright's own waiting needs eval, which a page may forbid (CSP)."""
+    """Wait until a JavaScript expression is true. Playwright's own wait needs eval, which a page may forbid (CSP)."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""Write the page of a scored run, or of two runs side by side with the significance of their differences."""
+"""``speechclip report``: write the HTML page of a scored run, or a page that compares two runs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ if TYPE_CHECKING:
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Of one run write report/index.html into its folder. Of two print and write the comparison, paired by images."""
-    parser = ArgumentParser(prog="speechclip report", description=__doc__)
+    """Write the page of one run, or compare two runs with paired tests over images."""
+    parser = ArgumentParser(prog="speechclip report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="one or two experiment folders with scores/")
-    parser.add_argument("--out", metavar="FILE", help="the page; by default in report/ of the (first) run")
-    parser.add_argument("--data_dir", metavar="DIR", help="the split scored on; by default the one stage 4 was given")
-    parser.add_argument("--dump_dir", metavar="DIR", help="what stage 2 stored for it; by default as stage 4 was given")
-    parser.add_argument("--recipe", help="whose published numbers stand beside; by default the folder that holds exp/")
-    parser.add_argument("--utterances", type=int, default=1000, help="the most that are listed")
-    parser.add_argument("--recordings", type=int, default=200, help="the most that can be played")
-    parser.add_argument("--permutations", type=int, default=10000, help="random exchanges of images between the runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the exchanges")
+    parser.add_argument("--out", metavar="FILE", help="file of the page; default: in report/ of the first run")
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="data directory of the split; default: the one in the scores' command"
+    )
+    parser.add_argument(
+        "--dump_dir", metavar="DIR", help="features of the split; default: the one in the scores' command"
+    )
+    parser.add_argument("--recipe", help="recipe whose published numbers are shown; default: the folder above exp/")
+    parser.add_argument("--utterances", type=int, default=1000, help="largest number of utterances in the list")
+    parser.add_argument("--recordings", type=int, default=200, help="largest number of recordings")
+    parser.add_argument("--permutations", type=int, default=10000, help="number of permutations of the tests")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the permutations")
     args = parser.parse_args(argv)
     for name in ("utterances", "recordings", "permutations"):
         if getattr(args, name) < 1:
             parser.error(f"--{name}: {getattr(args, name)} is not at least 1")
     if len(args.runs) > 2:
-        parser.error(f"RUN: one or two are needed, not {len(args.runs)}")
+        parser.error(f"RUN: one or two runs are needed, not {len(args.runs)}")
 
     from speechclip.report.runs import load_run
 
@@ -76,7 +80,7 @@ def _two(runs: Sequence[Run], out: Path | None, args: Namespace) -> Path:
 
 
 def _eval_split(run: Run, args: Namespace) -> EvalSplit:
-    """The split a run was scored on; its tables name files relative to the recipe, so that is where it is read."""
+    """Read the split of a run. Its tables name files relative to the recipe, which becomes the current folder."""
     from speechclip.report.page.eval_split import load_eval_split, scored_on
 
     data, dump = args.data_dir, args.dump_dir
@@ -84,10 +88,10 @@ def _eval_split(run: Run, args: Namespace) -> EvalSplit:
         named = scored_on(run)
         data, dump = data or named[0], dump or named[1]
     recipe = run.directory.resolve().parent.parent
-    if not Path(data).is_dir() and (recipe / data).is_dir():
-        os.chdir(recipe)
-    if not Path(data).is_dir():
-        raise UserError(f"{data}: no such folder, neither here nor in {recipe}: give --data_dir and --dump_dir")
+    if not Path(data).is_absolute() and (recipe / data).is_dir():
+        os.chdir(recipe)  # another recipe, in which the command may have been started, has a folder of the same name
+    elif not Path(data).is_dir():
+        raise UserError(f"{data}: no such folder, neither here nor in {recipe}. Give --data_dir and --dump_dir.")
     return load_eval_split(run, data, dump)
 
 

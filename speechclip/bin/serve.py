@@ -1,4 +1,4 @@
-"""``speechclip serve``: a local page to search images by voice."""
+"""``speechclip serve``: open a local web page to search images by voice."""
 
 from __future__ import annotations
 
@@ -10,34 +10,46 @@ from speechclip.common.arguments import ArgumentParser
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve a page on which one speaks, or uploads a recording, and sees the images and the keywords heard.
+    """Serve a web page that searches images with the microphone or an uploaded recording.
 
-    Only thumbnails of the index leave this machine's disk, no recording is kept, and nothing is loaded from elsewhere.
+    Only thumbnails of the index are served, no recording is kept, and nothing is loaded from other hosts. Behind a
+    proxy, give the host name of the proxy with --allowed_host. The page uses relative addresses, so the proxy may serve
+    it below a path, which it has to remove.
     """
     parser = ArgumentParser(prog="speechclip serve", description=main.__doc__)
-    parser.add_argument("--index", required=True, metavar="INDEX", help="folder that speechclip index wrote")
-    parser.add_argument("--model", default="", help="where the index's model is now, if it was moved")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the network in")
-    parser.add_argument("--port", type=int, default=8017, help="0 for any that is free")
-    parser.add_argument("--top_k", type=int, default=12, help="number of images shown")
-    parser.add_argument("--neighbours", type=int, default=3, help="subwords named for each keyword")
-    parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="of a hybrid head")
-    parser.add_argument("--max_seconds", type=float, default=30.0, help="longest query taken")
-    parser.add_argument("--max_megabytes", type=float, default=20.0, help="largest upload taken")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where speech is encoded")
+    parser.add_argument("--index", default="", metavar="INDEX", help="folder that speechclip index wrote")
+    parser.add_argument("--demo", action="store_true", help="search the demo images with the demo model")
+    parser.add_argument("--model", default="", help="place of the index's model, if it was moved")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
+    parser.add_argument("--port", type=int, default=8017, help="port to listen on; 0 for any free one")
+    parser.add_argument("--allowed_host", nargs="+", default=[], metavar="NAME", help="host names of a proxy")
+    parser.add_argument("--top_k", type=int, default=12, help="number of images")
+    parser.add_argument("--neighbours", type=int, default=3, help="number of subwords per keyword")
+    parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="branch of a hybrid model")
+    parser.add_argument("--max_seconds", type=float, default=30.0, help="longest query")
+    parser.add_argument("--max_megabytes", type=float, default=20.0, help="largest upload")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device that encodes speech")
     args = parser.parse_args(argv)
+    if bool(args.index) == args.demo:
+        parser.error("either --index or --demo is needed")
     if not 0 <= args.port <= 65535:
         parser.error(f"--port: {args.port} is not 0 to 65535")
-    if min(args.top_k, args.neighbours) < 1 or not min(args.max_seconds, args.max_megabytes) > 0:
-        parser.error("--top_k and --neighbours are at least 1, --max_seconds and --max_megabytes above 0")
+    if min(args.top_k, args.neighbours) < 1:
+        parser.error("--top_k and --neighbours must be at least 1")
+    if not 0 < args.max_seconds <= 3600 or not 0 < args.max_megabytes <= 1000:
+        parser.error("--max_seconds must be above 0 and at most 3600, --max_megabytes above 0 and at most 1000")
 
-    from speechclip.search.query import open_with_model
+    from speechclip.search.query import DEMO_MODEL, demo_folder, open_with_model
     from speechclip.search.serve import Limits, listen_on, make_app, run
 
     with listen_on(args.host, args.port) as socket:
-        index, model = open_with_model(args.index, args.model, args.device)
+        if args.demo:
+            args.index, args.model = str(demo_folder() / "index"), args.model or DEMO_MODEL
+        index, model = open_with_model(args.index, args.model, args.device, args.branch)
         limits = Limits(args.max_seconds, int(args.max_megabytes * 1e6), args.top_k, args.neighbours)
-        app = make_app(model, index, limits, host=args.host, branch=args.branch)
+        app = make_app(
+            model, index, limits, host=args.host, branch=args.branch, allowed_hosts=args.allowed_host
+        )  # fmt: skip
         run(app, socket)
 
 

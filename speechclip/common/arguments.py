@@ -83,6 +83,13 @@ def configure_logging() -> None:
         handler.setFormatter(_Plain("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    root = logging.getLogger()
+    if not root.handlers:  # otherwise a library that logs to the root logger configures it, and our lines appear twice
+        others = logging.StreamHandler()
+        others.setFormatter(_Plain("%(message)s"))
+        others.setLevel(logging.WARNING)
+        others.addFilter(lambda record: not record.name.startswith("speechclip"))
+        root.addHandler(others)
 
 
 class _StreamHandler(logging.StreamHandler):

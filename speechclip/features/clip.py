@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.common.devices import cpu_count
 from speechclip.common.errors import Stopped, UserError
 from speechclip.common.files import lines_fingerprint
+from speechclip.common.parallel import map_ahead
 from speechclip.data.embeddings import load_embeddings, read_arrays, save_embeddings
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
@@ -184,18 +183,9 @@ def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], in
 
 def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
     """Yield batches of preprocessed images [N, 3, side, side]. Threads decode the next batch meanwhile."""
-    waiting: deque[Future[Tensor]] = deque()
-    ahead = iter(paths)
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        try:
-            for at in range(0, len(paths), BATCH):
-                for path in ahead:
-                    waiting.append(pool.submit(lambda path: clip.preprocess(load_image(path)), path))
-                    if len(waiting) >= 2 * BATCH:
-                        break
-                yield torch.stack([waiting.popleft().result() for _ in range(min(BATCH, len(paths) - at))])
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    decoded = map_ahead(lambda path: clip.preprocess(load_image(path)), paths, ahead=2 * BATCH)
+    while batch := list(itertools.islice(decoded, BATCH)):
+        yield torch.stack(batch)
 
 
 def _size_and_time(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""Search by voice: an index of image embeddings, spoken queries to it, and a local page to ask on."""
+"""Search images by voice: an index of image embeddings, spoken queries, and a local web page."""

@@ -1,15 +1,20 @@
-"""An index of images on disk: embeddings, ids, thumbnails, and which model's joint space they are of.
+"""An index of images on disk.
 
-A folder with ``index.json`` (see :class:`IndexInfo`), ``items.json`` (ids and files, row by row), ``vectors.npy`` (unit
-vectors, single precision where search is exact, else half, mapped into memory), ``lists.faiss`` (inverted file, large
-indexes alone) and ``thumbnails/<row // 1000>/<row>.jpg``. Only numbers and text are read from it; like any file for
-faiss's native reader, ``lists.faiss`` should come from somebody you trust.
+A folder with these files:
+
+* ``index.json``: see :class:`IndexInfo`.
+* ``items.json``: ids and files, row by row.
+* ``vectors.npy``: unit vectors, in single precision for exact search and else in half precision, memory-mapped.
+* ``lists.faiss``: the inverted file of a large index.
+* ``thumbnails/<row // 1000>/<row>.jpg``.
+* ``not_indexed.tsv``: files that are not indexed, with the reasons; absent if all are.
+
+Only numbers and text are read. ``lists.faiss`` is read by faiss's native code: open only indexes from people you trust.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.common.errors import UserError
-from speechclip.common.files import is_hub_id
+from speechclip.common.files import is_hub_id, read_json
 from speechclip.search.neighbours import InvertedFile, exact_search, read_inverted_file
 
 if TYPE_CHECKING:
@@ -26,18 +31,27 @@ if TYPE_CHECKING:
     from speechclip.search.neighbours import Floats, Rows
 
 INFO, ITEMS, VECTORS, LISTS, THUMBNAILS = "index.json", "items.json", "vectors.npy", "lists.faiss", "thumbnails"
+NOT_INDEXED = "not_indexed.tsv"
 FORMAT = 1
 EXACT, INVERTED = "exact", "ivf"
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexInfo:
-    """What ``index.json`` holds.
+    """The content of ``index.json``.
 
-    kind: "exact" or "ivf". count, dim: of the vectors. space: :func:`joint_space` of the model. model: where that was,
-    relative to the folder, or its id on the hub. thumbnails: whether there are any. lists, probes: of ivf, how many
-    there are and how many a query looks into. skipped: files of the image folder that could not be read.
-    provenance: command, seed, commit, versions.
+    Attributes:
+        kind: "exact" or "ivf".
+        count: number of vectors.
+        dim: dimension of the vectors.
+        space: fingerprint of the joint space, see :func:`joint_space`.
+        model: path of the model relative to the folder, or its id on the hub.
+        thumbnails: whether the index has thumbnails.
+        lists: number of lists of ivf.
+        probes: number of lists that a query searches.
+        not_indexed: number of files of the image folder that are not indexed.
+        provenance: command, seed, commit and versions.
+        format: version of the file format.
     """
 
     kind: str
@@ -48,16 +62,16 @@ class IndexInfo:
     thumbnails: bool
     lists: int = 0
     probes: int = 0
-    skipped: int = 0
+    not_indexed: int = 0
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
 
 def joint_space(model: SpeechCLIP) -> str:
-    """What tells the joint space of one model from another's: ``clip:<hash>`` or, without a CLIP, ``head:<hash>``.
+    """Return the fingerprint of a model's joint space: ``clip:<hash>``, or ``weights:<hash>`` without a CLIP.
 
-    Heads that were trained against one CLIP share its space and so an index. One that was trained on precomputed
-    embeddings alone does not say which CLIP they are of, so its index is its own.
+    Models that were trained with the same CLIP share its joint space and so can share an index. A model that was
+    trained on precomputed embeddings does not know their CLIP, so only this model can use its index.
     """
     from torch import nn
 
@@ -65,11 +79,19 @@ def joint_space(model: SpeechCLIP) -> str:
 
     if model.network.clip is not None:
         return f"clip:{model.network.clip.description['weights']}"
-    return f"head:{weights_fingerprint(nn.ModuleDict(model.network.trained_modules()))}"
+    return f"weights:{weights_fingerprint(nn.ModuleDict(model.network.trained_modules()))}"
 
 
 class ImageIndex:
-    """An index that was opened. Use :meth:`open`; ``ids`` and ``files`` are row by row, ``files`` may be empty."""
+    """An index that was opened with :meth:`open`.
+
+    Attributes:
+        folder: the folder of the index.
+        info: the content of ``index.json``.
+        ids: ids of the images, row by row.
+        files: image files, row by row; may be empty.
+        vectors: [N, D], L2-normalised.
+    """
 
     def __init__(
         self, folder: Path, info: IndexInfo, ids: list[str], files: list[str], vectors: NDArray[Any], lists: Any
@@ -79,103 +101,123 @@ class ImageIndex:
 
     @classmethod
     def open(cls, path: str | Path) -> ImageIndex:
-        """Read an index folder.
+        """Open an index folder.
 
         Raises:
-            UserError: none there, of another format, damaged, or one that needs faiss where that is not installed.
+            UserError: the folder is not an index, has another format or is damaged, or faiss is needed and missing.
         """
         folder = Path(path)
         info = read_info(folder)
-        items = _read_json(folder / ITEMS)
+        items = read_json(folder / ITEMS)
         ids, files = items.get("ids"), items.get("files")
         vectors = _read_vectors(folder / VECTORS, mapped=info.kind == INVERTED)
         if not isinstance(ids, list) or not isinstance(files, list) or len(files) not in (0, len(ids)):
-            raise UserError(f"{folder / ITEMS}: damaged: needs the lists ids and files")
+            raise UserError(f"{folder / ITEMS}: damaged: needs the lists ids and files. Index the images again.")
         if vectors.shape != (info.count, info.dim) or len(ids) != info.count:
             raise UserError(
-                f"{folder}: {len(ids)} ids and vectors of shape {vectors.shape}, {INFO} says {info.count} of {info.dim}"
+                f"{folder}: damaged: {len(ids)} ids and vectors of shape {vectors.shape}, {INFO} has {info.count} of "
+                f"{info.dim}. Index the images again."
             )
         lists = read_inverted_file(folder / LISTS) if info.kind == INVERTED else None
         if lists is not None and (lists.ntotal, lists.d) != vectors.shape:
-            raise UserError(f"{folder / LISTS}: damaged: of {lists.ntotal} vectors, not {info.count}")
+            raise UserError(
+                f"{folder / LISTS}: damaged: {lists.ntotal} vectors, not {info.count}. Index the images again."
+            )
         return cls(folder, info, [str(item) for item in ids], [str(item) for item in files], vectors, lists)
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return self.info.count
 
     def search(self, queries: Floats, top_k: int, exact: bool = False) -> tuple[Rows, Floats]:
-        """The ``top_k`` nearest images of unit queries [Q, D]: rows [Q, k] and cosines [Q, k], best first.
+        """Find the nearest images of queries.
 
-        exact: over all vectors, whatever kind of index it is. Raises UserError for queries of another width.
+        Args:
+            queries: [Q, D], L2-normalised.
+            top_k: number of images per query.
+            exact: compare with all vectors, also in an index of kind "ivf".
+
+        Returns:
+            Rows of the index [Q, k] and cosines [Q, k], best first.
+
+        Raises:
+            UserError: the queries have another dimension.
         """
         if queries.ndim != 2 or queries.shape[1] != self.info.dim:
-            raise UserError(f"{self.folder}: of {self.info.dim} dimensions, the query has {queries.shape[-1]}")
+            raise UserError(f"{self.folder}: {self.info.dim} dimensions, the query has {queries.shape[-1]}")
         if self._lists is None or exact:
             return exact_search(self.vectors, queries, top_k)
         return self._lists.search(queries, top_k)
 
     def set_probes(self, probes: int) -> None:
-        """Look into so many lists from now on: more find more, and take longer. Nothing to an exact index."""
+        """Set the number of lists that a query searches. More lists find more and take longer. No effect on "exact"."""
         if self._lists is not None:
             self._lists.index.nprobe = min(max(1, probes), self.info.lists)
 
     def check_model(self, model: SpeechCLIP, name: str | Path) -> None:
-        """Raise UserError for a model whose joint space is another than the indexed images'."""
+        """Check that a model has the joint space of the indexed images.
+
+        Raises:
+            UserError: it has another one.
+        """
         space = joint_space(model)
         if space != self.info.space:
             raise UserError(
-                f"{self.folder}: an index of another model: {self.info.model} ({self.info.space}), "
-                f"{name} has {space}; index the images with it first"
+                f"{self.folder}: built with another model: {self.info.model} ({self.info.space}), "
+                f"{name} has {space}. Index the images with {name}."
             )
 
     def thumbnail(self, row: int) -> Path | None:
-        """The thumbnail of a row, or None where there is none. Never a file outside the index."""
+        """Return the thumbnail of a row, or None if it is missing. The file is always inside the index."""
         if not self.info.thumbnails or not 0 <= row < len(self):
             return None
         path = thumbnail_path(self.folder, row).resolve()
         return path if path.is_file() and path.is_relative_to(self.folder.resolve()) else None
 
     def model_path(self) -> str:
-        """Where the model of this index should be. Raises UserError where it is not there any more."""
+        """Return the path or hub id of the index's model.
+
+        Raises:
+            UserError: the path does not exist.
+        """
         moved = self.folder.resolve() / self.info.model
         if moved.exists():
             return os.path.relpath(moved)
         if is_hub_id(self.info.model):
             return self.info.model
-        raise UserError(f"{self.folder}: its model is not at {os.path.normpath(moved)} any more: name it with --model")
+        raise UserError(
+            f"{self.folder}: its model {os.path.normpath(moved)} does not exist. Give its new place with --model."
+        )
 
 
 def thumbnail_path(folder: Path, row: int) -> Path:
-    """Where the thumbnail of a row is kept, a thousand in a folder."""
+    """Return the path of a row's thumbnail. A folder holds a thousand."""
     return folder / THUMBNAILS / f"{row // 1000:04d}" / f"{row:07d}.jpg"
 
 
 def model_reference(path: str | Path, index: Path) -> str:
-    """How an index names its model: relative to its folder, so that both may move together, or as on the hub."""
+    """Return the name of a model that an index stores.
+
+    It is relative to the index's folder, so that both can move together, or an id of the hub.
+    """
     return os.path.relpath(Path(path).resolve(), index.resolve()) if Path(path).exists() else str(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; an index is made by: speechclip index") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or truncated") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: damaged: not a JSON mapping")
-    return loaded
-
-
 def read_info(folder: Path) -> IndexInfo:
-    """What ``index.json`` of a folder says. Raises UserError where it is missing, damaged or of another format."""
-    content = _read_json(folder / INFO)
+    """Read ``index.json`` of a folder.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format.
+    """
+    if not (folder / INFO).is_file():
+        raise UserError(f"{folder / INFO}: is missing. Create an index with: speechclip index")
+    content = read_json(folder / INFO)
     if content.get("format") != FORMAT:
-        raise UserError(f"{folder / INFO}: of format {content.get('format')}, not {FORMAT}: index the images again")
+        raise UserError(f"{folder / INFO}: format {content.get('format')}, not {FORMAT}. Index the images again.")
     try:
         info = IndexInfo(**content)
     except TypeError as error:
-        raise UserError(f"{folder / INFO}: damaged: {error}") from error
+        raise UserError(f"{folder / INFO}: damaged: {error}. Index the images again.") from error
     numbers = (info.count, info.dim, info.probes)
     if info.kind not in (EXACT, INVERTED) or not all(isinstance(number, int) for number in numbers):
         raise UserError(f"{folder / INFO}: damaged: kind {info.kind}, count, dim and probes {numbers}")
@@ -186,7 +228,7 @@ def _read_vectors(path: Path, mapped: bool) -> NDArray[Any]:
     try:
         vectors = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: missing, damaged or truncated") from error
+        raise UserError(f"{path}: missing, damaged or truncated. Index the images again.") from error
     if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f":
-        raise UserError(f"{path}: damaged: not an array of floating point numbers")
+        raise UserError(f"{path}: damaged: not an array of floats. Index the images again.")
     return vectors

@@ -1,7 +1,8 @@
-"""Nearest neighbours by cosine: exact over all vectors, or an inverted file whose shortlist is ranked exactly.
+"""Nearest neighbours by cosine: exact search over all vectors, or an inverted file with exact re-ranking.
 
-The inverted file is faiss's (Johnson et al. 2019, arXiv 1702.08734): vectors are grouped by k-means, a query looks into
-the nearest groups alone, where vectors are kept in 8 bits a dimension; the best of them are ranked by the stored ones.
+The inverted file is faiss's (Johnson et al. 2019, arXiv 1702.08734). k-means groups the vectors into lists, which store
+8 bits per dimension. A query searches only the nearest lists. The best vectors of these lists, the shortlist, are
+ranked again with the stored vectors.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Rows = NDArray[np.int64]
 
-EXACT_UP_TO = 50_000  # vectors; up to here all cosines take a few milliseconds
-BLOCK = 32_768  # vectors compared at once
-TRAINING_VECTORS = 64  # of each list, to find the lists' centres
-SHORTLIST = 20  # vectors ranked exactly for each one that is wanted
+EXACT_UP_TO = 50_000  # vectors; up to this number all cosines take a few milliseconds
+BLOCK = 32_768  # vectors that are compared at once
+TRAINING_VECTORS = 64  # vectors per list that k-means uses
+SHORTLIST = 20  # vectors that are ranked again, per result
 LEAST_SHORTLIST = 200
 
 
 def exact_search(vectors: NDArray[Any], queries: Floats, top_k: int) -> tuple[Rows, Floats]:
-    """The ``top_k`` largest inner products of each query, best first; of equal ones the earlier row.
+    """Find the largest inner products of each query, best first. Of equal ones, the earlier row comes first.
 
     Args:
-        vectors: [N, D] of any floating type, may be a memory map. queries: [Q, D].
+        vectors: [N, D] of any floating type; may be memory-mapped.
+        queries: [Q, D].
+        top_k: number of results per query.
+
     Returns:
-        rows [Q, k] and products [Q, k], k = min(top_k, N).
+        Rows [Q, k] and inner products [Q, k], with k = min(top_k, N).
     """
     top_k = min(top_k, len(vectors))
     best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
@@ -49,30 +53,36 @@ def exact_search(vectors: NDArray[Any], queries: Floats, top_k: int) -> tuple[Ro
 
 
 def default_lists(count: int) -> int:
-    """Number of lists for ``count`` vectors: twice the square root, so that centres and lists cost about the same."""
+    """Return the number of lists for ``count`` vectors: 2 sqrt(count). Centres and lists then cost about the same."""
     return max(1, round(2 * math.sqrt(count)))
 
 
 def default_probes(lists: int) -> int:
-    """Lists that a query looks into: a share that falls as lists grow in number (RESULTS.md has what it finds)."""
+    """Return the number of lists that a query searches: 2.25 sqrt(lists). The share falls with the number of lists."""
     return min(lists, math.ceil(2.25 * math.sqrt(lists)))
 
 
 def build_inverted_file(vectors: NDArray[Any], lists: int, seed: int) -> Any:
-    """faiss's inverted file with 8 bits a dimension over unit vectors [N, D].
+    """Build faiss's inverted file with 8 bits per dimension.
 
-    Raises UserError where faiss is not installed, or there are fewer vectors than lists.
+    Args:
+        vectors: [N, D], L2-normalised.
+        lists: number of lists, 1 to N.
+        seed: seed of k-means.
+
+    Raises:
+        UserError: faiss is not installed, or ``lists`` is out of range.
     """
     faiss = import_faiss()
     count, dim = vectors.shape
     if not 1 <= lists <= count:
-        raise UserError(f"--lists: {lists}, for {count} vectors it has to be 1 to {count}")
+        raise UserError(f"--lists: {lists} is not 1 to {count}, the number of vectors")
     centres = faiss.IndexFlatIP(dim)
     index = faiss.IndexIVFScalarQuantizer(
         centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
     index.cp.spherical, index.cp.seed, index.cp.niter = True, seed, 8
-    index.cp.min_points_per_centroid = 1  # few vectors are slow to no one
+    index.cp.min_points_per_centroid = 1  # do not warn about few vectors
     sample = np.random.default_rng(seed).permutation(count)[: lists * TRAINING_VECTORS]
     sample.sort()
     index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
@@ -82,19 +92,19 @@ def build_inverted_file(vectors: NDArray[Any], lists: int, seed: int) -> Any:
 
 
 class InvertedFile:
-    """Approximate search: the shortlist of an inverted file, ranked by the vectors themselves."""
+    """Approximate search: the shortlist of an inverted file, ranked again with the stored vectors."""
 
     def __init__(self, index: Any, vectors: NDArray[Any], probes: int) -> None:
         self.index, self.vectors = index, vectors
         self.index.nprobe = probes
 
     def search(self, queries: Floats, top_k: int) -> tuple[Rows, Floats]:
-        """As :func:`exact_search`; fewer rows where the lists looked into hold fewer (never less than one)."""
+        """Find the nearest vectors. See :func:`exact_search`; k is smaller, at least 1, if the lists hold fewer."""
         wanted = min(max(LEAST_SHORTLIST, SHORTLIST * top_k), len(self.vectors))
         _, shortlist = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
         rows, cosines = [], []
         for query, found in zip(queries, shortlist):
-            kept = np.sort(found[found >= 0])  # in the order they are stored
+            kept = np.sort(found[found >= 0])  # in the order of the rows
             scores = self.vectors[kept].astype(np.float32) @ query
             order, value = largest(scores[None], min(top_k, len(scores)))
             rows.append(kept[order[0]])
@@ -104,23 +114,31 @@ class InvertedFile:
 
 
 def import_faiss() -> Any:
-    """faiss, or a UserError that says how to get it."""
+    """Import faiss.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:
         raise UserError(
-            'faiss is not installed: tools/install.sh --extras "search", or index with --kind exact'
+            'faiss is not installed. Install it with: tools/install.sh --extras "search". Or index with --kind exact.'
         ) from error
     return faiss
 
 
 def read_inverted_file(path: Path) -> Any:
-    """What :func:`write_inverted_file` wrote. Raises UserError where it is missing or damaged."""
+    """Read an inverted file.
+
+    Raises:
+        UserError: the file is missing or damaged, or faiss is not installed.
+    """
     faiss = import_faiss()
     try:
         return faiss.read_index(str(path))
-    except RuntimeError as error:  # faiss's own class for every failure
-        raise UserError(f"{path}: missing, damaged or truncated") from error
+    except RuntimeError as error:  # faiss raises this class for every failure
+        raise UserError(f"{path}: missing, damaged or truncated. Index the images again.") from error
 
 
 def write_inverted_file(index: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of queries and of the page share: an index of the mini corpus, a model, a recording of real speech."""
+"""Shared parts of the search tests: an index of the mini corpus, a model, and a recording of speech."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ MINI = Path(__file__).resolve().parents[2] / "egs" / "mini" / "local"
 
 @dataclass(frozen=True)
 class World:
-    """folder: with ``best`` (the model), ``idx`` (the index) and ``query.flac`` (spoken by the mini corpus's voice)."""
+    """A model, an index and a query.
+
+    Attributes:
+        folder: holds ``best`` (the model), ``idx`` (the index) and ``query.flac``.
+        model: the model.
+        index: the index.
+        query: a caption, spoken by the voice of the mini corpus.
+    """
 
     folder: Path
     model: Any
@@ -34,7 +41,7 @@ class World:
 
 
 def make_world(folder: Path, head: str = "cascaded") -> World:
-    """An index of six scenes of the mini corpus by a model of random weights, and a spoken caption."""
+    """Index six scenes of the mini corpus with a model of random weights, and record a caption."""
     sys.path.insert(0, str(MINI))
     try:
         import generate
@@ -44,7 +51,7 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
         sys.path.remove(str(MINI))
     network, config = whole_model(folder, head)
     before = Path.cwd()
-    os.chdir(folder)  # where a checkpoint says its encoders are
+    os.chdir(folder)  # the checkpoint names its encoders relative to this folder
     try:
         save_checkpoint(Path("best"), network, network.trained_state(), config, {"seed": 0, "trained": 1})
     finally:
@@ -59,13 +66,11 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
 
 @contextlib.contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """Serve an application on a free port of this machine; yields "127.0.0.1:<port>"."""
-    import uvicorn
-
-    from speechclip.search.serve import listen_on
+    """Serve an application on a free port of this machine and yield "127.0.0.1:<port>"."""
+    from speechclip.search.serve import listen_on, make_server
 
     with listen_on("127.0.0.1", 0) as bound:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        server = make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         until = time.monotonic() + 60

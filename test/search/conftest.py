@@ -1,4 +1,4 @@
-"""One small world for all tests of search: making it takes seconds."""
+"""One small world for all search tests, because it takes seconds to build."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from asking import World, make_world
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """An index of the mini corpus, its model, and a spoken query."""
+    """Return an index of the mini corpus, its model, and a spoken query."""
     return make_world(tmp_path_factory.mktemp("world"))

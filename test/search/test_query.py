@@ -1,8 +1,9 @@
-"""Spoken queries: the same as the model's own methods log, from Python and from the command line."""
+"""Spoken queries, from Python and from the command line. The model's own methods give the same results."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from fixtures import wave, whole_model
 from speechclip.api import SpeechCLIP
 from speechclip.bin.search import main
 from speechclip.common.errors import UserError
-from speechclip.search.query import ask, plain_subword
+from speechclip.search import query
+from speechclip.search.query import ask, open_with_model, plain_subword
 
 
-def test_an_answer_is_what_the_model_says(world: World) -> None:
+def test_ask_agrees_with_the_model(world: World) -> None:
     answer = ask(world.model, world.index, world.query, top_k=4, neighbours=2)
     speech = world.model.encode_speech(world.query).numpy()[0]
     cosines = world.model.encode_image(world.index.files).numpy() @ speech
@@ -34,7 +36,7 @@ def test_an_answer_is_what_the_model_says(world: World) -> None:
     assert answer.seconds == pytest.approx(soundfile.info(str(world.query)).duration)
 
 
-def test_a_head_without_keywords_hears_none_and_a_branch_has_to_exist(tmp_path: Path, world: World) -> None:
+def test_ask_without_keywords_and_with_each_branch(tmp_path: Path, world: World) -> None:
     parallel = SpeechCLIP(whole_model(world.folder, "parallel")[0])
     assert ask(parallel, world.index, world.query).keywords is None
     hybrid = SpeechCLIP(whole_model(world.folder, "hybrid")[0])
@@ -45,7 +47,7 @@ def test_a_head_without_keywords_hears_none_and_a_branch_has_to_exist(tmp_path: 
         ask(parallel, world.index, world.query, branch="cascaded")
 
 
-def test_the_command_prints_ranks_ids_cosines_and_keywords(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_command_prints_images_and_keywords(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--index", str(world.folder / "idx"), "--top_k", "3", "--neighbours", "1", "--device", "cpu"]
     main([str(world.query), *options])
     answer = ask(world.model, world.index, world.query, top_k=3, neighbours=1)
@@ -53,7 +55,7 @@ def test_the_command_prints_ranks_ids_cosines_and_keywords(world: World, capsys:
     assert lines[0] == f"{world.query} ({answer.seconds:.2f} s)"
     for line, hit in zip(lines[2:5], answer.hits):
         assert line.split() == [str(hit.rank), f"{hit.cosine:.3f}", hit.id]
-    assert lines[5] == "keywords heard"
+    assert lines[5] == "keywords"
     assert answer.keywords is not None and len(lines) == 6 + len(answer.keywords)
     for line, word in zip(lines[6:], answer.keywords):
         start, dash, end, unit, subword, cosine = line.split()
@@ -61,7 +63,7 @@ def test_the_command_prints_ranks_ids_cosines_and_keywords(world: World, capsys:
         assert (dash, unit, subword) == ("-", "s", plain_subword(word.subwords[0]))
 
 
-def test_json_has_a_line_for_each_query(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_command_prints_json_lines(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     second = world.folder / "second.wav"
     soundfile.write(second, wave(20000, 3), 16000)
     main([str(world.query), str(second), "--index", str(world.folder / "idx"), "--json", "--device", "cpu", "--exact"])
@@ -86,6 +88,8 @@ def _recordings(folder: Path) -> None:
     good[100] = np.nan
     soundfile.write(folder / "nan.wav", good, 16000, subtype="FLOAT")
     soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "one.wav", wave(1, 1), 16000)
+    soundfile.write(folder / "short.wav", wave(960, 1), 16000)
     soundfile.write(folder / "silence.wav", np.zeros(16000), 16000)
     soundfile.write(folder / "long.wav", wave(4 * 16000, 1), 16000)
 
@@ -99,32 +103,88 @@ def _recordings(folder: Path) -> None:
         ("text.wav", "not readable as audio"),
         ("nan.wav", "NaN or infinite samples"),
         ("none.wav", "zero-length audio"),
-        ("silence.wav", "silence: every sample is zero. Record it again."),
-        ("long.wav", "4.0 s long, a query may have 3 s"),
+        ("one.wav", "0.000 s long. A query has at least 0.2 s."),
+        ("short.wav", "0.060 s long. A query has at least 0.2 s."),
+        ("silence.wav", "silence: every sample is zero"),
+        ("long.wav", "4.0 s long. A query has at most 3 s."),
     ],
 )
-def test_bad_audio_ends_in_one_line(
+def test_search_command_refuses_bad_audio(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
 ) -> None:
     _recordings(tmp_path)
-    query = tmp_path / name
+    file = tmp_path / name
     with pytest.raises(SystemExit) as ended:
-        main([str(query), "--index", str(world.folder / "idx"), "--max_seconds", "3", "--device", "cpu"])
+        main([str(file), "--index", str(world.folder / "idx"), "--max_seconds", "3", "--device", "cpu"])
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"error: {query}: {reason}") and said.err.count("\n") == 1
+    assert said.err.startswith(f"error: {file}: {reason}") and said.err.count("\n") == 1
 
 
-def test_a_missing_index_is_told_before_any_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_command_continues_after_a_bad_query(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_text("not audio")
+    with pytest.raises(SystemExit) as ended:
+        main([str(world.query), str(bad), str(world.query), "--index", str(world.folder / "idx"), "--json"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 1
+    assert [json.loads(line)["query"] for line in printed.out.splitlines()] == [str(world.query)] * 2
+    assert printed.err.startswith(f"error: {bad}: not readable as audio") and printed.err.count("\n") == 1
+
+
+def test_open_with_model_refuses_a_branch_the_model_lacks(world: World) -> None:
+    with pytest.raises(UserError, match=r"^--branch parallel: \S*best has only the branch cascaded$"):
+        open_with_model(world.folder / "idx", branch="parallel", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["x.wav"], "either --index or --demo is needed"),
+        (["x.wav", "--index", "idx", "--demo"], "either --index or --demo is needed"),
+        (["--index", "idx"], "QUERY.wav is needed"),
+        (["x.wav", "--index", "idx", "--top_k", "0"], "--top_k and --neighbours must be at least 1"),
+        (["x.wav", "--index", "idx", "--max_seconds", "nan"], "--max_seconds must be above 0"),
+    ],
+)
+def test_search_command_refuses_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], reason: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {reason}\n"
+
+
+def test_demo_uses_the_mini_model_and_its_files(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("speechclip.checkpoint.pretrained.mini_folder", lambda: tmp_path / "hybrid", raising=False)
+    with pytest.raises(SystemExit):
+        main(["--demo"])
+    assert capsys.readouterr().err == f"error: {tmp_path}/demo/index/index.json: is missing\n"
+    shutil.copytree(world.folder / "idx", tmp_path / "demo" / "index")
+    (tmp_path / "demo" / "queries").mkdir()
+    shutil.copy(world.query, tmp_path / "demo" / "queries" / "one.flac")
+    loaded: list[str] = []
+    monkeypatch.setattr(query, "load_for_search", lambda path, device: loaded.append(path) or world.model)
+    main(["--demo", "--json", "--top_k", "2"])
+    (answer,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert loaded == ["mini"]
+    assert answer["query"] == str(tmp_path / "demo" / "queries" / "one.flac")
+    assert len(answer["results"]) == 2
+
+
+def test_search_command_opens_the_index_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["x.wav", "--index", "nowhere", "--model", "nowhere"])
     assert capsys.readouterr().err == (
-        "error: nowhere/index.json: no such file; an index is made by: speechclip index\n"
+        "error: nowhere/index.json: is missing. Create an index with: speechclip index\n"
     )
 
 
-def test_subwords_without_their_marks() -> None:
+def test_plain_subword_has_no_marks() -> None:
     assert [plain_subword(word) for word in ("dog</w>", "\u2581dog", "do", "\u2581", "</w>")] == [
         "dog", "dog", "do", "\u2581", "</w>",
     ]  # fmt: skip

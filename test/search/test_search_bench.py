@@ -1,4 +1,4 @@
-"""The benchmark of large indexes: its vectors are what it says, and it runs from end to end."""
+"""The benchmark of large indexes and the load test of the server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asking import World
 
 from speechclip.data.embeddings import save_embeddings
 
@@ -28,7 +29,7 @@ def bench() -> Any:
     return module
 
 
-def test_vectors_are_unit_differ_and_stay_in_the_span_of_the_real_ones(bench: Any) -> None:
+def test_mix_stays_in_the_span_of_the_real_vectors(bench: Any) -> None:
     real = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 5)))[0].T.astype(np.float32)  # 5 in 12 dimensions
     made = bench.mix(real, 300, 1)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
@@ -39,7 +40,7 @@ def test_vectors_are_unit_differ_and_stay_in_the_span_of_the_real_ones(bench: An
     assert (np.sort(made @ real.T, axis=1)[:, -1] > 0.5).all()  # near one of the real ones
 
 
-def test_it_prints_build_memory_latency_and_recall(tmp_path: Path) -> None:
+def test_bench_prints_memory_latency_and_recall(tmp_path: Path) -> None:
     save_embeddings(
         tmp_path / "real.npz", [str(i) for i in range(60)], np.random.default_rng(0).standard_normal((60, 16))
     )
@@ -56,3 +57,16 @@ def test_it_prints_build_memory_latency_and_recall(tmp_path: Path) -> None:
     assert [row[1:4] for row in rows] == [["held-out images", "20", "1.000"], ["real", "20", "1.000"]]
     assert all(float(cell) >= 0 for row in rows for cell in row[4:6])  # milliseconds, rounded
     assert list(tmp_path.iterdir()) == [tmp_path / "real.npz"]
+
+
+@pytest.mark.slow
+def test_load_test_passes(world: World) -> None:
+    pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
+    words = ["--index", world.folder / "idx", "--query", world.query, "--number", "60"]
+    ended = subprocess.run(
+        [sys.executable, SCRIPT.with_name("search_load.py"), *words, "--idle", "30", "--unfinished", "4"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert "good queries: 40 of 40 answered" in ended.stdout
+    assert "malformed requests: 20, wrong answers: 0" in ended.stdout and "0 tracebacks, 1 lines" in ended.stdout

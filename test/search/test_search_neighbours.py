@@ -27,13 +27,13 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def clustered(count: int, seed: int, dim: int = 24) -> np.ndarray:
-    """Unit vectors around 40 centres, as embeddings of images are: neighbours lie in more than one list."""
+    """Unit vectors around 40 centres, as embeddings of images are: neighbours are in several lists."""
     centres = np.random.default_rng(0).standard_normal((40, dim))
     rng = np.random.default_rng(seed)
     return unit(centres[rng.integers(40, size=count)] + 1.5 * rng.standard_normal((count, dim)))
 
 
-def test_exact_search_by_hand() -> None:
+def test_exact_search_finds_the_nearest() -> None:
     vectors = np.array([[1, 0], [0, 1], [0.6, 0.8], [-1, 0]], dtype=np.float32)
     rows, cosines = exact_search(vectors, np.array([[1, 0], [0, 1]], dtype=np.float32), 3)
     assert rows.tolist() == [[0, 2, 1], [1, 2, 0]]
@@ -42,9 +42,9 @@ def test_exact_search_by_hand() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 20), st.integers(0, 10_000))
-def test_exact_search_is_a_stable_sort_whatever_the_blocks(count: int, top_k: int, block: int, seed: int) -> None:
+def test_exact_search_is_a_stable_sort_for_any_block(count: int, top_k: int, block: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    vectors = rng.integers(-2, 3, (count, 3)).astype(np.float16)  # small integers: many ties, no rounding
+    vectors = rng.integers(-2, 3, (count, 3)).astype(np.float16)  # small integers give many ties and no rounding
     queries = rng.integers(-2, 3, (4, 3)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbours, "BLOCK", block)
@@ -55,17 +55,17 @@ def test_exact_search_is_a_stable_sort_whatever_the_blocks(count: int, top_k: in
     np.testing.assert_array_equal(products, np.take_along_axis(wanted, order, axis=1))
 
 
-def test_looking_into_every_list_finds_what_exact_search_finds() -> None:
+def test_inverted_file_with_all_lists_is_exact() -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
     vectors, queries = clustered(3000, 1), clustered(20, 2)
     searcher = InvertedFile(build_inverted_file(vectors, 30, seed=0), vectors, probes=30)
     rows, cosines = searcher.search(queries, 10)
     true_rows, true_cosines = exact_search(vectors, queries, 10)
-    np.testing.assert_array_equal(rows, true_rows)  # 8 bits choose the shortlist, the vectors themselves rank it
+    np.testing.assert_array_equal(rows, true_rows)  # the shortlist is ranked with the vectors themselves
     np.testing.assert_allclose(cosines, true_cosines, atol=1e-6)
 
 
-def test_a_few_lists_find_nearly_all_and_fewer_find_less() -> None:
+def test_inverted_file_recall_grows_with_the_lists() -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
     vectors, queries = clustered(6000, 1), clustered(100, 2)
     true = exact_search(vectors, queries, 10)[0]
@@ -77,7 +77,7 @@ def test_a_few_lists_find_nearly_all_and_fewer_find_less() -> None:
     assert recall[2] > 0.95
 
 
-def test_the_same_seed_gives_the_same_lists() -> None:
+def test_inverted_file_depends_on_the_seed() -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
     vectors, queries = clustered(2000, 1), clustered(10, 2)
     found = [
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_lists() -> None:
     assert not np.array_equal(found[0], found[2])
 
 
-def test_a_list_too_short_gives_fewer_rows() -> None:
+def test_inverted_file_with_short_lists_finds_fewer() -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
     vectors = unit(np.array([[1, 0], [0.9, 0.1], [-1, 0], [-1, 0.1], [-1, 0.2]]))
     rows, _ = InvertedFile(build_inverted_file(vectors, 2, seed=0), vectors, 1).search(vectors[:1], 4)
@@ -96,13 +96,13 @@ def test_a_list_too_short_gives_fewer_rows() -> None:
 
 
 @pytest.mark.parametrize("lists", [0, 11])
-def test_more_lists_than_vectors_are_refused(lists: int) -> None:
+def test_build_refuses_more_lists_than_vectors(lists: int) -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
-    with pytest.raises(UserError, match=f"--lists: {lists}, for 10 vectors it has to be 1 to 10"):
+    with pytest.raises(UserError, match=f"--lists: {lists} is not 1 to 10, the number of vectors"):
         build_inverted_file(clustered(10, 0), lists, seed=0)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_read_inverted_file_names_a_damaged_file(tmp_path: Path) -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
     path = tmp_path / "lists.faiss"
     write_inverted_file(build_inverted_file(clustered(100, 0), 4, seed=0), path)
@@ -113,12 +113,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             read_inverted_file(bad)
 
 
-def test_without_faiss_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_without_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(UserError, match=r'faiss is not installed: tools/install.sh --extras "search"'):
+    with pytest.raises(UserError, match=r'faiss is not installed. Install it with: tools/install.sh --extras "search"'):
         build_inverted_file(clustered(10, 0), 2, seed=0)
 
 
-def test_defaults_grow_with_the_index() -> None:
+def test_default_lists_and_probes() -> None:
     assert [default_lists(count) for count in (1, 10_000, 1_000_000)] == [2, 200, 2000]
     assert [default_probes(lists) for lists in (1, 200, 2000)] == [1, 32, 101]

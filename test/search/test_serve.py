@@ -1,13 +1,16 @@
-"""The server: what it answers, what it refuses, and that no file but the index's thumbnails and the page leaves it."""
+"""The server: its answers and refusals, its limits, and that it serves only the page and the thumbnails."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import json
+import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def address(world: World) -> Iterator[str]:
 def request(
     address: str, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an answer; the path goes out as it is, dots and all."""
+    """Send a request and return status, headers and body. The path is sent as it is."""
     connection = http.client.HTTPConnection(address, timeout=60)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -52,7 +55,7 @@ def error_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
     return answer[0], json.loads(answer[2])["error"]
 
 
-def test_a_query_is_answered_as_the_library_answers_it(world: World, address: str) -> None:
+def test_server_answers_as_the_library_does(world: World, address: str) -> None:
     status, _, body = request(address, "POST", "/search", world.query.read_bytes())
     found = json.loads(body)
     wanted = ask(world.model, world.index, world.query, top_k=4, neighbours=2).as_dict()
@@ -61,7 +64,7 @@ def test_a_query_is_answered_as_the_library_answers_it(world: World, address: st
     assert [(e["rank"], e["id"], e["cosine"]) for e in found["results"]] == [
         (e["rank"], e["id"], e["cosine"]) for e in wanted["results"]
     ]
-    assert set(found["results"][0]) == {"rank", "id", "cosine", "thumbnail"}  # and not where the image lies
+    assert set(found["results"][0]) == {"rank", "id", "cosine", "thumbnail"}  # no path of the image
     assert str(world.folder) not in body.decode()
     assert max(found["peaks"]) == 1 and len(found["peaks"]) == serve.PEAKS
     for entry in found["results"]:
@@ -72,7 +75,7 @@ def test_a_query_is_answered_as_the_library_answers_it(world: World, address: st
         assert (status, headers["content-type"], picture) == (200, "image/jpeg", thumbnail.read_bytes())
 
 
-def test_the_page_may_load_nothing_from_elsewhere(address: str) -> None:
+def test_page_loads_nothing_from_other_hosts(address: str) -> None:
     for path in serve.PAGE:
         status, headers, body = request(address, "GET", path)
         assert status == 200
@@ -80,7 +83,7 @@ def test_the_page_may_load_nothing_from_elsewhere(address: str) -> None:
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert headers["x-content-type-options"] == "nosniff"
     assert json.loads(request(address, "GET", "/info")[2]) == {
-        "images": 6, "head": "cascaded", "keywords": True, "max_seconds": 6.0, "max_bytes": 300_000,
+        "images": 6, "keywords": True, "min_seconds": 0.2, "max_seconds": 6.0, "max_bytes": 300_000,
     }  # fmt: skip
 
 
@@ -90,18 +93,20 @@ def test_the_page_may_load_nothing_from_elsewhere(address: str) -> None:
         "/index.json", "/items.json", "/vectors.npy", "/thumbnails/../index.json", "/thumbnails/..%2findex.json",
         "/thumbnails/%2e%2e/index.json", "/../../../../../../etc/passwd", "//etc/passwd", "/thumbnails//etc/passwd",
         "/thumbnails/0000/0000000.jpg", "/thumbnails/0%00", "/thumbnails/6", "/thumbnails/-1", "/thumbnails/",
-        "/thumbnails/999999999999", "/page/page.js", "/page.js/../../serve.py", "/serve.py", "/file=/etc/passwd",
+        "/thumbnails/999999999999", f"/thumbnails/{'9' * 4301}",
+        "/thumbnails/%C2%B2",
+        "/thumbnails/1.0", "/page/page.js", "/page.js/../../serve.py", "/serve.py", "/file=/etc/passwd",
         "/static/../index.json", "/search",
     ],
 )  # fmt: skip
-def test_no_other_file_is_served(address: str, path: str) -> None:
+def test_server_serves_no_other_file(address: str, path: str) -> None:
     status, headers, body = request(address, "GET", path)
     assert status in (404, 405)
     assert b"root:" not in body and b'"ids"' not in body and len(body) < 100
     assert "content-security-policy" in headers
 
 
-def test_a_thumbnail_that_is_a_link_out_of_the_index_is_not_served(world: World, address: str) -> None:
+def test_server_refuses_a_thumbnail_outside_the_index(world: World, address: str) -> None:
     thumbnail = world.index.thumbnail(5)
     assert thumbnail is not None
     kept = thumbnail.read_bytes()
@@ -113,83 +118,168 @@ def test_a_thumbnail_that_is_a_link_out_of_the_index_is_not_served(world: World,
     assert request(address, "GET", "/thumbnails/5")[0] == 200
 
 
-def test_uploads_are_limited_in_size_before_they_are_read(address: str) -> None:
+def test_server_limits_the_size_of_uploads(address: str) -> None:
     assert error_of(request(address, "POST", "/search", b"x" * 300_001)) == (413, "larger than 0.3 MB")
     parts = (b"x" * 100_000 for _ in range(4))
     assert error_of(request(address, "POST", "/search", parts, Transfer_Encoding="chunked"))[0] == 413
     connection = http.client.HTTPConnection(address, timeout=60)
     connection.putrequest("POST", "/search")
     connection.putheader("Content-Length", str(10**12))
-    connection.endheaders(b"x")  # the rest is never sent, and not waited for
+    connection.endheaders(b"x")  # the rest is never sent
     assert connection.getresponse().status == 413
     connection.close()
 
 
-def test_bad_recordings_are_explained_without_a_path(tmp_path: Path, world: World, address: str) -> None:
+def test_server_explains_bad_recordings(tmp_path: Path, world: World, address: str) -> None:
     def upload(samples: np.ndarray, rate: int = 16000, **options: str) -> tuple[int, str]:
         soundfile.write(tmp_path / "x", samples, rate, format="WAV", **options)
         return error_of(request(address, "POST", "/search", (tmp_path / "x").read_bytes()))
 
+    def check(answer: tuple[int, str], reason: str) -> None:
+        assert answer[0] == 422 and answer[1].startswith(f"the recording: {reason}")
+
     tone = np.sin(np.arange(7 * 8000)).astype(np.float32)
-    assert upload(tone, 8000) == (422, "the recording: 7.0 s long, a query may have 6 s")
-    assert upload(np.zeros(8000)) == (422, "the recording: silence: every sample is zero. Record it again.")
-    assert upload(tone[:9000].reshape(-1, 9)) == (422, "the recording: 9 channels at 16000 Hz, 8 at 192000 at most")
-    assert upload(np.full(800, np.nan), subtype="FLOAT") == (422, "the recording: NaN or infinite samples. Write the file again.")
+    check(upload(tone, 8000), "7.0 s long. A query has at most 6 s.")
+    check(upload(tone[:1]), "0.000 s long. A query has at least 0.2 s.")
+    check(upload(tone[:960]), "0.060 s long. A query has at least 0.2 s.")
+    check(upload(np.zeros(8000)), "silence: every sample is zero")
+    check(upload(tone[:9000].reshape(-1, 9)), "9 channels at 16000 Hz. At most 8 channels at 192000 Hz are supported.")
+    check(upload(np.full(8000, np.nan), subtype="FLOAT"), "NaN or infinite samples")
     whole = world.query.read_bytes()
-    status, reason = error_of(request(address, "POST", "/search", whole[: len(whole) // 2]))
-    assert status == 422 and reason.startswith("the recording: truncated or corrupt audio")
-    assert error_of(request(address, "POST", "/search", b"hello")) == (
-        422, "the recording: not readable as audio (Format not recognised). Convert the file to wav or flac.",
-    )  # fmt: skip
+    check(error_of(request(address, "POST", "/search", whole[: len(whole) // 2])), "truncated or corrupt audio")
+    check(error_of(request(address, "POST", "/search", b"hello")), "not readable as audio (Format not recognised)")
     assert error_of(request(address, "POST", "/search", b"")) == (422, "an empty recording")
 
 
-def test_nothing_of_a_recording_is_kept(world: World, address: str, monkeypatch: Any, tmp_path: Path) -> None:
+def test_server_keeps_no_recording(world: World, address: str, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for body in (world.query.read_bytes(), b"hello"):
         request(address, "POST", "/search", body)
         assert list(tmp_path.iterdir()) == []
 
 
-def test_other_sites_and_other_names_are_refused(world: World, address: str) -> None:
+def test_server_refuses_other_sites_and_host_names(world: World, address: str) -> None:
     port, query = address.split(":")[1], world.query.read_bytes()
     assert request(address, "GET", "/info", Host=f"localhost:{port}")[0] == 200
-    assert request(address, "GET", "/info", Host=f"evil.example:{port}")[0] == 400  # a name that was made to point here
+    assert request(address, "GET", "/info", Host=f"evil.example:{port}")[0] == 400  # DNS rebinding
     assert request(address, "POST", "/search", query, Origin=f"http://{address}")[0] == 200
     assert request(address, "POST", "/search", query, Origin="http://evil.example")[0] == 403
     assert request(address, "POST", "/search", query, Sec_Fetch_Site="cross-site")[0] == 403
 
 
-def test_queries_wait_for_one_another_but_not_without_end(world: World, monkeypatch: Any) -> None:
-    service = Service(world.model, world.index, LIMITS)
-    inside, go, at_once = threading.Event(), threading.Event(), []
+def test_server_answers_all_queries_one_at_a_time(world: World, monkeypatch: Any) -> None:
+    at_once, most = [0], [0]
+    answer = Service.answer_recording
 
-    def slow(path: Path) -> dict[str, Any]:
-        at_once.append(1)
-        inside.set()
-        go.wait(30)
-        return {}
+    def counted(self: Service, recording: bytes) -> dict[str, Any]:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        try:
+            return answer(self, recording)
+        finally:
+            at_once[0] -= 1
 
-    monkeypatch.setattr(service, "_answer", slow)
-    threads = [threading.Thread(target=service.answer, args=(b"x",)) for _ in range(serve.WAITING + 1)]
-    for thread in threads:
-        thread.start()
-    assert inside.wait(30)
-    deadline = time.monotonic() + 30
-    while service._waiting._value:  # until all have come in
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert len(at_once) == 1
-    with pytest.raises(serve.HTTPException, match="too many queries"):
-        service.answer(b"x")
-    go.set()
-    for thread in threads:
-        thread.join(30)
-    assert len(at_once) == serve.WAITING + 1
-    assert service.answer(b"x") == {}
+    monkeypatch.setattr(Service, "answer_recording", counted)
+    query = world.query.read_bytes()
+    with serving(make_app(world.model, world.index, LIMITS)) as where, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: request(where, "POST", "/search", query), range(24)))
+    assert [status for status, _, _ in answers] == [200] * 24
+    assert most == [1]
 
 
-def test_it_listens_on_this_machine_alone_unless_told_otherwise() -> None:
+@pytest.mark.parametrize(("name", "value", "refusals"), [
+    ("QUEUE_SECONDS", 0.2, 2), ("MAX_WAITING", 1, 1), ("MAX_UPLOADS", 0, 3),
+])  # fmt: skip
+def test_busy_server_answers_503_with_retry_after(
+    world: World, monkeypatch: Any, name: str, value: float, refusals: int
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(Service, "answer_recording", lambda self, recording: {"done": go.wait(60)})
+    monkeypatch.setattr(serve, name, value)
+    query = world.query.read_bytes()
+    with serving(make_app(world.model, world.index, LIMITS)) as where, ThreadPoolExecutor(3) as pool:
+        answers = as_completed([pool.submit(request, where, "POST", "/search", query) for _ in range(3)])
+        for answer in itertools.islice(answers, refusals):
+            status, headers, body = answer.result()
+            assert status == 503 and headers["retry-after"] == str(serve.RETRY_SECONDS)
+            assert json.loads(body)["error"] == "too many queries at the same time. Try again in a moment."
+        go.set()
+        assert [answer.result()[0] for answer in answers] == [200] * (3 - refusals)
+
+
+def _closed_after(address: str, sent: bytes, seconds: float) -> bytes:
+    """Send part of a request and return the bytes that come until the server closes the connection."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as client:
+        client.sendall(sent)
+        received = b""
+        while part := client.recv(4096):
+            received += part
+    return received
+
+
+def test_server_closes_connections_without_a_request(world: World, monkeypatch: Any) -> None:
+    monkeypatch.setattr(serve, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    with serving(make_app(world.model, world.index, LIMITS)) as where:
+        assert _closed_after(where, b"", 10) == b""
+        assert _closed_after(where, b"GET /info HTTP/1.1\r\nHost: loc", 10) == b""
+        whole = b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        received = _closed_after(where, whole + b"GET /info HT", 10)  # also after the first request of a connection
+        assert received.startswith(b"HTTP/1.1 200 OK") and received.count(b"HTTP/1.1") == 1
+        head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+        assert _closed_after(where, head + b"x", 10).startswith(b"HTTP/1.1 408 ")
+
+
+def test_server_closes_the_oldest_idle_connection(world: World, monkeypatch: Any) -> None:
+    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 5)
+    with serving(make_app(world.model, world.index, LIMITS)) as where, contextlib.ExitStack() as stack:
+        host, port = where.split(":")
+        idle = [stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(12)]
+        assert request(where, "POST", "/search", world.query.read_bytes())[0] == 200
+        assert [client.recv(1) for client in idle[:8]] == [b""] * 8  # closed
+        idle[-1].sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle[-1].recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"), [(1024, 924), (20_000, serve.MAX_CONNECTIONS), (50, 1), (-1, serve.MAX_CONNECTIONS)]
+)
+def test_max_connections_follow_the_open_files(monkeypatch: Any, files: int, connections: int) -> None:
+    monkeypatch.setattr(serve.resource, "getrlimit", lambda kind: (files, -1))  # -1: no limit
+    assert serve.max_connections() == connections
+
+
+def test_disconnecting_client_causes_no_traceback(world: World, capfd: Any, caplog: Any) -> None:
+    query = world.query.read_bytes()
+    with serving(make_app(world.model, world.index, LIMITS)) as where:
+        host, port = where.split(":")
+        head = f"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(query)}\r\n\r\n".encode()
+        for sent in (head, head + query[:1000], head + query):
+            with socket.create_connection((host, int(port)), timeout=10) as client:
+                client.sendall(sent)
+        assert request(where, "POST", "/search", query)[0] == 200  # the requests above were handled before
+    assert "Traceback" not in capfd.readouterr().err and not [one for one in caplog.records if one.exc_info]
+
+
+def test_server_finds_undecodable_file_names(world: World, monkeypatch: Any) -> None:
+    name = os.fsdecode(b"z\xff.png")
+    monkeypatch.setattr(world.index, "ids", [name] * len(world.index))
+    with serving(make_app(world.model, world.index, LIMITS)) as where:
+        status, _, body = request(where, "POST", "/search", world.query.read_bytes())
+    assert status == 200 and json.loads(body)["results"][0]["id"] == name
+
+
+def test_server_accepts_the_host_name_of_a_proxy(world: World) -> None:
+    app = make_app(world.model, world.index, LIMITS, allowed_hosts=["search.example"])
+    query = world.query.read_bytes()
+    with serving(app) as where:
+        assert request(where, "GET", "/info", Host="search.example")[0] == 200
+        assert request(where, "POST", "/search", query, Origin="https://search.example")[0] == 200
+        assert request(where, "POST", "/search", query, Origin="https://other.example")[0] == 403
+
+
+def test_listen_on_refuses_a_port_in_use() -> None:
     with listen_on("127.0.0.1", 0) as bound:
         assert bound.getsockname()[0] == "127.0.0.1"
         bound.listen()
@@ -200,7 +290,7 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise() -> None:
         listen_on("no.such.host.invalid", 0).__enter__()
 
 
-def test_the_command_serves_on_loopback_by_default(world: World, monkeypatch: Any, capsys: Any) -> None:
+def test_serve_command_uses_loopback_by_default(world: World, monkeypatch: Any, capsys: Any) -> None:
     seen: list[tuple[Any, socket.socket, str]] = []
     monkeypatch.setattr(serve, "run", lambda app, bound: seen.append((app, bound, bound.getsockname()[0])))
     main(["--index", str(world.folder / "idx"), "--port", "0", "--device", "cpu"])
@@ -211,18 +301,22 @@ def test_the_command_serves_on_loopback_by_default(world: World, monkeypatch: An
     ("words", "reason"),
     [
         (["--port", "70000"], "--port: 70000 is not 0 to 65535"),
-        (["--max_seconds", "0"], "--top_k and --neighbours are at least 1, --max_seconds"),
-        (["--port", "0"], "nowhere/index.json: no such file"),
+        (["--top_k", "0"], "--top_k and --neighbours must be at least 1"),
+        (["--max_seconds", "0"], "--max_seconds must be above 0 and at most 3600"),
+        (["--max_seconds", "nan"], "--max_seconds must be above 0 and at most 3600"),
+        (["--max_megabytes", "inf"], "--max_seconds must be above 0 and at most 3600"),
+        (["--demo"], "either --index or --demo is needed"),
+        (["--port", "0"], "nowhere/index.json: is missing"),
     ],
 )
-def test_mistakes_end_in_one_line(capsys: Any, words: list[str], reason: str) -> None:
+def test_serve_command_refuses_mistakes(capsys: Any, words: list[str], reason: str) -> None:
     with pytest.raises(SystemExit):
         main(["--index", "nowhere", *words])
     said = capsys.readouterr().err
     assert said.startswith(f"error: {reason}") and said.count("\n") == 1
 
 
-def test_peaks_by_hand() -> None:
+def test_peaks_are_relative_to_the_largest() -> None:
     assert peaks(np.array([0.0, -0.5, 0.25])) == [0, 1, 0.5]
     long = np.zeros(serve.PEAKS * 10)
     long[25], long[-1] = -0.4, 0.8

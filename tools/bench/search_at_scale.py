@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures an index of many images: time and memory to build it, time of a query, recall@10 against exact search.
+"""Measure an index of many images: time and memory to build it, time of a query, recall@10 against exact search.
 
-The vectors are made from real embeddings: each is a point between two of them, moved along the difference of two more,
-w a + (1 - w) b + p (c - d), w from 0.5 to 1 and p up to 0.3, made unit. A tenth of the real ones is held out; queries
-are made of these alone, in the same way. --queries adds others, e.g. embeddings of captions, which lie apart from
-images as spoken queries do. Exact search is over the vectors in single precision. Queries come one at a time, in a
-process that has opened the index and nothing else; speech encoding is not part of it.
+The vectors are made from real embeddings: w a + (1 - w) b + p (c - d), L2-normalised, with four random real embeddings
+a to d, w from 0.5 to 1 and p up to 0.3. A tenth of the real embeddings is held out, and the queries are made only from
+these. --queries adds other queries, such as embeddings of captions, which are far from images as spoken queries are.
+Exact search uses the vectors in single precision. The queries are sent one at a time, in a process that has only the
+index open. The time does not include the encoding of speech.
 
 Usage: tools/bench/search_at_scale.py --embeddings NPZ [--queries NPZ] [--count 1000000] [--number 1000] [--threads 2]
        [--lists 0] [--probes 0 64 ...] [--seed 0] [--out DIR]
@@ -36,7 +36,7 @@ GB = 1e9
 
 
 def mix(real: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """``count`` unit vectors [count, D] interpolated and perturbed from unit vectors [N, D]."""
+    """Return ``count`` unit vectors [count, D], interpolated and perturbed from unit vectors [N, D]."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -52,13 +52,13 @@ def mix(real: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def resident(kind: str) -> float:
-    """GB of this process in memory: "RssAnon" its own, "RssFile" of mapped files, which the system can drop."""
+    """Return the memory of this process in GB: "RssAnon" is its own, "RssFile" is mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 / GB for line in lines if line.startswith(f"{kind}:"))
 
 
 def measure(folder: str, asked: dict[str, np.ndarray], probes: list[int], threads: int) -> dict[str, Any]:
-    """Open an index and ask the queries one by one, for each number of probes: rows found, milliseconds, memory."""
+    """Open an index and search it with every query, for each number of probes. Return rows, times and memory."""
     import numpy as np
 
     from speechclip.search.index import ImageIndex
@@ -85,7 +85,7 @@ def measure(folder: str, asked: dict[str, np.ndarray], probes: list[int], thread
 
 
 def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Make vectors and index; returns figures of the build, the queries by name, and the true neighbours of each."""
+    """Make the vectors and the index. Return figures of the build, the queries by name, and their true neighbours."""
     import numpy as np
 
     from speechclip.data.embeddings import load_embeddings
@@ -96,7 +96,7 @@ def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[
     order = np.random.default_rng(args.seed).permutation(len(real))
     held = max(4, round(HELD_OUT * len(real)))
     if len(real) - held < 4:
-        raise UserError(f"{args.embeddings}: {len(real)} embeddings; 8 at least are needed")
+        raise UserError(f"{args.embeddings}: {len(real)} embeddings. At least 8 are needed.")
     vectors = mix(real[order[held:]], args.count, args.seed + 1)
     asked = {"held-out images": mix(real[order[:held]], args.number, args.seed + 2)}
     if args.queries:
@@ -115,16 +115,16 @@ def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[
 
 
 def show(figures: dict[str, Any], found: dict[str, Any], truth: dict[str, np.ndarray]) -> None:
-    """Print what was measured."""
+    """Print the measurements."""
     import numpy as np
 
     info = figures["info"]
     print(f"{info.count:,} vectors of {info.dim} dimensions, {info.kind}, {info.lists} lists")
     print(f"build: {figures['seconds']:.0f} s ({figures['computed']:.0f} s of processor time), {found['disk']:.2f} GB;")
-    print(f"  {figures['peak']:.2f} GB in memory at most, {figures['vectors']:.2f} GB of them the vectors handed in")
+    print(f"  {figures['peak']:.2f} GB in memory at most, {figures['vectors']:.2f} GB of them the input vectors")
     print(f"open: {found['open']:.1f} s; searching: {found['own']:.2f} GB own, {found['mapped']:.2f} GB mapped")
     print(f"exact search over single precision, queries in one batch: {figures['exact_ms']:.0f} ms a query\n")
-    print("| lists looked into | queries | number | recall@10 | median ms | p95 ms | median processor ms |")
+    print("| lists searched | queries | number | recall@10 | median ms | p95 ms | median processor ms |")
     print("|---:|---|---:|---:|---:|---:|---:|")
     for probes, name, rows, took in found["asked"]:
         hits = [len(set(row) & set(true)) / len(true) for row, true in zip(rows.tolist(), truth[name].tolist())]
@@ -134,22 +134,26 @@ def show(figures: dict[str, Any], found: dict[str, Any], truth: dict[str, np.nda
 
 @exit_on_user_error
 def main() -> None:
-    """Build, ask, print a table."""
+    """Build the index, search it and print a table."""
     parser = ArgumentParser(prog="search_at_scale.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--embeddings", required=True, metavar="NPZ", help="real embeddings (ids, embeddings)")
-    parser.add_argument("--queries", default="", metavar="NPZ", help="further queries, asked as they are")
+    parser.add_argument("--queries", default="", metavar="NPZ", help="further queries")
     parser.add_argument("--count", type=int, default=1_000_000, help="number of vectors")
-    parser.add_argument("--number", type=int, default=1000, help="number of queries of a kind")
-    parser.add_argument("--threads", type=int, default=2, help="cores used, for building too")
+    parser.add_argument("--number", type=int, default=1000, help="number of queries of each kind")
+    parser.add_argument("--threads", type=int, default=2, help="number of cores, also to build the index")
     parser.add_argument("--lists", type=int, default=0, help="see speechclip index")
-    parser.add_argument("--probes", type=int, nargs="+", default=[0], help="see speechclip index; each is measured")
-    parser.add_argument("--seed", type=int, default=0, help="of the vectors, the queries and the grouping")
-    parser.add_argument("--out", default="", metavar="DIR", help="where the index goes; a temporary folder if empty")
+    parser.add_argument(
+        "--probes", type=int, nargs="+", default=[0], help="see speechclip index; every number is measured"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the vectors, the queries and the lists")
+    parser.add_argument(
+        "--out", default="", metavar="DIR", help="parent of the temporary index; default: the system's folder"
+    )
     args = parser.parse_args()
     if min(args.count, args.number, args.threads) < 1:
-        parser.error("--count, --number and --threads are at least 1")
+        parser.error("--count, --number and --threads must be at least 1")
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
-    os.sched_setaffinity(0, cores)  # before numpy and faiss are imported: they count the cores they may use
+    os.sched_setaffinity(0, cores)  # numpy and faiss count the cores when they are imported
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(len(cores))
 
     from speechclip.common.provenance import commit

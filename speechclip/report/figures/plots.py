@@ -1,4 +1,4 @@
-"""Figures: hit rates by neighbours, attention over time, the joint space, and the curves of two runs."""
+"""Figures: hit rate by the number of neighbours, attention over time, the joint space, and two runs together."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _CONTROL_LINES = {"frequency_prior": ("frequency prior", ":"), "shuffled_speech"
 
 
 def sweep_curves(scores: Mapping[str, Any]) -> Figure:
-    """Hit rate of all keywords over the number of neighbours that count, with intervals, the prior and shuffled speech.
+    """Draw the hit rate of all keywords against the number of neighbours, with intervals and controls.
 
-    scores: the content of keywords.json with its "sweep", in which some number of neighbours was possible.
+    Args:
+        scores: the content of keywords.json. Its "sweep" must have at least one number of neighbours.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +49,7 @@ def sweep_curves(scores: Mapping[str, Any]) -> Figure:
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set(title="Hit rate by neighbours", xlabel="nearest subwords that count", ylabel="average hit rate in percent")
+    axes.set(title="Hit rate by neighbours", xlabel="number of nearest subwords", ylabel="average hit rate in percent")
     axes.set_ylim(0, 100)
     axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
     return figure
@@ -61,9 +62,14 @@ def attention_plot(
     names: Sequence[str],
     words: Sequence[AlignedWord],
 ) -> Figure:
-    """Waveform [N], spectrogram [bands, frames], every keyword's attention [K, T] over the same seconds, and the words.
+    """Draw the attention of every keyword under the waveform and the spectrogram, on one time axis.
 
-    names: the subword of every keyword. words: may be none.
+    Args:
+        wave: waveform [N], 16 kHz.
+        decibel: mel spectrogram [bands, frames] in dB.
+        attention: attention over the frames [K, T].
+        names: the nearest subword of every keyword, K.
+        words: the spoken words; may be empty.
     """
     from matplotlib.figure import Figure
 
@@ -95,7 +101,7 @@ def attention_plot(
 
 
 def joint_map(plane: Plane) -> Figure:
-    """Utterances and images in the plane of `projection.project`."""
+    """Draw utterances and images in the plane of `projection.project`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
@@ -112,7 +118,13 @@ def joint_map(plane: Plane) -> Figure:
 
 
 def paired_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, unit: str) -> Figure:
-    """A curve of steps and values for every run, by name."""
+    """Draw one curve per run.
+
+    Args:
+        curves: steps and values by the name of the run.
+        title: title of the figure.
+        unit: label of the vertical axis; "percent" sets the axis to 0 to 100.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")
@@ -126,7 +138,13 @@ def paired_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 
 
 def paired_bars(rows: Mapping[str, Mapping[str, float]], title: str, unit: str) -> Figure:
-    """A bar of every run beside each other for every name that any of them has."""
+    """Draw the values of two runs as bars side by side.
+
+    Args:
+        rows: values by name, by the name of the run. A run may lack a name.
+        title: title of the figure.
+        unit: label of the vertical axis; "percent" sets the axis to 0 to 100.
+    """
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in rows.values() for name in row))

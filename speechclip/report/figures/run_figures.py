@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RECALLS = {"R@1": BLUE, "R@5": SKY, "R@10": GREEN}
 KEYWORD_SCORES = {"clean": BLUE, "reference": SKY, "content_top1": ORANGE}
-#: Title and unit of a panel of the training figure, and its curves: label, keys in a metrics line, colour, line style.
+#: The panels of the training figure: title, unit and curves (label, keys in a metrics line, colour, line style).
 Curve = tuple[str, tuple[str, ...], str, str]
 PANELS: dict[tuple[str, str], tuple[Curve, ...]] = {
     ("Training loss", "loss"): (("loss", ("loss",), BLUE, "-"),),
@@ -37,10 +37,12 @@ Metrics = Sequence[Mapping[str, Any]]
 
 
 def write_figures(directory: str | Path) -> list[Path]:
-    """Draw what the files of a run allow into its ``figures/`` and return the files written.
+    """Draw the figures of a run into its ``figures/`` and return the files.
 
-    Reads metrics.jsonl, scores/retrieval.json and scores/keywords.json; what is missing is not drawn. Raises UserError
-    for a file that is not what it should be.
+    It reads metrics.jsonl, scores/retrieval.json and scores/keywords.json. A missing file gives no figure.
+
+    Raises:
+        UserError: a file is damaged or lacks a value.
     """
     folder = Path(directory)
     written: list[Path] = []
@@ -61,10 +63,13 @@ def write_figures(directory: str | Path) -> list[Path]:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a training log, one for each step and kind of line, in the order of the steps.
+    """Read a training log: one record per step and kind, in the order of the steps.
 
-    A training that was killed and resumed may have written a step twice, where the last line counts, and half a line,
-    which is passed over. Raises UserError when no line can be used.
+    A training that was killed and resumed may have logged a step twice; then the last line counts. A line that was cut
+    is ignored.
+
+    Raises:
+        UserError: the file has no usable line.
     """
     source = Path(path)
     latest: dict[tuple[float, bool], dict[str, Any]] = {}
@@ -75,12 +80,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             continue
     if not latest:
-        raise UserError(f"{source}: no line with a step; stage 3 writes them")
+        raise UserError(f"{source}: no line with a step. Train the model again.")
     return [latest[key] for key in sorted(latest)]
 
 
 def training_curves(metrics: Metrics) -> Figure:
-    """Loss, recall on dev, learning rate and temperature over the steps, those of them that were logged."""
+    """Draw the loss, recall on dev, learning rate and temperature against the steps, if they were logged."""
     from matplotlib.figure import Figure
 
     panels = _logged_panels(metrics)
@@ -92,7 +97,7 @@ def training_curves(metrics: Metrics) -> Figure:
 
 
 def training_panels(metrics: Metrics) -> dict[str, Figure]:
-    """The panels of `training_curves`, a figure each, by title."""
+    """Draw the panels of `training_curves` as separate figures, by title."""
     from matplotlib.figure import Figure
 
     figures = {}
@@ -103,7 +108,7 @@ def training_panels(metrics: Metrics) -> dict[str, Figure]:
 
 
 def last_values(metrics: Metrics, title: str) -> str:
-    """The last value of every curve of a panel, in words."""
+    """Describe the last value of every curve of a panel in words."""
     values = []
     for (name, _), curves in PANELS.items():
         for label, keys, _, _ in curves if name == title else ():
@@ -114,7 +119,7 @@ def last_values(metrics: Metrics, title: str) -> str:
 
 
 def _logged_panels(metrics: Metrics) -> list[tuple[str, str]]:
-    """The keys of PANELS that there are values of. Raises KeyError where there is none."""
+    """Return the keys of PANELS that have logged values. Raise KeyError if all lack them."""
     panels = [name for name, curves in PANELS.items() if any(series(metrics, c[1])[0] for c in curves)]
     if not panels:
         raise KeyError("loss")
@@ -136,13 +141,13 @@ def _draw_panel(axes: Axes, panel: tuple[str, str], metrics: Metrics) -> None:
 
 
 def best_step(metrics: Metrics) -> float | None:
-    """The step with the highest mean R@10 on dev, the first of several; None when dev was never scored."""
+    """Return the first step with the highest mean R@10 on dev, or None if dev was never scored."""
     steps, recalls = series(metrics, ("dev", "mean_R@10"))
     return steps[recalls.index(max(recalls))] if recalls else None
 
 
 def best_layer_weights(metrics: Metrics) -> tuple[float, list[float]] | None:
-    """Step and layer weights of the last line up to the best step that has them; None when no line has."""
+    """Return step and layer weights of the last line with weights up to the best step, or None without weights."""
     logged = [
         (float(record["step"]), list(record["layer_weights"])) for record in metrics if record.get("layer_weights")
     ]
@@ -152,7 +157,7 @@ def best_layer_weights(metrics: Metrics) -> tuple[float, list[float]] | None:
 
 
 def layer_weight_bars(metrics: Metrics) -> Figure:
-    """The learned weight of every hidden state of the speech encoder, and the uniform one that training began with."""
+    """Draw the learned weight of every hidden state of the speech encoder, and the uniform weight of the start."""
     from matplotlib.figure import Figure
 
     found = best_layer_weights(metrics)
@@ -172,7 +177,11 @@ def layer_weight_bars(metrics: Metrics) -> Figure:
 
 
 def retrieval_bars(scores: Mapping[str, Any]) -> Figure:
-    """R@1, R@5 and R@10 of every direction with 95% intervals, and chance as a line in each bar."""
+    """Draw R@1, R@5 and R@10 of every direction with 95% intervals, and chance as a line in each bar.
+
+    Args:
+        scores: the content of retrieval.json.
+    """
     from matplotlib.figure import Figure
 
     directions = [name for name, value in scores.items() if "->" in name and isinstance(value, Mapping)]
@@ -198,7 +207,11 @@ def retrieval_bars(scores: Mapping[str, Any]) -> Figure:
 
 
 def keyword_bars(scores: Mapping[str, Any]) -> Figure:
-    """Hit rate of every keyword and of all together by the three ways of counting, and the frequency prior as lines."""
+    """Draw the three hit rates of every keyword and of their average, with the controls as lines in each bar.
+
+    Args:
+        scores: the content of keywords.json.
+    """
     from matplotlib.figure import Figure
 
     names = list(scores["clean"])
@@ -216,7 +229,7 @@ def keyword_bars(scores: Mapping[str, Any]) -> Figure:
         marks = {"frequency prior": (prior, "black")}
         if "shuffled_speech" in scores:
             marks["shuffled speech"] = (scores["shuffled_speech"][score], RED)
-        for label, (row, shade) in marks.items():  # a rare keyword may be counted in none of them
+        for label, (row, shade) in marks.items():  # the controls may lack a rare keyword
             drawn = [(at, row[name]) for at, name in here if name in row]
             _mark(axes, [at for at, _ in drawn], [rate for _, rate in drawn], 0.27, shade, label, place == 0)
     if "avg" in names:
@@ -228,13 +241,13 @@ def keyword_bars(scores: Mapping[str, Any]) -> Figure:
 def _mark(
     axes: Axes, x: Sequence[float], y: Sequence[float], width: float, colour: str, label: str, first: bool
 ) -> None:
-    """A short horizontal line across each bar; only the first call of a figure is named in its legend."""
+    """Draw a short horizontal line across each bar. Only the first call gets an entry in the legend."""
     left, right = [at - width / 2 for at in x], [at + width / 2 for at in x]
     axes.hlines(y, left, right, color=colour, linewidth=1.8, label=label if first else "_")
 
 
 def _finish(axes: Axes, title: str, unit: str, groups: Sequence[str]) -> None:
-    """Title, percent axis, group names, and the legend above the bars."""
+    """Set the title, the percent axis, the names of the groups, and the legend above the bars."""
     entries = len(axes.get_legend_handles_labels()[1])
     axes.set_title(title, pad=20 + 16 * math.ceil(entries / 4))
     axes.set(ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
@@ -246,7 +259,7 @@ def _finish(axes: Axes, title: str, unit: str, groups: Sequence[str]) -> None:
 def _draw_curve(
     axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, colour: str, line: str
 ) -> None:
-    """One curve; a long one of losses is drawn pale with its running mean on top."""
+    """Draw a curve. A long loss curve is drawn pale, with its running mean on top."""
     window = len(values) // 50
     if window < 2 or label != "loss":
         marker = "." if len(values) < 30 else ""
@@ -261,7 +274,7 @@ def _draw_curve(
 
 
 def series(metrics: Metrics, keys: tuple[str, ...]) -> tuple[list[float], list[float]]:
-    """Steps and values of the lines that have a finite number under a chain of keys."""
+    """Return steps and values of the lines that have a finite number under a chain of keys."""
     steps, values = [], []
     for record in metrics:
         value: Any = record

@@ -1,4 +1,4 @@
-"""The look of all figures, and how one is written."""
+"""The style of all figures, and a function that writes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechclip.common.files import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart
+# The colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, RED, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#777777"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -28,7 +28,20 @@ STYLE: dict[Any, Any] = {
 
 
 def write_figure(source: Path, stem: Path, draw: Callable[[Any], Figure], content: Any) -> list[Path]:
-    """Draw and write both formats, each whole or not at all. UserError names the source where it lacks something."""
+    """Draw a figure and write it as SVG and PNG, each atomically.
+
+    Args:
+        source: the file that has the data, for the error.
+        stem: path of the figure without a suffix.
+        draw: draws ``content``.
+        content: the data.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the data lack a value that the figure needs.
+    """
     import matplotlib
 
     files = {}
@@ -36,7 +49,7 @@ def write_figure(source: Path, stem: Path, draw: Callable[[Any], Figure], conten
         try:
             figure = draw(content)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: cannot be drawn, {type(error).__name__}: {error}") from error
+            raise UserError(f"{source}: cannot be drawn: {type(error).__name__}: {error}") from error
         for suffix in (".svg", ".png"):
             buffer = io.BytesIO()
             metadata = {"Date": None} if suffix == ".svg" else None

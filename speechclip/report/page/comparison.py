@@ -1,4 +1,4 @@
-"""The page of two runs side by side: scores, the significance of their differences, curves, and where they differ."""
+"""The page of two runs: their scores, the significance of the differences, curves, and utterances that differ."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from speechclip.report.page.viewer import Gallery
 from speechclip.report.runs import Run
 from speechclip.report.tables import CONTROL, MIXED, OWN, Cell, Row, Table
 
-Test = Mapping[str, Any]  # what significance.paired_scores tells of a score
+Test = Mapping[str, Any]  # first, second, difference, ci95 and p of a score, see significance.paired_test
 Tests = Mapping[str, Mapping[str, Test]]
-CLEAR = 0.05  # p below this is marked
-#: Rows of the table of keyword scores: name, the score's name among the tests, its digits, and its place in the scores.
+SIGNIFICANT = 0.05  # rows with a smaller p are bold
+#: The rows of the table of keyword scores: name, key among the tests, digits, and keys in keywords.json.
 _KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
     *((name, name, 1, (name, "avg")) for name in ("clean", "reference", "content_top1")),
     *(
@@ -47,13 +47,13 @@ _KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
 
 
 def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Direction -> score -> first, second, difference and p of two runs: see `score_files.compare_rank_files`."""
+    """Test the retrieval scores of two runs. Return a test by direction and score: see `compare_rank_files`."""
     first, second = (run.directory / "scores" / "ranks.npz" for run in runs)
     return compare_rank_files(first, second, n=permutations, seed=seed)
 
 
 def keyword_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, Any]]:
-    """The same by the name of a keyword score: see `score_files.compare_keyword_files`. Empty where a run has none."""
+    """Test the keyword scores of two runs. Return a test by score: see `compare_keyword_files`; {} without keywords."""
     if any(run.keywords is None for run in runs):
         return {}
     first, second = (run.directory / "scores" / "keywords.npz" for run in runs)
@@ -64,7 +64,20 @@ def write_comparison(
     runs: Sequence[Run], eval_splits: Sequence[EvalSplit], tests: Tests, keywords: Mapping[str, Test], out: Path,
     each: int = 4, permutations: int = 10000,
 ) -> Path:  # fmt: skip
-    """Write the page of two runs. eval_splits: of the same split, with each run's speech. tests, keywords: see above."""
+    """Write the page of two runs.
+
+    Args:
+        runs: the two runs.
+        eval_splits: the split with the speech of each run.
+        tests: see :func:`paired_tests`.
+        keywords: see :func:`keyword_tests`.
+        out: the page.
+        each: number of utterances to show per run.
+        permutations: number of permutations of the tests, for the text.
+
+    Returns:
+        The page.
+    """
     names = run_names(runs)
     gallery, shown, heavy = _where_they_differ(eval_splits, names, each)
     pictures = gallery.pictures()
@@ -84,17 +97,21 @@ def write_comparison(
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """What to call two runs: their folders, with as much of what is above as tells them apart."""
+    """Return names for two runs: the shortest ends of their folders that differ.
+
+    Raises:
+        UserError: both are the same folder.
+    """
     folders = [run.directory.resolve() for run in runs]
     for depth in range(1, max(len(folder.parts) for folder in folders)):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if names[0] != names[1]:
             return names
-    raise UserError(f"{runs[0].directory}: compared with itself")
+    raise UserError(f"{runs[0].directory}: cannot be compared with itself. Give two runs.")
 
 
 def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests) -> list[Table]:
-    """A table for every direction: the scores of both runs with intervals, their difference and its p-value."""
+    """Return a table for every direction: the scores of both runs with intervals, the difference and its p-value."""
     tables = []
     for direction, scores in tests.items():
         rows = [run.retrieval.content.get(direction, {}).get("ci95", {}) for run in runs]
@@ -107,16 +124,16 @@ def significance_tables(runs: Sequence[Run], names: Sequence[str], tests: Tests)
 
 
 def _tested(name: str, cells: Sequence[Cell], test: Test | None, digits: int = 1) -> Row:
-    """The scores of two runs, the difference with its interval, and p; in bold where p is small."""
+    """Return the row of a score: both runs, the difference with its interval, and p. It is bold if p is small."""
     if test is None:
         return Row(name, [*cells, Cell(), Cell()], MIXED)
-    beside = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(test["p"], 4)]
-    return Row(name, [*cells, *beside], OWN if test["p"] < CLEAR else CONTROL)
+    tested = [cell(test["difference"], test["ci95"], digits, signed=True), Cell(test["p"], 4)]
+    return Row(name, [*cells, *tested], OWN if test["p"] < SIGNIFICANT else CONTROL)
 
 
 def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[str, Test]) -> Iterator[Table]:
-    """Every keyword score that both runs have, and its test where stage 5 kept what that takes."""
-    note = "Percent, or a cosine, of all keywords or words of the utterances that both runs were scored on."
+    """Yield the table of all keyword scores that both runs have, with the tests that are available."""
+    note = "Percent or cosines, over all keywords or words of the utterances that both runs were scored on."
     table = Table("Keywords", note, [*names, "difference", "p"])
     for name, key, digits, path in _KEYWORDS:
         test = tests.get(key)
@@ -131,18 +148,18 @@ def _keyword_tables(runs: Sequence[Run], names: Sequence[str], tests: Mapping[st
 
 
 def _value(run: Run, path: tuple[str, ...]) -> tuple[float | None, Any]:
-    """A keyword score and its interval; None where there is none. Intervals of named scores stand apart."""
+    """Return a keyword score and its interval; None if it is missing."""
     if run.keywords is None:
         return None, None
     row: Any = run.keywords.content
     for key in path[:-1]:
         row = row.get(key, {})
-    beside = run.keywords.content.get("ci95", {}).get(path[0], {}) if len(path) == 2 else row.get("ci95", {})
-    return row.get(path[-1]), beside.get(path[-1])
+    intervals = run.keywords.content.get("ci95", {}).get(path[0], {}) if len(path) == 2 else row.get("ci95", {})
+    return row.get(path[-1]), intervals.get(path[-1])
 
 
 def _drawings(runs: Sequence[Run], names: Sequence[str]) -> list[Drawing]:
-    """Training curves, layer weights and keyword hit rates of both, those that both have."""
+    """Return the training curves, layer weights and keyword hit rates, as far as both runs have them."""
     found = []
     logs = [run.directory / "metrics.jsonl" for run in runs]
     if all(log.exists() for log in logs):
@@ -185,14 +202,18 @@ def _titled(maker: Any, title: str, unit: str) -> Any:
 def _where_they_differ(
     eval_splits: Sequence[EvalSplit], names: Sequence[str], each: int
 ) -> tuple[Gallery, list[tuple[str, list[dict[str, Any]]]], dict[str, Any]]:
-    """The utterances whose image one run places much better than the other, by the ratio of the ranks."""
+    """Return the utterances whose image has a much better rank in one run than in the other, by the ratio of the ranks.
+
+    Returns:
+        The pictures, (name of the better run, utterances) for both runs, and the recordings.
+    """
     first, second = eval_splits
     if [u.id for u in first.utterances] != [u.id for u in second.utterances]:
-        raise UserError("the two runs were scored on other utterances")
+        raise UserError("the two runs were scored on different utterances. Score both on the same split.")
     gallery, owner, everything = Gallery(first), first.utterance_image, np.arange(len(first.images))
     ranks = [first_hit_ranks(m.speech, m.images, owner, everything) for m in eval_splits]
     nearest = [top(m.speech, m.images, 1)[0][:, 0] for m in eval_splits]
-    gain = np.log(ranks[1]) - np.log(ranks[0])  # positive: the first places it better
+    gain = np.log(ranks[1]) - np.log(ranks[0])  # positive: the rank in the first run is better
     audio: dict[int, str] = {}
     shown = []
     for better, order in enumerate((np.argsort(-gain, kind="stable"), np.argsort(gain, kind="stable"))):

@@ -1,4 +1,4 @@
-"""The figures of a page, inside it, and those of its data as files for papers."""
+"""The figures of a page, and figures as files for papers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 
 class Drawing(NamedTuple):
-    """A figure inside a page: its title, its markup, and whether it needs the page's whole width."""
+    """A figure inside a page.
+
+    Attributes:
+        title: the title.
+        svg: the markup.
+        wide: whether the figure needs the whole width of the page.
+    """
 
     title: str
     svg: str
@@ -32,7 +38,7 @@ class Drawing(NamedTuple):
 
 
 def run_drawings(run: Run) -> dict[str, list[Drawing]]:
-    """The figures that a run's files allow, by the section of the page: "retrieval", "training", "keywords"."""
+    """Draw the figures of a run, as far as it has their files, by section: "retrieval", "training", "keywords"."""
     found: dict[str, list[Drawing]] = {"retrieval": [], "training": [], "keywords": []}
     for at, (title, directions) in enumerate(RETRIEVAL.items()):
         if all(name in run.retrieval.content for name in directions):
@@ -52,14 +58,14 @@ def run_drawings(run: Run) -> dict[str, list[Drawing]]:
         text = f"Bars. Hit rate in percent, clean: {rates}. All numbers are in the tables."
         found["keywords"].append(draw(path, figures.keyword_bars, content, "keyword-rates", title, text))
         if any(content.get("sweep", {}).values()):
-            text = "Lines. The average hit rate rises with the number of neighbours; the numbers are in the table."
+            text = "Lines. Average hit rate against the number of neighbours. The numbers are in the table."
             title = "Hit rate by neighbours"
             found["keywords"].append(draw(path, plots.sweep_curves, content, "keyword-sweep", title, text))
     return found
 
 
 def training_drawings(log: Path, metrics: figures.Metrics) -> list[Drawing]:
-    """Every panel of the training curves, and the layer weights where they were logged."""
+    """Draw every panel of the training curves, and the layer weights if they were logged."""
     panels: dict[str, Drawing] = {}
     for at, (title, panel) in enumerate(draw_styled(log, figures.training_panels, metrics).items()):
         last = figures.last_values(metrics, title)
@@ -74,24 +80,40 @@ def training_drawings(log: Path, metrics: figures.Metrics) -> list[Drawing]:
 
 
 def draw(source: Path, maker: Callable[[Any], Figure], content: Any, name: str, title: str, text: str) -> Drawing:
-    """Draw for the page. Raises UserError naming the source where it lacks something."""
+    """Draw a figure for a page.
+
+    Args:
+        source: the file that has the data, for the error.
+        maker: draws ``content``.
+        content: the data.
+        name: prefix of the ids in the markup, unique in the page.
+        title: the title.
+        text: description of the figure for screen readers.
+
+    Raises:
+        UserError: the data lack a value that the figure needs.
+    """
     figure = draw_styled(source, maker, content)
     return Drawing(title, inline(figure, name, f"{title}. {text}"), figure.get_figwidth() > 6.5)
 
 
 def draw_styled(source: Path, maker: Callable[[Any], Any], content: Any) -> Any:
-    """What a maker draws in the style of all figures. Raises UserError naming the source where it lacks something."""
+    """Call a maker in the style of all figures.
+
+    Raises:
+        UserError: the data lack a value that the figure needs.
+    """
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         try:
             return maker(content)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: cannot be drawn, {type(error).__name__}: {error}") from error
+            raise UserError(f"{source}: cannot be drawn: {type(error).__name__}: {error}") from error
 
 
 def inline(figure: Figure, name: str, text: str) -> str:
-    """`inline_svg` in the style of all figures."""
+    """Return `inline_svg` in the style of all figures."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -99,9 +121,10 @@ def inline(figure: Figure, name: str, text: str) -> str:
 
 
 def write_data_figures(run: Run, eval_split: EvalSplit, plane: Plane) -> list[Path]:
-    """Write the map of the joint space, and the keywords of the first utterance over time, for papers.
+    """Write the map of the joint space, and the attention of the first utterance that has it, for papers.
 
-    Returns the files written: ``figures/map``, and ``figures/attention`` of a run whose stage 5 kept attention.
+    Returns:
+        The files ``figures/map.*`` and ``figures/attention.*``.
     """
     folder = run.directory / "figures"
     source = run.directory / "scores" / "speech_embeddings.npz"

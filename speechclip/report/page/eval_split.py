@@ -1,4 +1,4 @@
-"""The data that a page shows beside the scores: recordings, pictures, captions and their embeddings."""
+"""The data that a page shows next to the scores: recordings, images, captions and their embeddings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from speechclip.report.runs import Run
 class EvalSplit:
     """The split that a run was scored on.
 
-    utterances [U]; speech [U, D] and images [I, D] of length one; image_ids and image_files [I]; utterance_image [U],
-    the row of each utterance's image; words, the alignment of those utterances that have one.
+    Attributes:
+        utterances: the utterances, U.
+        speech: their embeddings [U, D], L2-normalised.
+        images: embeddings of the images [I, D], L2-normalised.
+        image_ids: ids of the images, I.
+        image_files: files of the images, I.
+        utterance_image: the image row of each utterance, [U].
+        words: aligned words by utterance id; not every utterance has them.
     """
 
     utterances: tuple[Utterance, ...]
@@ -35,11 +41,20 @@ class EvalSplit:
 
 
 def load_eval_split(run: Run, data_dir: str | Path, dump_dir: str | Path) -> EvalSplit:
-    """Read the split. Raises UserError: something of it is missing, or it is not the one the run was scored on."""
+    """Read the split of a run.
+
+    Args:
+        run: the run.
+        data_dir: data directory of the split.
+        dump_dir: folder of the features and embeddings of the split.
+
+    Raises:
+        UserError: a file is missing, or the run was scored on another split or with another CLIP.
+    """
     split = Split.load(data_dir, dump_dir)
     speech = load_embeddings(run.directory / "scores" / "speech_embeddings.npz", split.ids)[1]
     if speech.shape[1] != split.images.shape[1]:
-        raise UserError(f"{dump_dir}/image_embeddings.npz: made by another CLIP than {run.directory} was scored with")
+        raise UserError(f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP")
     aligned = find_alignments(data_dir)
     return EvalSplit(
         split.data.utterances, speech, np.asarray(split.images), tuple(split.image_ids),
@@ -49,13 +64,14 @@ def load_eval_split(run: Run, data_dir: str | Path, dump_dir: str | Path) -> Eva
 
 
 def scored_on(run: Run) -> tuple[str, str]:
-    """The data directory and the dump folder that stage 4 was called with, relative to the recipe.
+    """Return the data directory and the dump folder that a run was scored on, relative to the recipe.
 
-    Raises UserError where the scores' command does not name them.
+    Raises:
+        UserError: the command in the scores does not name them.
     """
     words = shlex.split(str(run.retrieval.get("provenance", "command")))
     named = dict(zip(words, words[1:]))
     try:
         return named["--data_dir"], named["--dump_dir"]
     except KeyError as error:
-        raise UserError(f"{run.retrieval.path}: its command does not name {error}: give it") from None
+        raise UserError(f"{run.retrieval.path}: its command has no {error}. Give --data_dir and --dump_dir.") from None

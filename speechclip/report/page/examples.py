@@ -1,4 +1,4 @@
-"""Which retrieval results to show: the best, typical ones and the worst, in both directions, always the same."""
+"""The choice of retrieval examples: the best, typical and worst ones. It is deterministic."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ KINDS = ("best", "typical", "worst")
 
 @dataclass(frozen=True)
 class Example:
-    """A query with what it found.
+    """A query and its results.
 
-    query: its row. rank: of the truth, from 1. found: rows of the gallery, best first. cosines: theirs. truth: the row
-    of the best-placed right answer, truth_cosine its cosine.
+    Attributes:
+        query: row of the query.
+        rank: rank of the first right item, from 1.
+        found: rows of the gallery, best first.
+        cosines: their cosines.
+        truth: row of the first right item.
+        truth_cosine: its cosine.
     """
 
     query: int
@@ -34,11 +39,18 @@ class Example:
 def examples(
     queries: Floats, gallery: Floats, query_groups: Ints, gallery_groups: Ints, each: int = 3, shown: int = 5
 ) -> dict[str, list[Example]]:
-    """``each`` examples of every kind with the first ``shown`` items found, by dot product.
+    """Choose examples of every kind.
 
-    queries [Q, D], gallery [G, D] of length one; an item is right when its group is the query's. Queries are ordered by
-    the rank of the truth and, where ranks are equal, by its cosine: the best come first, the worst last, the typical
-    are those around the median. No group is shown twice.
+    The queries are sorted by the rank of the first right item, and equal ranks by its cosine. The best examples are at
+    the start, the worst at the end, and the typical ones around the median. No group is shown twice.
+
+    Args:
+        queries: [Q, D], L2-normalised.
+        gallery: [G, D], L2-normalised.
+        query_groups: [Q]. An item of the gallery is right if it has the group of the query.
+        gallery_groups: [G].
+        each: number of examples of every kind.
+        shown: number of results per example.
     """
     ranks = first_hit_ranks(queries, gallery, query_groups, gallery_groups)
     truth, cosine = _truths(queries, gallery, query_groups, gallery_groups)
@@ -57,7 +69,7 @@ def examples(
 
 
 def top(queries: Floats, gallery: Floats, shown: int) -> tuple[Ints, Floats]:
-    """Rows [Q, shown] of the gallery with the highest dot products, best first, and these."""
+    """Return the rows [Q, shown] of the gallery with the highest dot products, best first, and the dot products."""
     count = min(shown, len(gallery))
     parts = [largest(queries[at : at + 256] @ gallery.T, count) for at in range(0, len(queries), 256)]
     found, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -70,7 +82,7 @@ def _example(row: int, rank: int, scores: Floats, truth: int, shown: int) -> Exa
 
 
 def _truths(queries: Floats, gallery: Floats, query_groups: Ints, gallery_groups: Ints) -> tuple[Ints, Floats]:
-    """The best-placed right answer of every query and its cosine."""
+    """Return the first right item of every query, [Q], and its cosine, [Q]."""
     members: dict[int, list[int]] = {}
     for row, group in enumerate(gallery_groups.tolist()):
         members.setdefault(group, []).append(row)
@@ -83,7 +95,7 @@ def _truths(queries: Floats, gallery: Floats, query_groups: Ints, gallery_groups
 
 
 def _distinct(candidates: Ints, groups: Ints, count: int, taken: set[int]) -> list[int]:
-    """The first candidates whose group is not taken yet."""
+    """Return the first candidates whose group is not in ``taken``, and add their groups to it."""
     rows: list[int] = []
     for row in candidates.tolist():
         if len(rows) == count:

@@ -1,4 +1,4 @@
-"""Figures as SVG inside a page: its fonts, its colours in light and dark, and a text for those who do not see them."""
+"""Figures as SVG inside a page, with its fonts, its light and dark colours, and a text for screen readers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# what figures are drawn in, and what takes its place so that the page's colour scheme applies
+# The colours of the figures, and the variables of the page that replace them.
 _COLOURS = {
     "#000000": "currentColor", "#333333": "currentColor", "#262626": "currentColor", "#ffffff": "var(--surface)",
     "#dddddd": "var(--grid)", "#777777": "var(--muted)", "#0072b2": "var(--blue)", "#e69f00": "var(--orange)",
@@ -20,9 +20,12 @@ _NAMED = re.compile(r'\b(id="|url\(#|href="#)')
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """A figure as an ``<svg>`` element whose ids begin with ``name`` and which is announced as ``description``.
+    """Return a figure as an ``<svg>`` element without a background. Its text stays text.
 
-    The figure has to be drawn in the style of `style.STYLE`; it is saved without a background, with text as text.
+    Args:
+        figure: a figure in the style of `style.STYLE`.
+        name: prefix of the ids, unique in the page.
+        description: text for screen readers.
     """
     import matplotlib
 
@@ -36,8 +39,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     for colour, variable in _COLOURS.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # inside a page it would hold for everything
-    # text and paths without a colour of their own are black to SVG, the text's colour to the page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # inside a page it would apply to everything
+    # Text and paths without a colour get the text colour of the page. The default of SVG is black.
     width = _points(svg, "width")
     label = f'role="img" aria-label="{escape(description, quote=True)}" fill="currentColor"'
     opening = re.match(r"<svg[^>]*>", svg)

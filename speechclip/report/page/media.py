@@ -1,4 +1,4 @@
-"""Recordings and pictures as strings that a page can hold: data URIs and base64 of single bytes."""
+"""Recordings and images as strings inside a page: data URIs and bytes in base64."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from speechclip.data.images import load_image
 
 MEL_BANDS = 64
 WINDOW = 512  # samples of a spectrogram's window, 32 ms
-RANGE = 70.0  # dB below the loudest that are drawn
+RANGE = 70.0  # dB that are drawn, below the loudest
 
 
 def audio_uri(wave: NDArray[np.float32]) -> str:
-    """A 16 kHz waveform [N] as MP3 of some 36 kbit/s, which every browser plays."""
+    """Return a 16 kHz waveform [N] as MP3 of about 36 kbit/s, which every browser plays."""
     buffer = io.BytesIO()
     clipped = np.clip(wave, -1.0, 1.0)
     soundfile.write(
@@ -31,9 +31,9 @@ def audio_uri(wave: NDArray[np.float32]) -> str:
 
 
 def spectrogram(wave: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mel power spectrum [bands, frames] of a 16 kHz waveform in dB, from 0 for the loudest down to -RANGE.
+    """Return the mel power spectrum [bands, frames] of a 16 kHz waveform in dB, from -RANGE to 0, the loudest.
 
-    A column for every frame of the speech encoder.
+    The frames are those of the speech encoder.
     """
     import librosa
 
@@ -45,27 +45,31 @@ def spectrogram(wave: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def spectrogram_uri(wave: NDArray[np.float32]) -> str:
-    """The spectrogram of a 16 kHz waveform as a grey picture, high frequencies on top, loud white."""
+    """Return the spectrogram of a 16 kHz waveform as a grey image, with high frequencies at the top and loud white."""
     grey = (spectrogram(wave)[::-1] / RANGE + 1.0) * 255.0
     return _picture(Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)), quality=50)
 
 
 def thumbnail_uri(path: str | os.PathLike[str], side: int = 112) -> str:
-    """An image file, shrunk to at most ``side`` pixels a side. Raises UserError for a file that is no image."""
+    """Return an image file, reduced to at most ``side`` pixels per side.
+
+    Raises:
+        UserError: the file is not an image.
+    """
     image = load_image(path)
     image.thumbnail((side, side))
     return _picture(image, quality=72)
 
 
 def envelope(wave: NDArray[np.float32], points: int) -> NDArray[np.float64]:
-    """The largest magnitude of each of ``points`` equal stretches of a waveform, 1 for the loudest of all."""
+    """Return the largest magnitude of each of ``points`` equal parts of a waveform, relative to the largest of all."""
     edges = np.linspace(0, len(wave), points + 1).astype(int)[:-1]
     loudest = np.maximum.reduceat(np.abs(wave.astype(np.float64)), edges)
     return loudest / max(float(loudest.max()), 1e-9)
 
 
 def packed(values: ArrayLike) -> str:
-    """Values from 0 to 1, any shape, rounded to a byte each, row by row, in base64."""
+    """Return values from 0 to 1, of any shape, as base64 of one byte per value, row by row."""
     bytes_ = (np.asarray(values, dtype=np.float64) * 255.0).round().clip(0, 255).astype(np.uint8)
     return base64.b64encode(bytes_.tobytes()).decode("ascii")
 

@@ -1,4 +1,4 @@
-"""The page of one run: ``report/index.html`` in its folder, complete in one file."""
+"""The page of one run: ``report/index.html`` in its folder, one file with everything inside."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ from speechclip.report.runs import Run
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a page holds: utterances listed, recordings, examples of every kind and direction, items an example."""
+    """The size of a page.
+
+    Attributes:
+        utterances: number of utterances in the list.
+        recordings: number of recordings.
+        examples: number of examples of every kind and direction.
+        found: number of results per example.
+    """
 
     utterances: int = 1000
     recordings: int = 200
@@ -36,7 +43,21 @@ class Limits:
 
 
 def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: Limits | None = None) -> Path:
-    """Write the page of a run, whole or not at all. Raises UserError for files that are not what they should be."""
+    """Write the page of a run atomically.
+
+    Args:
+        run: the run.
+        eval_split: the split that it was scored on.
+        recipe: name of the recipe, for its published numbers.
+        out: the page.
+        limits: see there; None for the defaults.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a file is damaged or lacks a value.
+    """
     settings = limits or Limits()
     plane = project(eval_split.speech, eval_split.images)
     write_data_figures(run, eval_split, plane)
@@ -60,20 +81,20 @@ def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: 
 
 
 def _figures(folder: Path, page: Path) -> list[tuple[str, str]]:
-    """Name and address of every figure in a folder, seen from a page's own folder."""
+    """Return name and address of every figure in a folder. The address is relative to the folder of the page."""
     away = os.path.relpath(folder.resolve(), page.resolve())
     return [(path.name, quote(Path(away, path.name).as_posix())) for path in sorted(folder.glob("*.svg"))]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What a run is and its first figures, for the head of its page."""
+    """Return names and values for the header of a page: the model and its main scores."""
     named = [("model", run.model), ("head", run.head), ("tag", run.tag), ("seed", run.seed_text)]
     found = [(name, value) for name, value in named if value]
     scores = run.retrieval
     for name, short in (("speech->image", "speech→image R@10"), ("image->speech", "image→speech R@10")):
         found.append((short, f"{scores.number(name, 'R@10'):.1f} %"))
     if run.keywords:
-        found.append(("keywords found, content_top1", f"{run.keywords.number('content_top1', 'avg'):.1f} %"))
+        found.append(("keyword hit rate, content_top1", f"{run.keywords.number('content_top1', 'avg'):.1f} %"))
     training: Mapping[str, Any] = run.training.content if run.training else {}
     if isinstance(training.get("trained"), int):
         found.append(("trained parameters", f"{training['trained']:,}"))
@@ -83,7 +104,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def commands(run: Run) -> list[tuple[str, str, str]]:
-    """Step, commit and command of what made a run."""
+    """Return step, commit and command of training, retrieval scores and keyword scores."""
     steps = [("training", run.training, ()), ("retrieval", run.retrieval, ("provenance",))]
     steps.append(("keywords", run.keywords, ("provenance",)))
     return [
@@ -94,12 +115,25 @@ def commands(run: Run) -> list[tuple[str, str, str]]:
 
 
 def write_html(out: Path, template: str, content: Mapping[str, Any], *, data: Any, media: Any) -> Path:
-    """Render a template of this package with its style and script inside, and write it atomically."""
+    """Render a template with its style and script inside, and write it atomically.
+
+    Args:
+        out: the page.
+        template: file name of the template.
+        content: variables of the template.
+        data: data for the script, as JSON.
+        media: data that is parsed only if it is needed, as JSON.
+
+    Returns:
+        The page.
+    """
     import jinja2
 
     folder = files("speechclip.report.page") / "templates"
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("speechclip.report.page", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("speechclip.report.page", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     text = environment.get_template(template).render(
         content,
@@ -114,14 +148,14 @@ def write_html(out: Path, template: str, content: Mapping[str, Any], *, data: An
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand inside a ``<script>`` element."""
+    """Return JSON that is safe inside a ``<script>`` element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _examples_and_utterances(
     run: Run, eval_split: EvalSplit, plane: Plane, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The gallery of examples, and what the script draws from."""
+    """Return the examples for the template, and data and media for the script."""
     images = np.arange(len(eval_split.images))
     owner, asked = eval_split.utterance_image, np.unique(eval_split.utterance_image)
     there = examples(eval_split.speech, eval_split.images, owner, images, limits.examples, limits.found)
@@ -161,7 +195,7 @@ def _examples_and_utterances(
 def _spoken_query(
     example: Example, gallery: Gallery, place_of: Mapping[int, int], listed: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """An utterance and the images it found, as places in the page's lists."""
+    """Return an utterance and the images that it found. Numbers are places in the lists of the page."""
     place = place_of[example.query]
     found = [
         {"image": gallery.image(row), "cosine": cosine, "rank": at, "right": row == example.truth}
@@ -179,7 +213,7 @@ def _spoken_query(
 def _pictured_query(
     example: Example, gallery: Gallery, place_of: Mapping[int, int], listed: list[dict[str, Any]], asked: Any
 ) -> dict[str, Any]:
-    """An image and the utterances it found."""
+    """Return an image and the utterances that it found. Numbers are places in the lists of the page."""
     owner, row = gallery.eval_split.utterance_image, int(asked[example.query])
     rows = list(zip(example.found, example.cosines, range(1, len(example.found) + 1), strict=True))
     if example.truth not in example.found:

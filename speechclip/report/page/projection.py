@@ -11,9 +11,13 @@ Floats = NDArray[np.float64]
 
 
 class Plane(NamedTuple):
-    """speech [U, 2], images [I, 2]: coordinates. explained: share of the variance along each axis.
+    """Coordinates of utterances and images in a plane.
 
-    gap: cosine of the mean of speech with the mean of images, before both were moved to the origin; 1 is no gap.
+    Attributes:
+        speech: coordinates of the utterances [U, 2].
+        images: coordinates of the images [I, 2].
+        explained: share of the variance along each axis.
+        gap: cosine of the mean speech embedding and the mean image embedding; 1 means no modality gap.
     """
 
     speech: Floats
@@ -23,11 +27,11 @@ class Plane(NamedTuple):
 
 
 def project(speech: NDArray[np.floating], images: NDArray[np.floating]) -> Plane:
-    """The first two principal components of both kinds of embeddings, [U, D] and [I, D], together.
+    """Project embeddings of speech [U, D] and images [I, D] onto their first two principal components.
 
-    Each kind is centred on its own mean first: without that the first axis would show nothing but which kind a point
-    is of (Liang et al. 2022, the modality gap). Both kinds weigh the same, however many there are of each. An axis
-    points to where its longest coordinate is positive, so equal input gives an equal map.
+    Each kind is first centred on its own mean. Otherwise the first axis would show only the kind of a point (the
+    modality gap, Liang et al. 2022). Both kinds have the same weight, whatever their numbers. The direction of an axis
+    is fixed: its largest coordinate is positive. So equal input gives an equal map.
     """
     kinds = [np.asarray(rows, dtype=np.float64) for rows in (speech, images)]
     means = [rows.mean(axis=0) for rows in kinds]

@@ -1,4 +1,4 @@
-"""The tables of a page: numbers with their intervals, and what stands beside them."""
+"""The tables of a page: scores with their intervals, next to published scores and controls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cell(value: Any, interval: Any = None, digits: int = 1, signed: bool = False
 
 
 def retrieval_tables(run: Run, recipe: str) -> list[Table]:
-    """A table for pictures and one for captions by each protocol, with chance and what is published for the recipe."""
+    """Return the retrieval tables of a run, with the published scores of the recipe, the topline and chance."""
     tables = []
     for title, directions in RETRIEVAL.items():
         present = {name: short for name, short in directions.items() if name in run.retrieval.content}
@@ -61,7 +61,7 @@ def _recalls(scores: Scores, directions: Mapping[str, str]) -> list[Cell]:
 
 
 def _published(own_table: str, columns: Sequence[str], recipe: str) -> Iterator[Row]:
-    """The published rows of a recipe that belong beside a table of this project."""
+    """Yield the published rows of a recipe that belong to a table of this project."""
     for table in TABLES:
         if table.recipe != recipe or table.own_table != own_table:
             continue
@@ -73,7 +73,7 @@ def _published(own_table: str, columns: Sequence[str], recipe: str) -> Iterator[
 
 
 def keyword_tables(run: Run, recipe: str) -> list[Table]:
-    """What stage 5 scored, each figure beside its controls where they were measured; empty for a run without it."""
+    """Return the keyword tables of a run, with the controls that were measured. Empty without keyword scores."""
     if run.keywords is None:
         return []
     content = run.keywords.content
@@ -83,7 +83,7 @@ def keyword_tables(run: Run, recipe: str) -> list[Table]:
 
 
 def keyword_names(row: Mapping[str, Any]) -> list[str]:
-    """The names of the keywords in a row of rates, in order."""
+    """Return the names of the keywords in a row of rates, in order."""
     return sorted((name for name in row if re.fullmatch(r"kw\d+", name)), key=lambda name: int(name[2:]))
 
 
@@ -92,7 +92,7 @@ def _hit_rates(scores: Scores, recipe: str) -> Iterator[Table]:
         row = scores.get(score)
         columns = ["avg", *keyword_names(row)]
         size = f"{scores.number('n_utterances', score):,.0f} utterances"
-        note = f"Percent of {size}, of those that have the keyword; avg: of all their keywords. {_MEANING[score]}"
+        note = f"Percent of the {size} that have the keyword. avg: percent of all keywords. {_MEANING[score]}"
         table = Table(title, note, columns, [*_published(title, columns, recipe)])
         intervals = scores.content.get("ci95", {}).get(score, {})
         table.rows.append(Row("this run", [cell(row[name], intervals.get(name)) for name in columns]))
@@ -107,14 +107,14 @@ def _hit_rates(scores: Scores, recipe: str) -> Iterator[Table]:
 
 
 _MEANING = {
-    "clean": "One of the 5 subwords nearest to the keyword is in the caption.",
-    "reference": "One of the 5 around the quantised keyword is, special tokens counted on both sides, as the published"
-    " code counts.",
-    "content_top1": "The nearest content subword is a content subword of the caption.",
+    "clean": "A hit: one of the 5 subwords nearest to the keyword is in the caption.",
+    "reference": "A hit as the published code counts it: one of the 5 subwords nearest to the quantised keyword is in"
+    " the caption, and special tokens count.",
+    "content_top1": "A hit: the nearest content subword is in the caption.",
 }
 
 
-_SWEEPS = {"sweep": "Neighbours looked at, clean", "reference_sweep": "Neighbours looked at, reference"}
+_SWEEPS = {"sweep": "Hit rate by neighbours, clean", "reference_sweep": "Hit rate by neighbours, reference"}
 
 
 def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[Table]:
@@ -122,8 +122,8 @@ def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[Tab
     if not sweep:
         return
     columns = [f"{words}: {name}" for words in STOP_WORDS for name in ("hit rate", "prior", "shuffled")]
-    note = "Percent of all keywords that hit, by the number K of subwords that count. all: stop words count, content:"
-    table = Table(title, f"{note} they do not.", columns)
+    note = "Percent of all keywords that hit, by the number K of nearest subwords. content: stop words do not count."
+    table = Table(title, note, columns)
     for k in sorted({k for rows in sweep.values() for k in rows}, key=int):
         cells: list[Cell] = []
         for words in STOP_WORDS:
@@ -136,13 +136,14 @@ def _sweep(content: Mapping[str, Any], section: str, title: str) -> Iterator[Tab
 
 def _words(content: Mapping[str, Any]) -> Iterator[Table]:
     blocks = (
-        ("words", "Words of the caption", "Percent of the different words named, and of those of the caption. A keyword"
-         " names the words that its subword is part of; whole: found only when all of a word's subwords are named.",
+        ("words", "Words of the caption", "Precision: percent of the named words. Recall: percent of the words of the"
+         " caption. A keyword names each word that contains its subword. whole: all subwords of the word are named.",
          {"precision": "precision", "recall": "recall", "f1": "F1", "whole_precision": "whole precision",
           "whole_recall": "whole recall", "whole_f1": "whole F1"}, 1),
-        ("distinct", "Distinct keywords", "Of the nearest subwords of an utterance's keywords; duplicates in percent.",
+        ("distinct", "Distinct keywords", "Number of keywords and of distinct nearest subwords per utterance, and"
+         " duplicates in percent.",
          {"keywords": "keywords", "distinct": "distinct", "duplicates": "duplicates"}, 1),
-        ("gold_cosine", "Cosine to the nearest gold subword", "Mean over utterances of the cosine of each keyword.",
+        ("gold_cosine", "Cosine to the nearest gold subword", "Cosine of each keyword, averaged over the utterances.",
          None, 3),
     )  # fmt: skip
     for key, title, note, measures, digits in blocks:
@@ -161,8 +162,8 @@ def _words(content: Mapping[str, Any]) -> Iterator[Table]:
 def _flaws(content: Mapping[str, Any]) -> Iterator[Table]:
     if "flaws" not in content:
         return
-    columns = ["average", "against clean", "only by special tokens", "frequency prior", "shuffled speech"]
-    note = "What each departure of the published code does to the hit rate (5 neighbours, stop words count), percent."
+    columns = ["average", "minus clean", "only by special tokens", "frequency prior", "shuffled speech"]
+    note = "Hit rate with each flaw of the published code, in percent (5 neighbours, with stop words)."
     table = Table("Flaws of the published scoring", note, columns)
     for name, row in content["flaws"].items():
         difference = row.get("difference", {})
@@ -180,7 +181,8 @@ def _times(content: Mapping[str, Any]) -> Iterator[Table]:
                     "r_value": "R-value"}  # fmt: skip
         note = (
             f"Boundaries of the keywords' {score['of']} against word boundaries, {1000 * score['tolerance']:.0f} ms of"
-            f" tolerance, {score['n_utterances']:,} utterances. Evenly spaced: as many boundaries, of nothing heard."
+            f" tolerance, {score['n_utterances']:,} utterances. Evenly spaced: the same number of boundaries, at equal"
+            " distances."
         )
         table = Table("Word boundaries", note, list(measures.values()))
         table.rows += _with_controls(score, list(measures), "this run", "", 1)
@@ -189,18 +191,19 @@ def _times(content: Mapping[str, Any]) -> Iterator[Table]:
     score = content.get("overlap")
     if score:
         note = (
-            f"Percent of {score['n_keywords']:,} keywords whose nearest content subword is in an aligned word, and of"
-            f" those the share whose {score['of']} overlap that word ({score['mean_seconds']:.2f} s long on average)."
+            f"named: percent of {score['n_keywords']:,} keywords whose nearest content subword is in an aligned word."
+            f" overlap: percent of the named keywords whose {score['of']} overlap that word. The {score['of']} are"
+            f" {score['mean_seconds']:.2f} s long on average."
         )
-        table = Table("Said where it is named", note, ["named", "span overlaps the word"])
+        table = Table("Time of the named word", note, ["named", "overlap"])
         table.rows += _with_controls(score, ["named", "overlap"], "this run", "", 1)
         anywhere = score.get("random_position", {})
-        table.rows.append(Row("the same spans anywhere", [Cell(), cell(anywhere.get("overlap"))], CONTROL))
+        table.rows.append(Row("random position", [Cell(), cell(anywhere.get("overlap"))], CONTROL))
         yield table
 
 
 def _with_controls(row: Mapping[str, Any], keys: Sequence[str], name: str, which: str, digits: int) -> Iterator[Row]:
-    """A row of measures with intervals, and the same measures of the controls that it holds."""
+    """Yield a row of measures with intervals, and a row for each control that it has."""
     yield Row(name, [cell(row.get(key), row.get("ci95", {}).get(key), digits) for key in keys])
     for control, title in CONTROLS.items():
         if control in row:

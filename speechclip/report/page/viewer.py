@@ -1,4 +1,4 @@
-"""What a page's script draws from: utterances with their keywords, pictures and recordings, as plain data."""
+"""The data of the page's script: utterances with their keywords, images and recordings."""
 
 from __future__ import annotations
 
@@ -19,26 +19,31 @@ from speechclip.report.page.examples import top
 from speechclip.report.page.projection import Plane
 
 ENVELOPE_POINTS = 240
-FOUND = 4  # images shown with an utterance
+FOUND = 4  # images per utterance
 
 
 @dataclass
 class Gallery:
-    """Collects the pictures that a page needs, each once: row of the eval_split -> place in the page's list."""
+    """Collects the images that a page needs, each once.
+
+    Attributes:
+        eval_split: the split.
+        images: place in the list of the page by row of the split.
+    """
 
     eval_split: EvalSplit
     images: dict[int, int] = field(default_factory=dict)
 
     def image(self, row: int) -> int:
-        """The page's number of an image."""
+        """Return the place of an image in the list of the page, and add it if it is new."""
         return self.images.setdefault(row, len(self.images))
 
     def wave(self, row: int) -> NDArray[np.float32]:
-        """The recording of an utterance, 16 kHz."""
+        """Return the waveform of an utterance, 16 kHz."""
         return load_audio(self.eval_split.utterances[row].wav)
 
     def pictures(self) -> list[dict[str, str]]:
-        """Name, alternative text (a caption) and thumbnail of every image asked for."""
+        """Return id, alternative text (a caption) and thumbnail of every collected image."""
         caption: dict[int, str] = {}
         for row, utterance in zip(self.eval_split.utterance_image.tolist(), self.eval_split.utterances, strict=True):
             caption.setdefault(row, utterance.text)
@@ -50,8 +55,16 @@ class Gallery:
 
 
 def listed_rows(count: int, first: Iterable[int], limit: int) -> list[int]:
-    """Rows of utterances to list: those that have to be there, then evenly spaced others, at most ``limit`` or all
-    that have to; sorted."""
+    """Choose the rows of the utterances to list.
+
+    Args:
+        count: number of utterances.
+        first: rows that are always listed.
+        limit: number of rows to fill up to, with evenly spaced other rows.
+
+    Returns:
+        The rows, sorted.
+    """
     rows = set(first)
     rest = [row for row in range(count) if row not in rows]
     room = min(len(rest), max(0, limit - len(rows)))
@@ -68,9 +81,15 @@ def utterance_data(
     attention: Mapping[str, NDArray[np.float32]],
     plane: Plane,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The utterances listed, and beside them what takes room: spectrograms and recordings by their place in the list.
+    """Return the listed utterances, and separately the large data: spectrograms and recordings by place in the list.
 
-    audible: rows whose recording goes into the page. keywords, attention: by utterance id, see `spoken`.
+    Args:
+        gallery: collects the images.
+        rows: rows of the utterances to list.
+        audible: rows whose recordings the page has.
+        keywords: lines of keywords.jsonl by utterance id.
+        attention: attention [K, T] by utterance id.
+        plane: coordinates of the map.
     """
     eval_split = gallery.eval_split
     ranks = first_hit_ranks(
@@ -103,12 +122,12 @@ def utterance_data(
 
 
 def map_data(gallery: Gallery, plane: Plane) -> list[list[float]]:
-    """Coordinates of the images asked for, in the order of the page's list; ask for all images before."""
+    """Return the coordinates of the collected images, in the order of the list. Call it after all are collected."""
     return [[round(value, 4) for value in plane.images[row].tolist()] for row in gallery.images]
 
 
 def _keywords(records: Sequence[Record], weights: NDArray[np.float32] | None) -> list[dict[str, Any]]:
-    """Keywords with the attention of each, 1 where it is highest; without where none was kept."""
+    """Return the keywords of an utterance, with their attention relative to its maximum if it was stored."""
     shown = []
     for at, record in enumerate(records):
         near = record["neighbours"]

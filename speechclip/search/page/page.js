@@ -1,4 +1,4 @@
-import { record } from "./recorder.js";
+import { record, toWav } from "./recorder.js";
 
 const at = (id) => document.getElementById(id);
 const make = (tag, attributes = {}, ...inside) => {
@@ -12,34 +12,84 @@ const draw = (tag, attributes) => {
   Object.entries(attributes).forEach(([name, value]) => node.setAttribute(name, value));
   return node;
 };
-const [WIDTH, WAVE, LANE, BAND] = [800, 80, 16, 12]; // of the timeline, in its own units
+const [WIDTH, WAVE, LANE, BAND] = [800, 80, 16, 12]; // of the timeline, in SVG units
+const RETRY_SECONDS = 60; // during which a query is sent again to a busy server
+// The first bytes of the formats that the server reads: wav, flac, ogg (also opus), mp3.
+const SERVER_FORMATS = ["RIFF", "fLaC", "OggS", "ID3", "\xff\xfb", "\xff\xf3", "\xff\xf2"];
 
-let limits = { max_seconds: 30, max_bytes: 20e6 };
+let limits = {}; // of the server, from /info
 let recording = null;
-let playTo = null; // seconds at which a keyword that plays ends
+let playTo = null; // end in seconds of the keyword that plays
 
-const say = (text, wrong = false) => {
+const showStatus = (text, wrong = false) => {
   at("status").textContent = text;
   at("status").classList.toggle("wrong", wrong);
 };
 
-async function ask(blob) {
-  if (blob.size > limits.max_bytes) {
-    return say(`This file has ${(blob.size / 1e6).toFixed(1)} MB, ${limits.max_bytes / 1e6} MB are the most.`, true);
+async function ask(file) {
+  if (file.size > limits.max_bytes) {
+    hideAnswer();
+    return showStatus(`This file has ${(file.size / 1e6).toFixed(1)} MB. The limit is ${limits.max_bytes / 1e6} MB.`, true);
   }
-  say("Searching …");
+  showStatus("Searching …");
   document.body.setAttribute("aria-busy", "true");
   try {
-    const response = await fetch("search", { method: "POST", body: blob, headers: { "Content-Type": "audio/*" } });
-    const answer = await response.json();
-    if (!response.ok) throw new Error(answer.error);
+    const blob = await readable(file);
+    const answer = await send(blob);
     show(answer, blob);
-    say(`${answer.results.length} images in ${Math.round(answer.encode_ms + answer.search_ms)} ms`);
+    showStatus(`${answer.results.length} images in ${Math.round(answer.encode_ms + answer.search_ms)} ms`);
   } catch (error) {
-    say(`No answer: ${error.message}`, true);
+    hideAnswer();
+    showStatus(`No answer: ${error.message}`, true);
   } finally {
     document.body.removeAttribute("aria-busy");
   }
+}
+
+/** Return a wav of a file whose format the server does not read. Any other file is returned as it is. */
+async function readable(file) {
+  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 4).arrayBuffer()));
+  if (SERVER_FORMATS.some((format) => start.startsWith(format))) return file;
+  let wav;
+  try {
+    wav = await toWav(file);
+  } catch {
+    return file; // the answer of the server names the problem
+  }
+  if (wav.size > limits.max_bytes) throw new Error(`this recording is too long. The limit is ${limits.max_seconds} s.`);
+  return wav;
+}
+
+/** Send a recording and return the answer. If the server is busy, send it again after the time that the server asks for. */
+async function send(blob) {
+  const end = performance.now() + 1000 * RETRY_SECONDS;
+  for (;;) {
+    let response;
+    try {
+      response = await fetch("search", { method: "POST", body: blob, headers: { "Content-Type": "audio/*" } });
+    } catch {
+      throw new Error("the server cannot be reached. Is speechclip serve still running?");
+    }
+    if (response.status === 503 && performance.now() < end) {
+      showStatus("Waiting for other queries …");
+      await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
+      continue;
+    }
+    const text = await response.text();
+    if (response.ok) return JSON.parse(text);
+    let reason = `the server failed (status ${response.status}). Its log has the reason.`;
+    try {
+      reason = JSON.parse(text).error;
+    } catch {
+      // a failure inside the server is plain text
+    }
+    throw new Error(reason);
+  }
+}
+
+function hideAnswer() {
+  at("audio").pause();
+  at("heard").hidden = at("found").hidden = true;
 }
 
 function show(answer, blob) {
@@ -49,12 +99,12 @@ function show(answer, blob) {
   at("timeline").replaceChildren(timeline(answer.peaks, words, answer.seconds));
   at("keywords").replaceChildren(...words.map(keyword));
   at("no-keywords").hidden = words.length > 0;
-  at("no-keywords").textContent = answer.keywords ? "No keywords in it." : `A ${limits.head} head hears no keywords.`;
+  at("no-keywords").textContent = answer.keywords ? "No keywords were found." : "This model finds no keywords.";
   at("results").replaceChildren(...answer.results.map(result));
   at("heard").hidden = at("found").hidden = false;
 }
 
-/** Waveform with the stretch of each keyword below it, in as few lanes as hold them without overlap. */
+/** Return the waveform, and below it a bar for each keyword. Keywords that overlap in time get different lanes. */
 function timeline(peaks, words, seconds) {
   const ends = [];
   const lanes = words.map((word) => {
@@ -86,7 +136,7 @@ function timeline(peaks, words, seconds) {
 function keyword(word, i) {
   const [best, ...others] = word.subwords;
   const button = make(
-    "button", { type: "button", title: "Play this stretch" },
+    "button", { type: "button", title: "Play this part" },
     make("span", { class: "word" }, best),
     make("span", { class: "quiet" }, ` ${word.cosines[0].toFixed(2)}`),
     make("span", { class: "others quiet" }, others.join(", ")),
@@ -106,13 +156,13 @@ function play(word, i) {
   mark(i);
   playTo = word.end;
   at("audio").currentTime = word.start;
-  at("audio").play().catch((error) => say(`This browser cannot play it: ${error.message}`, true));
+  at("audio").play().catch((error) => showStatus(`The browser cannot play the recording: ${error.message}`, true));
 }
 
 function result(entry) {
   const caption = make(
     "figcaption", {},
-    make("span", { class: "rank" }, `${entry.rank}`), make("span", { class: "id" }, entry.id),
+    make("span", { class: "rank" }, `${entry.rank}`), make("span", { class: "id", title: entry.id }, entry.id),
     make("span", { class: "time" }, entry.cosine.toFixed(3)),
   );
   const picture = entry.thumbnail
@@ -123,24 +173,26 @@ function result(entry) {
 
 async function toggleRecording() {
   if (recording) return recording.stop();
-  at("record").disabled = true; // while the browser asks for the microphone: a second click would record twice
+  at("record").disabled = true; // a second click, while the browser asks for permission, would record twice
   try {
     recording = await record(limits.max_seconds);
   } catch (error) {
-    return say(`No microphone: ${error.message}`, true);
+    hideAnswer();
+    return showStatus(`No microphone: ${error.message}`, true);
   } finally {
     at("record").disabled = false;
-    at("record").focus(); // which a disabled button loses
+    at("record").focus(); // a disabled button loses the focus
   }
   showRecording(true);
   const started = performance.now();
-  const clock = setInterval(() => say(`Listening … ${((performance.now() - started) / 1000).toFixed(0)} s`), 250);
+  const clock = setInterval(() => showStatus(`Recording … ${((performance.now() - started) / 1000).toFixed(0)} s`), 250);
   try {
     const wav = await recording.wav;
     clearInterval(clock);
     await ask(wav);
   } catch (error) {
-    say(`Nothing recorded: ${error.message}`, true);
+    hideAnswer();
+    showStatus(`Nothing was recorded: ${error.message}`, true);
   } finally {
     clearInterval(clock);
     recording = null;
@@ -170,6 +222,6 @@ at("drop").addEventListener("drop", (event) => {
   if (event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
 });
 limits = await (await fetch("info")).json();
-at("about").textContent = `Say what should be in the picture: ${limits.images.toLocaleString("en")} images, ${limits.head} head.`;
-at("limits").textContent = `At most ${limits.max_seconds} s and ${limits.max_bytes / 1e6} MB. Recordings stay on this machine and are not kept.`;
+at("about").textContent = `Describe a picture in your own words. ${limits.images.toLocaleString("en")} images are searched.`;
+at("limits").textContent = `${limits.min_seconds} to ${limits.max_seconds} s, at most ${limits.max_bytes / 1e6} MB. Recordings are not kept.`;
 document.body.dataset.ready = "true";

@@ -1,8 +1,8 @@
-// Microphone to a 16 kHz mono wav: what browsers record (webm, mp4) the server's audio library does not read.
+// Converts the microphone, and audio files of formats that the server does not read, to 16 kHz mono wav.
 
 export const RATE = 16000;
 
-/** A 16-bit wav of mono samples. */
+/** Return a 16-bit wav of mono samples. */
 export function encodeWav(samples) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const text = (at, word) => [...word].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
@@ -22,8 +22,8 @@ export function encodeWav(samples) {
   return new Blob([view], { type: "audio/wav" });
 }
 
-/** A recording of the browser's own kind, decoded, mixed to mono and resampled. */
-async function toWav(blob) {
+/** Return a wav of any audio that the browser can decode (webm, mp4, m4a, ...). */
+export async function toWav(blob) {
   const context = new OfflineAudioContext(1, 1, RATE); // decodes at its own rate
   const decoded = await context.decodeAudioData(await blob.arrayBuffer());
   const mix = new OfflineAudioContext(1, Math.max(1, Math.round(decoded.duration * RATE)), RATE);
@@ -34,10 +34,10 @@ async function toWav(blob) {
   return encodeWav((await mix.startRendering()).getChannelData(0));
 }
 
-/** Start recording; returns {stop, wav}: wav is a promise of the blob, kept once stop was called or time is up. */
+/** Start to record. Returns {stop, wav}: wav is a promise of a blob, after stop was called or the time is over. */
 export async function record(maxSeconds) {
   if (!navigator.mediaDevices) {
-    throw new Error("the browser gives the microphone to pages of this machine (localhost) or https alone");
+    throw new Error("the browser allows the microphone only for https and for pages of this machine (localhost)");
   }
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const recorder = new MediaRecorder(stream);

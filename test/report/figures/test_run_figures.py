@@ -1,4 +1,4 @@
-"""Figures are drawn from what a run has, show its numbers, and are equal for equal data."""
+"""Figures of a run: they show its numbers, a missing file gives no figure, and equal data give equal files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_lines(path, lines):
     return path
 
 
-def test_every_figure_of_a_run(tmp_path):
+def test_write_figures_draws_all_figures(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", METRICS)
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "retrieval.json").write_text(json.dumps(retrieval()))
@@ -68,29 +68,29 @@ def test_every_figure_of_a_run(tmp_path):
     assert [path.read_bytes() for path in write_figures(tmp_path)] == first
 
 
-def test_only_what_is_there_is_drawn(tmp_path):
+def test_write_figures_without_scores(tmp_path):
     assert write_figures(tmp_path) == []
     write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}])
     assert [path.name for path in write_figures(tmp_path)] == ["training.svg", "training.png"]
 
 
-def test_a_file_that_lacks_something_is_named(tmp_path):
+def test_write_figures_names_an_incomplete_file(tmp_path):
     (tmp_path / "scores").mkdir()
     path = tmp_path / "scores" / "keywords.json"
     path.write_text(json.dumps({"clean": RATES}))
-    with pytest.raises(UserError, match="keywords.json: cannot be drawn"):
+    with pytest.raises(UserError, match="keywords.json: cannot be drawn: "):
         write_figures(tmp_path)
     assert not (tmp_path / "figures").exists()
     path.unlink()
     write_lines(tmp_path / "metrics.jsonl", [{"step": 1}])
-    with pytest.raises(UserError, match="metrics.jsonl: cannot be drawn"):
+    with pytest.raises(UserError, match="metrics.jsonl: cannot be drawn: "):
         write_figures(tmp_path)
 
 
-def test_metrics_of_a_training_that_was_killed_and_resumed(tmp_path):
+def test_read_metrics_of_a_resumed_training(tmp_path):
     lines = [METRICS[0], METRICS[1], {"step": 3, "loss": 9.0}, '{"step": 4, "lo', dev(2, 30.0), METRICS[3]]
     metrics = read_metrics(write_lines(tmp_path / "m.jsonl", lines))
-    # the dev line glued to the half line is lost with it; step 3 counts as it was written last
+    # the dev line that follows the cut line is lost with it; of step 3 the last line counts
     assert [(m["step"], m.get("loss")) for m in metrics] == [(1, 5.0), (2, 4.0), (3, 3.0)]
     with pytest.raises(UserError, match="no line with a step"):
         read_metrics(write_lines(tmp_path / "m.jsonl", ["half a li\n", "[1]\n", '{"loss": 1}\n']))
@@ -106,9 +106,9 @@ def test_best_step_and_its_layer_weights():
     assert best_layer_weights([dev(1, 3.0), METRICS[3]]) == (3.0, [0.3, 0.7])
 
 
-def test_what_is_unknown_of_a_rare_keyword_is_not_drawn(tmp_path):
+def test_keyword_bars_without_controls_of_rare_keywords(tmp_path):
     scores = {name: dict(rates) for name, rates in KEYWORDS.items() if name in SCORES}
-    scores["clean"]["kw3"] = 50.0  # of few utterances: the other captions of them hold nothing that counts
+    scores["clean"]["kw3"] = 50.0  # a rare keyword, which the controls lack
     scores["frequency_prior"] = dict.fromkeys(SCORES, PRIOR)
     scores["shuffled_speech"] = dict.fromkeys(SCORES, {"kw1": 5.0, "avg": 5.0})
     scores["ci95"] = dict.fromkeys(SCORES, {"kw1": [10.0, 30.0], "avg": [20.0, 40.0]})
@@ -121,7 +121,7 @@ def test_what_is_unknown_of_a_rare_keyword_is_not_drawn(tmp_path):
     assert [path.name for path in write_figures(tmp_path)] == ["keywords.svg", "keywords.png"]
 
 
-def test_a_sweep_is_drawn_as_far_as_there_are_neighbours(tmp_path):
+def test_sweep_curves_with_few_neighbours(tmp_path):
     (tmp_path / "scores").mkdir()
     path = tmp_path / "scores" / "keywords.json"
     row = {"avg": 20.0, "ci95": {"avg": [10.0, 30.0]}, "frequency_prior": {"avg": 5.0}}
@@ -143,7 +143,7 @@ def test_training_curves_show_the_values():
     assert {line.get_label() for line in figure.axes[1].lines} >= {"mean R@10", "speech→image R@10", "best step: 2"}
 
 
-def test_a_long_loss_curve_gets_a_running_mean():
+def test_training_curves_smooth_a_long_loss():
     figure = training_curves([{"step": s, "loss": float(s % 2)} for s in range(200)])
     raw, smooth = figure.axes[0].lines
     assert smooth.get_label() == "loss, mean of 4"
@@ -152,7 +152,7 @@ def test_a_long_loss_curve_gets_a_running_mean():
     assert len(raw.get_ydata()) == 200
 
 
-def test_bars_are_as_high_as_the_scores():
+def test_bars_have_the_height_of_the_scores():
     scores = retrieval()
     axes = retrieval_bars(scores).axes[0]
     heights = [bar.get_height() for container in axes.containers for bar in container if hasattr(bar, "get_height")]

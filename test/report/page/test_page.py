@@ -1,4 +1,4 @@
-"""The page of a run and of two: complete, whole in one file, and made from what a run left."""
+"""The page of one run and of two: complete, in one file, and made from the files of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOID = {"meta", "link", "img", "input", "br", "hr", "path", "use", "rect"}
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements with their attributes, scripts by id, unbalanced tags."""
+    """A parsed page: elements with their attributes, and scripts by id. Its tags are balanced."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Page(HTMLParser):
             self.scripts[self._script] = self.scripts.get(self._script, "") + data
 
     def load(self, name: str) -> Any:
-        """The JSON of a script element."""
+        """Parse the JSON of a script element."""
         return json.loads(self.scripts[name])
 
 
@@ -70,7 +70,7 @@ def page(recipe: Path) -> Page:
     return Page(recipe / "exp" / "tiny_cascaded" / "report" / "index.html")
 
 
-def test_nothing_is_fetched_and_every_id_is_one(page: Page) -> None:
+def test_page_fetches_nothing_and_has_unique_ids(page: Page) -> None:
     addresses = [
         attributes[name] or ""
         for _, attributes in page.elements
@@ -86,7 +86,7 @@ def test_nothing_is_fetched_and_every_id_is_one(page: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_picture_figure_and_recording_has_a_text(page: Page) -> None:
+def test_page_has_alternative_texts(page: Page) -> None:
     pictures = [attributes for tag, attributes in page.elements if tag == "img"]
     figures = [attributes for tag, attributes in page.elements if tag == "svg"]
     recordings = [attributes for tag, attributes in page.elements if tag == "audio"]
@@ -95,20 +95,22 @@ def test_every_picture_figure_and_recording_has_a_text(page: Page) -> None:
     assert len(recordings) > 10 and all(attributes["aria-label"] for attributes in recordings)
 
 
-def test_the_sections_are_there(page: Page) -> None:
+def test_page_has_all_sections(page: Page) -> None:
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     assert sections == ["retrieval", "keywords", "utterances", "gallery", "space", "training", "commands"]
     for title in ("Training loss", "Layer weights", "Hit rate of every keyword", "Hit rate by neighbours"):
         assert f'aria-label="{title}' in page.text
-    for title in ("Speech and images", "Keyword hit rate, clean", "Said where it is named"):
+    for title in ("Speech and images", "Keyword hit rate, clean", "Time of the named word"):
         assert f"<strong>{title}.</strong>" in page.text
 
 
-def test_the_data_of_the_viewer(page: Page, recipe: Path) -> None:
+def test_page_data_agree_with_the_scores(page: Page, recipe: Path) -> None:
     data, media = page.load("data"), page.load("media")
     assert len(data["utterances"]) == 24 and len(media["spectrograms"]) == 24
     heard = {attributes["data-audio"] for tag, attributes in page.elements if tag == "audio"}
-    assert heard <= set(media["audio"]) and max(len(heard), 22) == len(media["audio"]) < 24  # examples are always heard
+    assert (
+        heard <= set(media["audio"]) and max(len(heard), 22) == len(media["audio"]) < 24
+    )  # examples always have their recording
     assert len(data["images"]) == len(media["images"]) == len(data["map"]) == 12
     assert all(uri.startswith("data:audio/mpeg") for uri in media["audio"].values())
     scores = json.loads((recipe / "exp/tiny_cascaded/scores/retrieval.json").read_text())
@@ -120,35 +122,35 @@ def test_the_data_of_the_viewer(page: Page, recipe: Path) -> None:
     assert first["words"][0][1:] == [0.0, 0.04] and "words" not in data["utterances"][1]
 
 
-def test_what_captions_and_subwords_hold_is_text(page: Page) -> None:
+def test_page_escapes_captions_and_subwords(page: Page) -> None:
     assert any("</script>" in subword for item in page.load("data")["utterances"]
                for keyword in item["keywords"] for subword in keyword["subwords"])  # fmt: skip
     assert page.text.count("</script>") == 3  # those of the three script elements
 
 
-def test_the_gallery_goes_both_ways_with_the_rank_of_the_truth(page: Page) -> None:
+def test_page_has_examples_of_both_directions(page: Page) -> None:
     data = page.load("data")
-    ranks = [int(rank) for rank in re.findall(r"right image is at rank <strong>(\d+)", page.text)]
+    ranks = [int(rank) for rank in re.findall(r"Its image is at rank <strong>(\d+)", page.text)]
     assert len(ranks) == 9 and ranks[:3] == [1, 1, 1]
     assert max(ranks[6:]) == max(item["rank"] for item in data["utterances"])
     assert len(re.findall(r"first utterance of this image is at rank <strong>(\d+)", page.text)) == 9
     assert page.text.count("✓ right") >= 18
 
 
-def test_figures_for_papers_are_written(page: Page, recipe: Path) -> None:
+def test_report_writes_figures_for_papers(page: Page, recipe: Path) -> None:
     folder = recipe / "exp" / "tiny_cascaded" / "figures"
     assert {path.name for path in folder.iterdir()} == {
         f"{n}.{s}" for n in ("map", "attention") for s in ("svg", "png")
     }
 
 
-def test_equal_runs_give_equal_pages(page: Page, recipe: Path, tmp_path: Path) -> None:
+def test_report_is_deterministic(page: Page, recipe: Path, tmp_path: Path) -> None:
     again = recipe / "exp" / "tiny_cascaded" / "again" / "page.html"
     main([str(recipe / "exp" / "tiny_cascaded"), "--recordings", "22", "--out", str(again)])
     assert again.read_text(encoding="utf-8") == page.text
 
 
-def test_a_page_elsewhere_links_to_the_figures_of_the_run(recipe: Path, tmp_path: Path) -> None:
+def test_page_in_another_folder_links_the_figures(recipe: Path, tmp_path: Path) -> None:
     run = scored_run(recipe, "tiny_cascaded_odd #1", noise=1.0)
     for out in (run / "report" / "index.html", tmp_path / "one" / "two" / "page.html"):
         main([str(run), "--out", str(out)])
@@ -160,8 +162,15 @@ def test_a_page_elsewhere_links_to_the_figures_of_the_run(recipe: Path, tmp_path
     shutil.rmtree(run)
 
 
-def test_the_words_of_textgrids_are_on_the_page(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # tests before this one leave the folder they read from
+def test_report_reads_the_recipe_of_the_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = scored_data(tmp_path / "other", images=4, each=2)  # has data/test, too
+    monkeypatch.chdir(other)
+    main([str(recipe / "exp" / "tiny_parallel"), "--out", str(tmp_path / "page.html")])
+    assert len(Page(tmp_path / "page.html").load("data")["utterances"]) == 24
+
+
+def test_page_has_the_words_of_textgrids(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # earlier tests change the current folder
     folder = tmp_path / "mini"
     shutil.copytree(recipe, folder)
     ctm = folder / "data" / "test" / "ctm"
@@ -176,7 +185,7 @@ def test_the_words_of_textgrids_are_on_the_page(recipe: Path, tmp_path: Path, mo
     assert {item["id"]: item["words"] for item in listed if "words" in item} == {name: [["heron", 0.25, 0.5]]}
 
 
-def test_weights_of_an_unknown_seed_say_so(recipe: Path) -> None:
+def test_page_of_weights_with_an_unknown_seed(recipe: Path) -> None:
     run = scored_run(recipe, "tiny_parallel_published", noise=0.5)
     path = run / "scores" / "retrieval.json"
     scores = json.loads(path.read_text())
@@ -195,7 +204,7 @@ def test_page_of_a_head_without_keywords(recipe: Path, tmp_path: Path) -> None:
     assert all("keywords" not in item for item in parallel.load("data")["utterances"])
 
 
-def test_two_runs_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_compares_two_runs(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(recipe / "exp" / name) for name in ("tiny_parallel", "tiny_cascaded")]
     main([*runs, "--permutations", "200"])
     lines = capsys.readouterr().out.splitlines()
@@ -209,7 +218,7 @@ def test_two_runs_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str])
     target = recipe / "exp/tiny_parallel/report/against_tiny_cascaded.html"
     assert lines[-1] == f"wrote {target}"
     page = Page(target)
-    for text in ("speech → image", "200 exchanges", "Placed higher by tiny_parallel", "Mean R@10 on dev"):
+    for text in ("speech → image", "200 permutations", "Better rank in tiny_parallel", "Mean R@10 on dev"):
         assert text in page.text
     assert f"{float(there[7]):.4f}" in page.text and "<strong>Keywords.</strong>" not in page.text
     assert f"<small>[{low:+.1f}, {high:+.1f}]</small>" in page.text
@@ -219,13 +228,13 @@ def test_two_runs_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str])
 KEYWORD_SCORES = ("clean", "reference", "content_top1", "gold_cosine", "words")
 
 
-def test_keyword_scores_are_compared_in_pairs(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_compares_keyword_scores(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = scored_run(recipe, "tiny_cascaded_other", noise=1.0, seed=1)
     runs = [recipe / "exp" / "tiny_cascaded", other]
     main([*map(str, runs), "--permutations", "100"])
     said = capsys.readouterr().out.splitlines()
     lines = [line for line in said if line.startswith(KEYWORD_SCORES)]
-    assert max(map(len, said[:-1])) <= 80  # the last names a file
+    assert max(map(len, said[:-1])) <= 80  # the last line names a file
     assert len(lines) == 3 + 2 + 2 * 6
     scores = [json.loads((run / "scores" / "keywords.json").read_text()) for run in runs]
     target = runs[0] / "report" / "against_tiny_cascaded_other.html"
@@ -245,7 +254,7 @@ def test_keyword_scores_are_compared_in_pairs(recipe: Path, capsys: pytest.Captu
         low, high = (float(end) for end in cells[2][1].split(","))
         assert low <= values[0] - values[1] <= high
         assert cells[3] == (f"{float(words[-1]):.4f}", "")
-    (other / "scores" / "keywords.npz").unlink()  # as older versions left it: the scores without the test
+    (other / "scores" / "keywords.npz").unlink()  # the scores without the data of the tests
     main([*map(str, runs), "--permutations", "100"])
     assert not any(line.startswith(KEYWORD_SCORES) for line in capsys.readouterr().out.splitlines())
     table = Page(target).text.split("<strong>Keywords.</strong>")[1].split("</table>")[0]
@@ -258,14 +267,14 @@ def test_keyword_scores_are_compared_in_pairs(recipe: Path, capsys: pytest.Captu
     ("words", "reason"),
     [
         (["exp/none"], "exp/none: is not a directory"),
-        (["exp/tiny_parallel", "exp/tiny_parallel"], "compared with itself"),
+        (["exp/tiny_parallel", "exp/tiny_parallel"], "cannot be compared with itself"),
         (["exp/tiny_parallel", "--data_dir", "data/none"], "data/none: no such folder"),
         (["exp/tiny_parallel", "--dump_dir", "dump/none"], "image_embeddings.npz: no such file"),
         (["exp/tiny_parallel", "--recordings", "0"], "--recordings: 0 is not at least 1"),
-        (["a", "b", "c"], "one or two are needed, not 3"),
+        (["a", "b", "c"], "one or two runs are needed, not 3"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_report_command_refuses_mistakes(
     recipe: Path, words: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(recipe)

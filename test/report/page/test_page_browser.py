@@ -1,6 +1,6 @@
-"""The pages in a real browser, headless: a page of 1,000 utterances, and one of two runs.
+"""The pages in a headless browser: a page of 1,000 utterances, and a page of two runs.
 
-Without a browser the tests are skipped, with the reason; with one, whatever it complains about fails them.
+Without a browser the tests are skipped, with the reason. Every error that the browser logs fails a test.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _report(*words: str | Path) -> Path:
-    """The page that ``speechclip report`` writes, called as a user calls it."""
+    """Run ``speechclip report`` as a user does, and return the page."""
     command = [sys.executable, "-m", "speechclip.cli", "report", *map(str, words)]
     root = str(Path(__file__).resolve().parents[3])
     done = subprocess.run(
@@ -57,7 +57,7 @@ def page_file(recipe: Path) -> Path:
 
 @contextmanager
 def _opened(browser: Any, file: Path | None = None, size: str = "desk", dark: bool = False) -> Iterator[Watched]:
-    """A page in a tab of its own. In the end nothing but the file was asked for, and nothing was complained about."""
+    """Open a page in a new tab. At the end, only the file was requested, and no error was logged."""
     tab = open_page(browser, width=WIDTHS[size], dark=dark)
     tab.page.set_default_timeout(90_000)
     if file is not None:
@@ -70,7 +70,7 @@ def _opened(browser: Any, file: Path | None = None, size: str = "desk", dark: bo
 
 
 def _until(page: Any, condition: str, seconds: float = 90.0) -> None:
-    """Wait for a condition in the page. Not by playwright's own means, which the page's policy forbids: they eval."""
+    """Wait for a condition in the page. The wait of playwright needs eval, which the page forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
@@ -78,7 +78,7 @@ def _until(page: Any, condition: str, seconds: float = 90.0) -> None:
 
 
 def _see_everything(page: Any) -> None:
-    """Open what is folded and bring all of it near the window, so that pictures and recordings are filled in."""
+    """Unfold and scroll through the page, so that all images and recordings are loaded."""
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.evaluate(
         """async () => {
@@ -91,7 +91,7 @@ def _see_everything(page: Any) -> None:
     )
 
 
-def test_a_thousand_utterances_load_in_under_two_seconds(browser: Any, page_file: Path) -> None:
+def test_page_of_1000_utterances_loads_in_2_seconds(browser: Any, page_file: Path) -> None:
     used, waited = [], []
     for _ in range(3):
         with _opened(browser) as tab:
@@ -103,14 +103,14 @@ def test_a_thousand_utterances_load_in_under_two_seconds(browser: Any, page_file
             used.append(metrics["TaskDuration"])
             waited.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
             assert page.locator("#list li").count() == UTTERANCES
-    print(f"{page_file.stat().st_size / 1e6:.1f} MB: {min(waited):.2f} s, of them {min(used):.2f} s of the processor")
-    # the processor's time, for other work on the machine is not the page's fault; where there is none, the clock's too
+    print(f"{page_file.stat().st_size / 1e6:.1f} MB: {min(waited):.2f} s, {min(used):.2f} s of CPU time")
+    # CPU time does not depend on other work on the machine. On an idle machine, the clock is checked, too.
     assert min(used) < LOAD_SECONDS
     if os.getloadavg()[0] < (os.cpu_count() or 1):
         assert min(waited) < LOAD_SECONDS
 
 
-def test_no_complaint_no_request_and_everything_is_seen_and_heard(browser: Any, page_file: Path) -> None:
+def test_page_loads_all_images_and_recordings(browser: Any, page_file: Path) -> None:
     with _opened(browser, page_file) as tab:
         page = tab.page
         _see_everything(page)
@@ -122,7 +122,7 @@ def test_no_complaint_no_request_and_everything_is_seen_and_heard(browser: Any, 
         assert page.evaluate("[...document.querySelectorAll('audio')].every((one) => one.error === null)")
 
 
-def test_a_click_on_an_utterance_shows_its_keywords_and_plays_it(browser: Any, page_file: Path) -> None:
+def test_click_shows_keywords_and_plays(browser: Any, page_file: Path) -> None:
     with _opened(browser, page_file) as tab:
         page = tab.page
         page.select_option("#order", "audio")
@@ -144,7 +144,7 @@ def test_a_click_on_an_utterance_shows_its_keywords_and_plays_it(browser: Any, p
         _until(page, "document.querySelector('#panel audio').currentTime > 0.05")
 
 
-def test_the_keyboard_is_enough(browser: Any, page_file: Path) -> None:
+def test_page_works_with_the_keyboard(browser: Any, page_file: Path) -> None:
     with _opened(browser, page_file) as tab:
         page = tab.page
         title = page.locator("#panel h3")
@@ -174,9 +174,10 @@ def test_the_keyboard_is_enough(browser: Any, page_file: Path) -> None:
         assert page.evaluate("document.activeElement.id") == "list"
         page.fill("#filter", "no such caption")
         assert page.locator("#list li").count() == 0
+        assert page.locator("#count").text_content() == "No caption or id contains this text."
 
 
-def test_a_point_of_the_map_opens_its_utterance(browser: Any, page_file: Path) -> None:
+def test_click_on_the_map_opens_an_utterance(browser: Any, page_file: Path) -> None:
     with _opened(browser, page_file) as tab:
         page = tab.page
         page.locator("#map").scroll_into_view_if_needed()
@@ -189,7 +190,7 @@ def test_a_point_of_the_map_opens_its_utterance(browser: Any, page_file: Path) -
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(browser: Any, page_file: Path, dark: bool) -> None:
+def test_page_fits_a_phone_and_has_contrast(browser: Any, page_file: Path, dark: bool) -> None:
     with _opened(browser, page_file, "phone", dark) as tab:
         page = tab.page
         _see_everything(page)
@@ -205,7 +206,7 @@ def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(browser: Any, p
         assert (contrast["ground"] < 0.1) == dark
 
 
-_CONTRAST = """() => {  // WCAG 2: contrast of the colours of text with what they stand on
+_CONTRAST = """() => {  // contrast of text colours with their background (WCAG 2)
     const light = (name) => {
         const probe = document.createElement("i");
         probe.style.color = `var(${name})`;
@@ -231,7 +232,7 @@ _CUT_OFF = """[...document.querySelectorAll('#scores .scroll')].filter((one) => 
 
 
 @pytest.mark.parametrize("other", ["tiny_parallel", "tiny_cascaded_with-a-long-tag_seed1"])
-def test_the_page_of_two_runs(browser: Any, recipe: Path, other: str) -> None:
+def test_comparison_page_in_a_browser(browser: Any, recipe: Path, other: str) -> None:
     if not (recipe / "exp" / other).exists():
         scored_run(recipe, other, noise=1.0, seed=1)
     file = _report(recipe / "exp" / "tiny_cascaded", recipe / "exp" / other, "--permutations", "200")
@@ -242,6 +243,6 @@ def test_the_page_of_two_runs(browser: Any, recipe: Path, other: str) -> None:
             _until(page, "[...document.querySelectorAll('audio')].every((one) => one.readyState >= 1)")
             _until(page, "[...document.images].every((one) => one.naturalWidth > 0)")
             assert page.locator("audio").count() >= 4 and page.locator("section").count() == 4
-            # at a desk every table is seen whole, its p-values too; a phone scrolls some
+            # on a desktop all columns are visible; on a phone some tables scroll
             assert size == "phone" or page.evaluate(_CUT_OFF) == []
             assert page.evaluate("document.documentElement.scrollWidth") == WIDTHS[size]

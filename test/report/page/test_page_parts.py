@@ -1,4 +1,4 @@
-"""What a page is made of: examples, the plane, recordings and pictures, keywords over time, tables."""
+"""The parts of a page: examples, the plane, recordings and images, keywords over time, tables."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _unit(degrees: list[float]) -> np.ndarray:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)
 
 
-def test_examples_are_the_best_the_median_and_the_worst_of_different_groups() -> None:
+def test_examples_are_the_best_median_and_worst() -> None:
     gallery = _unit([0, 20, 40, 60, 80])
-    # the truth is at rank 1, 1, 2 and 5; the last query has the group of the first, which is shown already
+    # The right item is at rank 1, 1, 2 and 5. The last query has the group of the first one, which is already shown.
     queries, groups = _unit([1, 24, 29, 80]), np.array([0, 1, 2, 0])
     found = examples(queries, gallery, groups, np.arange(5), each=1, shown=2)
     assert {kind: [(item.query, item.rank) for item in items] for kind, items in found.items()} == {
@@ -36,7 +36,7 @@ def test_examples_are_the_best_the_median_and_the_worst_of_different_groups() ->
     }  # fmt: skip
 
 
-def test_an_example_tells_what_was_found_and_where_the_truth_is() -> None:
+def test_example_has_its_results_and_the_right_item() -> None:
     gallery = _unit([0, 20, 40, 60, 80])
     queries, groups = _unit([1, 22, 58, 10]), np.array([0, 1, 3, 4])
     found = examples(queries, gallery, groups, np.arange(5), each=1, shown=2)
@@ -45,11 +45,11 @@ def test_an_example_tells_what_was_found_and_where_the_truth_is() -> None:
     assert set(worst.found) == {0, 1} and worst.cosines[0] == pytest.approx(np.cos(np.deg2rad(10)))
     assert worst.truth_cosine == pytest.approx(np.cos(np.deg2rad(70)))
     assert found["best"][0].query == 0 and found["best"][0].found == (0, 1)
-    # of the queries 1 and 2, both at rank 1 and 2 degrees off, the first stands nearer to the median
+    # queries 1 and 2 are both at rank 1 and 2 degrees off; the first one is nearer to the median
     assert found["typical"][0].query in (1, 2)
 
 
-def test_no_group_is_shown_twice_and_several_answers_count_once() -> None:
+def test_examples_show_no_group_twice() -> None:
     speech, images = _unit([0, 1, 2, 50, 51]), _unit([0, 50])
     found = examples(images, speech, np.array([0, 1]), np.array([0, 0, 0, 1, 1]), each=3, shown=3)
     assert [item.query for kind in found.values() for item in kind] == [0, 1]
@@ -58,7 +58,7 @@ def test_no_group_is_shown_twice_and_several_answers_count_once() -> None:
     assert rows.tolist() == [[0, 1], [3, 4]] and cosines[0, 0] == pytest.approx(1.0)
 
 
-def test_the_plane_is_that_of_the_widest_spread_and_keeps_distances_within_it() -> None:
+def test_project_keeps_distances_in_the_widest_plane() -> None:
     rng = np.random.default_rng(0)
     flat = rng.standard_normal((40, 2)) * [3.0, 1.0]
     basis = np.linalg.qr(rng.standard_normal((6, 6)))[0][:, :2]
@@ -73,7 +73,7 @@ def test_the_plane_is_that_of_the_widest_spread_and_keeps_distances_within_it() 
     assert np.array_equal(plane.speech, again.speech)
 
 
-def test_recordings_and_pictures_come_back_from_their_addresses(tmp_path: Path) -> None:
+def test_media_uris_decode_to_their_input(tmp_path: Path) -> None:
     tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)).astype(np.float32)
     kind, data = media.audio_uri(tone).split(";base64,")
     heard, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
@@ -84,7 +84,7 @@ def test_recordings_and_pictures_come_back_from_their_addresses(tmp_path: Path) 
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
     assert kind == "data:image/webp" and picture.shape == (media.MEL_BANDS, 51)
     loudest = picture[:, 25].argmax()
-    assert loudest > 0.7 * media.MEL_BANDS  # 440 Hz lies near the bottom
+    assert loudest > 0.7 * media.MEL_BANDS  # 440 Hz is near the bottom
     assert picture[loudest].mean() > 200 and picture[5].mean() < 60
     Image.new("RGB", (400, 200), (250, 0, 0)).save(tmp_path / "red.png")
     kind, data = media.thumbnail_uri(tmp_path / "red.png").split(";base64,")
@@ -96,7 +96,7 @@ def test_recordings_and_pictures_come_back_from_their_addresses(tmp_path: Path) 
     assert list(base64.b64decode(media.packed([[0.0, 0.5], [1.0, 2.0]]))) == [0, 128, 255, 255]
 
 
-def test_the_utterances_listed_are_those_needed_and_others_evenly() -> None:
+def test_listed_rows_fill_up_evenly() -> None:
     assert listed_rows(10, [3], 4) == [0, 3, 5, 9]
     assert listed_rows(5, [1], 100) == [0, 1, 2, 3, 4]
     assert listed_rows(5, [4, 2, 0], 2) == [0, 2, 4]
@@ -112,7 +112,7 @@ def _run(keywords: dict[str, object], model: str = "large") -> Run:
     return Run(path, model, "hybrid", "", 0, Scores(path, content), Scores(path, keywords), None)
 
 
-def test_a_retrieval_table_has_intervals_published_rows_and_chance() -> None:
+def test_retrieval_table_has_published_rows_and_chance() -> None:
     (table,) = tables.retrieval_tables(_run({}), "spokencoco")
     rows = {row.name: row for row in table.rows}
     assert table.columns[:4] == ["S→I R@1", "S→I R@5", "S→I R@10", "S→I MRR"] and len(table.columns) == 8
@@ -125,7 +125,7 @@ def test_a_retrieval_table_has_intervals_published_rows_and_chance() -> None:
     assert [row.kind for row in tables.retrieval_tables(_run({}), "mini")[0].rows].count(QUOTED) == 0
 
 
-def test_keyword_tables_show_what_there_is() -> None:
+def test_keyword_tables_show_the_available_scores() -> None:
     rates = {"kw1": 20.0, "kw10": 40.0, "kw2": 30.0, "avg": 30.0}
     scores = ("clean", "reference", "content_top1")
     old = {**dict.fromkeys(scores, rates), "frequency_prior": dict.fromkeys(scores, rates)}
@@ -137,7 +137,7 @@ def test_keyword_tables_show_what_there_is() -> None:
     assert [row.name for row in first.rows] == ["this run", "frequency prior"]
 
 
-def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
+def test_keyword_tables_of_a_scored_run(tmp_path: Path) -> None:
     recipe = scored_data(tmp_path / "mini", images=6, each=2)
     run = load_run(scored_run(recipe, "large_cascaded", noise=1.0))
     assert run.keywords is not None
@@ -157,7 +157,7 @@ def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
     reference = found["Keyword hit rate, reference"].rows
     assert reference[0].name.startswith("Large (COCO)") and reference[0].cells[0].text == "38.2"
     for title, section in (("clean", "sweep"), ("reference", "reference_sweep")):
-        rows = found[f"Neighbours looked at, {title}"].rows
+        rows = found[f"Hit rate by neighbours, {title}"].rows
         assert [row.name for row in rows] == [f"K = {k}" for k in (1, 3, 5, 10, 20)]
         for at, kind in ((0, "all"), (3, "content")):
             score = content[section][kind]["3"]
@@ -175,14 +175,14 @@ def test_tables_of_what_stage_5_writes(tmp_path: Path) -> None:
         cosine["avg"], cosine["ci95"]["avg"], 3
     )
     anywhere = content["overlap"]["random_position"]["overlap"]
-    assert found["Said where it is named"].rows[-1].cells[1] == tables.cell(anywhere)
+    assert found["Time of the named word"].rows[-1].cells[1] == tables.cell(anywhere)
     assert found["Word boundaries"].rows[-1].cells[2] == tables.cell(content["segmentation"]["uniform"]["f1"])
     assert tables.cell(None).text == "–" and tables.cell(0.004).text == "0.004"
     signed = tables.cell(0.25, [-1.0, 2.0], signed=True)
     assert (signed.text, signed.interval) == ("+0.2", "[-1.0, +2.0]")
 
 
-def test_a_figure_inside_a_page_has_its_own_ids_the_pages_colours_and_a_text() -> None:
+def test_inline_svg_has_unique_ids_colours_and_a_text() -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3, 2))

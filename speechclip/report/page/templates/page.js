@@ -22,7 +22,7 @@
   };
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  // Pictures and recordings get their content when they come near the window.
+  // Images and recordings are loaded when they are near the visible part of the page.
   const fill = (node) => {
     if (node.dataset.image !== undefined) node.src = media().images[node.dataset.image];
     else if (node.dataset.audio !== undefined) node.src = media().audio[node.dataset.audio];
@@ -64,7 +64,7 @@
       return row;
     });
     list.replaceChildren(...rows);
-    document.getElementById("count").textContent = `${shown.length} shown`;
+    document.getElementById("count").textContent = shown.length ? `${shown.length} shown` : "No caption or id contains this text.";
   };
   const mark = (place) => {
     const before = document.getElementById(`utterance-${chosen}`);
@@ -142,7 +142,7 @@
       lane.append(create("span", { textContent: text, title: `${start.toFixed(2)} to ${end.toFixed(2)} s`, style: `left:${100 * start / item.seconds}%` }));
     return lane;
   };
-  const stagger = (lane) => {  // words that would overlap go one line down
+  const stagger = (lane) => {  // words that would overlap move one line down
     const ends = [0, 0, 0];
     for (const word of lane.children) {
       const left = word.offsetLeft;
@@ -172,10 +172,10 @@
   const plain = (subword) => subword.replace("</w>", "").replace("▁", "");
   const verdict = (keyword) => {
     const notes = [];
-    if ("hit" in keyword) notes.push(keyword.hit ? "hit: one of the first 5 is in the caption" : "no hit: none of the first 5 is in the caption");
+    if ("hit" in keyword) notes.push(keyword.hit ? "hit: one of the 5 nearest subwords is in the caption" : "no hit: none of the 5 nearest subwords is in the caption");
     if (keyword.gold) notes.push(`nearest subword of the caption: ${plain(keyword.gold[0])} (${keyword.gold[1].toFixed(3)})`);
-    if (keyword.spoken) notes.push(`said meanwhile: ${keyword.spoken.join(" ") || "nothing"}`);
-    if (keyword.word) notes.push(`names the word “${keyword.word}”${"overlap" in keyword ? (keyword.overlap ? ", which its span overlaps" : ", which its span does not overlap") : ""}`);
+    if (keyword.spoken) notes.push(`words spoken in this span: ${keyword.spoken.join(" ") || "none"}`);
+    if (keyword.word) notes.push(`names the word “${keyword.word}”${"overlap" in keyword ? (keyword.overlap ? "; its span overlaps this word" : "; its span does not overlap this word") : ""}`);
     return notes;
   };
   const showKeyword = (item, at) => {
@@ -216,7 +216,7 @@
     const one = (number, text, right) => create("li", right ? { className: "right" } : {},
       create("img", { src: media().images[number], alt: images[number].alt }), text);
     return create("ul", { className: "pictures" }, one(item.image, "its image", true),
-      ...item.found.map((number, at) => one(number, `found ${at + 1}: ${item.cosines[at].toFixed(2)}`, number === item.image)));
+      ...item.found.map((number, at) => one(number, `result ${at + 1}: ${item.cosines[at].toFixed(2)}`, number === item.image)));
   };
   const follow = (audio, seconds, heads) => {
     const move = () => {
@@ -229,22 +229,22 @@
   const drawPanel = (place) => {
     const item = utterances[place];
     const parts = [create("h3", { textContent: item.id }), create("p", { className: "muted", textContent:
-      `speaker ${item.speaker}, ${item.seconds.toFixed(2)} s; its image is found at rank ${item.rank}` })];
+      `Speaker ${item.speaker}, ${item.seconds.toFixed(2)} s. Its image is at rank ${item.rank}.` })];
     let audio = null;
     if (hasAudio(place)) {
       audio = create("audio", { controls: true, preload: "auto", src: media().audio[place], "aria-label": `Recording of ${item.id}` });
       parts.push(audio);
-    } else parts.push(create("p", { className: "muted", textContent: "Its recording is not part of this page." }));
+    } else parts.push(create("p", { className: "muted", textContent: "This page does not have the recording." }));
     const spec = spectrogram(item, place), wave = waveform(item);
     const tracks = create("div", { className: "tracks" }, track("waveform", wave), track("spectrogram", spec), track("", axis(item.seconds)));
     let words = null;
-    if (item.words) { words = wordLane(item); tracks.append(track("words said", words)); }
+    if (item.words) { words = wordLane(item); tracks.append(track("spoken words", words)); }
     (item.keywords || []).forEach((keyword, at) => tracks.append(keywordRow(item, keyword, at)));
-    parts.push(tracks, create("p", { className: "caption", textContent: `“${item.caption}”` }), create("p", { className: "muted", textContent: "true caption" }));
+    parts.push(tracks, create("p", { className: "caption", textContent: `“${item.caption}”` }), create("p", { className: "muted", textContent: "Caption" }));
     if (item.keywords) {
       parts.push(create("div", { className: "detail" }));
-      if (!item.keywords.length) parts.push(create("p", { textContent: "No keyword was found in this utterance." }));
-      else if (!item.keywords[0].attention) parts.push(create("p", { className: "muted", textContent: "Attention over frames was not kept for this utterance; the frames show each keyword's span." }));
+      if (!item.keywords.length) parts.push(create("p", { textContent: "This utterance has no keywords." }));
+      else if (!item.keywords[0].attention) parts.push(create("p", { className: "muted", textContent: "The attention of this utterance was not stored. The boxes show the span of each keyword." }));
     }
     parts.push(pictures(item));
     panel.replaceChildren(...parts);
@@ -304,7 +304,7 @@
       const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
       let best = -1, distance = 400;
       points.forEach(([left, top], at) => { const d = (left - x) ** 2 + (top - y) ** 2; if (d < distance) [best, distance] = [at, d]; });
-      squares.forEach(([left, top], at) => {  // of an image, its first utterance
+      squares.forEach(([left, top], at) => {  // an image opens its first utterance
         const d = (left - x) ** 2 + (top - y) ** 2;
         if (d >= distance) return;
         const owner = utterances.findIndex((item) => item.image === at);
