@@ -177,7 +177,8 @@ def training_data(folder: Path, *, feats: str = "dump") -> Any:
 
 
 def trainer(
-    config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0, fabric: Any = None,
+    config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0,
+    fabric: Any = None,
     force: bool = False, origin: Any = None,
 ) -> Any:  # fmt: skip
     """Return a ``Trainer`` with a fresh network for the features of :func:`store_features`, on one CPU by default."""

@@ -39,5 +39,5 @@ def stage_hint(error: UserError) -> str:
 
 
 def stage_script(main: Callable[P, R]) -> Callable[P, R]:
-    """Wrap the ``main`` of a stage: see :func:`speechclip.common.arguments.exit_on_user_error` and :func:`stage_hint`."""
+    """Wrap the ``main`` of a stage. See :func:`~speechclip.common.arguments.exit_on_user_error`, :func:`stage_hint`."""
     return functools.wraps(main)(exit_on_user_error(main, hint=stage_hint))

@@ -67,7 +67,7 @@ def _print(report: dict[str, Any]) -> None:
         print(f"word boundaries: F1 {boundaries['f1']:.1f} R-value {boundaries['r_value']:.1f}"
               f"  (evenly spaced {uniform['f1']:.1f}, {uniform['r_value']:.1f})")  # fmt: skip
         overlap = report["overlap"]
-        print(f"{overlap['named']:.1f} % of the keywords name a spoken word. {overlap['overlap']:.1f} % of these overlap"
+        print(f"{overlap['named']:.1f} % of the keywords name a word. {overlap['overlap']:.1f} % of these overlap"
               f" it in time  (random position {overlap['random_position']['overlap']:.1f})")  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from speechclip.upstream.expert import UpstreamExpert
 
 Entry = Callable[..., UpstreamExpert]
 
+
 class Published(NamedTuple):
     """A published checkpoint: its address, its head, and the width of its speech encoder."""
 

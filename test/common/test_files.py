@@ -23,9 +23,7 @@ def _commands(source: Path, out: Path) -> dict[str, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("name", ["pack", "convert_checkpoint", "convert_encoder"])
-def test_commands_do_not_replace_trained_weights(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_do_not_replace_trained_weights(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     out, source = tmp_path / "exp" / "tiny_parallel", tmp_path / "file.ckpt"
     (out / "best").mkdir(parents=True)
     (out / "best" / "model.safetensors").write_bytes(b"weights")
