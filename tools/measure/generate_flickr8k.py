@@ -6,7 +6,7 @@ belong to 2258277193_586949ec62.jpg.1, which has no photograph, and two recordin
 are coloured blocks with noise, in files of the real size. The recordings are noise, and the encoders have random
 weights. Names, numbers and sizes are true, except the length of the recordings (4.2 s on average in the real corpus).
 
-Usage: tools/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
+Usage: tools/measure/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
        [--encoders base] [--seed 0]
 """
 
