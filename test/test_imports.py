@@ -113,7 +113,10 @@ def test_modules_have_no_import_cycle() -> None:
     assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
 
 
-@pytest.mark.parametrize("folder", ["tools", "tools/bench", "utils", "egs/mini/local", "egs/superb/local"])
+SCRIPT_FOLDERS = ["tools", "tools/bench", "tools/measure", "utils", "egs/mini/local", "egs/superb/local"]
+
+
+@pytest.mark.parametrize("folder", SCRIPT_FOLDERS)
 def test_scripts_have_no_import_cycle(folder: str) -> None:
     names = {path.stem: path for path in (ROOT / folder).glob("*.py")}
     assert names

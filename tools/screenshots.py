@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from speechclip.common.constants import SAMPLE_RATE
+
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "egs" / "mini"
 MODEL, DEMO = MINI / "models" / "hybrid", MINI / "models" / "demo"
@@ -148,8 +150,8 @@ def draw_retrieval(target: Path) -> None:
     figure = plt.figure(figsize=(10, 3.1), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.9))
     axis = top.subplots()
-    axis.plot(np.arange(len(samples)) / 16000, samples, color=BLUE, linewidth=0.6)
-    axis.set(xlim=(0, len(samples) / 16000), yticks=[])
+    axis.plot(np.arange(len(samples)) / SAMPLE_RATE, samples, color=BLUE, linewidth=0.6)
+    axis.set(xlim=(0, len(samples) / SAMPLE_RATE), yticks=[])
     axis.set_title(f"Spoken query: “{caption}”", loc="left", fontsize=11)
     axis.spines[["top", "right", "left"]].set_visible(False)
     for place, row in zip(bottom.subplots(1, SHOWN), best, strict=True):
@@ -172,8 +174,8 @@ def draw_keywords(target: Path) -> None:
     query, _, caption = demo_query()
     keywords = SpeechCLIP.from_pretrained(MODEL).keywords([query], top_k=1)[0]
     samples = waveform(query)
-    power = librosa.feature.melspectrogram(y=samples, sr=16000, n_fft=400, hop_length=160, n_mels=80)
-    seconds = len(samples) / 16000
+    power = librosa.feature.melspectrogram(y=samples, sr=SAMPLE_RATE, n_fft=400, hop_length=160, n_mels=80)
+    seconds = len(samples) / SAMPLE_RATE
     figure, (bars, axis) = plt.subplots(
         2, 1, figsize=(10, 4.2), sharex=True, height_ratios=(1.25, 1), layout="constrained"
     )

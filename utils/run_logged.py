@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as in Slurm
-STOPPED = 75  # EX_TEMPFAIL: a command that was stopped and has saved its state
+STOPPED = 75  # EXIT_RESUMABLE of speechclip.common.constants; this file uses the standard library only
 
 
 class Log:

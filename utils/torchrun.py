@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-STOPPED = 75  # EXIT_RESUMABLE of speechclip.common.constants, which is not imported here to start faster
+from run_logged import STOPPED
+
 PORT = 29400
 SHUTDOWN = 25  # seconds to save; less than GRACE of utils/run_logged.py
 

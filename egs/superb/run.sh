@@ -3,7 +3,7 @@
 #
 #   stage 0  corpus   checks --corpus, or with --pseudo true generates data/
 #   stage 1  task     exp/<task>/<upstream>/lr_*/: trained and tested for each learning rate
-#   stage 2  report   RESULTS.md, layer_weights.png and layer_weights.svg
+#   stage 2  report   exp/RESULTS.md, exp/results.jsonl and a picture of the layer weights
 #
 # ./run.sh --help prints the options.
 # shellcheck disable=SC2034 # the loop below reads them by name

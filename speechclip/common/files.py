@@ -144,7 +144,7 @@ def damaged_file(folder: Path, *, all_files: bool) -> str:
             return SUMS
         if all_files or name.endswith((".safetensors", ".tsv")):
             path = folder / name
-            if not path.is_file() or _digest(path) != digest:
+            if not path.is_file() or file_sha256(path) != digest:
                 return name
     return ""
 
@@ -182,12 +182,13 @@ def lines_fingerprint(lines: Iterable[str]) -> str:
 
 
 def _write_sums(folder: Path) -> None:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    text = "".join(f"{_digest(path)}  {path.name}\n" for path in files)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    text = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
     (folder / SUMS).write_text(text, encoding="ascii")
 
 
-def _digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from speechclip.checkpoint.folder import SETTINGS, read_weights
 from speechclip.common.errors import UserError
-from speechclip.common.files import SUMS, lines_fingerprint, replace_folder
+from speechclip.common.files import SUMS, lines_fingerprint, read_json, replace_folder
 from speechclip.config import Config, known_keys, load, save, to_dict
 from speechclip.model.network import SpeechNetwork
 
@@ -126,8 +126,8 @@ def read_progress(folder: Path) -> Progress:
         UserError: the file is missing or damaged.
     """
     try:
-        return Progress(**json.loads((folder / COUNTERS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return Progress(**read_json(folder / COUNTERS))
+    except (UserError, TypeError) as error:
         raise UserError(
             f"{folder / COUNTERS}: missing or damaged. Move {folder} away to start training over."
         ) from error
@@ -155,7 +155,7 @@ def restore_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, T
 # -- the comparison that decides whether a run resumes ---------------------------------------------------------------
 
 #: Settings that do not change the weights: scoring, loading, logging. A key that ends with "." stands for a section.
-#: utils/driver.sh keeps the same settings out of the stamp of stage 3.
+#: utils/driver.sh keeps the same settings out of the stamp of the training stage.
 WITHOUT_EFFECT = (
     "eval.", "data.workers", "data.eval_batch_size", "train.log_interval", "train.tensorboard_utterances",
 )  # fmt: skip

@@ -33,7 +33,7 @@ class UpstreamExpert(nn.Module):
     one frame per 320 samples.
 
     The states of an utterance depend slightly on its batch, because encoders see padding: the group norm of Base models
-    uses the padded length, and the last frame of an utterance sees zeros. ``tools/measure_feature_costs.py
+    uses the padded length, and the last frame of an utterance sees zeros. ``tools/measure/measure_feature_costs.py
     --checkpoint`` measures this, and RESULTS.md has figures. The weighted sum and the head's layer do not depend on the
     batch.
 

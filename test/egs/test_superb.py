@@ -27,8 +27,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "egs" / "superb"
 sys.path.insert(0, str(RECIPE / "local"))
 import superb  # noqa: E402
 import sweep  # noqa: E402
-from markdown_tables import read_block  # noqa: E402
-from report import write_report  # noqa: E402
+from report import commit_report, read_rows, write_report  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 needs_s3prl = pytest.mark.skipif(find_spec("s3prl") is None, reason="extra 's3prl' is not installed")
@@ -428,67 +427,102 @@ def _best(folder: Path, upstream: str, accuracy: float, weights: list[float], **
     (folder / "best.json").write_text(json.dumps(facts))
 
 
-def test_report_merges_rows_and_draws_weights(tmp_path: Path) -> None:
-    results = tmp_path / "RESULTS.md"
-    results.write_text("# SUPERB\n\nBy hand.\n")
-    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
-    write_report(tmp_path / "exp", results)
-    _best(tmp_path / "exp2" / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
-    write_report(tmp_path / "exp2", results)
-    text = results.read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| SID")]
-    assert "By hand." in text and text.count("<!-- results: begin superb -->") == 1
-    assert [row[5] for row in rows[:2]] == ["50.00", "87.50"]  # both are kept, sorted by upstream
-    assert rows[0][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
+def _cells(text: str, task: str = "SID") -> list[list[str]]:
+    """Return the cells of all table rows of a task."""
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {task}")
+    ]
+
+
+def test_report_writes_rows_and_draws_weights(tmp_path: Path) -> None:
+    exp = tmp_path / "exp"
+    _best(exp / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
+    _best(exp / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
+    write_report(exp)
+    text = (exp / "RESULTS.md").read_text()
+    rows = _cells(text)
+    assert [row[5] for row in rows[:2]] == ["50.00", "87.50"]  # sorted by upstream
+    assert rows[1][6] == "0.01 (0.1 0.01)" and rows[3][-3:] == ["0.100", "0.200", "0.700"]
     assert rows[2][-3:] == ["0.400", "0.600", "–"]  # an encoder alone has no state of a head
-    assert (tmp_path / "layer_weights.png").stat().st_size > 1000
+    assert (exp / "layer_weights.png").stat().st_size > 1000
     assert "### SUPERB" not in text  # nothing was compared
+    assert [row["test"] for row in read_rows(exp / "results.jsonl")] == [50.0, 87.5]
     with pytest.raises(UserError, match="holds no finished task"):
-        write_report(tmp_path / "nothing", results)
+        write_report(tmp_path / "nothing")
 
 
 def test_report_compares_with_the_baseline(tmp_path: Path) -> None:
-    results = tmp_path / "RESULTS.md"
-    _best(tmp_path / "exp" / "sid_long" / "encoder", "speechclip_encoder_local", 0.5, [0.4, 0.6], tag="long")
-    long = {"tag": "long", "against": "encoder"}
-    _best(tmp_path / "exp" / "sid_long" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7], **long)
-    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.25, [0.1, 0.2, 0.7])
-    write_report(tmp_path / "exp", results)
-    tables = read_block(results.read_text(), "superb", "")
-    [row] = tables["SUPERB"].rows
-    assert (row["task"], row["metric"], row["upstream"]) == ("SID (long)", "accuracy", "speechclip_local")
-    assert (row["test"], row["baseline"], row["baseline's test"]) == ("87.50", "speechclip_encoder_local", "50.00")
-    assert len(tables["Scores"].rows) == 3  # a tag keeps rows apart
+    exp = tmp_path / "exp"
+    _best(exp / "sid_long" / "encoder", "speechclip_encoder_local", 0.5, [0.4, 0.6], tag="long")
+    _best(exp / "sid_long" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7], tag="long", against="encoder")
+    _best(exp / "sid" / "a", "speechclip_local", 0.25, [0.1, 0.2, 0.7])
+    write_report(exp)
+    text = (exp / "RESULTS.md").read_text()
+    [row] = _cells(text[text.index("### SUPERB") : text.index("### Scores")])
+    assert row[:4] == ["SID (long)", "accuracy", "vox", "speechclip_local"]
+    assert row[5:8] == ["87.50", "speechclip_encoder_local", "50.00"]
+    assert len(_cells(text[text.index("### Scores") : text.index("### Layer weights")])) == 3  # a tag keeps rows apart
 
 
-def test_picture_labels_every_row_of_the_merged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_report_merges_and_labels_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.axes import Axes
 
     drawn: list[list[str]] = []
     monkeypatch.setattr(Axes, "set_yticks", lambda self, ticks, labels: drawn.append(labels))
-    results, weights = tmp_path / "RESULTS.md", [0.1, 0.2, 0.7]
+    weights = [0.1, 0.2, 0.7]
+    (tmp_path / "RESULTS.template.md").write_text("# SUPERB\n\nBy hand.\n\n<!-- tables: scores -->\n")
     changes: list[dict[str, Any]] = [{}, {"tag": "long"}, {"seed": 1}, {"corpus": "other"}, {"checkpoint": "b/best"}]
     for number, change in enumerate(changes):  # each from its own exp/
         _best(tmp_path / f"exp{number}" / "sid" / "a", "speechclip_local", 0.5, weights, **change)
-        write_report(tmp_path / f"exp{number}", results)
+        commit_report(tmp_path / f"exp{number}", tmp_path)
     _best(tmp_path / "exp9" / "sid" / "b", "speechclip_encoder_local", 0.5, [0.4, 0.6])
-    write_report(tmp_path / "exp9", results)
+    commit_report(tmp_path / "exp9", tmp_path)
     assert drawn[0] == ["SID, speechclip_local, seed 0\na, vox"]
     assert len(drawn[-1]) == len(set(drawn[-1])) == len(changes)  # an encoder alone has no weight of a head
     assert {"SID (long), speechclip_local, seed 0\na, vox", "SID, speechclip_local, seed 1\na, vox"} <= set(drawn[-1])
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "By hand." in text and len(_cells(text)) == len(changes) + 1
+    commit_report(tmp_path / "exp0", tmp_path)  # a row that is known
+    commit_report(tmp_path / "nothing", tmp_path)  # renders only
+    assert (tmp_path / "RESULTS.md").read_text() == text
+
+
+def test_commit_report_refuses_uncommitted_code(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"RESULTS\.template\.md: is missing"):
+        commit_report(tmp_path / "exp", tmp_path)
+    (tmp_path / "RESULTS.template.md").write_text("")
+    _best(tmp_path / "exp" / "sid" / "a", "speechclip_local", 0.5, [0.1, 0.2, 0.7], commit="abc-dirty")
+    with pytest.raises(UserError, match="SID was made by uncommitted code"):
+        commit_report(tmp_path / "exp", tmp_path)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"task": "SID"}'])
+def test_read_rows_names_a_damaged_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"results\.jsonl: line 1 is not a row of results"):
+        read_rows(tmp_path / "results.jsonl")
+
+
+def test_committed_results_are_rendered_from_their_data(tmp_path: Path) -> None:
+    for name in ("RESULTS.template.md", "results.jsonl"):
+        shutil.copy(RECIPE / name, tmp_path / name)
+    commit_report(tmp_path / "exp", tmp_path)
+    for name in ("RESULTS.md", "results.jsonl"):
+        assert (tmp_path / name).read_text() == (RECIPE / name).read_text(), "run local/report.py --commit_to ."
 
 
 def test_report_prefers_the_der_of_the_scorer(tmp_path: Path) -> None:
-    results, weights = tmp_path / "RESULTS.md", [0.1, 0.2, 0.7]
+    exp, weights = tmp_path / "exp", [0.1, 0.2, 0.7]
     for test, metric, value in (
         ({"der": 0.25}, "DER by frames", "25.00"),
         ({"der": 0.25, "dscore_der": 12.5, "dscore_threshold": 0.4}, "DER", "12.50"),
     ):
-        shutil.rmtree(tmp_path / "exp", ignore_errors=True)
-        _best(tmp_path / "exp" / "sd" / "a", "speechclip_local", 0.0, weights, task="sd", test=test)
-        write_report(tmp_path / "exp", results)
-        [row] = read_block(results.read_text(), "superb", "")["Scores"].rows
-        assert (row["metric"], row["test"]) == (metric, value)
+        shutil.rmtree(exp, ignore_errors=True)
+        _best(exp / "sd" / "a", "speechclip_local", 0.0, weights, task="sd", test=test)
+        write_report(exp)
+        row = _cells((exp / "RESULTS.md").read_text(), "SD")[0]
+        assert (row[1], row[5]) == (metric, value)
 
 
 @needs_s3prl
@@ -568,7 +602,8 @@ def test_report_needs_no_checkpoint(tmp_path: Path) -> None:
     _best(recipe / "exp" / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
     ended = _run("--task", "sid", "--stage", "2", cwd=recipe)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "87.50" in (recipe / "RESULTS.md").read_text()
+    assert "87.50" in (recipe / "exp" / "RESULTS.md").read_text()
+    assert not (recipe / "RESULTS.md").exists()  # the clone stays clean
 
 
 def _copy(folder: Path) -> Path:
@@ -591,7 +626,7 @@ def test_task_is_trained_resumed_and_reported(checkpoint: str, tmp_path: Path) -
     assert ended.returncode == 0, ended.stderr
     best: dict[str, Any] = json.loads((recipe / "exp/ks/speechclip_local_tiny/best.json").read_text())
     assert best["rates"] == [0.001, 0.01] and len(best["layer_weights"]) == 4
-    results = (recipe / "RESULTS.md").read_text()
+    results = (recipe / "exp" / "RESULTS.md").read_text()
     assert "speechclip_encoder_local" in results
     assert "--lr '1e-3 1e-2' --nj 2" in results  # a command that can be pasted
     assert best["against"] == "speechclip_encoder_local_tiny" and "### SUPERB" in results

@@ -270,7 +270,8 @@ def test_startup_runs_every_command() -> None:
     found = startup.commands()
     scripts = {path.stem for path in (ROOT / "speechclip" / "bin").glob("*.py")} - {"__init__"}
     assert {f"speechclip.bin.{name}" for name in scripts} <= found.keys()
-    assert {"speechclip.upstream", "tools/doctor", "egs/mini/run.sh", "tools/count_parameters.py"} <= found.keys()
+    assert {"speechclip.upstream", "tools/doctor", "egs/mini/run.sh"} <= found.keys()
+    assert {"tools/measure/count_parameters.py", "tools/measure/kill_runs.py"} <= found.keys()
     assert {f"speechclip {name}" for name in ("report", "index", "search", "serve")} | {"speechclip"} <= found.keys()
     assert {"tools/bench/bench.sh", "tools/bench/search_at_scale.py", "tools/install.sh"} <= found.keys()
     clock, used = startup.spent(["echo", "usage"])

@@ -1,4 +1,4 @@
-"""tools/kill_runs.py and tools/plan_corpus.py: comparing, killing, measuring and planning."""
+"""tools/measure/kill_runs.py and tools/measure/plan_corpus.py: comparing, killing, measuring and planning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fixtures import JOINT, STATES, WIDTH, save_hubert
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "test" / "utils")]
+sys.path[:0] = [str(ROOT / "tools" / "measure"), str(ROOT / "test" / "utils")]
 import fake_recipe  # noqa: E402
 import kill_runs  # noqa: E402
 import plan_corpus  # noqa: E402
@@ -109,7 +109,7 @@ def test_the_environment_changes_between_starts(recipe: kill_runs.Recipe) -> Non
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_undisturbed(tmp_path: Path) -> None:
     words = ["--kills", "8", "--each", "1", "--scenes", "40", "--steps", "8", "--head", "parallel"]
-    command = [sys.executable, str(ROOT / "tools/kill_runs.py"), *words, "--folder", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "tools/measure/kill_runs.py"), *words, "--folder", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "all equal to the undisturbed run's" in ended.stdout

@@ -26,7 +26,7 @@ def output_of(
 def test_count_parameters_prints_the_numbers_of_the_papers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = output_of("count_parameters.py", [], monkeypatch, capsys).splitlines()[1:]
+    lines = output_of("measure/count_parameters.py", [], monkeypatch, capsys).splitlines()[1:]
     found = {}
     for line in lines:
         name, quoted = line[:39].split(maxsplit=1), line[78:].strip()
@@ -64,7 +64,7 @@ def test_measure_scoring_checks_its_ranks(
     sizes: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--queries", sizes[0], "--gallery", sizes[1], "--dim", "6", "--only", "35"]
-    out = output_of("measure_scoring.py", options, monkeypatch, capsys)
+    out = output_of("measure/measure_scoring.py", options, monkeypatch, capsys)
     assert "35 queries in" in out and "s for all; peak memory" in out
     assert "35 of 35 ranks equal those counted in integers" in out
 
@@ -72,7 +72,7 @@ def test_measure_scoring_checks_its_ranks(
 @pytest.mark.slow
 def test_dry_run_flickr8k_completes_every_step(tmp_path: Path) -> None:
     """A few photographs, encoders of the real size, and a complete copy of the recipe are used."""
-    command = [sys.executable, TOOLS / "dry_run_flickr8k.py", "--out", tmp_path / "dry", "--images", "24"]
+    command = [sys.executable, TOOLS / "measure" / "dry_run_flickr8k.py", "--out", tmp_path / "dry", "--images", "24"]
     ended = subprocess.run(
         [*map(str, command), "--steps=2", "--batch_size=8", "--embeddings=random", "--seed=1"],
         capture_output=True, text=True, cwd=tmp_path, check=False,

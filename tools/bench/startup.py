@@ -31,7 +31,8 @@ def commands() -> dict[str, list[str]]:
     found["speechclip.upstream"] = [sys.executable, "-m", "speechclip.upstream"]
     for words in ([], *([name] for name in COMMANDS)):
         found[" ".join(["speechclip", *words])] = [sys.executable, "-m", "speechclip.cli", *words]
-    scripts_elsewhere = [*(ROOT / "tools").glob("*.py"), *(ROOT / "egs").glob("*/local/*.py")]
+    folders = ("tools", "tools/measure", "egs/*/local")
+    scripts_elsewhere = [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]
     for path in [*sorted(scripts_elsewhere), ROOT / "tools" / "bench" / "search_at_scale.py"]:
         if path.name != "doctor.py" and "parse_args" in path.read_text(encoding="utf-8"):
             found[str(path.relative_to(ROOT))] = [sys.executable, str(path)]

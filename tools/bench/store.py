@@ -16,7 +16,7 @@ import parts
 import torch
 from measure import OURS, PLAIN
 
-from speechclip.common.constants import FRAME_RATE
+from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.data.features import FeatureStore, FeatureWriter
 
 CROP = round(6.4 * FRAME_RATE)  # frames
@@ -25,7 +25,7 @@ CROP = round(6.4 * FRAME_RATE)  # frames
 def write(folder: Path, shape: str, utterances: int) -> list[int]:
     """Write both stores with the same random states and return the frames of each utterance."""
     size = parts.SHAPES[shape]
-    frames = np.maximum(1, parts.lengths(utterances, seed=4) * FRAME_RATE // 16000).tolist()
+    frames = np.maximum(1, parts.lengths(utterances, seed=4) * FRAME_RATE // SAMPLE_RATE).tolist()
     generator = torch.Generator().manual_seed(4)
     with FeatureWriter(folder / OURS, encoder={}, layers=range(size.states)) as writer:
         (folder / PLAIN).mkdir()

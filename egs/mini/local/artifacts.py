@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speechclip.common.provenance import commit
+
 
 def provenance(seed: int, packages: Sequence[str], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return command, seed, commit, versions and measured figures, for provenance.json."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "measured": dict(measured),
@@ -42,11 +36,6 @@ def save_half(state: Mapping[str, Any], path: Path) -> None:
         for key, value in state.items()
     }
     save_file(tensors, str(path), metadata={"format": "pt"})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON with a final newline."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def publish(temporary: Path, out: Path) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from artifacts import Progress, provenance, publish, save_half, write_json
+from artifacts import Progress, provenance, publish, save_half
 from captions import captions_of, keywords
 from generate import plan_corpus
 from render import render
 from scenes import Scene, generator, random_scene
 from tiny_clip import MEAN, STD, encode, model_config, retrieval, to_input, train_vocabulary
+
+from speechclip.common.files import write_json
 
 SPLIT = "pretrain_clip"
 CORPUS_COUNTS = {"train": 4000, "dev": 200, "test": 200}

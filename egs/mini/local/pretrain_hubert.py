@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from artifacts import Progress, provenance, publish, write_json
+from artifacts import Progress, provenance, publish
 from captions import captions_of
 from generate import plan_corpus
 from scenes import generator, random_scene
@@ -29,8 +29,6 @@ from speak import VOICES, say
 from tiny_hubert import (
     CONTEXTS,
     FIELD,
-    HOP,
-    SAMPLE_RATE,
     fit_clusters,
     hubert_config,
     log_mel,
@@ -39,6 +37,9 @@ from tiny_hubert import (
     standardised,
     with_context,
 )
+
+from speechclip.common.constants import HOP, SAMPLE_RATE
+from speechclip.common.files import write_json
 
 SPLIT = "pretrain_hubert"
 PACKAGES = ("torch", "transformers", "librosa", "scikit-learn", "espeakng-loader", "numpy")

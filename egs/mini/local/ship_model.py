@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from prepare import read_captions
 from speechclip.api import SpeechCLIP
 from speechclip.checkpoint.folder import PROVENANCE, SETTINGS, VOCABULARY, WEIGHTS, read_checkpoint
 from speechclip.common.errors import UserError
-from speechclip.common.files import read_json, replace_folder
+from speechclip.common.files import read_json, replace_folder, write_json
 from speechclip.config import save
 from speechclip.search.build import Structure, index_images
 from speechclip.search.index import INFO, ITEMS
@@ -30,10 +29,6 @@ from speechclip.search.index import INFO, ITEMS
 SCORES = ("retrieval.json", "keywords.json")
 MOST_BYTES = 8_000_000  # of models/ in all
 COLUMNS = ("query", "scene", "caption")
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def ship_head(checkpoint: Path, scores: Path, models: Path) -> Path:
@@ -56,9 +51,9 @@ def ship_head(checkpoint: Path, scores: Path, models: Path) -> Path:
         for name in (WEIGHTS, VOCABULARY):
             shutil.copyfile(folder / name, part / name)
         save(dataclasses.replace(config, model=model), part / SETTINGS)
-        _write(part / PROVENANCE, {**origin, "encoders": encoders, "recipe": "../.."})
+        write_json(part / PROVENANCE, {**origin, "encoders": encoders, "recipe": "../.."})
         for name, content in results.items():
-            _write(part / name, content)
+            write_json(part / name, content)
 
     target = models / "hybrid"
     replace_folder(target, write)
@@ -110,8 +105,8 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
         def finish(part: Path) -> None:
             shutil.copytree(built, part, dirs_exist_ok=True)
             origin = {**info["provenance"], "command": "local/ship_model.py"}  # no paths of this machine
-            _write(part / INFO, {**info, "model": "../../hybrid", "provenance": origin})
-            _write(part / ITEMS, {**items, "files": []})
+            write_json(part / INFO, {**info, "model": "../../hybrid", "provenance": origin})
+            write_json(part / ITEMS, {**items, "files": []})
 
         replace_folder(target / "index", finish)
     finally:

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE_RATE = 16000
+from speechclip.common.constants import SAMPLE_RATE
+
 EDGE_SILENCE = 0.06  # seconds of quiet kept before the first and after the last sound
 QUIET = 0.004  # amplitude (full scale is 1); quieter edges of an utterance are silence
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE_RATE, HOP, FIELD = 16000, 320, 400  # samples per second, per frame, in the receptive field of a frame
+from speechclip.common.constants import HOP, SAMPLE_RATE
+
+FIELD = 400  # samples in the receptive field of a frame
 SPAN = 5  # frames in a masked span: less than a word, because other words do not predict it in these captions
 #: Frames whose features are clustered together, one tuple per clustering: around the frame (the length of a word),
 #: before it, after it, and close to it. A state that predicts all of them with a linear map represents the whole word.

@@ -1,97 +1,194 @@
-"""Write the SUPERB table of all results in exp/, and a picture of the layer weights that the tasks have learned."""
+"""The SUPERB tables of all results in exp/, and a picture of the layer weights that the tasks have learned.
+
+Stage 2 of run.sh writes them to exp/. This script adds them to the committed results of the recipe.
+
+Usage: local/report.py [--exp exp] [--commit_to .]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import Table, read_block, write_block
 from sweep import SCORED, score
 from tasks import TASKS
 
-from speechclip.common.errors import UserError
+from speechclip.common.arguments import exit_on_user_error
+from speechclip.common.errors import MissingFileError, UserError
+from speechclip.common.files import read_json, replace_file
+from speechclip.report.results.document import fill_template
+from speechclip.report.tables import Cell, Row, Table
 from speechclip.report.tables import inline_code as code
 
-COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "lr (of)", "step", "seed", "commit", "command")
-COMPARISON = ("task", "metric", "corpus", "upstream", "checkpoint", "test", "baseline", "baseline's test", "seed")
-KEY = ("task", "corpus", "upstream", "checkpoint", "seed")
+DATA, DOCUMENT, TEMPLATE = "results.jsonl", "RESULTS.md", "RESULTS.template.md"
+RUN_COLUMNS = ("task", "metric", "corpus", "upstream", "checkpoint")  # of a table of scores
+KEY = ("task", "tag", "corpus", "upstream", "checkpoint", "seed")
 INTRODUCTION = """Test scores in percent, with the learning rate that is best on validation. The baseline
 `speechclip_encoder_local` is the checkpoint's own speech encoder without the head, on the same data."""
 WEIGHTS_INTRODUCTION = """Softmax weights of the hidden states, learned by each task. State 0 is the input of the first
 layer; `head` is SpeechCLIP's own layer. Equal shares would be 1 / states.
 
 ![Learned weights of the hidden states](layer_weights.png)"""
+_DEFAULT_TEMPLATE = "# SUPERB\n\n<!-- tables: scores -->\n\n<!-- tables: weights -->\n"
+
+Measured = dict[str, Any]  # a line of results.jsonl
 
 
-def write_report(experiments: Path, results: Path) -> None:
-    """Merge the rows of all sweeps into RESULTS.md, and draw layer_weights.png and layer_weights.svg next to it.
+def write_report(experiments: Path) -> None:
+    """Write RESULTS.md, results.jsonl and the picture of all sweeps into the folder of the experiments.
 
     Raises:
         UserError: no sweep is finished.
     """
-    found = [json.loads(path.read_text()) for path in sorted(experiments.glob("*/*/best.json"))]
-    if not found:
+    rows = read_sweeps(experiments)
+    if not rows:
         raise UserError(f"{experiments}: holds no finished task. Run stage 1.")
-    text = results.read_text(encoding="utf-8") if results.is_file() else "# Results\n"
-    old = read_block(text, "superb", str(results))
-    tables = [
-        _table("SUPERB", COMPARISON, _comparisons(experiments, found), old),
-        _table("Scores", COLUMNS, [_row(best) for best in found], old),
-    ]
-    text = write_block(text, "superb", str(results), INTRODUCTION, tables, before="weights")
-    old = read_block(text, "weights", str(results))
-    before = [name for table in old.values() for name in table.columns if name.isdigit()]
-    states = max(len(before), *(len(best["layer_weights"]) - best["head"] for best in found))
-    columns = ("task", "corpus", "upstream", "checkpoint", "seed", *map(str, range(states)), "head")
-    weights = _table("Layer weights", columns, [_weights_row(best) for best in found], old)
-    text = write_block(text, "weights", str(results), WEIGHTS_INTRODUCTION, [weights], before="")
-    results.write_text(text, encoding="utf-8")
-    print(f"wrote {results}: rows of {len(found)} sweeps")
-    for path in draw_weights(weights, results.parent):
-        print(f"wrote {path}")
+    _write(experiments, sorted(rows, key=_key), _DEFAULT_TEMPLATE)
 
 
-def _row(best: dict[str, Any]) -> dict[str, str]:
-    task, scored = TASKS[best["task"]], best["test"].get(SCORED)
-    name = task.name + (f" ({best['tag']})" if best["tag"] else "")
-    return {
-        "task": name, "metric": "DER" if scored is not None else task.label, "corpus": best["corpus"],
-        "upstream": best["upstream"], "checkpoint": best["checkpoint"],
-        "test": f"{score(task, best['test']) * task.percent if scored is None else scored:.2f}",
-        "lr (of)": f"{best['lr']:g} ({' '.join(f'{rate:g}' for rate in best['rates'])})", "step": str(best["step"]),
-        "seed": str(best["seed"]), "commit": best["commit"], "command": code(best["command"]),
-    }  # fmt: skip
+def commit_report(experiments: Path, folder: Path) -> None:
+    """Add all sweeps to the committed results of the recipe, and render its RESULTS.md and picture again.
+
+    Args:
+        experiments: exp/. It may be missing; then the committed rows are rendered again.
+        folder: the recipe, with RESULTS.template.md.
+
+    Raises:
+        UserError: the template is missing, a row is damaged, or a sweep was made with uncommitted code.
+    """
+    template = folder / TEMPLATE
+    if not template.is_file():
+        raise MissingFileError(template)
+    rows = {_key(row): row for row in read_rows(folder / DATA)}
+    for row in read_sweeps(experiments):
+        if row["commit"].endswith("-dirty"):
+            raise UserError(
+                f"{experiments}: {row['task']} was made by uncommitted code. Commit the code and run again."
+            )
+        rows[_key(row)] = row
+    if not rows:
+        raise UserError(f"{experiments}: holds no finished task. Run stage 1.")
+    note = f"<!-- Rendered from {TEMPLATE} and {DATA} by `local/report.py --commit_to .`. Edit these files. -->\n\n"
+    _write(folder, [rows[key] for key in sorted(rows)], note + template.read_text(encoding="utf-8"))
 
 
-def _comparisons(experiments: Path, found: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return a row for each sweep with a baseline, with the baseline's score."""
+def read_sweeps(experiments: Path) -> list[Measured]:
+    """Return the rows of all finished sweeps."""
+    return [_row(read_json(path), experiments) for path in sorted(experiments.glob("*/*/best.json"))]
+
+
+def read_rows(path: Path) -> list[Measured]:
+    """Read results.jsonl. A missing file has no rows.
+
+    Raises:
+        UserError: a line is not a row. The error names the line.
+    """
     rows = []
-    for best in (best for best in found if best["against"]):
-        name = "_".join([best["task"], *([best["tag"]] if best["tag"] else [])])
-        folder = f"{name}_seed{best['seed']}" if best["seed"] else name
-        other = json.loads((experiments / folder / best["against"] / "best.json").read_text())
-        baseline = {"baseline": other["upstream"], "baseline's test": _row(other)["test"]}
-        rows.append({key: value for key, value in _row(best).items() if key in COMPARISON} | baseline)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), start=1):
+        try:
+            rows.append(json.loads(line))
+            _key(rows[-1])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: line {number} is not a row of results ({error}). Remove it.") from error
     return rows
 
 
-def _weights_row(best: dict[str, Any]) -> dict[str, str]:
-    named = {str(state): f"{value:.3f}" for state, value in enumerate(best["layer_weights"])}
-    if best["head"]:
-        named["head"] = named.pop(str(len(named) - 1))
-    return {key: value for key, value in _row(best).items() if key in KEY} | named
+def _row(best: Measured, experiments: Path) -> Measured:
+    """Return the row of a sweep. "test" is the number that the tables show."""
+    copied = ("tag", "corpus", "upstream", "checkpoint", "lr", "rates", "step", "seed", "commit", "command", "head")
+    metric, test = _test_score(best)
+    baseline = None
+    if best["against"]:
+        name = "_".join([best["task"], *([best["tag"]] if best["tag"] else [])])
+        folder = f"{name}_seed{best['seed']}" if best["seed"] else name
+        other = read_json(experiments / folder / best["against"] / "best.json")
+        baseline = {"upstream": other["upstream"], "test": _test_score(other)[1]}
+    weights = [round(value, 4) for value in best["layer_weights"]]
+    return {
+        "task": TASKS[best["task"]].name, **{key: best[key] for key in copied}, "metric": metric, "test": test,
+        "baseline": baseline, "layer_weights": weights,
+    }  # fmt: skip
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, str]], old: dict[str, Table]) -> Table:
-    """Return a table of the new rows and of the old rows with other keys, sorted."""
-    kept = {tuple(row.get(key, "") for key in KEY): dict(row) for row in (old[title].rows if title in old else ())}
-    kept |= {tuple(row.get(key, "") for key in KEY): row for row in rows}
-    return Table(title, columns, tuple(kept[key] for key in sorted(kept)))
+def _test_score(best: Measured) -> tuple[str, float]:
+    """Return the metric and its value on the test set. The DER of SD's own scorer is preferred."""
+    task, scored = TASKS[best["task"]], best["test"].get(SCORED)
+    if scored is not None:
+        return "DER", round(scored, 4)
+    return task.label, round(score(task, best["test"]) * task.percent, 4)
 
 
-def draw_weights(table: Table, folder: Path) -> list[Path]:
+def _key(row: Measured) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in KEY)
+
+
+def _write(folder: Path, rows: Sequence[Measured], template: str) -> None:
+    weights = weights_table(rows)
+    sections = {
+        "scores": (
+            INTRODUCTION,
+            lambda: [table for table in (comparison_table(rows), scores_table(rows)) if table.rows],
+        ),
+        "weights": (WEIGHTS_INTRODUCTION, lambda: [weights]),
+    }
+    text = fill_template(template, sections, TEMPLATE)
+    replace_file(folder / DATA, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+    replace_file(folder / DOCUMENT, text.encode())
+    print(f"wrote {folder / DATA}: {len(rows)} sweeps")
+    print(f"wrote {folder / DOCUMENT}")
+    for path in draw_weights(rows, folder):
+        print(f"wrote {path}")
+
+
+def _task(row: Measured) -> str:
+    return row["task"] + (f" ({row['tag']})" if row["tag"] else "")
+
+
+def _names(row: Measured) -> tuple[str, ...]:
+    return (_task(row), *(row[name] for name in RUN_COLUMNS[1:]))
+
+
+def scores_table(rows: Sequence[Measured]) -> Table:
+    """Return the table of all sweeps, with their learning rates and commands."""
+    table = Table("Scores", "", ("test", "lr (of)", "step", "seed", "commit", "command"), name_columns=RUN_COLUMNS)
+    for row in rows:
+        rates = f"{row['lr']:g} ({' '.join(f'{rate:g}' for rate in row['rates'])})"
+        texts = (rates, str(row["step"]), str(row["seed"]), row["commit"], code(row["command"]))
+        table.rows.append(Row(_names(row), [Cell(row["test"], 2), *map(Cell, texts)]))
+    return table
+
+
+def comparison_table(rows: Sequence[Measured]) -> Table:
+    """Return the table of the sweeps that have a baseline, with the baseline's score."""
+    table = Table("SUPERB", "", ("test", "baseline", "baseline's test", "seed"), name_columns=RUN_COLUMNS)
+    for row in rows:
+        if other := row["baseline"]:
+            cells = [Cell(row["test"], 2), Cell(other["upstream"]), Cell(other["test"], 2), Cell(str(row["seed"]))]
+            table.rows.append(Row(_names(row), cells))
+    return table
+
+
+def weights_table(rows: Sequence[Measured]) -> Table:
+    """Return the table of the learned weights: one column per hidden state, and one for the layer of the head."""
+    states = max(len(row["layer_weights"]) - row["head"] for row in rows)
+    names = ("task", "corpus", "upstream", "checkpoint", "seed")
+    table = Table("Layer weights", "", (*map(str, range(states)), "head"), name_columns=names)
+    for row in rows:
+        label = (_task(row), row["corpus"], row["upstream"], row["checkpoint"], str(row["seed"]))
+        table.rows.append(Row(label, [Cell(value, 3) for value in _weights(row, states)]))
+    return table
+
+
+def _weights(row: Measured, states: int) -> list[float | None]:
+    """Return the weights of the encoder's states, padded with None, and then that of the head, None without one."""
+    own = row["layer_weights"][: len(row["layer_weights"]) - row["head"]]
+    return [*own, *[None] * (states - len(own)), row["layer_weights"][-1] if row["head"] else None]
+
+
+def draw_weights(rows: Sequence[Measured], folder: Path) -> list[Path]:
     """Draw the weights of each row: one column per hidden state, with the numbers in the cells.
 
     If some rows have a weight for the head, only these are drawn.
@@ -105,19 +202,19 @@ def draw_weights(table: Table, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
     import numpy as np
 
-    rows = [row for row in table.rows if "head" in row] or list(table.rows)
-    names = [name for name in table.columns if name.isdigit() or name == "head"]
-    states = len(names)
-    grid = np.array([[float(row.get(name, "nan")) for name in names] for row in rows])
+    shown = [row for row in rows if row["head"]] or list(rows)
+    states = max(len(row["layer_weights"]) - row["head"] for row in shown)
+    names = [*map(str, range(states)), "head"]
+    grid = np.array([_weights(row, states) for row in shown], dtype=float)
     with plt.rc_context({"svg.hashsalt": "speechclip", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(3.2 + 0.55 * states, 1.3 + 0.45 * len(rows)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(3.2 + 0.55 * len(names), 1.3 + 0.45 * len(shown)), layout="constrained")
         image = axes.imshow(grid, cmap="cividis", vmin=0, aspect="auto")
-        for (row, column), value in np.ndenumerate(grid):
-            if states <= 16 and not np.isnan(value):
+        for (line, column), value in np.ndenumerate(grid):
+            if len(names) <= 16 and not np.isnan(value):
                 dark = value < np.nanmax(grid) * 0.6
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
-        axes.set_yticks(range(len(rows)), [label(row) for row in rows])
-        axes.set_xticks(range(states), names)
+                axes.text(column, line, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
+        axes.set_yticks(range(len(shown)), [label(row) for row in shown])
+        axes.set_xticks(range(len(names)), names)
         axes.set_xlabel("hidden state")
         figure.colorbar(image, label="learned weight")
         paths = [folder / f"layer_weights.{kind}" for kind in ("png", "svg")]
@@ -127,8 +224,25 @@ def draw_weights(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
-def label(row: Mapping[str, str]) -> str:
+def label(row: Measured) -> str:
     """Return a label of two lines that identifies a row."""
-    checkpoint = row.get("checkpoint", "").removesuffix("/best")
+    checkpoint = row["checkpoint"].removesuffix("/best")
     where = ", ".join(part for part in (checkpoint, row["corpus"]) if part)
-    return f"{row['task']}, {row['upstream']}, seed {row['seed']}\n{where}"
+    return f"{_task(row)}, {row['upstream']}, seed {row['seed']}\n{where}"
+
+
+@exit_on_user_error
+def main() -> None:
+    """Write the report into exp/, or add it to the committed results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--exp", type=Path, default=Path("exp"), help="folder of the experiments")
+    parser.add_argument("--commit_to", type=Path, help="recipe whose RESULTS.md and results.jsonl are updated")
+    args = parser.parse_args()
+    if args.commit_to:
+        commit_report(args.exp, args.commit_to)
+    else:
+        write_report(args.exp)
+
+
+if __name__ == "__main__":
+    main()

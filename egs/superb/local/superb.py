@@ -271,7 +271,7 @@ def main() -> None:
     if options.stop_stage < 2:
         return
     if task.problem:
-        write_report(Path("exp"), Path("RESULTS.md"))
+        write_report(Path("exp"))
     else:
         print(f"{task.name}: the scripts of the corpus score the detections. RESULTS.md gets no row.")
 

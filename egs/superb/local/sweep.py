@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import multiprocessing
@@ -21,8 +20,8 @@ from typing import Any
 import yaml
 from tasks import Task, is_filled
 
-from speechclip.common.errors import UserError
-from speechclip.common.files import LOCK
+from speechclip.common.errors import UserError, first_line
+from speechclip.common.files import LOCK, file_sha256
 
 RESULT, LOG = "result.json", "log.txt"
 SCORED = "dscore_der"  # DER of SD's own scorer, in percent; s3prl computes DER by frames
@@ -60,11 +59,7 @@ class Upstream:
         file = path / "model.safetensors" if path.is_dir() else path
         if not self.checkpoint or not file.is_file():
             return ""
-        digest = hashlib.sha256()
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()[:16]
+        return file_sha256(file)[:16]
 
 
 def merge(base: dict[str, Any], layer: dict[str, Any], source: str, at: str = "") -> dict[str, Any]:
@@ -97,7 +92,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: not readable as YAML: {first_line(error)}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no settings. A YAML mapping is needed.")
     return found

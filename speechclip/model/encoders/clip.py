@@ -6,7 +6,6 @@ al. 2022).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from speechclip.common.errors import UserError, first_line
+from speechclip.common.errors import MissingFileError, UserError, first_line
+from speechclip.common.files import read_json
 from speechclip.config import ClipConfig
 from speechclip.convert.clip import is_transformers_clip, read_clip
 from speechclip.convert.clip_transformers import check_vocabulary
@@ -285,12 +285,10 @@ def _model_name(path: str) -> tuple[str, str | None, Path | None]:
     if folder.is_dir():
         settings = folder / "open_clip_config.json"
         try:
-            if "model_cfg" not in json.loads(settings.read_text(encoding="utf-8")):
+            if "model_cfg" not in read_json(settings):
                 raise UserError(f"{settings}: the key model_cfg is missing")
-        except FileNotFoundError:
+        except MissingFileError:
             raise UserError(f"{settings}: is missing. A CLIP folder has open_clip's format.") from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{settings}: not a JSON file with a mapping") from error
         return f"local-dir:{path}", None, folder
     if path.startswith("hf-hub:"):
         return path, None, None

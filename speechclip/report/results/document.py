@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from speechclip.common.errors import MissingFileError, UserError
@@ -14,6 +15,7 @@ from speechclip.report.tables import ABSENT, Cell, Row, Table, inline_code, rend
 
 DATA, DOCUMENT, TEMPLATE = "results.jsonl", "RESULTS.md", "RESULTS.template.md"
 COMMANDS = "Commands"
+Section = tuple[str, Callable[[], list[Table]]]  # an introduction, and the function that makes the tables
 #: Name of a section, its introduction, and the tables that it makes of the rows.
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[ResultRow], str], list[Table]]]] = {
     "heads": (heads_table.INTRODUCTION, lambda rows, recipe: heads_table.heads_tables(rows)),
@@ -92,16 +94,32 @@ def render(rows: Sequence[ResultRow], recipe: str, template: str, source: str) -
     Raises:
         UserError: an unknown section.
     """
+    sections: dict[str, Section] = {
+        name: (introduction, functools.partial(make, rows, recipe)) for name, (introduction, make) in SECTIONS.items()
+    }
+    return fill_template(template, sections, source)
+
+
+def fill_template(template: str, sections: Mapping[str, Section], source: str) -> str:
+    """Return a template with its tables. A section without tables is left out.
+
+    Args:
+        template: Markdown. A line ``<!-- tables: NAME -->`` stands for a section.
+        sections: introduction of each section, and the function that makes its tables.
+        source: the template's name in errors.
+    Raises:
+        UserError: an unknown section.
+    """
     lines: list[str] = []
     for number, line in enumerate(template.splitlines(), start=1):
         if not line.startswith("<!-- tables:"):
             lines.append(line)
             continue
         name = line.removeprefix("<!-- tables:").removesuffix("-->").strip()
-        if name not in SECTIONS:
-            raise UserError(f"{source}: line {number}: unknown section '{name}'. Known: {', '.join(SECTIONS)}.")
-        introduction, make = SECTIONS[name]
-        tables = make(rows, recipe)
+        if name not in sections:
+            raise UserError(f"{source}: line {number}: unknown section '{name}'. Known: {', '.join(sections)}.")
+        introduction, make = sections[name]
+        tables = make()
         if tables:
             lines += [introduction, "", "\n".join(render_markdown(table) for table in tables).rstrip("\n")]
         elif lines and not lines[-1]:

@@ -138,7 +138,7 @@ TABLES = (
     ),
 )
 SIZES = "Published: model sizes"
-_COUNTED = "this project, counted: `tools/count_parameters.py`"
+_COUNTED = "this project, counted: `tools/measure/count_parameters.py`"
 #: Model, and by origin trained and total parameters in millions, of the cascaded and of the parallel head.
 _SIZES = {
     "base": (("Base", QUOTED, "2.8 – 7.5", "252 – 257"), ("Base", _COUNTED, "2.77 – 7.48", "248.4 – 253.1")),

@@ -181,14 +181,14 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "bad_json",
         lambda f: (f / "open_clip_config.json").write_text("{"),
-        "open_clip_config.json: not a JSON file with a mapping",
+        "open_clip_config.json: not valid JSON",
     ),
     (
         "json_list",
         lambda f: (f / "open_clip_config.json").write_text("[]"),
-        "open_clip_config.json: the key model_cfg is missing",
+        "open_clip_config.json: a JSON object is needed, this is a list",
     ),
-    ("json_number", lambda f: (f / "open_clip_config.json").write_text("3"), "open_clip_config.json: not a JSON file"),
+    ("json_number", lambda f: (f / "open_clip_config.json").write_text("3"), "open_clip_config.json: a JSON object is"),
     ("no_model_cfg", _no_model_cfg, "open_clip_config.json: the key model_cfg is missing"),
     ("no_weights", lambda f: (f / "open_clip_model.safetensors").unlink(), ": CLIP cannot be loaded: "),
     ("cut_weights", lambda f: (f / "open_clip_model.safetensors").write_bytes(b"x" * 50), ": CLIP cannot be loaded: "),

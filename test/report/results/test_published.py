@@ -116,13 +116,13 @@ def test_keyword_rows_name_their_count() -> None:
 
 @pytest.mark.parametrize("recipe", ["flickr8k", "spokencoco"])
 def test_own_sizes_are_those_of_count_parameters(recipe: str) -> None:
-    tool = runpy.run_path(str(Path(__file__).resolve().parents[3] / "tools" / "count_parameters.py"))
+    tool = runpy.run_path(str(Path(__file__).resolve().parents[3] / "tools" / "measure" / "count_parameters.py"))
     table = next(table for table in published_tables(recipe, {}) if table.title == SIZES)
     rows = [[*row.name, *(cell.text for cell in row.cells)] for row in table.rows]
     counted = [row for row in rows if not row[1].startswith("quoted")]
     assert [row[0].lower() for row in counted] == {"flickr8k": ["base", "large"]}.get(recipe, ["large"])
     for model, origin, trained_millions, total_millions in ((row[0].lower(), *row[1:]) for row in counted):
-        assert "`tools/count_parameters.py`" in origin
+        assert "`tools/measure/count_parameters.py`" in origin
         clip = {"base": "ViT-B-32-quickgelu", "large": "ViT-L-14-quickgelu"}[model]
         frozen, *shape = tool["frozen_parameters"](tool["SHAPES"][model]["hubert"], clip)
         trained = dict(tool["trained_rows"](model, *shape))

@@ -6,7 +6,7 @@ belong to 2258277193_586949ec62.jpg.1, which has no photograph, and two recordin
 are coloured blocks with noise, in files of the real size. The recordings are noise, and the encoders have random
 weights. Names, numbers and sizes are true, except the length of the recordings (4.2 s on average in the real corpus).
 
-Usage: tools/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
+Usage: tools/measure/generate_flickr8k.py --out DIR [--captions FILE] [--seconds 0.4] [--images 8091]
        [--encoders base] [--seed 0]
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError
 
 SPLITS = {"train": 6000, "dev": 1000, "test": 1000}
@@ -54,14 +55,14 @@ def write_audio(folder: Path, items: list[tuple[str, int]], seconds: float, rng:
     import soundfile
 
     (folder / "wavs").mkdir(parents=True)
-    noise = rng.standard_normal(323 * 16000) * 0.1
+    noise = rng.standard_normal(323 * SAMPLE_RATE) * 0.1
     captions, speakers = [], []
     for number, (image, caption) in enumerate(items):
         name = f"{image.removesuffix('.jpg')}_{caption}.wav"
         length = {0: 323.0, 1: 0.23}.get(number, seconds * rng.uniform(0.8, 1.2))
-        start = int(rng.integers(1 + len(noise) - int(length * 16000)))
-        wave = noise[start : start + int(length * 16000)]
-        soundfile.write(folder / "wavs" / name, wave, 16000, subtype="PCM_16")
+        start = int(rng.integers(1 + len(noise) - int(length * SAMPLE_RATE)))
+        wave = noise[start : start + int(length * SAMPLE_RATE)]
+        soundfile.write(folder / "wavs" / name, wave, SAMPLE_RATE, subtype="PCM_16")
         captions.append(f"{name} {image} #{caption}\n")
         speakers.append(f"{name} {1 + number % SPEAKERS}\n")
     (folder / "wav2capt.txt").write_text("".join(captions))

@@ -5,8 +5,9 @@ Each rate is measured for some seconds: the speech encoder, both towers of CLIP,
 store, a training step, reading a data directory, scoring. The rest is arithmetic, and every line shows its factors.
 The rates are those of one process on this machine. --machines divides the time of the work that can be split.
 
-Usage: tools/plan_corpus.py [--times 100] [--corpus spokencoco|flickr8k] [--encoder random:base|random:large|FOLDER]
-       [--clip ViT-B-32] [--batch 256] [--epochs 10] [--machines 1] [--seconds 10] [--folder DIR] [--seed 0]
+Usage: tools/measure/plan_corpus.py [--times 100] [--corpus spokencoco|flickr8k]
+       [--encoder random:base|random:large|FOLDER] [--clip ViT-B-32] [--batch 256] [--epochs 10]
+       [--machines 1] [--seconds 10] [--folder DIR] [--seed 0]
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from measure_feature_costs import load_or_make
 
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
@@ -129,7 +132,6 @@ def repeated(act: Callable[[], float], seconds: float) -> float:
 def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folder: Path, seed: int) -> MeasuredRates:
     """Measure the rates of this machine. ``folder`` is on the disk to measure."""
     import torch
-    from measure_feature_costs import load_or_make
 
     torch.manual_seed(seed)
     encoder: Any = load_or_make(encoder_name, None)

@@ -4,7 +4,7 @@
 The embeddings are small integers. So every dot product is exact in any order of summation, and there are many ties. The
 ranks of some queries are counted again in 64-bit integers, one query at a time.
 
-Usage: tools/measure_scoring.py [--queries 25031] [--gallery 5000] [--dim 512] [--only N] [--seed 0]
+Usage: tools/measure/measure_scoring.py [--queries 25031] [--gallery 5000] [--dim 512] [--only N] [--seed 0]
        --only N scores N of the queries. The time of all queries is estimated from them.
 """
 

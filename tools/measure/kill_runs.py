@@ -9,8 +9,8 @@ and scores must equal those of the undisturbed run bit by bit.
 A third copy checks that trained weights survive (see :func:`check_weights_survive`): SIGTERM and another version,
 settings that change the weights, kills while training starts over, and settings that do not fit the data.
 
-Usage: tools/kill_runs.py [--kills 24] [--each 2] [--scenes 60] [--steps 24] [--head "parallel cascaded"] [--seed 0]
-       [--folder DIR] (kept; by default a temporary one)
+Usage: tools/measure/kill_runs.py [--kills 24] [--each 2] [--scenes 60] [--steps 24] [--head "parallel cascaded"]
+       [--seed 0] [--folder DIR] (kept; by default a temporary one)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = range(8)
 MARK = "SPEECHCLIP_KILL_RUNS"  # in the environment of every process of a run
 LINE = re.compile(r"^stage (\d) \(\w+\)(?:: ([^:]*))?: (.*)$")

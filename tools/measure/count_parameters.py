@@ -6,7 +6,7 @@ them. "as published" adds the parts that only the published code of SpeechCLIP h
 the reduced subword table next to the full one (8,112 rows of Flickr8k for Base, 19,787 of COCO for Large). Rounded down
 to millions, these are the paper's numbers. If the models of two corpora differ, each has a line.
 
-Usage: tools/count_parameters.py
+Usage: tools/measure/count_parameters.py
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The relative error is |a - b| / |b| over all values of a layer (Frobenius norms)
 
 With --checkpoint instead of --encoder it measures the states of the s3prl upstream, including the head's layer.
 
-Usage: tools/measure_feature_costs.py --encoder FOLDER | --checkpoint FOLDER [--normalize true|false]
+Usage: tools/measure/measure_feature_costs.py --encoder FOLDER | --checkpoint FOLDER [--normalize true|false]
        [--data_dir DIR] [--utterances 64] [--batch 8] [--crop 6.4] [--seed 0];
        --encoder random:base and random:large are untrained HuBERT models of the published sizes.
 """

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Run egs/flickr8k on generated files at full size, and print the time, memory and disk space of each step.
 
-tools/generate_flickr8k.py writes files in the true layout, and HuBERT Base and CLIP ViT-B/32 with random weights. The
-stages of the recipe run in a copy under --out: preparation, CLIP embeddings, hidden states, a few training steps on
-stored states, and the same steps with the encoder in the loop. The table shows wall time, CPU time of all processes,
-and the peak memory of the largest process.
+tools/measure/generate_flickr8k.py writes files in the true layout, and HuBERT Base and CLIP ViT-B/32 with random
+weights. The stages of the recipe run in a copy under --out: preparation, CLIP embeddings, hidden states, a few training
+steps on stored states, and the same steps with the encoder in the loop. The table shows wall time, CPU time of all
+processes, and the peak memory of the largest process.
 
-Usage: tools/dry_run_flickr8k.py --out DIR [--images 8091] [--seconds 0.4] [--steps 4] [--batch_size 256] [--nj 2]
-       [--embeddings tower|random] [--seed 0]
+Usage: tools/measure/dry_run_flickr8k.py --out DIR [--images 8091] [--seconds 0.4] [--steps 4] [--batch_size 256]
+       [--nj 2] [--embeddings tower|random] [--seed 0]
        It takes hours on one core, most of them for HuBERT and CLIP. --embeddings random skips CLIP.
 """
 
@@ -29,7 +29,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.embeddings import save_embeddings
 from speechclip.data.kaldi import read_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "dev", "test")
 CODE, RECIPE = ("speechclip", "utils"), ("egs/conf", "egs/flickr8k")
 MADE = ("corpus", "data", "dump", "exp", ".run.lock")  # files that runs write into a recipe
@@ -133,7 +133,7 @@ def main() -> None:
     print(f"{args.images:,} photographs, recordings of {args.seconds} s, commit {commit()}, {os.cpu_count()} cores")
     table = Table(recipe)
     numbers = {"images": args.images, "seconds": args.seconds, "seed": args.seed}
-    generate = [sys.executable, ROOT / "tools/generate_flickr8k.py", "--out", corpus, "--encoders", "base"]
+    generate = [sys.executable, ROOT / "tools/measure/generate_flickr8k.py", "--out", corpus, "--encoders", "base"]
     table.run("generate", [*generate, *(f"--{k}={v}" for k, v in numbers.items())], out)
     # Short noise is intended here. The two recordings of unusual length and the captions without a photograph are
     # skipped. In a small corpus they are a larger fraction than the recipe allows.
