@@ -206,12 +206,10 @@ def test_old_store_stays_until_a_new_shard(
     fill(tmp_path)
     with pytest.raises(UserError, match="made with"):
         fill(tmp_path, **change)
-    with (
-        pytest.raises(UserError, match="of width 9"),
-        FeatureWriter(tmp_path, **{"encoder": ENCODER, "layers": LAYERS, **change}, replace=True) as writer,
-    ):  # fails before its first shard
-        assert "made with" in writer.stale and not writer.finished
-        writer.add("utt0", features(0))
+    writer = FeatureWriter(tmp_path, **{"encoder": ENCODER, "layers": LAYERS, **change}, replace=True)
+    assert "made with" in writer.stale and not writer.finished
+    writer.add("utt0", features(0))
+    with pytest.raises(UserError, match="of width 9"):  # it fails before its first shard
         writer.add("utt1", torch.zeros(3, 4, DIM + 1))
     assert len(FeatureStore(tmp_path)) == 10 and FeatureStore(tmp_path).encoder == ENCODER
     fill(tmp_path, **change, shard_bytes=4000 if "dtype" in change else 2000, job=job, replace=True)
