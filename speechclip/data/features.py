@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechclip.common.errors import MissingFileError, UserError, writing
-from speechclip.common.files import sync
+from speechclip.common.files import make_folder, sync
 from speechclip.data.kaldi import parse_count, read_table, write_table
 from speechclip.data.shards import DTYPES, Shard, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
 
@@ -84,8 +84,7 @@ class FeatureWriter:
         self._next_shard = 0
         self._replace = replace
         self.stale = ""
-        with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         self._resume()
 
     @property
