@@ -179,8 +179,11 @@ name_run() {
         file=${checkpoint%/}
         [[ $file != */best && $file != */last ]] || file=${file%/*}
         exp=exp/$(basename "${file%.ckpt}")${tag:+_$tag}
-        # a run with the same name keeps its scores
-        [[ ! -d $exp/best || $checkpoint -ef $exp/best ]] || exp+=_checkpoint_$(realpath "$checkpoint" | cksum | cut -d' ' -f1)
+        # a run or another checkpoint with the same name keeps its scores; stage 4 writes $exp/checkpoint
+        if [[ -d $exp/best && ! $checkpoint -ef $exp/best ]] ||
+            [[ -f $exp/checkpoint && $(<"$exp/checkpoint") != "$(realpath "$checkpoint")" ]]; then
+            exp+=_checkpoint_$(realpath "$checkpoint" | cksum | cut -d' ' -f1)
+        fi
         [[ ! -f $checkpoint ]] || weights=$exp/converted weights_stage=4
         label=$(basename "$exp")
     fi
@@ -237,6 +240,13 @@ log() { echo "stage $number ($name)${label:+: $label}: $1"; }
 # begin STAMP LOG: starts the description of a stage.
 begin() {
     stamp=$1 log=$2 inputs='' produced=''
+}
+
+# claim: writes the path of --checkpoint into its experiment folder. A checkpoint with the same name gets another folder.
+claim() {
+    [[ -n $checkpoint && $dry_run == false && ! $checkpoint -ef $exp/best ]] || return 0
+    mkdir -p "$exp"
+    realpath "$checkpoint" >"$exp/checkpoint"
 }
 
 depends() { inputs+="$1"$'\t'"$2"$'\n'; }

@@ -121,6 +121,7 @@ stage_retrieval() {  # scores/retrieval.json
     up_to_date && return
     [[ -n $checkpoint && -f $checkpoint ]] || needs "$weights" 3
     needs "$dump/test/image_embeddings.npz" 2
+    claim
     if [[ -n $checkpoint && -f $checkpoint ]]; then  # a published one
         local -a tower=()
         [[ -z $clip ]] || tower=(--clip "$clip")
@@ -141,6 +142,7 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords
     up_to_date && return
     needs "$weights" "$weights_stage"
     needs "$dump/test/image_embeddings.npz" 2
+    claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
     finish

@@ -39,6 +39,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents if they are missing.
+
+    Raises:
+        UserError: the path or one of its parents is a file, or the disk is full.
+    """
+    with writing(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            file = next((item for item in (path, *path.parents) if item.exists() and not item.is_dir()), path)
+            raise UserError(f"{file}: is not a directory. Give the path of a folder to write.") from error
+
+
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary file that replaces ``target`` when the block ends, so that ``target`` is never half written.
@@ -49,12 +63,15 @@ def replacing(target: Path) -> Iterator[Path]:
         target: the file to write.
 
     Raises:
-        UserError: the disk is full. The temporary file is removed.
+        UserError: the target is a folder, or a device such as ``/dev/null``, which a rename would replace by a file;
+            or the disk is full. The temporary file is removed.
     """
+    if target.exists() and not target.is_file():
+        raise UserError(f"{target}: is not a regular file. Give the path of a file to write.")
     part = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    make_folder(target.parent)
     with writing(target):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             yield part
             os.replace(part, target)
         finally:
@@ -79,8 +96,11 @@ def replace_folder(target: Path, write: Callable[[Path], None], *, keep: bool = 
         keep: keep the old folder as ``<target>.old`` in any case.
 
     Raises:
-        UserError: the disk is full. The old folder stays.
+        UserError: the target is a file, or the disk is full. What was there stays.
     """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is not a directory. Give the path of a folder to write.")
+    make_folder(target.parent)
     part, old = target.with_name(target.name + ".part"), previous(target)
     shutil.rmtree(part, ignore_errors=True)
     with writing(target):
@@ -159,8 +179,7 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process has locked it.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

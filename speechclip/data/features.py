@@ -8,6 +8,7 @@ that was killed can resume.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechclip.common.errors import MissingFileError, UserError, writing
-from speechclip.common.files import sync
+from speechclip.common.files import make_folder, sync
 from speechclip.data.kaldi import parse_count, read_table, write_table
-from speechclip.data.shards import DTYPES, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
+from speechclip.data.shards import DTYPES, Shard, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
 
 INDEX = "feats.scp"
 
@@ -44,9 +45,14 @@ class FeatureWriter:
         shard_bytes: a shard is written when this many bytes are pending; also the approximate memory in use.
         job: number of this writer, if several fill the store, each with its own utterances. :func:`write_index` then
             writes the index. None for a single writer.
+        replace: accept shards of another encoder, other layers or another dtype. They and the index stay until the
+            first new shard is complete.
+
+    Attributes:
+        stale: the reason why the shards in the folder are replaced; empty if they are not.
 
     Raises:
-        UserError: the folder holds shards of another encoder, other layers or another dtype.
+        UserError: the folder holds shards of another encoder, other layers or another dtype, and ``replace`` is False.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class FeatureWriter:
         dtype: str = "float16",
         shard_bytes: int = _SHARD_BYTES,
         job: int | None = None,
+        replace: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"feature dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
@@ -75,8 +82,9 @@ class FeatureWriter:
         self._pending_bytes = 0
         self._dim: int | None = None
         self._next_shard = 0
-        with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+        self._replace = replace
+        self.stale = ""
+        make_folder(self.directory)
         self._resume()
 
     @property
@@ -156,12 +164,33 @@ class FeatureWriter:
             except UserError:
                 path.unlink(missing_ok=True)  # damaged: its utterances are encoded again
                 continue
-            check_same_origin(path, shard, self._metadata, self._dtype)
+            if path.name.startswith(self._prefix):  # a new shard never has the name of one that it replaces
+                self._next_shard = max(self._next_shard, int(path.name.split(".")[-2]) + 1)
+            if reason := self._difference(path, shard):
+                if not self._replace:
+                    raise UserError(f"{reason}. Remove the folder.")
+                self.stale = self.stale or reason
+                continue
             for utt_id, shape in shard.shapes.items():
                 self._index[utt_id] = f"{path.name} {shape[1]}"
                 self._dim = shape[2]
-            if path.name.startswith(self._prefix):
-                self._next_shard = max(self._next_shard, int(path.name.split(".")[-2]) + 1)
+
+    def _difference(self, path: Path, shard: Shard) -> str:
+        """Return how a shard differs from the shards of this writer; empty if it does not."""
+        try:
+            check_same_origin(path, shard, self._metadata, self._dtype)
+        except UserError as error:
+            return str(error).removesuffix(". Remove the folder.")
+        return ""
+
+    def _remove_stale(self) -> None:
+        """Remove the index and the shards that are replaced. Other writers may do the same."""
+        (self.directory / INDEX).unlink(missing_ok=True)
+        for path in _shards(self.directory):
+            with contextlib.suppress(MissingFileError):  # another writer was faster
+                if self._difference(path, read_header(path)):
+                    path.unlink(missing_ok=True)
+        self.stale = ""
 
     def _write_shard(self) -> None:
         """Write the pending utterances to a temporary file and rename it."""
@@ -173,38 +202,14 @@ class FeatureWriter:
             cleanup.callback(part.unlink, missing_ok=True)
             save_file(self._pending, part, metadata=self._metadata)
             sync(part)
+            if self.stale:
+                self._remove_stale()
             os.replace(part, path)
             sync(self.directory)
         for utt_id, tensor in self._pending.items():
             self._index[utt_id] = f"{path.name} {tensor.shape[1]}"
         self._next_shard += 1
         self._pending, self._pending_bytes = {}, 0
-
-
-def remove_stale(directory: Path, encoder: Mapping[str, str], layers: Sequence[int], dtype: str) -> str:
-    """Remove damaged shards and shards with another encoder, layers or dtype, and then the index.
-
-    Other writers may use the folder at the same time.
-
-    Args:
-        directory: folder of the store.
-        encoder: the expected description of the encoder.
-        layers: the expected layers.
-        dtype: the expected dtype.
-
-    Returns:
-        The reason for the first removal; empty if no shard was removed.
-    """
-    reason, metadata = "", make_metadata(encoder, layers)
-    for path in _shards(directory):
-        try:
-            check_same_origin(path, read_header(path), metadata, DTYPES[dtype])
-        except UserError as error:
-            reason = reason or str(error)
-            path.unlink(missing_ok=True)
-    if reason:
-        (directory / INDEX).unlink(missing_ok=True)
-    return reason
 
 
 def write_index(directory: Path, ids: Sequence[str]) -> None:

@@ -39,8 +39,8 @@ def embed_images(
 ) -> int:
     """Write ``image_embeddings.npz`` of a data directory's images, from CLIP or from the file ``given``.
 
-    Embeddings of the same files with the same weights are kept, also those of an interrupted call. One thread per CPU
-    decodes images while CLIP runs.
+    Embeddings of the same files with the same weights and preprocessing are kept, also those of an interrupted call.
+    One thread per CPU decodes images while CLIP runs.
 
     Args:
         directory: the data directory.
@@ -114,7 +114,8 @@ def embed_texts(
                 yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
 
         of = lines_fingerprint(f"{item} {text}" for (item, _), text in zip(kept, texts))
-        _embed(target, [item for item, _ in kept], clip.description | {"of": of}, encode, stop)
+        source = {key: value for key, value in clip.description.items() if key != "preprocess"}  # of images
+        _embed(target, [item for item, _ in kept], source | {"of": of}, encode, stop)
     else:
         kept = []
     if not kept:

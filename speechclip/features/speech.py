@@ -16,7 +16,7 @@ from speechclip.common.errors import Stopped, UserError
 from speechclip.common.files import lines_fingerprint
 from speechclip.config import Config
 from speechclip.data.audio import load_audio, num_samples
-from speechclip.data.features import FeatureWriter, remove_stale
+from speechclip.data.features import FeatureWriter
 from speechclip.data.kaldi import DataDir
 from speechclip.model.encoders.base import SpeechEncoder
 from speechclip.model.encoders.factory import load_speech_encoder
@@ -86,12 +86,12 @@ def extract_features(
     # the encoder may move to another folder: only its name counts
     description = {key: value for key, value in encoder.description.items() if key != "path"}
     description |= {"name": Path(encoder.description["path"]).name, "recordings": _recordings(ids, samples)}
-    if reason := remove_stale(Path(out), description, layers, config.data.store_dtype):
-        logger.info("%s: replacing it", reason)
     batches = [[ids[at] for at in batch] for batch in batches_by_seconds(samples, batch_seconds)][job - 1 :: jobs]
     started, done, total = time.monotonic(), 0, 0
     dtype, number = config.data.store_dtype, job if jobs > 1 else None
-    with FeatureWriter(out, encoder=description, layers=layers, dtype=dtype, job=number) as writer:
+    with FeatureWriter(out, encoder=description, layers=layers, dtype=dtype, job=number, replace=True) as writer:
+        if writer.stale:
+            logger.info("%s. The old features stay until the first new shard is complete.", writer.stale)
         finished = writer.finished
         # the whole of an interrupted batch is encoded again: other padding would change the last bits
         todo = [batch for batch in batches if not finished.issuperset(batch)]

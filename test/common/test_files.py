@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from speechclip.bin.convert_checkpoint import main as convert_checkpoint
 from speechclip.bin.convert_encoder import main as convert_encoder
 from speechclip.bin.pack import main as pack
 from speechclip.common.errors import UserError
-from speechclip.common.files import check_replaceable
+from speechclip.common.files import check_replaceable, make_folder, only_one, replace_file, replace_folder
 
 
 def _commands(source: Path, out: Path) -> dict[str, Callable[[], None]]:
@@ -35,6 +36,30 @@ def test_commands_do_not_replace_trained_weights(tmp_path: Path, name: str, caps
     problem = "exists and is not an earlier result of this command. Give a new folder."
     assert capsys.readouterr().err == f"error: {out}: {problem}\n"
     assert (out / "best" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_writers_keep_devices_folders_and_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"work")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # like a device: a rename would replace it by a file
+    before = {path.name: path.lstat().st_mode for path in tmp_path.iterdir()}
+    not_file, not_folder = "is not a regular file. Give the path", "is not a directory. Give the path"
+    cases: list[tuple[Callable[[Path], object], str, str, str]] = [
+        (lambda path: replace_file(path, b"new"), "pipe", "pipe", not_file),
+        (lambda path: replace_file(path, b"new"), "folder", "folder", not_file),
+        (lambda path: replace_file(path, b"new"), "file/new", "file", not_folder),
+        (lambda path: replace_folder(path, lambda part: None), "file", "file", not_folder),
+        (lambda path: replace_folder(path, lambda part: None), "pipe", "pipe", not_folder),
+        (lambda path: replace_folder(path, lambda part: None), "file/a/b", "file", not_folder),
+        (make_folder, "file", "file", not_folder),
+        (make_folder, "file/a/b", "file", not_folder),
+        (lambda path: only_one(path).__enter__(), "file", "file", not_folder),
+    ]
+    for write, target, named, problem in cases:
+        with pytest.raises(UserError, match=f"^{tmp_path / named}: {problem}"):
+            write(tmp_path / target)
+    assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "file").read_bytes() == b"work"
 
 
 def test_check_replaceable_accepts_new_empty_and_earlier_folders(tmp_path: Path) -> None:

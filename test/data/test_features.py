@@ -193,6 +193,30 @@ def test_store_refuses_shards_of_two_encoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("job", "names"),
+    [(None, ["feats.0002.safetensors", "feats.0003.safetensors", "feats.scp"]),
+     (2, ["feats.002.0000.safetensors", "feats.002.0001.safetensors"])],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [{"encoder": {**ENCODER, "name": "other"}}, {"layers": (0, 2, 6)}, {"dtype": "float32"}]
+)
+def test_old_store_stays_until_a_new_shard(
+    tmp_path: Path, change: dict[str, Any], job: int | None, names: list[str]
+) -> None:
+    fill(tmp_path)
+    with pytest.raises(UserError, match="made with"):
+        fill(tmp_path, **change)
+    writer = FeatureWriter(tmp_path, **{"encoder": ENCODER, "layers": LAYERS, **change}, replace=True)
+    assert "made with" in writer.stale and not writer.finished
+    writer.add("utt0", features(0))
+    with pytest.raises(UserError, match="of width 9"):  # it fails before its first shard
+        writer.add("utt1", torch.zeros(3, 4, DIM + 1))
+    assert len(FeatureStore(tmp_path)) == 10 and FeatureStore(tmp_path).encoder == ENCODER
+    fill(tmp_path, **change, shard_bytes=4000 if "dtype" in change else 2000, job=job, replace=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
     ("array", "fragment"),
     [
         (torch.zeros(2, 4, DIM), "features of shape (2, 4, 8), not [3, frames, width]"),

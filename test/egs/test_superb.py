@@ -148,6 +148,34 @@ def test_run_refuses_a_folder_with_other_settings(tmp_path: Path) -> None:
         run.start()
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_force_keeps_the_result_until_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool) -> None:
+    run = _finished(tmp_path, "ks", 0.1, 0.5, 0.5)
+    before = (run.folder / "result.json").read_text()
+
+    def fails(words: object, log: Path, what: str) -> None:
+        assert not run.folder.joinpath("result.json").exists()
+        if saved:
+            (run.folder / "train" / "step_1").mkdir(parents=True)
+        raise UserError("out of memory")
+
+    monkeypatch.setattr(sweep.Run, "_remove_cut_checkpoints", lambda self: None)
+    monkeypatch.setattr(sweep, "run_s3prl", fails)
+    for _ in range(2):  # a second failure does not lose the result, either
+        with pytest.raises(UserError, match="out of memory"):
+            sweep.sweep([run], 1, force=True)
+        at = run.folder.with_name("lr_0.1.old") if saved else run.folder
+        assert (at / "result.json").read_text() == before
+        assert run.folder.with_name("lr_0.1.old").exists() == saved
+    with only_one(run.folder), pytest.raises(UserError, match="another run is at work in it"):
+        sweep.sweep([run], 1, force=True)
+    assert (at / "result.json").read_text() == before
+    monkeypatch.setattr(sweep, "run_s3prl", lambda words, log, what: None)
+    monkeypatch.setattr(sweep.Run, "_collect", lambda self: {**json.loads(before), "step": 7})
+    assert sweep.sweep([run], 1, force=True)["step"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["lr_0.1"]
+
+
 @needs_s3prl
 @pytest.mark.slow
 def test_run_s3prl_reports_the_last_line_of_the_log(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from fixtures import make_data, save_clip
 import speechclip.features.clip as embeddings
 from speechclip.common.errors import Stopped, UserError
 from speechclip.config import ClipConfig
-from speechclip.data.embeddings import load_embeddings, read_arrays
+from speechclip.data.embeddings import embeddings_source, load_embeddings, read_arrays
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
 from speechclip.features.clip import embed_images, embed_texts
@@ -119,6 +121,27 @@ def test_embeddings_are_kept_until_an_input_changes(
         directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, clip_text="a dog"), *others))
         embed(directory, tmp_path, clip, None)
     assert sum(seen) == 3 * count and _bytes(tmp_path, kind) != before
+
+
+def test_another_preprocessing_embeds_images_again(corpus: Path, directory: DataDir, tmp_path: Path) -> None:
+    shutil.copytree(corpus / "clip", tmp_path / "clip")
+    settings = tmp_path / "clip" / "open_clip_config.json"
+    stored = []
+    for mean in (None, [0.5, 0.5, 0.5], None):
+        content = json.loads((corpus / "clip" / settings.name).read_text())
+        if mean is not None:
+            content["preprocess_cfg"] = {**content.get("preprocess_cfg", {}), "mean": mean}
+        settings.write_text(json.dumps(content))
+        clip = load_clip(ClipConfig(path=str(tmp_path / "clip")))
+        embed_images(directory, tmp_path, clip, None)
+        embed_texts(directory, tmp_path, clip, None)
+        sources = [embeddings_source(tmp_path / f"{kind}_embeddings.npz") for kind in EMBED]
+        assert sources[0]["weights"] == sources[1]["weights"] == clip.description["weights"]
+        assert sources[0]["preprocess"] == clip.preprocess.fingerprint and "preprocess" not in sources[1]
+        files = [tmp_path / f"{kind}_embeddings.npz" for kind in EMBED]
+        stored.append([_bytes(tmp_path, "image"), files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns])
+    assert stored[0][0] == stored[2][0] != stored[1][0]
+    assert stored[0][2] == stored[1][2] == stored[2][2]  # captions do not depend on it
 
 
 @pytest.mark.parametrize("kind", EMBED)

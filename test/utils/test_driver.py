@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -441,6 +442,25 @@ def test_a_published_checkpoint_is_converted_first(done):
     assert calls[0] == "convert_checkpoint --checkpoint epoch_3.ckpt --out exp/epoch_3/converted --clip models/ViT.pt"
     assert "--checkpoint exp/epoch_3/converted --data_dir data/test" in calls[1]
     assert "pack --checkpoint exp/epoch_3/converted --scores exp/epoch_3/scores --out exp/epoch_3/pack" in calls[-1]
+
+
+@pytest.mark.parametrize("name", ["epoch_3.ckpt", "given"])
+def test_checkpoints_with_the_same_name_have_two_folders(done, name):
+    for folder in ("a", "b"):
+        (done.folder / folder).mkdir()
+        if name == "given":
+            shutil.copytree(done.folder / "exp/tiny_cascaded/best", done.folder / folder / name)
+        else:
+            (done.folder / folder / name).write_text(folder)
+    used = []
+    for folder in ("a", "b", "a", "b"):
+        result = done.run("--checkpoint", f"{folder}/{name}", "--stage", "4", "--clip", "models/ViT.pt")
+        assert result.returncode == 0, result.stderr
+        used.append({word.split("/")[1] for call in done.calls() for word in call.split() if word.startswith("exp/")})
+    stem = name.removesuffix(".ckpt")
+    first, second = (next(iter(names - {"RESULTS.md"})) for names in used[:2])
+    assert first == stem and re.fullmatch(rf"{stem}_checkpoint_\d+", second)
+    assert used[2] == used[3] == set()  # up to date: nothing was overwritten
 
 
 def test_a_published_checkpoint_needs_no_features(recipe):

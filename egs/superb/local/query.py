@@ -39,8 +39,7 @@ def _search(
             raise UserError(f"{folder}: has other settings. Use --force true to start over, or --tag to keep it.")
         return
     part = folder.with_name(f"{folder.name}.part")
-    for old in (part, folder):
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / stamp).write_text(wanted)
     config = part / "config.yaml"
@@ -53,6 +52,7 @@ def _search(
     run_s3prl(["run_downstream", *words], part / "log.txt", f"QbE on {corpus}")
     if not (part / DETECTIONS).is_file():
         raise UserError(f"{part / DETECTIONS}: is missing. See {part / 'log.txt'}.")
+    shutil.rmtree(folder, ignore_errors=True)  # with --force: the earlier result stays until here
     part.rename(folder)
     print(f"{folder / DETECTIONS}: written", flush=True)
 

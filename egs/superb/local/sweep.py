@@ -161,16 +161,49 @@ class Run:
         config = {key: value for key, value in self.config.items() if key not in local}
         return {"config": config, "weights": self.upstream.fingerprint()}
 
-    def start(self) -> None:
+    def start(self, *, over: bool = False) -> None:
         """Train (from the last checkpoint, if it exists) and test.
+
+        Args:
+            over: start over. The earlier run stays in ``lr_<rate>.old`` until the new one has a result. It comes back
+                if the new one fails before its first checkpoint.
 
         Raises:
             UserError: training failed (the error has the log's last line), or another process uses the folder.
         """
-        from speechclip.common.files import only_one
+        from speechclip.common.files import only_one, previous
 
+        old = previous(self.folder)
         with only_one(self.folder):
-            self._work()
+            if over:
+                if not old.is_dir() or (self.folder / RESULT).is_file():
+                    shutil.rmtree(old, ignore_errors=True)
+                    old.mkdir()
+                    self._move(self.folder, old)
+                self._remove_files()  # of a run that had no result, if an earlier one has
+            try:
+                self._work()
+            except UserError:
+                if over and not self._steps():
+                    self._remove_files()
+                    self._move(old, self.folder)
+                    old.rmdir()
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _move(self, source: Path, target: Path) -> None:
+        """Move the files of a run, except those of the present process."""
+        for path in source.iterdir():
+            if path.name not in (LOG, LOCK):
+                path.rename(target / path.name)
+
+    def _remove_files(self) -> None:
+        """Remove the files of the run, except those of the present process."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (LOG, LOCK):
+                path.unlink()
 
     def _work(self) -> None:
         from speechclip.common.provenance import commit
@@ -188,11 +221,7 @@ class Run:
             run_s3prl(words, self.folder / LOG, f"{self.task.name} on {self.corpus}")
         except UserError:
             if not self._steps():  # nothing to resume from, so other settings may start here
-                for path in self.folder.iterdir():
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    elif path.name not in (LOG, LOCK):
-                        path.unlink()
+                self._remove_files()
             raise
         (self.folder / RESULT).write_text(json.dumps({**self._collect(), **origin}, indent=2) + "\n")
 
@@ -330,11 +359,9 @@ def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
     """
 
     def do(run: Run) -> dict[str, Any]:
-        if force:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        if run.result() is None:
+        if force or run.result() is None:
             print(f"{run.folder}: training", flush=True)
-            run.start()
+            run.start(over=force)
         result = run.result()
         assert result is not None
         print(f"{run.folder}: {run.task.metric} {score(run.task, result['test']):.4f}", flush=True)

@@ -36,6 +36,7 @@ class OpenClip(nn.Module):
         tokenizer: the vocabulary of the text tower.
         preprocess: the preprocessing of images.
         description: strings that identify the model. See :class:`~speechclip.model.encoders.base.SpeechEncoder`.
+            The key "preprocess" is added, a fingerprint of the preprocessing.
 
     Attributes:
         context_length: number of positions of the text tower.
@@ -55,7 +56,7 @@ class OpenClip(nn.Module):
         replace_quick_gelu(self.model)
         self.tokenizer = tokenizer
         self.preprocess = preprocess
-        self.description = description
+        self.description = {**description, "preprocess": preprocess.fingerprint}
         text, path = self._text, description["path"]
         for name in ("token_embedding", "positional_embedding", "transformer", "ln_final"):
             if getattr(text, name, None) is None:

@@ -6,6 +6,8 @@ normalise, but they round differently.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from speechclip.common.errors import UserError
+from speechclip.common.files import lines_fingerprint
 from speechclip.convert.clip import PREPROCESS
 
 if TYPE_CHECKING:
@@ -58,6 +61,11 @@ class ImagePreprocess:
         pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32))  # [H, W, 3]
         pixels = pixels / 255 if self.scale == 1 / 255 else pixels * self.scale
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the settings."""
+        return lines_fingerprint([json.dumps(dataclasses.asdict(self))])
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of an image after it was resized."""
