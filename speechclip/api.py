@@ -32,8 +32,8 @@ class Keyword:
     Attributes:
         subwords: the nearest subwords, best first.
         cosines: their cosines with the keyword.
-        span: start and end in seconds. For a head with integrate-and-fire this is the keyword's segment, for the others
-            the shortest span that holds half of the keyword's attention.
+        span: start and end in seconds, to the millisecond. For a head with integrate-and-fire this is the keyword's
+            segment, for the others the shortest span that holds half of the keyword's attention.
     """
 
     subwords: tuple[str, ...]
@@ -265,7 +265,9 @@ class SpeechCLIP:
             spans = keyword_spans(keywords, i, length)
             found.append(
                 [
-                    Keyword(tuple(subwords[row] for row in near), tuple(cosines), span)
+                    Keyword(
+                        tuple(subwords[row] for row in near), tuple(cosines), (round(span[0], 3), round(span[1], 3))
+                    )
                     for near, cosines, span in zip(rows, values, spans)
                 ]
             )
