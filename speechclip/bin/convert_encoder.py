@@ -7,13 +7,14 @@ from pathlib import Path
 
 from speechclip.bin import stage_script
 from speechclip.common.arguments import ArgumentParser
+from speechclip.common.constants import CLIP_CONFIG, PREPROCESSOR_CONFIG
 from speechclip.common.errors import UserError
 
 
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Write HuBERT as a transformers folder or CLIP as an open_clip folder. No code of the file is executed."""
-    parser = ArgumentParser(prog="convert_encoder", description=__doc__)
+    parser = ArgumentParser(prog="speechclip.bin.convert_encoder", description=__doc__)
     parser.add_argument("--kind", required=True, choices=("hubert", "clip"), help="model in the file")
     parser.add_argument(
         "--file", required=True, metavar="PATH", help="fairseq .pt, OpenAI .pt or a transformers folder"
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not Path(args.file).exists():
         raise UserError(f"{args.file}: is missing")
-    marker = "preprocessor_config.json" if args.kind == "hubert" else "open_clip_config.json"
+    marker = PREPROCESSOR_CONFIG if args.kind == "hubert" else CLIP_CONFIG
     check_replaceable(Path(args.out), lambda folder: (folder / SUMS).is_file() and (folder / marker).is_file())
     if args.kind == "hubert":
         model, normalize = read_hubert(args.file)

@@ -12,7 +12,7 @@ from speechclip.common.arguments import ArgumentParser
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Write weights, settings, vocabulary, scores and model card into one folder for from_pretrained."""
-    parser = ArgumentParser(prog="pack", description=__doc__)
+    parser = ArgumentParser(prog="speechclip.bin.pack", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="checkpoint folder")
     parser.add_argument("--scores", required=True, metavar="DIR", help="folder with retrieval.json (stage 4)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")

@@ -12,7 +12,7 @@ from speechclip.common.errors import UserError
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one line per directory. Exit with the first problem of a bad one; ``--list`` prints all problems."""
-    parser = ArgumentParser(prog="validate_data_dir", description=__doc__)
+    parser = ArgumentParser(prog="speechclip.bin.validate_data_dir", description=__doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="a data directory, e.g. data/train")
     parser.add_argument("--list", action="store_true", help="print every problem, not only the first")
     args = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, find_checkpoint, load_model, load_weights
 from speechclip.checkpoint.published import PublishedModel, fetch_published, find_published
-from speechclip.common.constants import SAMPLE_RATE
+from speechclip.common.constants import PREPROCESSOR_CONFIG, SAMPLE_RATE
 from speechclip.common.errors import MissingFileError, UserError, first_line
 from speechclip.common.files import is_hub_id, write_json
 from speechclip.config import ClipConfig, ModelConfig
@@ -260,4 +260,4 @@ def save_speech_encoder(model: Any, normalize: bool, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     extractor = "Wav2Vec2FeatureExtractor"
     settings = {"feature_extractor_type": extractor, "do_normalize": normalize, "sampling_rate": SAMPLE_RATE}
-    write_json(folder / "preprocessor_config.json", settings)
+    write_json(folder / PREPROCESSOR_CONFIG, settings)

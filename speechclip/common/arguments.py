@@ -20,10 +20,10 @@ R = TypeVar("R")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show the default of every option that has one."""
+    """Show the default of every option that has one. Empty defaults and flags have none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        return action.help if action.default in (None, "", False, []) else super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -7,3 +7,7 @@ FRAME_SECONDS = HOP / SAMPLE_RATE
 
 # Exit status of a run that saved its work after SIGTERM and resumes when started again: EX_TEMPFAIL of sysexits.h.
 EXIT_RESUMABLE = 75
+
+# Files of encoder folders: open_clip's format, and that of transformers.
+CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+ENCODER_CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechclip.common.constants import CLIP_CONFIG, CLIP_WEIGHTS, ENCODER_CONFIG
 from speechclip.common.errors import UserError, first_line
 from speechclip.common.files import read_json, write_json
 from speechclip.convert.clip_transformers import image_processor, open_clip_preprocess, tower_settings
@@ -135,10 +136,10 @@ def save_clip_folder(model: Any, settings: dict[str, Any], folder: Path) -> None
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / CLIP_WEIGHTS)
     processor = getattr(model.visual, "image_processor", None)
     preprocess = PREPROCESS if processor is None else open_clip_preprocess(*processor)
-    write_json(folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": preprocess})
+    write_json(folder / CLIP_CONFIG, {"model_cfg": settings, "preprocess_cfg": preprocess})
 
 
 def is_transformers_clip(folder: Path) -> bool:
@@ -147,7 +148,7 @@ def is_transformers_clip(folder: Path) -> bool:
     Raises:
         UserError: ``config.json`` cannot be read.
     """
-    config = folder / "config.json"
+    config = folder / ENCODER_CONFIG
     return config.is_file() and read_json(config).get("model_type") == "clip"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from speechclip.common.constants import PREPROCESSOR_CONFIG
 from speechclip.common.errors import UserError, first_line
 from speechclip.common.files import read_json
 
@@ -81,7 +82,7 @@ def image_processor(folder: Path) -> tuple[Any, str] | None:
     Raises:
         UserError: it cannot be read, or is not a processor of CLIP.
     """
-    files = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
+    files = [folder / name for name in (PREPROCESSOR_CONFIG, "processor_config.json")]
     source = next((file for file in files if file.is_file()), None)
     if source is None:
         return None

@@ -12,7 +12,15 @@ from speechclip.bin.convert_checkpoint import main as convert_checkpoint
 from speechclip.bin.convert_encoder import main as convert_encoder
 from speechclip.bin.pack import main as pack
 from speechclip.common.errors import UserError
-from speechclip.common.files import check_replaceable, make_folder, only_one, replace_file, replace_folder
+from speechclip.common.files import (
+    SUMS,
+    check_replaceable,
+    damaged_file,
+    make_folder,
+    only_one,
+    replace_file,
+    replace_folder,
+)
 
 
 def _commands(source: Path, out: Path) -> dict[str, Callable[[], None]]:
@@ -72,3 +80,14 @@ def test_check_replaceable_accepts_new_empty_and_earlier_folders(tmp_path: Path)
     for target in (tmp_path / "earlier", tmp_path / "earlier" / "mark"):
         with pytest.raises(UserError, match=f"^{target}: exists and is not an earlier result"):
             check_replaceable(target, lambda folder: False)
+
+
+def test_replace_folder_lists_every_file_but_the_sums(tmp_path: Path) -> None:
+    def write(part: Path) -> None:
+        (part / "a.json").write_text("{}")
+        (part / SUMS).write_text("of a copied folder")
+
+    replace_folder(tmp_path / "out", write)
+    sums = (tmp_path / "out" / SUMS).read_text()
+    assert [line.split()[1] for line in sums.splitlines()] == ["a.json"]
+    assert damaged_file(tmp_path / "out", all_files=True) == ""

@@ -102,7 +102,7 @@ def published_besides(shape: dict[str, Any], width: int, joint: int) -> int:
 @exit_on_user_error
 def main() -> None:
     """Print one line per published setting."""
-    ArgumentParser(prog="count_parameters", description=__doc__).parse_args()
+    ArgumentParser(prog="count_parameters.py", description=__doc__).parse_args()
     print(f"{'model':7}{'head':32}{'trained':>12}{'total':>13}{'as published':>14}   paper, in millions")
     for model in PUBLISHED_MODELS:
         shape = SHAPES[model]

@@ -91,7 +91,7 @@ def write_encoders(folder: Path, seed: int) -> None:
 @exit_on_user_error
 def main() -> None:
     """Write all files into a new folder."""
-    parser = ArgumentParser(prog="generate_flickr8k", description=__doc__)
+    parser = ArgumentParser(prog="generate_flickr8k.py", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder")
     parser.add_argument("--captions", default="", metavar="FILE", help="Flickr8k.token.txt with the captions to use")
     parser.add_argument("--seconds", type=float, default=0.4, help="mean length of a recording")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from speechclip.common.constants import CLIP_CONFIG
 from speechclip.common.errors import MissingFileError, UserError, first_line
 from speechclip.common.files import read_json
 from speechclip.config import ClipConfig
@@ -284,7 +285,7 @@ def _model_name(path: str) -> tuple[str, str | None, Path | None]:
     """Return open_clip's model name, its "pretrained" tag and the local folder of a configured path."""
     folder = Path(path)
     if folder.is_dir():
-        settings = folder / "open_clip_config.json"
+        settings = folder / CLIP_CONFIG
         try:
             if "model_cfg" not in read_json(settings):
                 raise UserError(f"{settings}: the key model_cfg is missing")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import speechclip.model.encoders
 from speechclip.common.compat import prepare
+from speechclip.common.constants import ENCODER_CONFIG
 from speechclip.common.errors import UserError, first_line
 from speechclip.common.files import looks_local
 from speechclip.config import SpeechEncoderConfig
@@ -43,7 +44,7 @@ def _kind(path: str) -> str:
         return prefix
     if Path(path).is_file():
         return "file"
-    if looks_local(path) and not (Path(path) / "config.json").is_file():
+    if looks_local(path) and not (Path(path) / ENCODER_CONFIG).is_file():
         raise UserError(f"{path}/config.json: is missing. A speech encoder is a transformers folder or a hub id.")
     prepare()
     import transformers

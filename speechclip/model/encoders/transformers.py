@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.compat import prepare
-from speechclip.common.constants import HOP
+from speechclip.common.constants import HOP, PREPROCESSOR_CONFIG
 from speechclip.common.errors import UserError, first_line
 from speechclip.common.files import looks_local
 from speechclip.config import SpeechEncoderConfig
@@ -152,7 +152,7 @@ def load_from_transformers(path: str, load: Any) -> tuple[Any, Any, str]:
     try:
         kind = str(transformers.AutoConfig.from_pretrained(path).model_type)
         extractor = None
-        if not looks_local(path) or (Path(path) / "preprocessor_config.json").is_file():
+        if not looks_local(path) or (Path(path) / PREPROCESSOR_CONFIG).is_file():
             extractor = transformers.AutoFeatureExtractor.from_pretrained(path)
         return load(transformers, path), extractor, kind
     except UserError:
