@@ -13,6 +13,7 @@ from speechclip.bin.convert_encoder import main as convert_encoder
 from speechclip.bin.pack import main as pack
 from speechclip.common.errors import UserError
 from speechclip.common.files import check_replaceable, make_folder, only_one, replace_file, replace_folder
+from speechclip.search.build import check_target
 
 
 def _commands(source: Path, out: Path) -> dict[str, Callable[[], None]]:
@@ -53,6 +54,8 @@ def test_writers_keep_devices_folders_and_files(tmp_path: Path) -> None:
         (lambda path: replace_folder(path, lambda part: None), "file/a/b", "file", not_folder),
         (make_folder, "file", "file", not_folder),
         (make_folder, "file/a/b", "file", not_folder),
+        (lambda path: check_replaceable(path, lambda folder: True), "file/new", "file", not_folder),
+        (check_target, "file/a/b", "file", not_folder),
         (lambda path: only_one(path).__enter__(), "file", "file", not_folder),
     ]
     for write, target, named, problem in cases:
