@@ -166,6 +166,8 @@ class SpeechCLIP:
         for number, item in enumerate(items):
             if not isinstance(item, str):
                 raise UserError(f"texts[{number}]: {type(item).__name__} is not a text. Give a string.")
+            if any("\ud800" <= letter <= "\udfff" for letter in item):
+                raise UserError(f"texts[{number}]: {item!r} is not valid Unicode. Remove the surrogates.")
         return torch.cat([clip.encode_texts(items[at : at + CLIP_BATCH]) for at in range(0, len(items), CLIP_BATCH)])
 
     @torch.no_grad()

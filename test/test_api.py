@@ -344,6 +344,7 @@ BAD_ARGUMENTS: list[tuple[str, Call, str]] = [
     ("texts", lambda m: m.encode_text([]), "texts: empty. Give at least one text."),
     ("texts_none", lambda m: m.encode_text(None), "texts: NoneType is not a text"),
     ("texts_bytes", lambda m: m.encode_text(b"a dog"), "texts: bytes is not a text"),
+    ("texts_surrogate", lambda m: m.encode_text(["a dog", "\ud800"]), r"texts\[1\]: '\\ud800' is not valid Unicode"),
     ("texts_item", lambda m: m.encode_text(["a dog", 3]), r"texts\[1\]: int is not a text"),
     ("device", lambda m: m.to("gpu"), "device: 'gpu' is not a device"),
     ("device_type", lambda m: m.to(None), "device: None is not a device"),

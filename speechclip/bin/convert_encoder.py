@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not Path(args.file).exists():
         raise UserError(f"{args.file}: is missing")
+    if args.kind == "hubert" and Path(args.file).is_dir():
+        raise UserError(f"{args.file}: is a directory. Give the .pt file of fairseq.")
     marker = PREPROCESSOR_CONFIG if args.kind == "hubert" else CLIP_CONFIG
     check_replaceable(Path(args.out), lambda folder: (folder / SUMS).is_file() and (folder / marker).is_file())
     if args.kind == "hubert":

@@ -45,12 +45,22 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: the path or one of its parents is a file, or the disk is full.
     """
+    check_folder(path)
     with writing(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            file = next((item for item in (path, *path.parents) if item.exists() and not item.is_dir()), path)
-            raise UserError(f"{file}: is not a directory. Give the path of a folder to write.") from error
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder exists or can be created.
+
+    Raises:
+        UserError: the path or one of its parents is a file.
+    """
+    for item in (path, *path.parents):
+        if item.exists():
+            if not item.is_dir():
+                raise UserError(f"{item}: is not a directory. Give the path of a folder to write.")
+            return
 
 
 @contextlib.contextmanager
@@ -132,8 +142,9 @@ def check_replaceable(target: Path, written_before: Callable[[Path], bool]) -> N
         written_before: returns whether the folder is an earlier result of the same command.
 
     Raises:
-        UserError: the target is a file, or a folder that is neither empty nor an earlier result.
+        UserError: the target is a file, is below a file, or is a folder that is neither empty nor an earlier result.
     """
+    check_folder(target.parent)
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() and not (target.is_dir() and written_before(target)):

@@ -84,7 +84,9 @@ class Unpickler:
         except (
             ValueError, IndexError, KeyError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
         ) as error:  # fmt: skip
-            raise UserError(f"{self.source}: damaged pickle ({type(error).__name__}: {error})") from error
+            raise UserError(
+                f"{self.source}: damaged pickle ({type(error).__name__}: {error}). Give a file of torch."
+            ) from error
         raise UserError(f"{self.source}: damaged pickle (its end is missing)")
 
     def _step(self, name: str, argument: Any) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from speechclip.common.errors import UserError
-from speechclip.common.files import replace_folder, write_json
+from speechclip.common.files import check_folder, replace_folder, write_json
 from speechclip.common.parallel import map_ahead
 from speechclip.common.provenance import provenance
 from speechclip.data.embeddings import embeddings_source, load_embeddings
@@ -284,6 +284,7 @@ def check_target(out: str | Path) -> Path:
         UserError: the folder holds something else.
     """
     target = Path(out)
+    check_folder(target.parent)
     if target.exists() and not (target / INFO).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an index. Give another folder with --out.")
     return target

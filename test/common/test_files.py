@@ -21,6 +21,7 @@ from speechclip.common.files import (
     replace_file,
     replace_folder,
 )
+from speechclip.search.build import check_target
 
 
 def _commands(source: Path, out: Path) -> dict[str, Callable[[], None]]:
@@ -61,6 +62,8 @@ def test_writers_keep_devices_folders_and_files(tmp_path: Path) -> None:
         (lambda path: replace_folder(path, lambda part: None), "file/a/b", "file", not_folder),
         (make_folder, "file", "file", not_folder),
         (make_folder, "file/a/b", "file", not_folder),
+        (lambda path: check_replaceable(path, lambda folder: True), "file/new", "file", not_folder),
+        (check_target, "file/a/b", "file", not_folder),
         (lambda path: only_one(path).__enter__(), "file", "file", not_folder),
     ]
     for write, target, named, problem in cases:

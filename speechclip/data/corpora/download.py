@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from speechclip.common.errors import UserError, writing
+from speechclip.common.files import make_folder
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without a byte
@@ -92,8 +93,7 @@ def download(
             logger.info("%s: found", remote.name)
     if not missing:
         return
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _check_space(missing, folder)
     failed = []
     for remote in missing:
