@@ -10,6 +10,7 @@ from typing import Any
 
 from speechclip.bin import stage_script
 from speechclip.common.arguments import ArgumentParser
+from speechclip.common.constants import KEYWORDS, RETRIEVAL, SCORES
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import read_json
 
@@ -38,14 +39,14 @@ def summary(folders: Sequence[Path], results: Path | None) -> list[str]:
     Raises:
         UserError: a score is missing or is not a number.
     """
-    retrieval = {folder: read_json(folder / "scores" / "retrieval.json") for folder in folders}
+    retrieval = {folder: read_json(folder / SCORES / RETRIEVAL) for folder in folders}
     lines = ["", "Retrieval on the test split, recall in percent", *_retrieval_table(retrieval)]
     keywords = {folder: _keywords(folder) for folder in folders}
     if any(keywords.values()):
         lines += ["", "Keywords on the test split, percent that are a word of the caption"]
         for folder, row in keywords.items():
             if row:
-                path = folder / "scores" / "keywords.json"
+                path = folder / SCORES / KEYWORDS
                 prior = _number(path, row, "frequency_prior", "content_top1", "avg")
                 value = _number(path, row, "content_top1", "avg")
                 lines.append(f"  {_short(folder.name)}{value:8.1f}   most frequent subwords {prior:5.1f}")
@@ -61,11 +62,11 @@ def _retrieval_table(reports: Mapping[Path, Mapping[str, Any]]) -> Iterator[str]
     heads = "".join(f"{cutoff:>8}" for cutoff in _CUTOFFS)
     yield f"  {'':{_NAME}}{heads}   {heads}"
     for folder, report in reports.items():
-        path = folder / "scores" / "retrieval.json"
+        path = folder / SCORES / RETRIEVAL
         cells = [[_number(path, report, name, cutoff) for cutoff in _CUTOFFS] for name in _DIRECTIONS]
         yield _row(folder.name, cells)
     folder, report = next(iter(reports.items()))
-    path = folder / "scores" / "retrieval.json"
+    path = folder / SCORES / RETRIEVAL
     if "text->image" in report:
         yield _row("topline: written captions", [[_number(path, report, "text->image", cutoff) for cutoff in _CUTOFFS]])
     yield _row("chance", [[_number(path, report, "random", n, cutoff) for cutoff in _CUTOFFS] for n in _DIRECTIONS])
@@ -85,7 +86,7 @@ def _short(name: str) -> str:
 def _keywords(folder: Path) -> dict[str, Any] | None:
     """Read the keyword scores of a run; None for a head without keywords."""
     try:
-        return read_json(folder / "scores" / "keywords.json")
+        return read_json(folder / SCORES / KEYWORDS)
     except MissingFileError:
         return None
 

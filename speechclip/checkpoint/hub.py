@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from speechclip.checkpoint.folder import PROVENANCE, SETTINGS, VOCABULARY, WEIGHTS, locate, read_checkpoint
+from speechclip.common.constants import KEYWORDS, RETRIEVAL
 from speechclip.common.errors import MissingFileError, UserError, first_line
 from speechclip.common.files import is_hub_id, looks_local, read_json, replace_folder, write_json
 from speechclip.config import Config, save
 
 CARD = "README.md"
-RETRIEVAL, KEYWORDS = "retrieval.json", "keywords.json"  # as eval writes them, which may not be imported here
 _PATH = re.compile(r"(?<![\w.:/-])(?:/|(?:\.\./)+)[^\s'\"]*")  # in a command: absolute paths, and paths with ..
 #: Licences of the parts of a model, by a word of their paths.
 LICENCES = {

@@ -11,3 +11,6 @@ EXIT_RESUMABLE = 75
 # Files of encoder folders: open_clip's format, and that of transformers.
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 ENCODER_CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"
+
+# The folder of a run's scores, and its two files of scores. eval/score_files.py reads and writes them.
+SCORES, RETRIEVAL, KEYWORDS = "scores", "retrieval.json", "keywords.json"

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechclip.common.constants import KEYWORDS, RETRIEVAL
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import read_json, replacing, write_json
-from speechclip.data.embeddings import read_arrays, save_embeddings
+from speechclip.data.embeddings import load_embeddings, read_arrays, save_embeddings
 from speechclip.eval.contributions import paired_keyword_tests
 from speechclip.eval.significance import paired_test
 
-RETRIEVAL, RANKS, SPEECH = "retrieval.json", "ranks.npz", "speech_embeddings.npz"
-KEYWORDS, KEYWORD_LINES, CONTRIBUTIONS, ATTENTION = "keywords.json", "keywords.jsonl", "keywords.npz", "attention.npz"
+RANKS, SPEECH = "ranks.npz", "speech_embeddings.npz"
+KEYWORD_LINES, CONTRIBUTIONS, ATTENTION = "keywords.jsonl", "keywords.npz", "attention.npz"
 
 Floats = NDArray[np.floating[Any]]
 Ranks = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]  # by direction: rank and image of every query
@@ -83,6 +84,15 @@ def read_scores(path: Path) -> dict[str, Any]:
         UserError: the file is missing or does not hold a JSON object.
     """
     return read_json(path)
+
+
+def read_speech_embeddings(folder: Path, ids: Sequence[str]) -> Floats:
+    """Read the embeddings [U, J] of the first branch, in the order of the utterance ids.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks an utterance.
+    """
+    return load_embeddings(folder / SPEECH, ids)[1]
 
 
 def write_ranks(path: Path, ranks: Ranks, data: Mapping[str, str]) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speechclip.common.constants import KEYWORDS, RETRIEVAL, SCORES
 from speechclip.common.errors import UserError
-from speechclip.common.files import read_json
+from speechclip.eval.score_files import read_scores
 
 _NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
 UNKNOWN_SEED = "unknown"
@@ -31,7 +32,7 @@ class Scores:
         Raises:
             UserError: the file is missing or does not hold a JSON object.
         """
-        return cls(path, read_json(path))
+        return cls(path, read_scores(path))
 
     def get(self, *keys: str) -> Any:
         """Return the value under a chain of keys.
@@ -116,8 +117,8 @@ def load_run(directory: str | Path) -> Run:
     folder = Path(directory)
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a directory. Give the folder of a run.")
-    retrieval = Scores.read(folder / "scores" / "retrieval.json")
-    keywords_path, training_path = folder / "scores" / "keywords.json", folder / "best" / "provenance.json"
+    retrieval = Scores.read(folder / SCORES / RETRIEVAL)
+    keywords_path, training_path = folder / SCORES / KEYWORDS, folder / "best" / "provenance.json"
     keywords = Scores.read(keywords_path) if keywords_path.exists() else None
     training = Scores.read(training_path) if training_path.exists() else _training_of(retrieval)
     for key in _REQUIRED:

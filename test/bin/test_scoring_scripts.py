@@ -66,7 +66,7 @@ def test_eval_options_override_the_checkpoint(call: Any) -> None:
         (["--optim.lr", "1"], "unknown option: --optim.lr (known: "),
         (["--evaluate"], "unknown option: --evaluate"),
         (["--eval.swep", "[1]"], "unknown configuration key 'eval.swep'; did you mean 'eval.sweep'?"),
-        (["--eval.sweep", "[0]"], "eval.sweep: [0] is not a list of numbers from 1 on"),
+        (["--eval.sweep", "[0]"], "eval.sweep: [0] is not at least 1"),
         (["--eval.bootstrap"], "eval.bootstrap"),
     ],
 )

@@ -75,13 +75,13 @@ def test_caption_words_by_hand():
 @pytest.mark.parametrize("sizes", [[1, 1], [5] * 6, [3, 1, 2, 3, 1, 2], [4, 1, 1, 1, 1], [1] * 50])
 def test_other_images_gives_another_image(sizes):
     images = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)) + 100, sizes))
-    partners = [other_images(images, seed) for seed in range(5)]
-    for shuffled_index in partners:
+    shuffled = [other_images(images, seed) for seed in range(5)]
+    for shuffled_index in shuffled:
         assert sorted(shuffled_index.tolist()) == list(range(len(images)))
         assert (images[shuffled_index] != images).all()
-    assert np.array_equal(partners[0], other_images(images, 0))
+    assert np.array_equal(shuffled[0], other_images(images, 0))
     if len(images) > 10:
-        assert any(not np.array_equal(partners[0], shuffled_index) for shuffled_index in partners[1:])
+        assert any(not np.array_equal(shuffled[0], shuffled_index) for shuffled_index in shuffled[1:])
 
 
 def test_other_images_needs_a_second_image():

@@ -270,7 +270,7 @@ def test_joint_space_of_a_model_without_clip(model: SpeechCLIP) -> None:
             "empty: no images and no img.scp. Every image format that Pillow decodes is supported.",
         ),
         (["--images", "bad"], "idx: not written. None of the 1 images can be read."),
-        (["--embeddings", "nothing.npz"], "nothing.npz: no such file"),
+        (["--embeddings", "nothing.npz"], "nothing.npz: is missing"),
         (["--embeddings", "narrow.npz"], f"narrow.npz: 3 dimensions, best has {JOINT}"),
         (["--embeddings", "foreign.npz"], "foreign.npz: computed by another CLIP than that of best"),
         (
@@ -283,7 +283,7 @@ def test_joint_space_of_a_model_without_clip(model: SpeechCLIP) -> None:
             ["--images", "pictures", "--out", "pictures"],
             "pictures: exists and is not an index. Give another folder with --out.",
         ),
-        (["--images", "pictures", "--model", "nothing"], "nothing/model.safetensors: is missing"),
+        (["--images", "pictures", "--model", "nothing"], "nothing: neither a checkpoint folder nor a published model"),
     ],
 )
 def test_index_command_refuses_mistakes(

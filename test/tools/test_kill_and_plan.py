@@ -78,7 +78,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> kill_runs.Recipe:
     """A recipe whose stages are stubs."""
     made = object.__new__(kill_runs.Recipe)
     made.folder = fake_recipe.FakeRecipe(tmp_path).folder
-    made.words, made.mark, made.says = ["--head", "parallel"], f"test{os.getpid()}", tmp_path / "says.txt"
+    made.words, made.mark, made.output = ["--head", "parallel"], f"test{os.getpid()}", tmp_path / "output.txt"
     return made
 
 
@@ -98,11 +98,11 @@ def test_a_kill_ends_all_processes_and_names_the_stage(recipe: kill_runs.Recipe)
 def test_the_environment_changes_between_starts(recipe: kill_runs.Recipe) -> None:
     draw, seen, moved = random.Random(0), set(), 0
     for _ in range(20):
-        before = recipe.says.parent.stat().st_mtime
+        before = recipe.output.parent.stat().st_mtime
         changes = kill_runs.other_world(draw, recipe.folder)
         seen.add((changes["TZ"], changes["LC_ALL"], changes["PYTHONHASHSEED"]))
         moved += any(abs(path.stat().st_mtime - time.time()) > 1e6 for path in recipe.folder.rglob("*"))
-        assert recipe.says.parent.stat().st_mtime == before
+        assert recipe.output.parent.stat().st_mtime == before
     assert len(seen) == 20 and moved
 
 

@@ -50,7 +50,7 @@ class Recipe:
             made = ("__pycache__", *(("corpus", "data", "dump", "exp") if name == "egs" else ()))
             shutil.copytree(ROOT / name, top / name, ignore=shutil.ignore_patterns(*made))
         self.folder, self.words, self.mark = top / "egs" / "mini", words, f"{os.getpid()}.{top.name}"
-        self.says = top / "says.txt"
+        self.output = top / "output.txt"
 
     def start(
         self, options: list[str], changes: dict[str, str], overrides: Sequence[str] = ()
@@ -58,15 +58,15 @@ class Recipe:
         """Start ./run.sh with these options before the shared ones."""
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment = {**kept, "SPEECHCLIP_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **changes, MARK: self.mark}
-        with self.says.open("wb") as says:
+        with self.output.open("wb") as output:
             return subprocess.Popen(
                 ["./run.sh", *options, *self.words, *overrides], cwd=self.folder, env=environment,
-                stdout=says, stderr=says, start_new_session=True,
+                stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
     def stages(self) -> list[tuple[Unit, str]]:
         """Return (stage, log message) for each line about a stage so far."""
-        found = map(LINE.match, self.says.read_text(errors="replace").split("\n")[:-1])
+        found = map(LINE.match, self.output.read_text(errors="replace").split("\n")[:-1])
         return [((int(line[1]), line[2] or ""), line[3]) for line in found if line]
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -83,12 +83,12 @@ class Recipe:
 
     def finish(self, changes: dict[str, str]) -> dict[Unit, float]:
         """Run to the end, and return the seconds of every stage that was not up to date."""
-        process, lengths, starts, told = self.start([], changes), {}, {}, 0
+        process, lengths, starts, shown = self.start([], changes), {}, {}, 0
         while True:
             ended = process.poll() is not None  # asked before the last look
-            for unit, said in self.stages()[told:]:
-                told, now = told + 1, time.monotonic()
-                if said.startswith("done in"):
+            for unit, printed in self.stages()[shown:]:
+                shown, now = shown + 1, time.monotonic()
+                if printed.startswith("done in"):
                     lengths[unit] = now - starts[unit]
                 starts.setdefault(unit, now)
             if ended:
@@ -104,7 +104,7 @@ class Recipe:
             UserError: the run failed.
         """
         if process.returncode not in (0, -signal.SIGKILL):
-            lines = self.says.read_text(errors="replace").strip().split("\n")
+            lines = self.output.read_text(errors="replace").strip().split("\n")
             raise UserError(f"{self.folder}: ended with status {process.returncode}: {lines[-1]}")
 
     def run(self, *options: str, overrides: Sequence[str] = (), status: int = 0) -> str:
@@ -115,11 +115,11 @@ class Recipe:
         """
         process = self.start(list(options), {}, overrides)
         process.wait()
-        said = self.says.read_text(errors="replace")
+        printed = self.output.read_text(errors="replace")
         if process.returncode != status:
-            last = said.strip().split("\n")[-1]
+            last = printed.strip().split("\n")[-1]
             raise UserError(f"{self.folder}: ended with status {process.returncode} instead of {status}: {last}")
-        return said
+        return printed
 
     def weights(self, run: str) -> dict[str, bytes]:
         """Return the weights of a run, by their path below exp/."""
@@ -141,7 +141,7 @@ class Recipe:
 
     def at_work(self) -> list[Unit]:
         """Return the stages that have started and not ended."""
-        return [unit for unit, said in self.stages() if not said.startswith(("up to date", "done in"))]
+        return [unit for unit, printed in self.stages() if not printed.startswith(("up to date", "done in"))]
 
 
 def _processes() -> Iterator[int]:
@@ -260,20 +260,20 @@ def check_weights_survive(recipe: Recipe, whole: Recipe, draw: random.Random) ->
     module = recipe.folder.parents[1] / "speechclip" / "__init__.py"
     text = module.read_text()
     module.write_text(re.sub(r'^__version__ = ".*"$', '__version__ = "99.0"', text, flags=re.MULTILINE))
-    said = recipe.run("--head", "parallel", "--stop_stage", "3")
-    expect(said.count("up to date") == 3, "another version ran stages 0 to 2 again")
-    expect(f"resuming after step {step}" in said or "already trained" in said, "another version started over")
+    printed = recipe.run("--head", "parallel", "--stop_stage", "3")
+    expect(printed.count("up to date") == 3, "another version ran stages 0 to 2 again")
+    expect(f"resuming after step {step}" in printed or "already trained" in printed, "another version started over")
     finished = recipe.weights(run)
     expect(finished == whole.weights(run), "the weights differ from the undisturbed run")
     yield f"SIGTERM after step {step}, another version: resumed, equal weights, stages 0 to 2 up to date"
 
-    said = recipe.run(*stage_3, overrides=["--data.batch_size", "100000"], status=1)
+    printed = recipe.run(*stage_3, overrides=["--data.batch_size", "100000"], status=1)
     expect(recipe.weights(run) == finished, "a batch larger than the data changed the weights")
-    yield "batch larger than the data: " + next(line for line in said.split("\n") if line.startswith("error: data."))
+    yield "batch larger than the data: " + next(line for line in printed.split("\n") if line.startswith("error: data."))
 
     for overrides in (["--train.log_interval", "1"], ["--data.workers", "1"], ["--train.tensorboard_utterances", "0"]):
-        said = recipe.run(*stage_3, overrides=overrides)
-        expect("up to date" in said or "already trained" in said, f"{overrides[0]} trained again")
+        printed = recipe.run(*stage_3, overrides=overrides)
+        expect("up to date" in printed or "already trained" in printed, f"{overrides[0]} trained again")
         expect(recipe.weights(run) == finished, f"{overrides[0]} changed the weights")
     yield "logging, workers and TensorBoard: nothing trained"
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechclip.common.constants import KEYWORDS, RETRIEVAL, SCORES
 from speechclip.common.errors import UserError
 from speechclip.report.figures.plots import sweep_curves
 from speechclip.report.figures.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, write_figure
@@ -52,11 +53,11 @@ def write_figures(directory: str | Path) -> list[Path]:
         written += write_figure(log, folder / "figures" / "training", training_curves, metrics)
         if best_layer_weights(metrics):
             written += write_figure(log, folder / "figures" / "layer_weights", layer_weight_bars, metrics)
-    for name, draw in (("retrieval", retrieval_bars), ("keywords", keyword_bars)):
-        path = folder / "scores" / f"{name}.json"
+    for name, draw in ((RETRIEVAL, retrieval_bars), (KEYWORDS, keyword_bars)):
+        path = folder / SCORES / name
         if path.exists():
             content = Scores.read(path).content
-            written += write_figure(path, folder / "figures" / name, draw, content)
+            written += write_figure(path, folder / "figures" / path.stem, draw, content)
             if any(content.get("sweep", {}).values()):
                 written += write_figure(path, folder / "figures" / "neighbours", sweep_curves, content)
     return written

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from speechclip.common.constants import SCORES
 from speechclip.common.errors import UserError
 from speechclip.eval.ranking import first_hit_ranks
-from speechclip.eval.score_files import compare_keyword_files, compare_rank_files
+from speechclip.eval.score_files import CONTRIBUTIONS, RANKS, compare_keyword_files, compare_rank_files
 from speechclip.report.figures import plots
 from speechclip.report.figures import run_figures as figures
 from speechclip.report.page.drawings import Drawing, draw
@@ -48,7 +49,7 @@ _KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
 
 def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Test the retrieval scores of two runs. Return a test by direction and score: see `compare_rank_files`."""
-    first, second = (run.directory / "scores" / "ranks.npz" for run in runs)
+    first, second = (run.directory / SCORES / RANKS for run in runs)
     return compare_rank_files(first, second, n=permutations, seed=seed)
 
 
@@ -56,7 +57,7 @@ def keyword_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str
     """Test the keyword scores of two runs. Return a test by score: see `compare_keyword_files`; {} without keywords."""
     if any(run.keywords is None for run in runs):
         return {}
-    first, second = (run.directory / "scores" / "keywords.npz" for run in runs)
+    first, second = (run.directory / SCORES / CONTRIBUTIONS for run in runs)
     return compare_keyword_files(first, second, permutations, seed)
 
 

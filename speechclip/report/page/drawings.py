@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from speechclip.common.constants import SCORES
 from speechclip.common.errors import UserError
 from speechclip.data.audio import load_audio
-from speechclip.eval.score_files import read_attention, read_keyword_lines
+from speechclip.eval.score_files import ATTENTION, KEYWORD_LINES, SPEECH, read_attention, read_keyword_lines
 from speechclip.report.figures import plots
 from speechclip.report.figures import run_figures as figures
 from speechclip.report.figures.style import STYLE, write_figure
@@ -127,14 +128,14 @@ def write_data_figures(run: Run, eval_split: EvalSplit, plane: Plane) -> list[Pa
         The files ``figures/map.*`` and ``figures/attention.*``.
     """
     folder = run.directory / "figures"
-    source = run.directory / "scores" / "speech_embeddings.npz"
+    source = run.directory / SCORES / SPEECH
     written = write_figure(source, folder / "map", plots.joint_map, plane)
-    kept = run.directory / "scores" / "attention.npz"
+    kept = run.directory / SCORES / ATTENTION
     attention = read_attention(kept) if run.keywords else {}
     for utterance in eval_split.utterances:
         if utterance.id not in attention:
             continue
-        records = read_keyword_lines(run.directory / "scores" / "keywords.jsonl", [utterance.id])[utterance.id]
+        records = read_keyword_lines(run.directory / SCORES / KEYWORD_LINES, [utterance.id])[utterance.id]
         names = [record["neighbours"][0]["subword"].removesuffix("</w>").lstrip("▁") for record in records]
         wave = load_audio(utterance.wav)
         words = eval_split.words.get(utterance.id, [])

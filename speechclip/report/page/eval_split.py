@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from speechclip.common.constants import SCORES
 from speechclip.common.errors import UserError
 from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments
 from speechclip.data.dataset import Split
-from speechclip.data.embeddings import load_embeddings
 from speechclip.data.kaldi import Utterance
+from speechclip.eval.score_files import read_speech_embeddings
 from speechclip.report.runs import Run
 
 
@@ -52,7 +53,7 @@ def load_eval_split(run: Run, data_dir: str | Path, dump_dir: str | Path) -> Eva
         UserError: a file is missing, or the run was scored on another split or with another CLIP.
     """
     split = Split.load(data_dir, dump_dir)
-    speech = load_embeddings(run.directory / "scores" / "speech_embeddings.npz", split.ids)[1]
+    speech = read_speech_embeddings(run.directory / SCORES, split.ids)
     if speech.shape[1] != split.images.shape[1]:
         raise UserError(f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP")
     aligned = find_alignments(data_dir)

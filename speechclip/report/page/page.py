@@ -14,8 +14,9 @@ from urllib.parse import quote
 import numpy as np
 
 import speechclip
+from speechclip.common.constants import SCORES
 from speechclip.common.files import replace_file
-from speechclip.eval.score_files import read_attention, read_keyword_lines
+from speechclip.eval.score_files import ATTENTION, KEYWORD_LINES, read_attention, read_keyword_lines
 from speechclip.report.page.drawings import run_drawings, write_data_figures
 from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import Example, examples
@@ -169,9 +170,9 @@ def _examples_and_utterances(
     room = max(0, limits.recordings - len(needed))
     audible = needed | {others[int(at)] for at in np.linspace(0, len(others) - 1, min(room, len(others)))}
     ids = [eval_split.utterances[row].id for row in rows]
-    scores = run.directory / "scores"
-    keywords = read_keyword_lines(scores / "keywords.jsonl", ids) if run.keywords else {}
-    attention = read_attention(scores / "attention.npz") if run.keywords else {}
+    scores = run.directory / SCORES
+    keywords = read_keyword_lines(scores / KEYWORD_LINES, ids) if run.keywords else {}
+    attention = read_attention(scores / ATTENTION) if run.keywords else {}
     gallery = Gallery(eval_split)
     listed, heavy = utterance_data(gallery, rows, audible, keywords, attention, plane)
     place_of = {row: place for place, row in enumerate(rows)}

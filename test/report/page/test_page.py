@@ -269,7 +269,7 @@ def test_report_compares_keyword_scores(recipe: Path, capsys: pytest.CaptureFixt
         (["exp/none"], "exp/none: is not a directory"),
         (["exp/tiny_parallel", "exp/tiny_parallel"], "cannot be compared with itself"),
         (["exp/tiny_parallel", "--data_dir", "data/none"], "data/none: no such folder"),
-        (["exp/tiny_parallel", "--dump_dir", "dump/none"], "image_embeddings.npz: no such file"),
+        (["exp/tiny_parallel", "--dump_dir", "dump/none"], "image_embeddings.npz: is missing"),
         (["exp/tiny_parallel", "--recordings", "0"], "--recordings: 0 is not at least 1"),
         (["a", "b", "c"], "one or two runs are needed, not 3"),
     ],
