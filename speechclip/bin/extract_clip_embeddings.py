@@ -47,12 +47,15 @@ def main() -> None:
     config, options = parse(parser)
 
     from speechclip.common.devices import pick_device
+    from speechclip.common.files import check_folder
     from speechclip.data.kaldi import DataDir
     from speechclip.features.clip import count_vocabulary, embed_images, embed_texts, vocabulary_texts
     from speechclip.model.encoders.clip import load_clip
 
     if not config.model.clip.path and not options.clip_embeddings:
         raise UserError("model.clip.path: not set. Set it or use --clip_embeddings.")
+    for written in (Path(options.dump_root), Path(options.vocabulary).parent):
+        check_folder(written)
     directories = [DataDir.load(path) for path in options.data_dirs]
     clip = load_clip(config.model.clip).to(pick_device()) if config.model.clip.path else None
     if clip is not None:
@@ -64,9 +67,9 @@ def main() -> None:
         images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop)
         # the user's image embeddings are in another space than the captions of this CLIP
         own = clip if not options.clip_embeddings else None
-        written = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
-        captions += written
-        print(f"{out}: {images} images, {written} captions embedded")
+        embedded = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
+        captions += embedded
+        print(f"{out}: {images} images, {embedded} captions embedded")
     if options.text_embeddings and not captions:
         raise UserError(f"{options.text_embeddings}: none of its ids is an utterance")
     if clip is not None:  # last: a bad image leaves no vocabulary

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the scores")
     options, overrides = parse_with_overrides(parser, "eval", known_keys(EvalConfig, "eval."))
 
+    from speechclip.common.files import check_folder
     from speechclip.data.alignments import find_alignments, load_alignments
     from speechclip.data.kaldi import DataDir
     from speechclip.eval.keyword_report import score_keywords
@@ -28,6 +29,7 @@ def main() -> None:
     from speechclip.eval.setup import keyword_gold, load_for_scoring, result_provenance
     from speechclip.model.inference import find_keywords
 
+    check_folder(Path(options.out))
     model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
     if not model.head.has_keywords:
         print(f"{options.checkpoint}: the {config.model.head.name} head has no keywords. Nothing to score.")

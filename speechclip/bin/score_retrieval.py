@@ -19,11 +19,13 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the scores")
     options, overrides = parse_with_overrides(parser, "eval", known_keys(EvalConfig, "eval."))
 
+    from speechclip.common.files import check_folder
     from speechclip.eval.retrieval import branch_report
     from speechclip.eval.score_files import RETRIEVAL, write_retrieval
     from speechclip.eval.setup import load_for_scoring, result_provenance
     from speechclip.model.inference import embed_branches
 
+    check_folder(Path(options.out))
     model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
     branches = embed_branches(model, source, config.data.eval_batch_size)
     captions = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,24 @@ def test_writers_keep_devices_folders_and_files(tmp_path: Path) -> None:
             write(tmp_path / target)
     assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
     assert (tmp_path / "file").read_bytes() == b"work"
+
+
+@pytest.mark.parametrize("name", ["score_retrieval", "score_keywords", "extract_clip_embeddings"])
+def test_a_wrong_output_is_reported_before_the_work(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "scores")
+    options = ["--checkpoint", "nothing", "--data_dir", "nothing", "--dump_dir", "nothing", "--out", out]
+    if name == "score_keywords":
+        options += ["--train_data", "nothing"]
+    if name == "extract_clip_embeddings":
+        options = ["--data_dirs", "[nothing]", "--dump_root", out, "--model.clip.path", "nothing"]
+    monkeypatch.setattr("sys.argv", [name, *options])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"speechclip.bin.{name}").main()
+    problem = "is not a directory. Give the path of a folder to write."
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: {problem}\n"
 
 
 def test_check_replaceable_accepts_new_empty_and_earlier_folders(tmp_path: Path) -> None:
