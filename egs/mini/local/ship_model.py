@@ -18,13 +18,9 @@ from pathlib import Path
 
 from prepare import read_captions
 
-from speechclip.api import SpeechCLIP
-from speechclip.checkpoint.folder import PROVENANCE, SETTINGS, VOCABULARY, WEIGHTS, read_checkpoint
 from speechclip.common.errors import UserError
 from speechclip.common.files import read_json, replace_folder, write_json
 from speechclip.config import save
-from speechclip.search.build import Structure, index_images
-from speechclip.search.index import INFO, ITEMS
 
 SCORES = ("retrieval.json", "keywords.json")
 MOST_BYTES = 8_000_000  # of models/ in all
@@ -37,6 +33,8 @@ def ship_head(checkpoint: Path, scores: Path, models: Path) -> Path:
     Raises:
         UserError: the checkpoint or its scores are missing or damaged.
     """
+    from speechclip.checkpoint.folder import PROVENANCE, SETTINGS, VOCABULARY, WEIGHTS, read_checkpoint
+
     folder, config, origin = read_checkpoint(checkpoint, strict=True)
     results = {name: read_json(scores / name) for name in SCORES}
     model = dataclasses.replace(
@@ -73,6 +71,10 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
     Raises:
         UserError: the corpus is incomplete.
     """
+    from speechclip.api import SpeechCLIP
+    from speechclip.search.build import Structure, index_images
+    from speechclip.search.index import INFO, ITEMS
+
     records = [record for record in read_captions(corpus) if record.split == "test"]
     images = sorted({record.image for record in records})[:scenes]
     if not 0 < queries <= len(images):

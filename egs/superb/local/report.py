@@ -19,7 +19,6 @@ from tasks import TASKS
 from speechclip.common.arguments import exit_on_user_error
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import read_json, replace_file
-from speechclip.report.results.document import fill_template
 from speechclip.report.tables import Cell, Row, Table
 from speechclip.report.tables import inline_code as code
 
@@ -153,6 +152,8 @@ def _names(row: Measured) -> tuple[str, ...]:
 
 def scores_table(rows: Sequence[Measured]) -> Table:
     """Return the table of all sweeps, with their learning rates and commands."""
+    from speechclip.report.results.document import fill_template
+
     table = Table("Scores", "", ("test", "lr (of)", "step", "seed", "commit", "command"), name_columns=RUN_COLUMNS)
     for row in rows:
         rates = f"{row['lr']:g} ({' '.join(f'{rate:g}' for rate in row['rates'])})"

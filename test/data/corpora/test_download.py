@@ -300,15 +300,19 @@ def test_script_tries_the_given_mirror_first(
     assert "unpacking" in capsys.readouterr().out
 
 
-def test_readme_has_the_sizes_of_the_corpora() -> None:
-    text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+def test_readmes_have_the_sizes_of_the_corpora() -> None:
+    root = Path(__file__).resolve().parents[3]
+    text = (root / "README.md").read_text(encoding="utf-8")
     for name in ("flickr8k", "spokencoco"):
         remotes = find_corpus(name).sources
         downloads, unpacked = sum(item.bytes for item in remotes), sum(item.unpacked for item in remotes)
         free = unpacked + max(item.bytes for item in remotes)  # as in the check before a download
-        sentence = f"{downloads / 1e9:.0f} GB of downloads ({free / 1e9:.0f} GB free to unpack them)"
+        size = f"{downloads / 1e9:.0f} GB of downloads"
         row = next(line for line in text.splitlines() if line.startswith(f"| [`egs/{name}`]"))
-        assert sentence in row, sentence
+        assert size in row, size
+        recipe = (root / "egs" / name / "README.md").read_text(encoding="utf-8")
+        sentence = f"{size} ({free / 1e9:.0f} GB free to unpack them)"
+        assert sentence in recipe, sentence
 
 
 def test_sources_are_complete() -> None:

@@ -196,8 +196,8 @@ def edit(corpus: Path, split: str, change: Callable[[list[Any]], Any]) -> None:
         ("speaker", "\ud800", "id is not valid Unicode"),
         ("speaker", "\ufeffm", "unusable id: starts with a byte order mark"),
         ("speaker", "m 0", "unusable id: white space in the id 'm 0-m0abc-3LUY3GC63Z0R_9_100'"),
-        ("wav", "wavs/\ud800.wav", "missing audio file"),
-        ("wav", "wavs/\0.wav", "missing audio file"),
+        ("wav", "wavs/\ud800.wav", "missing audio file. Check the path."),
+        ("wav", "wavs/\0.wav", "missing audio file. Check the path."),
     ],
 )
 def test_prepare_spokencoco_skips_bad_values(tmp_path: Path, key: str, value: Any, reason: str) -> None:
@@ -205,7 +205,7 @@ def test_prepare_spokencoco_skips_bad_values(tmp_path: Path, key: str, value: An
     edit(corpus, "train", lambda entries: entries[0]["captions"][0].__setitem__(key, value))
     summary = prepare_spokencoco(corpus, tmp_path / "data", Limits(max_bad=0.5))
     assert counts(summary) == {**WHOLE, "train": (2, 3)}
-    assert summary.skipped == {reason.split(":")[0]: 1}
+    assert summary.skipped == {reason.split(":")[0].removesuffix(". Check the path."): 1}
     rows = (tmp_path / "data" / "skipped.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 and rows[1].endswith(f"\t{reason}")
     texts = [u.text for split in WHOLE for u in DataDir.load(tmp_path / "data" / split).utterances]
