@@ -125,6 +125,8 @@ def _key(row: Measured) -> tuple[str, ...]:
 
 
 def _write(folder: Path, rows: Sequence[Measured], template: str) -> None:
+    from speechclip.report.results.document import fill_template
+
     weights = weights_table(rows)
     sections = {
         "scores": (
@@ -152,8 +154,6 @@ def _names(row: Measured) -> tuple[str, ...]:
 
 def scores_table(rows: Sequence[Measured]) -> Table:
     """Return the table of all sweeps, with their learning rates and commands."""
-    from speechclip.report.results.document import fill_template
-
     table = Table("Scores", "", ("test", "lr (of)", "step", "seed", "commit", "command"), name_columns=RUN_COLUMNS)
     for row in rows:
         rates = f"{row['lr']:g} ({' '.join(f'{rate:g}' for rate in row['rates'])})"
