@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechclip.common.errors import UserError
-from speechclip.data.corpora.download import RemoteFile, download
+from speechclip.data.corpora.download import RemoteFile
 from speechclip.data.corpora.preparation import (
     NO_SPLIT,
     SPLITS,
@@ -82,19 +82,6 @@ class _Layout:
     wavs: Path
     wav2capt: Path
     wav2spk: Path
-
-
-def download_flickr8k(corpus_dir: StrPath, mirror: str = "") -> None:
-    """Download the parts that a folder lacks.
-
-    Args:
-        corpus_dir: the folder.
-        mirror: URL of a folder with the files, tried first.
-
-    Raises:
-        UserError: too little free space, or a part that no host provides.
-    """
-    download(SOURCES, Path(corpus_dir), mirror=mirror)
 
 
 def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMITS) -> Summary:

@@ -1,8 +1,8 @@
 """The corpora by name.
 
 A corpus is a module of this package that defines ``prepare_<name>(corpus_dir, data_dir, limits)``, its default
-``LIMITS`` and ``find_parts(corpus_dir)``. A corpus that can be downloaded also defines its ``SOURCES`` and
-``download_<name>(corpus_dir, mirror)``. The corpus has the name of the module; no list has to be edited.
+``LIMITS`` and ``find_parts(corpus_dir)``. A corpus that can be downloaded also defines its ``SOURCES``. The corpus has
+the name of the module; no list has to be edited.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import speechclip.data.corpora
 from speechclip.common.errors import UserError
-from speechclip.data.corpora.download import RemoteFile
+from speechclip.data.corpora.download import RemoteFile, download
 from speechclip.data.corpora.preparation import Limits, Summary
 
 
@@ -30,7 +30,6 @@ class Corpus:
         limits: the default limits of ``prepare``.
         find_parts: raise a UserError if a corpus folder lacks a part.
         sources: the files that ``download`` gets; empty if the corpus cannot be downloaded.
-        download: download the corpus: (corpus folder, URL of a mirror or ""); None if that is not possible.
     """
 
     name: str
@@ -38,7 +37,17 @@ class Corpus:
     limits: Limits
     find_parts: Callable[[Path], Any]
     sources: tuple[RemoteFile, ...] = ()
-    download: Callable[[str, str], None] | None = None
+
+    @property
+    def download(self) -> Callable[[str, str], None] | None:
+        """Download the parts that a folder lacks: (corpus folder, URL of a mirror or ""); None without sources.
+
+        Raises:
+            UserError: too little free space, or a part that no host provides.
+        """
+        if not self.sources:
+            return None
+        return lambda corpus_dir, mirror: download(self.sources, Path(corpus_dir), mirror=mirror)
 
 
 def corpus_names() -> list[str]:
@@ -63,7 +72,6 @@ def find_corpus(name: str) -> Corpus:
         module.LIMITS,
         module.find_parts,
         getattr(module, "SOURCES", ()),
-        getattr(module, f"download_{name}", None),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from speechclip.common.errors import UserError
 from speechclip.common.files import read_json
-from speechclip.data.corpora.download import RemoteFile, download
+from speechclip.data.corpora.download import RemoteFile
 from speechclip.data.corpora.preparation import (
     NO_SPLIT,
     SPLITS,
@@ -77,19 +77,6 @@ SOURCES = (
 
 _PUBLISHED = {"train": "train", "dev": "val", "test": "test"}
 _IMAGE_FOLDERS = ("", "mscoco_img", "images")
-
-
-def download_spokencoco(corpus_dir: StrPath, mirror: str = "") -> None:
-    """Download the parts that a folder lacks.
-
-    Args:
-        corpus_dir: the folder.
-        mirror: URL of a folder with the files, tried first.
-
-    Raises:
-        UserError: too little free space, or a part that no host provides.
-    """
-    download(SOURCES, Path(corpus_dir), mirror=mirror)
 
 
 def prepare_spokencoco(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMITS) -> Summary:
