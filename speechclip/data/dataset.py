@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -205,9 +206,18 @@ class _BatchReader(torch.utils.data.Dataset[Batch]):
         return self.source.batch(self.batches[position], self.crop)
 
 
-def _ignore_termination(worker: int) -> None:
-    """Ignore SIGTERM in a worker. It reaches the whole group; the main process saves and then ends its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def _blocked_termination() -> Iterator[None]:
+    """Block SIGTERM in processes that start inside the ``with`` block, from their first instruction on.
+
+    Slurm sends SIGTERM to the whole group. The main process saves and then ends its workers. A handler that a worker
+    installs itself would come too late for a signal that arrives while it starts.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def read_batches(
@@ -225,10 +235,10 @@ def read_batches(
         _BatchReader(source, batches, crop),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_ignore_termination,
         prefetch_factor=2 if workers else None,
     )
-    return iter(loader)
+    with _blocked_termination():
+        return iter(loader)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fixtures import JOINT, STATES, WIDTH, make_data, store_embeddings, store_fe
 
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.dataset import (
+    Batch,
     Crop,
     Split,
     StoreSource,
@@ -162,6 +164,21 @@ def test_read_batches_keeps_the_order(stored: Path, workers: int) -> None:
     assert [batch.indices.tolist() for batch in read] == batches
     for batch in read:
         assert torch.equal(batch.states, source.batch(batch.indices.tolist(), Crop(0.2, 0, 0)).states)
+
+
+class _MaskSource:
+    """A source whose batch holds 1 if SIGTERM is blocked in the process that reads it."""
+
+    def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
+        blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return Batch(torch.tensor([int(blocked)]), None, None, None)
+
+
+@pytest.mark.parametrize(("workers", "blocked"), [(0, 0), (2, 1)])
+def test_sigterm_is_blocked_in_workers_alone(workers: int, blocked: int) -> None:
+    read = list(read_batches(_MaskSource(), [[0], [1], [2]], workers=workers))  # type: ignore[arg-type]
+    assert [int(batch.indices) for batch in read] == [blocked] * 3
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_split_aligns_images_and_captions(stored: Path) -> None:
