@@ -2,8 +2,8 @@
 
 Six tables are required: ``wav.scp`` (utterance, audio file), ``text`` (utterance, caption), ``utt2spk``, ``spk2utt``,
 ``img.scp`` (image, image file) and ``utt2img`` (utterance, image). ``text_clip`` (utterance, caption as CLIP reads it)
-is optional: without it CLIP reads ``text``. ``utt2lang`` (utterance, language such as ``en``) is optional, too: without it
-the language is unknown.
+is optional: without it CLIP reads ``text``. ``utt2lang`` (utterance, language such as ``en``) is optional, too: without
+it the language is unknown.
 
 Tables are UTF-8 with one ``key value`` per line, sorted by key in byte order (``LC_ALL=C sort``). A path is absolute or
 relative to the current folder, and may hold spaces. Commands (``sph2pipe ... |``) are refused. So are the tables that
