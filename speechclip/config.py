@@ -283,6 +283,8 @@ class EvalConfig:
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        window_seconds: also score retrieval with utterances in windows of this length; 0 for no windows.
+        window_hop: seconds between the starts of two windows, at most ``window_seconds``.
     """
 
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
@@ -291,6 +293,8 @@ class EvalConfig:
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    window_seconds: float = bounded(0.0, NOT_NEGATIVE)
+    window_hop: float = bounded(5.0, POSITIVE)
 
 
 @dataclass(frozen=True)

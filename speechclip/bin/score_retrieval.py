@@ -20,10 +20,11 @@ def main() -> None:
     options, overrides = parse_with_overrides(parser, "eval", known_keys(EvalConfig, "eval."))
 
     from speechclip.common.files import check_folder
+    from speechclip.data.windows import WindowSource
     from speechclip.eval.retrieval import branch_report
     from speechclip.eval.score_files import RETRIEVAL, write_retrieval
     from speechclip.eval.setup import load_for_scoring, result_provenance
-    from speechclip.model.inference import embed_branches
+    from speechclip.model.inference import embed_branches, embed_windows
 
     check_folder(Path(options.out))
     model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
@@ -31,15 +32,18 @@ def main() -> None:
     captions = None
     if split.text_utterance is not None:
         captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
-    report, ranks = branch_report(
-        branches, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
-        n_bootstrap=config.eval.bootstrap,
-    )  # fmt: skip
+    known = split.utterance_image, split.images, split.texts, captions, split.text_utterance, config.eval.bootstrap
+    report, ranks = branch_report(branches, *known)
+    if seconds := config.eval.window_seconds:
+        windows = WindowSource(source, seconds, config.eval.window_hop)
+        report["windows"], _ = branch_report(embed_windows(model, windows, config.data.eval_batch_size), *known)
+        report["windows"] |= {"seconds": seconds, "hop": config.eval.window_hop, "windows": len(windows.owner)}
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)
     write_retrieval(Path(options.out), report, split.ids, branches, ranks)
     rows = {
         **report,
         **{f"{b}: {key}": row for b, part in report.get("branches", {}).items() for key, row in part.items()},
+        **{f"in windows: {key}": row for key, row in report.get("windows", {}).items()},
     }
     for name, row in rows.items():
         if isinstance(row, dict) and "R@1" in row:

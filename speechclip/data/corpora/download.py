@@ -21,11 +21,14 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from speechclip.common.errors import UserError, writing
 from speechclip.common.files import make_folder
@@ -112,6 +115,62 @@ def download(
         raise UserError(" | ".join(failed))
 
 
+def download_each(
+    files: Iterable[tuple[str, Path]], bases: Sequence[str], missing_file: Path, *, threads: int = 16,
+    pause: float = 2.0, max_missing: float = 0.01,
+) -> int:  # fmt: skip
+    """Download many small files, several at a time. Existing files are kept, so a second call resumes.
+
+    Args:
+        files: path below the base address, and path on disk.
+        bases: addresses, tried in order.
+        missing_file: receives the paths that no address has, one per line. It is removed if there are none.
+        threads: downloads at a time.
+        pause: seconds before a second attempt; doubled before each further one.
+        max_missing: share of the files that may be missing.
+
+    Returns:
+        the number of missing files.
+
+    Raises:
+        UserError: an address cannot be reached, or too many files are missing.
+    """
+    missing: list[str] = []
+    count = 0
+
+    def fetch(item: tuple[str, Path]) -> str | None:
+        name, path = item
+        if path.exists():
+            return None
+        make_folder(path.parent)
+        part = path.with_name(f"{path.name}.part")
+        for base in bases:
+            try:
+                _download(f"{base}/{quote(name)}", part, pause, None, quiet=True)
+            except _Failure as failure:
+                if "HTTP status 40" not in str(failure) and base == bases[-1]:
+                    raise UserError(f"{base}/{name}: {failure}. Run the command again to resume.") from failure
+                continue
+            part.replace(path)
+            return None
+        part.unlink(missing_ok=True)
+        return name
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = iter(files)
+        while block := list(islice(waiting, 64 * threads)):  # map() alone would read all of them first
+            missing += [name for name in pool.map(fetch, block) if name is not None]
+            count += len(block)
+            logger.info("%d recordings, %d missing", count, len(missing))
+    if len(missing) > max_missing * count:
+        raise UserError(f"{bases[-1]}/{missing[0]}: missing, and {len(missing)} of {count} files. Give a mirror.")
+    if missing:
+        missing_file.write_text("".join(f"{name}\n" for name in missing), encoding="utf-8")
+    else:
+        missing_file.unlink(missing_ok=True)
+    return len(missing)
+
+
 def _is_complete(remote: RemoteFile, folder: Path) -> bool:
     return all((folder / path).exists() for path in remote.leaves)
 
@@ -165,13 +224,13 @@ class _Failure(Exception):
     """A mirror does not provide the file."""
 
 
-def _download(url: str, part: Path, pause: float, progress: Progress | None) -> None:
+def _download(url: str, part: Path, pause: float, progress: Progress | None, *, quiet: bool = False) -> None:
     """Append the missing bytes to ``part``. Try again after an interruption, as long as there is progress."""
     fruitless = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, before, progress)
+            _transfer(url, part, before, progress, logging.DEBUG if quiet else logging.INFO)
             return
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
@@ -194,7 +253,7 @@ def _hopeless(error: Exception) -> bool:
     return isinstance(reason, (socket.gaierror, ConnectionRefusedError))
 
 
-def _transfer(url: str, part: Path, have: int, progress: Progress | None) -> None:
+def _transfer(url: str, part: Path, have: int, progress: Progress | None, level: int) -> None:
     """Send one request, from byte ``have`` if the server supports it. OSError if the response is too short."""
     request = urllib.request.Request(
         url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -214,7 +273,7 @@ def _transfer(url: str, part: Path, have: int, progress: Progress | None) -> Non
         start = have if partial else 0
         total = start + int(length) if length is not None else None
         whole = "?" if total is None else f"{total / 1e6:.1f}"
-        logger.info("%s: %.1f of %s MB, from %s", part.stem, start / 1e6, whole, url)
+        logger.log(level, "%s: %.1f of %s MB, from %s", part.stem, start / 1e6, whole, url)
         with part.open("ab" if partial else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
