@@ -52,7 +52,7 @@ class RemoteFile:
 
     Attributes:
         name: of the file.
-        urls: mirrors, tried in order.
+        urls: mirrors, tried in order; empty if no address is known.
         bytes: approximate size of the file; 0 if it is not known.
         leaves: paths, relative to the folder, that exist if this part is complete.
         unpacked: approximate size of the unpacked content in bytes; 0 for a file that is not unpacked.
@@ -217,7 +217,7 @@ def _fetch(remote: RemoteFile, folder: Path, pause: float, progress: Progress | 
         part.replace(target)
         origin.unlink()
         return target
-    raise UserError(f"{remote.name}: no host provides it: {'; '.join(reasons)}")
+    raise UserError(f"{remote.name}: no host provides it: {'; '.join(reasons) or 'no address is known'}")
 
 
 class _Failure(Exception):
