@@ -124,7 +124,7 @@ def download_each(
     Args:
         files: path below the base address, and path on disk.
         bases: addresses, tried in order.
-        missing_file: receives the paths that no address has, one per line. It is removed if there are none.
+        missing_file: receives the paths that no address has, one per line. It is removed if no file is missing.
         threads: downloads at a time.
         pause: seconds before a second attempt; doubled before each further one.
         max_missing: share of the files that may be missing.

@@ -138,7 +138,7 @@ def find_parts(corpus: Path) -> tuple[list[tuple[Path, str, str]], Path]:
         File, part and split of each annotation file, and the folder of the recordings.
 
     Raises:
-        UserError: there are no annotations for a split, or no recordings.
+        UserError: the annotations of a split or the recordings are missing.
     """
     if not corpus.is_dir():
         raise UserError(f"{corpus}: no such corpus folder")

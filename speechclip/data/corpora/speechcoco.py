@@ -48,8 +48,8 @@ LICENCE = (
 )
 VOICES = ("Amanda", "Bronwen", "Bruce", "Elizabeth", "Jenny", "Judith", "Paul", "Phil")
 
-#: COCO's photographs are those of SpokenCOCO. The publisher's README has the size of the corpus, the abstract of the paper
-#: its place. The names of the archives there were not found. A mirror may have the folder in one archive.
+#: COCO's photographs are those of SpokenCOCO. The publisher's README has the size of the corpus, the abstract of the
+#: paper its place. The names of the archives there were not found. A mirror may have the folder in one archive.
 SOURCES = (
     *(item for item in SPOKENCOCO if item.name in ("train2014.zip", "val2014.zip")),
     RemoteFile(
@@ -92,8 +92,8 @@ def prepare_speechcoco(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = 
     """Write ``data_dir/{train,dev,test}`` and ``skipped.tsv``.
 
     Each directory has the times of words in ``ctm``, of syllables in ``syllables.ctm`` and of phonemes in
-    ``phones.ctm``. With Karpathy's ``dataset_coco.json``, the splits are his, and restval belongs to train. Without it, train2014 is
-    ``train``, and the images of val2014 with an even number are ``test``, the others ``dev``.
+    ``phones.ctm``. With Karpathy's ``dataset_coco.json``, the splits are his, and restval belongs to train. Without it,
+    train2014 is ``train``, and the images of val2014 with an even number are ``test``, the others ``dev``.
 
     Utterance ids are ``<voice>-<image number>_<caption number>``. The caption is the spoken one, with its disfluencies.
 
