@@ -305,8 +305,8 @@ def _timing_problem(timed: Any) -> str | None:
     for item in timed:
         if not isinstance(item, dict) or not isinstance(item.get("utterance"), str):
             return "timed_caption without utterance"
-        times = [item.get(key) for key in ("start_time", "end_time")]
-        if not all(isinstance(time, int | float) and 0 <= time < 1e5 for time in times) or times[0] > times[1]:  # type: ignore[operator]
+        start, end = item.get("start_time"), item.get("end_time")
+        if not (isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start <= end < 1e5):
             return "timed_caption with unusable times"
     return None
 
