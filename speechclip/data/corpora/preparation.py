@@ -245,13 +245,15 @@ def write_corpus(
             for split, usable in by_split.items():
                 images = {item.utterance.image_id: item.image for item in usable}
                 write_data_dir(part / split, [item.utterance for item in usable], images)
-            for name, spool in (labels or {}).items():
-                folders = {item.utterance.id: part / split for split, usable in by_split.items() for item in usable}
-                spool.write(name, folders)
+            if labels:
+                places = {split: part / split for split in by_split}
+                folders = {item.utterance.id: places[split] for split, usable in by_split.items() for item in usable}
+                for name, spool in labels.items():
+                    spool.write(name, folders)
             _write_rows(part / SKIPPED_FILE, [("id", "file", "reason"), *((i.id, i.file, i.reason) for i in bad)])
-            rows = list(captions)
-            if rows:
-                _write_rows(part / CAPTIONS_FILE, rows)
+            _write_rows(part / CAPTIONS_FILE, captions)
+            if not (part / CAPTIONS_FILE).stat().st_size:
+                (part / CAPTIONS_FILE).unlink()
             for split in absent:
                 shutil.rmtree(data_dir / split, ignore_errors=True)
             move_into_place(part, data_dir, replaces={*OPTIONAL_TABLES, *(labels or ()), CAPTIONS_FILE})
@@ -263,8 +265,8 @@ def write_corpus(
 
 def _write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Write tab-separated rows. White space in a field becomes one blank; invalid Unicode is escaped."""
-    lines = ("\t".join(" ".join(field.split()) for field in row) + "\n" for row in rows)
-    path.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines("\t".join(" ".join(field.split()) for field in row) + "\n" for row in rows)
 
 
 def _is_utf8(text: str) -> bool:
