@@ -25,6 +25,8 @@ from speechclip.common.files import replacing
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
 CLIP_TABLE = "text_clip"
 LANGUAGE_TABLE = "utt2lang"
+#: Fitting keywords of some utterances, for keyword spotting: an id and words on each line. It is not validated.
+KEYWORD_TABLE = "utt2keywords"
 #: Optional tables with a value for every utterance.
 OPTIONAL_TABLES = (CLIP_TABLE, LANGUAGE_TABLE)
 #: Tables that change what an utterance is, with the reason. An utterance here is a whole recording, all channels mixed.
