@@ -165,12 +165,12 @@ stage_retrieval() {  # scores/retrieval.json
     finish
 }
 
-stage_keywords() {  # scores/keywords.json, for heads with keywords
+stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spotting.json, if the test set has labels
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
     local words
-    for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
+    for words in data/test/ctm data/test/textgrid data/test/utt2keywords; do [[ ! -e $words ]] || depends path "$words"; done
     [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" "$weights_stage"
@@ -178,6 +178,9 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords
     claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
+    [[ ! -f data/test/utt2keywords || $has_clip == false ]] || run "$python" -m speechclip.bin.score_spotting \
+        --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" --spoken_from data/train --out "$exp/scores" \
+        "${eval_overrides[@]}"
     finish
 }
 
