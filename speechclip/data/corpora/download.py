@@ -36,6 +36,7 @@ from speechclip.common.files import make_folder
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without a byte
 _SLACK = 1 << 25  # bytes; an archive may unpack to twice its documented size and this
+_MOST_UNKNOWN = 20 << 30  # bytes that an archive of unknown size may unpack to
 _MOST_FILES = 10_000_000  # in an archive
 _ATTEMPTS = 5  # in a row without a byte
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -103,7 +104,8 @@ def download(
         try:
             archive = _fetch(remote, folder, pause, progress)
             if remote.into is not None:
-                _unpack(archive, folder / remote.into, _SLACK + 2 * remote.unpacked)
+                most = _SLACK + 2 * remote.unpacked if remote.unpacked else _MOST_UNKNOWN
+                _unpack(archive, folder / remote.into, most)
                 archive.unlink()
             if not _is_complete(remote, folder):
                 raise UserError(f"{remote.name}: does not contain {' and '.join(remote.leaves)}")
