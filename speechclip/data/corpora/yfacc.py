@@ -151,7 +151,7 @@ def _candidate(parts: dict[str, Path], split: str, key: str, text: str, english:
 
 
 def _add_words(words: LabelSpool, utterance: Utterance, folder: Path) -> None:
-    """Add the words of an utterance that has a TextGrid. One of the published files is damaged, so this is no error."""
+    """Add the words of an utterance that has a TextGrid. A damaged file is logged: one of the published ones is."""
     file = folder / f"{utterance.id.removeprefix(f'{SPEAKER}-')}.TextGrid"
     if not file.is_file():
         return
