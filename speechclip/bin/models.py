@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {MINI: {"name": MINI, "corpus": "mini recipe", "published": "", **_mini()}}
     for name, model in PUBLISHED_MODELS.items():
         complete, count = cached_file(model).is_file(), downloaded_bytes(model)
-        # Nobody published the sizes. The hosts announce them on request.
+        # The sizes are not published. The hosts announce them on request.
         size = model.bytes or (count if complete else 0) or announced.get(name, 0)
         rows[name] = {
             "name": name,

@@ -21,10 +21,12 @@ def merge_parametrizations(model: nn.Module) -> None:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    kind = parametrize.type_before_parametrizations(module)
-    plain = kind.__new__(kind)
+    kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
+    plain = object.__new__(kind)
     plain.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
     plain._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's hook is a local function
-    for name in plain._modules.pop("parametrizations"):  # type: ignore[union-attr]
+    del plain._modules["parametrizations"]
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    for name in module.parametrizations:
         plain.register_parameter(name, nn.Parameter(getattr(module, name).detach(), requires_grad=False))
     return plain
