@@ -47,7 +47,7 @@ def load_for_scoring(
         config = load([folder / SETTINGS], overrides)
     stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
     model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
-    split = Split.load(data, dump)
+    split = Split.load(data, dump, config.eval.languages)
     if split.images.shape[1] != model.dimensions.joint:
         raise UserError(
             f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
@@ -99,8 +99,10 @@ def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, A
         width = trained["dimensions"]["speech"]
         size = {768: "base", 1024: "large"}.get(width, f"d{width}")
         named |= {"model": size, "tag": "published"}
+    scored = {"languages": list(config.eval.languages)} if config.eval.languages else {}
     return {
-        **now, **named, "settings": settings_fingerprint(config), "checkpoint": checkpoint, "training": training,
+        **now, **named, **scored, "settings": settings_fingerprint(config), "checkpoint": checkpoint,
+        "training": training,
     }  # fmt: skip
 
 
