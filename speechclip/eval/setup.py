@@ -134,12 +134,12 @@ def keyword_gold(model: SpeechNetwork, captions: list[str], train_captions: list
     clip, vocabulary = model.clip, model.vocabulary
     assert clip is not None and vocabulary is not None
     tokenizer = clip.tokenizer
-    rows = [tokenizer.encode(caption)[: clip.context_length - 2] for caption in captions]
+    rows = [tokenizer.encode(caption)[: clip.room] for caption in captions]
     strings = dict(zip(vocabulary.ids, vocabulary.subwords))
-    special = frozenset({tokenizer.pad, tokenizer.sot, tokenizer.eot})
+    special = tokenizer.special
     table, _ = reduced_subword_embeddings(clip, vocabulary)
     subwords = Subwords(table.cpu().numpy(), np.array(vocabulary.ids), special, frozenset(stop_word_ids(strings)))
-    train = [set(tokenizer.encode(caption)[: clip.context_length - 2]) for caption in train_captions]
+    train = [set(tokenizer.encode(caption)[: clip.room]) for caption in train_captions]
     spelt = {identity: tokenizer.subword(identity) for identity in {identity for row in rows for identity in row}}
     words = [
         [Word(text, tuple(row[at] for at in places)) for text, places in join_subwords([spelt[i] for i in row])]
