@@ -210,6 +210,7 @@ class DataConfig:
         time_masks: number of spans of frames that are set to zero in each training utterance.
         time_mask_frames: length of the longest such span, in frames of 20 ms.
         workers: loader processes; 0 reads in the training process.
+        languages: train and choose the best step on utterances in these languages only; empty for all.
     """
 
     feats: Literal["dump", "online"] = "dump"
@@ -222,6 +223,7 @@ class DataConfig:
     time_masks: int = bounded(0, NOT_NEGATIVE)
     time_mask_frames: int = bounded(20, AT_LEAST_ONE)
     workers: int = bounded(0, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,7 @@ class EvalConfig:
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        languages: score utterances in these languages only; empty for all, with a table by language.
     """
 
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
@@ -291,6 +294,7 @@ class EvalConfig:
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ stage_train() {
     depends value "seed=$run_seed"
     depends value "feats=$feats"
     depends value "supervision=$supervision"
+    depends_on_languages train dev
     depends later outputs
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
@@ -117,6 +118,7 @@ stage_retrieval() {  # scores/retrieval.json
     begin "$exp/.done/4_retrieval" "$exp/log/4_retrieval.log"
     depends_on_weights
     depends_on_eval
+    depends_on_languages test
     makes "$exp/scores/retrieval.json"
     up_to_date && return
     [[ -n $checkpoint && -f $checkpoint ]] || needs "$weights" 3
@@ -136,6 +138,7 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
+    depends_on_languages test
     local words
     for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
     [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
@@ -204,6 +207,14 @@ depends_on_weights() {
     else
         depends after "$exp/.done/3_train"
     fi
+}
+
+# depends_on_languages SPLIT...: the languages of the utterances, if they are known.
+depends_on_languages() {
+    local split
+    for split; do
+        [[ ! -f data/$split/utt2lang ]] || depends file "data/$split/utt2lang"
+    done
 }
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }

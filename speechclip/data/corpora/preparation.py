@@ -21,7 +21,7 @@ from speechclip.common.errors import UserError, writing
 from speechclip.data.audio import check_audio, num_samples
 from speechclip.data.images import check_image
 from speechclip.data.kaldi import (
-    CLIP_TABLE,
+    OPTIONAL_TABLES,
     Utterance,
     is_command,
     key_problem,
@@ -238,7 +238,7 @@ def write_corpus(
             rows = list(captions)
             if rows:
                 _write_rows(part / CAPTIONS_FILE, rows)
-            move_into_place(part, data_dir, replaces={CLIP_TABLE, CAPTIONS_FILE})
+            move_into_place(part, data_dir, replaces={*OPTIONAL_TABLES, CAPTIONS_FILE})
     finally:
         shutil.rmtree(part, ignore_errors=True)
     sizes = {split: _size(usable, seconds) for split, usable in by_split.items()}
