@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from speechclip.common.constants import FRAME_SECONDS
 from speechclip.common.errors import UserError
@@ -258,6 +258,11 @@ class TrainConfig:
     """The training loop.
 
     Attributes:
+        encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
+            "transformer" for all layers, the feature projection and the positional convolution; "all" for the
+            waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen.
+        encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
@@ -266,6 +271,8 @@ class TrainConfig:
         tensorboard_utterances: dev utterances that TensorBoard shows with attention and embeddings; 0 for none.
     """
 
+    encoder: Union[int, Literal["frozen", "transformer", "all"]] = "frozen"
+    encoder_lr: float = bounded(1e-5, POSITIVE)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     eval_interval: int = bounded(1000, AT_LEAST_ONE)
     log_interval: int = bounded(50, AT_LEAST_ONE)
@@ -318,6 +325,8 @@ class Config:
             raise UserError(f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on")
         if 0 < self.data.max_seconds < FRAME_SECONDS:
             raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
+        if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
+            raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
         if self.optim.final_lr > self.optim.lr:
             raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
         if self.optim.warmup_steps > self.optim.max_steps:

@@ -213,11 +213,21 @@ name_run() {
 # Reports a mistake in the user's own configuration before anything is written.
 check_configuration() {
     local word
-    [[ -n $config || ${#overrides[@]} -gt 0 ]] || return 0
     for word in $head; do
         name_run "$word" 0
-        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" "${overrides[@]}" || exit 2
+        [[ -n $config || ${#overrides[@]} -gt 0 ]] || trains_encoder || continue
+        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" "${overrides[@]}" ||
+            exit 2
     done
+}
+
+# Succeeds if a configuration layer of the run trains a part of the speech encoder.
+trains_encoder() {
+    local file
+    for file in "${layers[@]}"; do
+        [[ $file == --config ]] || ! grep -qE '^  encoder: *[^ f]' "$file" || return 0
+    done
+    return 1
 }
 
 # Takes the lock of the recipe folder. The kernel releases it when this shell and all its stages have ended. The stage of a
