@@ -138,7 +138,7 @@ class HeadConfig:
     """The trained head.
 
     Attributes:
-        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, or a head that a module of
+        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, mean (a baseline), or a head that a module of
             speechclip/model/heads registers.
         block: of a head with keywords: "attention", or "transformer" for a whole transformer layer and one more
             LayerNorm (COCO's Large Hybrid).
