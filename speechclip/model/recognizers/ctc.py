@@ -37,9 +37,9 @@ class CtcSettings:
     """
 
     units: Literal["words", "characters"] = "words"
-    stride: int = 2
+    stride: int = 3
     width: int = 192
-    layers: int = 3
+    layers: int = 2
     kernel: int = 9
     dropout: float = 0.1
 
