@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +49,31 @@ class TextHeadSettings:
     temperature: float = 0.07
 
 
+@dataclass(frozen=True)
+class TrainedTextHead:
+    """A trained text head.
+
+    Attributes:
+        head: with the best weights.
+        step: their step; 0 if no step is better than CLIP itself.
+        dev_score: their mean R@10 on dev.
+        seconds: the time of the training.
+    """
+
+    head: TextHead
+    step: int
+    dev_score: float
+    seconds: float
+
+    def embed(self, texts: Floats) -> Floats:
+        """Map text embeddings [N, J]."""
+        rows: Floats = self.head.embed(torch.from_numpy(texts)).numpy()
+        return rows
+
+
 def train_text_head(
     texts: Floats, train: Split, dev_texts: Floats, dev: Split, settings: TextHeadSettings, seed: int
-) -> tuple[TextHead, int, float]:
+) -> TrainedTextHead:
     """Train a text head. The loss is that of the speech heads; the highest mean R@10 on dev chooses the step.
 
     Args:
@@ -60,11 +83,8 @@ def train_text_head(
         dev: the dev split.
         settings: size and training.
         seed: of the initialisation, the batches and dropout.
-    Returns:
-        the head with the best weights.
-        its step; 0 if no step is better than CLIP itself.
-        its mean R@10 on dev.
     """
+    started = time.monotonic()
     torch.manual_seed(seed)
     head = TextHead(texts.shape[1], settings.hidden, settings.dropout)
     loss = ContrastiveLoss(settings.temperature, learn=True)
@@ -98,7 +118,7 @@ def train_text_head(
             if score > best_score:
                 best, best_step, best_score = copy.deepcopy(head.state_dict()), step + 1, score
     head.load_state_dict(best)
-    return head.eval(), best_step, best_score
+    return TrainedTextHead(head.eval(), best_step, best_score, round(time.monotonic() - started, 1))
 
 
 def dev_score(head: TextHead, texts: Tensor, split: Split) -> float:

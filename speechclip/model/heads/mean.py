@@ -1,4 +1,4 @@
-"""The mean head: the mean of the frames and one Linear, the plainest baseline that is trained as the other heads are."""
+"""The mean head: the mean of the frames and one Linear, the plainest trained baseline."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class CtcRecognizer(Recognizer):
         self.name, self.description = name, description
         self.network, self.encoder = network.eval(), encoder
         self._units, self._joiner = list(units), " " if kind == "words" else ""
-        self._layers = None if layers is None else list(layers)
+        self.layers = None if layers is None else list(layers)
 
     @torch.no_grad()
     def transcribe(self, batch: Batch) -> list[str]:
@@ -175,6 +175,6 @@ class CtcRecognizer(Recognizer):
             raise UserError(f"{self.name}: recognising waveforms needs the speech encoder, which is not loaded")
         assert batch.waves is not None
         features: SpeechFeatures = self.encoder([wave.to(device) for wave in batch.waves])
-        if self._layers is None:
+        if self.layers is None:
             return features
-        return SpeechFeatures(features.states[:, self._layers], features.frames)
+        return SpeechFeatures(features.states[:, self.layers], features.frames)

@@ -60,7 +60,7 @@ class TransformersRecognizer(Recognizer):
         """Return the transcripts of the waveforms of a batch."""
         items = [{"raw": wave.cpu().numpy(), "sampling_rate": SAMPLE_RATE} for wave in waves_of(batch, self.name)]
         options: dict[str, Any] = {"batch_size": self.batch_size}
-        longest = max(len(item["raw"]) for item in items) / SAMPLE_RATE
+        longest = max(len(wave) for wave in waves_of(batch, self.name)) / SAMPLE_RATE
         if self._ctc:
             options |= {"chunk_length_s": CHUNK_SECONDS, "stride_length_s": STRIDE_SECONDS}
         elif self._whisper and longest > CHUNK_SECONDS:
