@@ -35,9 +35,9 @@ class CtcTraining:
     """
 
     batch_size: int = 64
-    steps: int = 1500
+    steps: int = 700
     lr: float = 2e-3
-    eval_interval: int = 250
+    eval_interval: int = 100
     clip_norm: float = 4.0
 
 
