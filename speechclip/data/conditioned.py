@@ -48,18 +48,33 @@ class Interference:
         others = [Condition(kind) for kind in (c.REVERB, c.TELEPHONE, c.CLIPPING)]
         return [Condition(c.CLEAN), *noises, *others, *speeds, Condition(c.HELD_OUT)]
 
-    def apply(self, condition: Condition, index: int, wave: Wave) -> Wave:
+    def draw(self, kinds: Sequence[str], snr: tuple[float, float], rng: np.random.Generator) -> Condition:
+        """Draw a condition: a kind, and for a noise an SNR in dB.
+
+        Raises:
+            UserError: an unknown kind.
+        """
+        kind = kinds[int(rng.integers(len(kinds)))]
+        if kind in (c.WHITE, c.BABBLE) or kind in self.parts:
+            return Condition(kind, float(rng.uniform(*snr)))
+        if kind not in (c.REVERB, c.TELEPHONE, c.CLIPPING):
+            known = (c.WHITE, c.BABBLE, *self.parts, c.REVERB, c.TELEPHONE, c.CLIPPING)
+            raise UserError(f"data.augment.kinds: {kind!r} is not one of: {', '.join(known)}")
+        return Condition(kind)
+
+    def apply(self, condition: Condition, index: int, wave: Wave, variant: str = "") -> Wave:
         """Return an utterance in a condition.
 
         Args:
             condition: the condition. CLEAN and HELD_OUT return ``wave`` itself.
             index: position of the utterance in the data directory.
             wave: its waveform, [n].
+            variant: another variant has another noise or room.
         Raises:
             UserError: the recording or the noise is silent.
         """
         utterance, kind = self.data.utterances[index], condition.kind
-        rng = c.generator(self.seed, utterance.id, kind)
+        rng = c.generator(self.seed, utterance.id + variant, kind)
         if kind in (c.CLEAN, c.HELD_OUT):
             return wave
         if kind == c.TELEPHONE:

@@ -1,6 +1,6 @@
 """Write a folder of generated noises in MUSAN's layout, for the listening conditions of the mini corpus.
 
-MUSAN itself (Snyder et al. 2015) has recorded noises. These are synthetic: coloured noise, hum, sirens, ticks and tones.
+MUSAN itself (Snyder et al. 2015) has recorded noises. These are synthetic: coloured noise, hum, sirens, ticks, tones.
 """
 
 from __future__ import annotations
