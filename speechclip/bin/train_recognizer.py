@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--layers", type=NonNegativeInt, default=2, help="residual blocks")
     parser.add_argument("--dropout", type=float, default=0.1, help="probability of dropout")
     parser.add_argument("--batch_size", type=PositiveInt, default=64, help="utterances per step")
-    parser.add_argument("--steps", type=PositiveInt, default=700, help="number of steps")
+    parser.add_argument("--steps", type=PositiveInt, default=300, help="number of steps")
     parser.add_argument("--lr", type=PositiveFloat, default=2e-3, help="peak learning rate")
     config, options = parse(parser)
 

@@ -35,7 +35,7 @@ class CtcTraining:
     """
 
     batch_size: int = 64
-    steps: int = 700
+    steps: int = 300
     lr: float = 2e-3
     eval_interval: int = 100
     clip_norm: float = 4.0
@@ -82,7 +82,7 @@ def train_ctc(
     number = {unit: at + 1 for at, unit in enumerate(units)}
     targets = [torch.tensor([number[unit] for unit in split_units(text, settings.units)]) for text in captions]
     network = CtcNetwork(*shape, len(units), settings)
-    optim = OptimConfig(lr=training.lr, warmup_steps=min(100, training.steps), max_steps=training.steps)
+    optim = OptimConfig(lr=training.lr, warmup_steps=min(50, training.steps), max_steps=training.steps)
     optimizer = make_optimizer(network.parameters(), optim)
     best, best_step, lowest = copy.deepcopy(network.state_dict()), 0, float("inf")
     step, epoch, started = 0, 0, time.monotonic()
