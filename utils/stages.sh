@@ -124,7 +124,7 @@ stage_train() {
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
-    [[ $run_head == parallel ]] || needs "$vocabulary_file" 2
+    without_text "$run_head" || needs "$vocabulary_file" 2
     # glibc returns the memory of large tensors after each use and requests it again page by page: half of a step's time
     local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
@@ -174,7 +174,7 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords
     depends_on_languages test
     local words
     for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
-    [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
+    [[ -n $checkpoint ]] || without_text "$run_head" || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" "$weights_stage"
     needs "$dump/test/image_embeddings.npz" 2

@@ -106,8 +106,7 @@ def embed_texts(
         texts = [utterance.clip_text for utterance in directory.utterances]
 
         def encode(start: int) -> Iterator[np.ndarray]:
-            for at in range(start, len(texts), BATCH):
-                yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
+            return encode_captions(texts, clip, start)
 
         of = lines_fingerprint(f"{item} {text}" for (item, _), text in zip(kept, texts))
         source = {key: value for key, value in clip.description.items() if key != "preprocess"}  # of images
@@ -139,6 +138,15 @@ def _rows_of_utterances(directory: DataDir, stored: Sequence[str]) -> list[tuple
     row_of = {item: row for row, item in enumerate(stored)}
     pairs = [(u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances]
     return [(item, row) for item, row in pairs if row >= 0]
+
+
+def encode_captions(texts: Sequence[str], clip: OpenClip, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield CLIP embeddings [N, J] of texts from number ``start`` on, a batch at a time.
+
+    Equal lists of texts give equal bits, because the batches are the same.
+    """
+    for at in range(start, len(texts), BATCH):
+        yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
 
 
 def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: Encode, stop: Stop) -> None:
