@@ -64,7 +64,9 @@ def test_server_answers_as_the_library_does(world: World, address: str) -> None:
     assert [(e["rank"], e["id"], e["cosine"]) for e in found["results"]] == [
         (e["rank"], e["id"], e["cosine"]) for e in wanted["results"]
     ]
-    assert set(found["results"][0]) == {"rank", "id", "cosine", "thumbnail"}  # no path of the image
+    assert set(found["results"][0]) == {
+        "rank", "id", "cosine", "thumbnail", "kind", "span", "duplicates",
+    }  # fmt: skip  # no path of the image
     assert str(world.folder) not in body.decode()
     assert max(found["peaks"]) == 1 and len(found["peaks"]) == serve.PEAKS
     for entry in found["results"]:
