@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import shutil
 import sys
@@ -67,7 +69,7 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
 @contextlib.contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Serve an application on a free port of this machine and yield "127.0.0.1:<port>"."""
-    from speechclip.search.serve import listen_on, make_server
+    from speechclip.search.connections import listen_on, make_server
 
     with listen_on("127.0.0.1", 0) as bound:
         server = make_server(app)
@@ -81,3 +83,22 @@ def serving(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(60)
+
+
+def request(
+    address: str, method: str, path: str, body: Any = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Send a request and return status, headers and body. The path is sent as it is."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named, encode_chunked="Transfer-Encoding" in named)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def error_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
+    """Return status and error message of a response."""
+    return answer[0], json.loads(answer[2])["error"]

@@ -18,7 +18,8 @@ pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 
 from speechclip.search.query import ask  # noqa: E402
-from speechclip.search.serve import Limits, make_app  # noqa: E402
+from speechclip.search.serve import make_app  # noqa: E402
+from speechclip.search.service import Limits  # noqa: E402
 
 pytestmark = pytest.mark.slow
 LIMITS = Limits(seconds=8.0, size=400_000, top_k=6, neighbours=3)
