@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 
-from speechclip.search import connections, service  # noqa: E402
+from speechclip.search import connections  # noqa: E402
 from speechclip.search.build import index_images  # noqa: E402
 from speechclip.search.index import ImageIndex  # noqa: E402
 from speechclip.search.serve import is_loopback, make_app  # noqa: E402
@@ -72,7 +72,7 @@ def test_server_searches_with_an_item(world: World, address: str) -> None:
     (b'{"other": "a"}', "not a query."), (b'{"text": " "}', "the text is empty. Type some words."),
     (b"{" + b" " * 20_000 + b"}", "not a query."),
     (json.dumps({"text": "a" * 1001}).encode(), "the text has 1001 characters. Use at most 1000."),
-    (b'{"text": "\\ud800"}', "the text is not valid Unicode"), (b'{"like": "no such item"}', "this item is no longer in"),
+    (b'{"text": "\\ud800"}', "the text is not valid Unicode"), (b'{"like": "no such"}', "this item is no longer in"),
     (b'{"like": "\\udcff"}', "this item is no longer in"),
 ])  # fmt: skip
 def test_server_explains_bad_queries(address: str, body: bytes, reason: str) -> None:

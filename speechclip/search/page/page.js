@@ -51,8 +51,8 @@ async function search(prepare, show) {
     const query = await prepare();
     const answer = await send(query, abort.signal);
     clearAnswer();
-    show(answer, query);
     showResults(answer.results, query.name);
+    show(answer, query);
     showStatus(`${answer.results.length} results in ${Math.round(answer.encode_ms + answer.search_ms)} ms`);
   } catch (error) {
     if (abort !== pending) return; // a newer query
@@ -73,8 +73,12 @@ function askText(text) {
 function askLike(entry) {
   const picture = entry.thumbnail && make("img", { src: entry.thumbnail, alt: "" });
   search(
-    () => ({ type: "application/json", body: JSON.stringify({ like: entry.id, index: entry.index }), name: `like ${entry.id}` }),
-    () => showAsked(...(picture ? [picture] : []), make("span", {}, "Similar to ", make("b", {}, entry.id))),
+    () => ({ type: "application/json", body: JSON.stringify({ like: entry.id }), name: `like ${entry.id}` }),
+    () => {
+      showAsked(...(picture ? [picture] : []), make("span", {}, "Similar to ", make("b", {}, entry.id)));
+      at("results").querySelector("button")?.focus({ preventScroll: true }); // the result that had it is gone
+      window.scrollTo({ top: 0 });
+    },
   );
 }
 
@@ -240,6 +244,7 @@ function showLimits() {
 }
 
 at("record").addEventListener("click", toggleRecording);
+at("cancel").addEventListener("click", cancel);
 at("typed").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = at("text").value.trim();
