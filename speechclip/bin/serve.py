@@ -13,9 +13,9 @@ from speechclip.common.arguments import ArgumentParser
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve a web page that searches an index with the microphone, a file, typed text or an indexed item.
 
-    Only thumbnails of the index are served, no recording is kept, and nothing is loaded from other hosts. Behind a
-    proxy, give the host name of the proxy with --allowed_host. If the proxy serves the page below a path and does not
-    remove it, give the path with --path_prefix. An index that is replaced is opened again.
+    Only thumbnails and recordings of the index are served, no query is kept, and nothing is loaded from other hosts.
+    Behind a proxy, give the host name of the proxy with --allowed_host. If the proxy serves the page below a path and
+    does not remove it, give the path with --path_prefix. An index that is replaced is opened again.
     """
     parser = ArgumentParser(prog="speechclip serve", description=main.__doc__)
     parser.add_argument("--index", default="", metavar="INDEX", help="folder that speechclip index wrote")

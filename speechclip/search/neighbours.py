@@ -98,10 +98,18 @@ class InvertedFile:
         self.index, self.vectors = index, vectors
         self.index.nprobe = probes
 
-    def search(self, queries: Floats, top_k: int) -> tuple[Rows, Floats]:
-        """Find the nearest vectors. See :func:`exact_search`; k is smaller, at least 1, if the lists hold fewer."""
+    def search(self, queries: Floats, top_k: int, within: range | None = None) -> tuple[Rows, Floats]:
+        """Find the nearest vectors. See :func:`exact_search`; k is smaller if the searched lists hold fewer.
+
+        Args:
+            queries: [Q, D].
+            top_k: number of results per query.
+            within: the rows that are searched; None for all.
+        """
         wanted = min(max(LEAST_SHORTLIST, SHORTLIST * top_k), len(self.vectors))
-        _, shortlist = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
+        _, shortlist = self.index.search(
+            np.ascontiguousarray(queries, dtype=np.float32), wanted, params=self._within(within)
+        )
         rows, cosines = [], []
         for query, found in zip(queries, shortlist):
             kept = np.sort(found[found >= 0])  # in the order of the rows
@@ -111,6 +119,15 @@ class InvertedFile:
             cosines.append(value[0])
         least = min(map(len, rows))
         return np.stack([row[:least] for row in rows]), np.stack([row[:least] for row in cosines])
+
+    def _within(self, rows: range | None) -> Any:
+        """Return faiss's parameters of a search in some rows. The share of lists grows as these rows are fewer."""
+        if rows is None:
+            return None
+        faiss = import_faiss()
+        share = len(rows) / len(self.vectors)
+        probes = min(self.index.nlist, math.ceil(self.index.nprobe / math.sqrt(max(share, 1e-6))))
+        return faiss.SearchParametersIVF(sel=faiss.IDSelectorRange(rows.start, rows.stop), nprobe=probes)
 
 
 def import_faiss() -> Any:
@@ -138,7 +155,7 @@ def read_inverted_file(path: Path) -> Any:
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:  # faiss raises this class for every failure
-        raise UserError(f"{path}: missing, damaged or truncated. Index the images again.") from error
+        raise UserError(f"{path}: missing, damaged or truncated. Index the files again.") from error
 
 
 def write_inverted_file(index: Any, path: Path) -> None:

@@ -1,7 +1,8 @@
 """A web page to search by voice, for the browser of this machine.
 
-The server is small on purpose. It has a page of a few files, ``/info``, ``/search``, and the thumbnails by number. No
-route takes a file name, and no recording is kept. It serves one query at a time; other queries wait.
+The server is small on purpose. It has a page of a few files, ``/info``, ``/search``, and the thumbnails and windows of
+recordings by number. No route takes a file name, and no query is kept. It serves one query at a time; other queries
+wait.
 """
 
 from __future__ import annotations
@@ -77,6 +78,12 @@ def make_app(
             raise HTTPException(404, "no such thumbnail")
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
+    async def recording(request: Request) -> Response:
+        content = await run_in_threadpool(service.recording, **request.path_params)
+        if content is None:
+            raise HTTPException(404, "no such recording")
+        return Response(content, media_type="audio/wav", headers={"Cache-Control": "private, max-age=3600"})
+
     async def search(request: Request) -> Response:
         check_same_origin(request, allowed_hosts)
         return AsciiJSONResponse(await service.answer(request))
@@ -87,7 +94,8 @@ def make_app(
     routes = [
         *(Route(path, page) for path in PAGE),
         Route("/info", info),
-        Route("/thumbnails/{token}/{row}", thumbnail),
+        Route("/thumbnails/{version}/{row}", thumbnail),
+        Route("/recordings/{version}/{row}", recording),
         Route("/search", search, methods=["POST"]),
     ]
     return Starlette(

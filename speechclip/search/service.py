@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import io
 import json
 import logging
 import re
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from speechclip.common.errors import UserError
 from speechclip.data.images import load_image
-from speechclip.search.index import INFO, ImageIndex
-from speechclip.search.query import MIN_SECONDS, Answer, Hit, ask, read_query
+from speechclip.search.index import ImageIndex
+from speechclip.search.query import MIN_SECONDS, Answer, ask, ask_image, ask_like, ask_text, read_query
 
 if TYPE_CHECKING:
     from speechclip.api import SpeechCLIP
@@ -41,6 +39,7 @@ QUEUE_SECONDS = 30.0  # that a query waits for the queries before it
 RETRY_SECONDS = 2  # after which a refused client should try again
 MAX_WAITING = 64  # queries that wait
 MAX_UPLOADS = 10  # largest uploads that fit into memory at the same time
+_ROW = "[0-9]{1,12}"
 BODY_SECONDS = 60.0  # that a request may take to send its body
 
 
@@ -91,17 +90,18 @@ class Service:
         self, model: SpeechCLIP, index: ImageIndex, limits: Limits, branch: str | None = None, paths: bool = False
     ) -> None:
         self.model, self.limits, self.branch, self.paths = model, limits, branch, paths
-        self._opened = (index, index_token(index.folder))
-        self._refused = ""  # token of a new index that cannot be used
+        self._index = index
         self._turn = asyncio.Lock()
         self._waiting = 0  # queries
         self._buffered = 0  # bytes of all uploads
 
     def describe(self) -> dict[str, Any]:
         """Return the description of the index and the limits, which the page checks before it sends a query."""
+        index = self._current_index()
         has_clip = self.model.network.clip is not None
         return {
-            "images": len(self._current_index()[0]),
+            "images": len(index.pictures),
+            "recordings": len(index.recordings),
             "keywords": self.model.has_keywords,
             "text": has_clip,
             "pictures": has_clip,
@@ -132,7 +132,7 @@ class Service:
         Raises:
             HTTPException: the query is refused.
         """
-        index, token = self._current_index()
+        index = self._current_index()
         wave = self._read_recording(query.content) if query.kind == "audio" else None
         try:
             found = self._find(index, query, wave)
@@ -142,39 +142,30 @@ class Service:
         for hit, entry in zip(found.hits, report["results"]):
             if not self.paths:
                 del entry["file"]
-            entry["thumbnail"] = None if index.thumbnail(hit.row) is None else f"thumbnails/{token}/{hit.row}"
+            has_thumbnail = index.thumbnail(hit.row) is not None
+            entry["thumbnail"] = f"thumbnails/{index.version}/{hit.row}" if has_thumbnail else None
+            entry["recording"] = f"recordings/{index.version}/{hit.row}" if hit.file and hit.span else None
         if wave is not None:
             report["peaks"] = peaks(wave)
         return report
 
     def _find(self, index: ImageIndex, query: Query, wave: np.ndarray | None) -> Answer:
-        limits = self.limits
+        limits, content = self.limits, query.content
         if wave is not None:
             return ask(self.model, index, wave, top_k=limits.top_k, branch=self.branch, neighbours=limits.neighbours)
-        started = time.perf_counter()
-        vector = self._embed(index, query)
-        encoded = time.perf_counter()
-        rows, cosines = index.search(vector, limits.top_k)
-        hits = tuple(
-            Hit(rank, index.ids[row], float(cosine), int(row), index.files[row] if index.files else "")
-            for rank, (row, cosine) in enumerate(zip(rows[0].tolist(), cosines[0].tolist()), start=1)
-        )
-        return Answer(hits, None, 0.0, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
-
-    def _embed(self, index: ImageIndex, query: Query) -> np.ndarray:
-        """Return the embedding [1, D] of a picture, a text or an indexed item."""
-        if query.kind != "like" and self.model.network.clip is None:
-            raise UserError("this model searches only with recordings. Speak, or choose a recording.")
         if query.kind == "like":
-            if query.content not in index.ids:
-                raise UserError("this item is no longer in the index. Search again.")
-            return index.vectors[[index.ids.index(str(query.content))]].astype(np.float32)
-        if query.kind == "text":
-            return self.model.encode_text(str(query.content)).float().cpu().numpy()
-        assert not isinstance(query.content, str)
-        content = bytes(query.content)
-        check_pixels(content)
-        return self.model.encode_image(load_image(content, "the picture")).float().cpu().numpy()
+            try:
+                row = index.row(str(content))
+            except UserError as error:  # it names the folder
+                raise UserError("this item is no longer in the index. Search again.") from error
+            return ask_like(index, row, top_k=limits.top_k)
+        if self.model.network.clip is None:
+            raise UserError("this model searches only with recordings. Speak, or choose a recording.")
+        if isinstance(content, str):
+            return ask_text(self.model, index, content, top_k=limits.top_k)
+        picture = bytes(content)
+        check_pixels(picture)
+        return ask_image(self.model, index, load_image(picture, "the picture"), top_k=limits.top_k)
 
     def _read_recording(self, content: bytes | bytearray | str) -> np.ndarray:
         assert not isinstance(content, str)
@@ -188,34 +179,32 @@ class Service:
                 reason = str(error).replace(f"{folder}/", "").rstrip(".")
                 raise HTTPException(422, f"{reason}. Speak again, or choose another recording.") from error
 
-    def thumbnail(self, token: str, row: str) -> bytes | None:
-        """Read a thumbnail by token and row. None if it is missing, or if the index was replaced."""
-        index, current = self._opened
-        path = index.thumbnail(int(row)) if token == current and re.fullmatch("[0-9]{1,12}", row) else None
-        if path is None:
-            return None
-        with contextlib.suppress(OSError):  # the index was replaced in the meantime
-            content = path.read_bytes()
-            return content if index_token(index.folder) == token else None
-        return None
+    def thumbnail(self, version: str, row: str) -> bytes | None:
+        """Read a thumbnail by the version of the index and the row. None if it is missing, or the index is another."""
+        index = self._index
+        return index.read_thumbnail(int(row)) if version == index.version and re.fullmatch(_ROW, row) else None
 
-    def _current_index(self) -> tuple[ImageIndex, str]:
-        """Return the index and its token. An index that was replaced on disk is opened again."""
-        folder = self._opened[0].folder
-        token = index_token(folder)
-        if token and token not in (self._opened[1], self._refused):
+    def recording(self, version: str, row: str) -> bytes | None:
+        """Read the window of an indexed recording as wav. See :meth:`thumbnail`."""
+        index = self._index
+        if version != index.version or not re.fullmatch(_ROW, row) or int(row) not in index.recordings:
+            return None
+        span = index.span(int(row))
+        return read_window(index.file(int(row)), span) if span is not None else None
+
+    def _current_index(self) -> ImageIndex:
+        """Return the index. An index that was replaced on disk is opened again."""
+        index = self._index
+        if not index.is_current():
             try:
-                opened = ImageIndex.open(folder)
+                opened = ImageIndex.open(index.folder)
                 opened.check_model(self.model, "the model of this server")
             except UserError as error:
-                if index_token(folder) == token:  # else it was replaced while it was opened
-                    self._refused = token
-                    logger.warning("the new index is not used: %s", error)
+                logger.warning("the new index is not used: %s", error)
             else:
-                if index_token(folder) == token:
-                    self._opened = (opened, token)
-                    logger.info("%s: opened again, %d items", folder, len(opened))
-        return self._opened
+                self._index = opened
+                logger.info("%s: opened again", opened.folder)
+        return self._index
 
     @contextlib.asynccontextmanager
     async def _upload(self, request: Request) -> AsyncIterator[bytearray]:
@@ -308,18 +297,24 @@ def busy() -> HTTPException:
     )  # fmt: skip
 
 
-def index_token(folder: Path) -> str:
-    """Return a name for the present content of an index folder; "" if the index is missing.
+def read_window(path: str, span: tuple[float, float]) -> bytes | None:
+    """Return a part of a recording as wav; None if the file is missing or cannot be read.
 
-    An index is replaced as a whole, so that a new index has a new ``index.json``.
+    Args:
+        path: the audio file.
+        span: start and end in seconds.
     """
+    import soundfile
+
     try:
-        found = (folder / INFO).stat()
-    except OSError:
-        return ""
-    return hashlib.sha256(f"{found.st_dev} {found.st_ino} {found.st_mtime_ns} {found.st_size}".encode()).hexdigest()[
-        :16
-    ]
+        with soundfile.SoundFile(path) as file:
+            file.seek(min(file.frames, round(span[0] * file.samplerate)))
+            samples = file.read(round((span[1] - span[0]) * file.samplerate), dtype="float32", always_2d=True)
+            buffer = io.BytesIO()
+            soundfile.write(buffer, samples.mean(axis=1), file.samplerate, format="WAV", subtype="PCM_16")
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return None
+    return buffer.getvalue()
 
 
 def check_shape(path: Path) -> None:

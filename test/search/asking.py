@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fixtures import whole_model
 
 from speechclip.api import SpeechCLIP
 from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.search.build import find_images, index_images
 from speechclip.search.index import ImageIndex
+from speechclip.search.items import Duplicate, Items
 
 MINI = Path(__file__).resolve().parents[2] / "egs" / "mini" / "local"
 
@@ -64,6 +67,17 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
     spoken = sorted((folder / "corpus" / "audio").rglob("*test*.flac"))[0]
     shutil.copy(spoken, folder / "query.flac")
     return World(folder, model, ImageIndex.open(folder / "idx"), folder / "query.flac")
+
+
+def with_recordings(world: World) -> ImageIndex:
+    """Return the index of the world with two windows of the query after the pictures."""
+    old, spans = world.index, [(0.0, 1.0), (1.25, 2.0)]
+    ids = [*old.ids, *(f"talks/query.flac#t={start:g},{end:g}" for start, end in spans)]
+    speech = world.model.encode_speech(world.query).cpu().numpy().repeat(2, axis=0)
+    info = dataclasses.replace(old.info, count=len(ids), recordings=2)
+    items = Items(ids, [*old.files, *[str(world.query)] * 2], spans, {0: (Duplicate("copy.png", "/copy.png"),)})
+    vectors = np.concatenate([np.asarray(old.vectors, dtype=np.float32), speech])
+    return ImageIndex(old.folder, info, items, vectors, None, "with")
 
 
 @contextlib.contextmanager

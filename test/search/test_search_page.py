@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from asking import World, serving
+from asking import World, serving, with_recordings
 from browser import Watched, open_page, until
 
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
@@ -167,8 +167,8 @@ def test_page_works_with_the_keyboard_alone(browser: Any, address: str, size: st
     page.keyboard.press("ArrowRight")  # there is no further result
     assert page.inner_text("#dialog-rank") == "6"
     page.keyboard.press("Escape")
-    until(page, "!document.getElementById('dialog').open")
-    assert found[5] in str(page.evaluate("document.activeElement.title"))
+    until(page, f"document.activeElement.title === {json.dumps('Picture ' + found[5])}")  # the focus is back
+    assert not page.evaluate("document.getElementById('dialog').open")
     assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
     assert_no_errors(watched, address)
 
@@ -190,6 +190,7 @@ def test_dialog_copies_finds_similar_and_exports(world: World, browser: Any, add
     assert [entry["file"] for entry in exported["results"]] == files
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["rank", "kind", "id", "cosine", "start", "end", "file"]
     assert [row["id"] for row in rows] == found and [row["file"] for row in rows] == files
     page.locator(".hit").nth(2).click()
     until(page, "document.querySelector('#dialog-item img').naturalWidth > 0")
@@ -202,6 +203,27 @@ def test_dialog_copies_finds_similar_and_exports(world: World, browser: Any, add
     assert page.inner_text("#asked b") == found[2]
     assert page.evaluate("document.activeElement.className") == "hit"
     assert_no_errors(watched, address)
+
+
+def test_page_plays_recordings_that_were_found(world: World, browser: Any) -> None:
+    with serving(make_app(world.model, with_recordings(world), LIMITS)) as where:
+        watched = opened(browser, where, "phone")
+        page = watched.page
+        assert "6 pictures and 2 recordings can be searched." in page.inner_text("#about")
+        upload(watched, world.query)
+        assert page.locator("#results h3").all_inner_texts() == ["Pictures", "Recordings"]
+        assert page.locator("#results .when").all_inner_texts()[-2:] == ["0.0 s – 1.0 s", "1.3 s – 2.0 s"]
+        assert names(page)[-1] == "talks/query.flac"
+        page.locator(".hit").last.click()
+        assert page.inner_text(".place") == "2 of 2"
+        until(page, "document.querySelector('#dialog-item audio').readyState >= 1")
+        assert page.evaluate("document.querySelector('#dialog-item audio').duration") == pytest.approx(0.75, abs=0.01)
+        page.evaluate("document.querySelector('#dialog-item audio').play()")
+        until(page, "document.querySelector('#dialog-item audio').ended")
+        page.locator("#dialog-like").click()
+        until(page, "document.getElementById('asked').textContent.startsWith('Similar to')")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert_no_errors(watched, where)
 
 
 def drop(page: Any, file: Path, kind: str) -> None:

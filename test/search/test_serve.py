@@ -66,8 +66,8 @@ def test_page_loads_nothing_from_other_hosts(address: str) -> None:
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert headers["x-content-type-options"] == "nosniff"
     assert json.loads(request(address, "GET", "/info")[2]) == {
-        "images": 6, "keywords": True, "text": True, "pictures": True, "min_seconds": 0.2, "max_seconds": 6.0,
-        "max_bytes": 300_000,
+        "images": 6, "recordings": 0, "keywords": True, "text": True, "pictures": True, "min_seconds": 0.2,
+        "max_seconds": 6.0, "max_bytes": 300_000,
     }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_page_loads_nothing_from_other_hosts(address: str) -> None:
     ],
 )  # fmt: skip
 def test_server_serves_no_other_file(world: World, address: str, path: str) -> None:
-    path = path.replace("TOKEN", service.index_token(world.index.folder))
+    path = path.replace("TOKEN", world.index.version)
     status, headers, body = request(address, "GET", path)
     assert status in (404, 405)
     assert b"root:" not in body and b'"ids"' not in body and len(body) < 100
@@ -94,7 +94,7 @@ def test_server_serves_no_other_file(world: World, address: str, path: str) -> N
 def test_server_refuses_a_thumbnail_outside_the_index(world: World, address: str) -> None:
     thumbnail = world.index.thumbnail(5)
     assert thumbnail is not None
-    where = f"/thumbnails/{service.index_token(world.index.folder)}/5"
+    where = f"/thumbnails/{world.index.version}/5"
     kept = thumbnail.read_bytes()
     thumbnail.unlink()
     thumbnail.symlink_to(world.query)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import World, error_of, request, serving
+import soundfile
+from asking import World, error_of, request, serving, with_recordings
 from PIL import Image
 
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
@@ -23,6 +24,7 @@ pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 from speechclip.search import connections  # noqa: E402
 from speechclip.search.build import index_images  # noqa: E402
 from speechclip.search.index import ImageIndex  # noqa: E402
+from speechclip.search.query import ask_like  # noqa: E402
 from speechclip.search.serve import is_loopback, make_app  # noqa: E402
 from speechclip.search.service import Limits  # noqa: E402
 
@@ -62,8 +64,25 @@ def test_server_searches_with_a_picture(world: World, address: str) -> None:
 
 def test_server_searches_with_an_item(world: World, address: str) -> None:
     found = results(address, json.dumps({"like": world.index.ids[3]}), JSON)
-    others = [name for name, _ in expected(world, world.index.vectors[[3]]) if name != world.index.ids[3]]
-    assert [e["id"] for e in found if e["id"] != world.index.ids[3]][: len(others)] == others
+    assert [e["id"] for e in found] == [hit.id for hit in ask_like(world.index, 3, top_k=LIMITS.top_k).hits]
+    assert world.index.ids[3] not in {e["id"] for e in found}
+
+
+def test_server_plays_windows_of_recordings(world: World) -> None:
+    index = with_recordings(world)
+    with serving(make_app(world.model, index, LIMITS)) as where:
+        assert json.loads(request(where, "GET", "/info")[2])["recordings"] == 2
+        found = results(where, world.query.read_bytes(), "audio/flac")
+        heard = [entry for entry in found if entry["kind"] == "recording"]
+        assert len(found) == 6 and [entry["span"] for entry in heard] == [[0.0, 1.0], [1.25, 2.0]]
+        assert all(entry["recording"] is None for entry in found if entry["kind"] == "image")
+        status, headers, wav = request(where, "GET", f"/{heard[1]['recording']}")
+        assert (status, headers["content-type"]) == (200, "audio/wav")
+        samples, rate = soundfile.read(io.BytesIO(wav))
+        expected_samples, _ = soundfile.read(world.query)
+        assert np.abs(samples - expected_samples[int(1.25 * rate) : 2 * rate]).max() < 1e-4
+        for path in ("recordings/with/0", "recordings/with/8", "recordings/other/7", "recordings/with/x"):
+            assert request(where, "GET", f"/{path}")[0] == 404  # a picture, no row, another index, no number
 
 
 @pytest.mark.parametrize(("body", "reason"), [
@@ -130,7 +149,10 @@ def test_server_opens_a_replaced_index(world: World, tmp_path: Path) -> None:
         assert {e["id"] for e in before} <= set(names) and {e["id"] for e in after} <= set(new)
         assert request(where, "GET", f"/{after[0]['thumbnail']}")[0] == 200
         assert json.loads(request(where, "GET", "/info")[2])["images"] == 5
-        (tmp_path / "idx" / "index.json").write_text("{}")  # a damaged index: the server keeps the one it has
+        shutil.copytree(tmp_path / "idx", tmp_path / "damaged")
+        (tmp_path / "damaged" / "index.json").write_text("{}")
+        (tmp_path / "idx").rename(tmp_path / "away")
+        (tmp_path / "damaged").rename(tmp_path / "idx")  # the server keeps the index that it has
         assert results(where, query, JSON)[0]["id"] == after[0]["id"]
         shutil.rmtree(tmp_path / "idx")
         assert results(where, query, JSON)[0]["id"] == after[0]["id"]
@@ -170,10 +192,11 @@ def test_server_closes_a_client_that_does_not_read(world: World, monkeypatch: An
         assert request(where, "GET", "/info")[0] == 200
 
 
-def test_server_answers_with_names_of_any_character(world: World, monkeypatch: Any) -> None:
+def test_server_answers_with_names_of_any_character(world: World) -> None:
     names = ["a\nb.png", '"quoted",.png', "<b>.png", "ä/日本.png", os.fsdecode(b"z\xff.png"), "\u202egnp.exe"]
-    monkeypatch.setattr(world.index, "ids", names)
-    with serving(make_app(world.model, world.index, Limits(top_k=6))) as where:
+    index = ImageIndex.open(world.folder / "idx")
+    index.ids[:] = names
+    with serving(make_app(world.model, index, Limits(top_k=6))) as where:
         for name in names:
             found = results(where, json.dumps({"like": name}), JSON)
             assert found[0]["id"] in names and {e["id"] for e in found} | {name} == set(names)

@@ -2,6 +2,8 @@
 
 import { at, clock, make, save } from "./dom.js";
 
+const TITLES = { image: "Pictures", recording: "Recordings" };
+
 let results = [];
 let query = "";
 let shown = 0; // place of the result in the dialog
@@ -10,7 +12,11 @@ let shown = 0; // place of the result in the dialog
 export function showResults(found, name) {
   results = found;
   query = name;
-  at("results").replaceChildren(...found.map(tile));
+  const kinds = [...new Set(found.map((entry) => entry.kind))]; // their cosines cannot be compared
+  at("results").replaceChildren(...kinds.flatMap((kind) => [
+    ...(kinds.length > 1 ? [make("h3", {}, TITLES[kind])] : []),
+    make("ol", {}, ...found.map((entry, place) => (entry.kind === kind ? tile(entry, place) : null)).filter(Boolean)),
+  ]));
   at("nothing").hidden = found.length > 0;
   at("found").hidden = false;
   for (const id of ["export-json", "export-csv"]) at(id).hidden = !found.length;
@@ -47,21 +53,22 @@ export function connectResults(onLike) {
   });
   at("dialog").addEventListener("close", () => {
     at("dialog-item").replaceChildren(); // stops a recording
-    at("results").children[shown]?.firstElementChild.focus();
+    at("results").querySelectorAll(".hit")[shown]?.focus();
   });
   at("export-json").addEventListener("click", () => save("results.json", "application/json", `${JSON.stringify({ query, results: results.map(exported) }, null, 2)}\n`));
   at("export-csv").addEventListener("click", () => save("results.csv", "text/csv", csv()));
 }
 
-/** Return folder and name of a result. */
+/** Return folder and name of a result, without the time of a part of a recording. */
 function parts(entry) {
-  const cut = entry.id.lastIndexOf("/") + 1;
-  return [entry.id.slice(0, cut), entry.id.slice(cut)];
+  const id = entry.span ? entry.id.replace(/#t=[^#]*$/, "") : entry.id;
+  const cut = id.lastIndexOf("/") + 1;
+  return [id.slice(0, cut), id.slice(cut)];
 }
 
 const isRecording = (entry) => entry.kind === "recording";
-const span = (entry) => (entry.start === undefined || entry.start === null ? "" : `${clock(entry.start)} – ${clock(entry.end)}`);
-const described = (entry) => `${isRecording(entry) ? "Recording" : "Picture"} ${entry.id}${span(entry) && `, ${span(entry)}`}`;
+const span = (entry) => (entry.span ? entry.span.map(clock).join(" – ") : "");
+const described = (entry) => [`${isRecording(entry) ? "Recording" : "Picture"} ${parts(entry).join("")}`, span(entry)].filter(Boolean).join(", ");
 
 function tile(entry, place) {
   const [folder, name] = parts(entry);
@@ -98,10 +105,13 @@ function enlarge(place) {
   const entry = results[place];
   const [folder, name] = parts(entry);
   at("dialog-rank").textContent = `${entry.rank}`;
-  at("dialog-count").textContent = ` of ${results.length}`;
+  at("dialog-count").textContent = ` of ${results.filter((other) => other.kind === entry.kind).length}`;
   at("dialog-folder").textContent = folder;
   at("dialog-name").textContent = name;
   at("dialog-score").replaceChildren(score(entry), make("span", { class: "when" }, span(entry)));
+  at("dialog-same").hidden = !entry.duplicates?.length;
+  at("dialog-same").textContent = `The same content: ${(entry.duplicates ?? []).join(", ")}`;
+  at("dialog-copy").textContent = entry.file ? "Copy path" : "Copy name";
   at("dialog-note").textContent = "";
   at("dialog-item").replaceChildren(item(entry));
   at("dialog-before").disabled = place === 0;
@@ -122,17 +132,18 @@ async function copyPath() {
     await navigator.clipboard.writeText(path);
     at("dialog-note").textContent = "Copied.";
   } catch {
-    at("dialog-note").textContent = `The browser does not allow copying. The path is ${path}`;
+    at("dialog-note").textContent = `The browser does not allow copying. Copy it here: ${path}`;
   }
 }
 
-const COLUMNS = ["rank", "id", "file", "kind", "start", "end", "cosine"];
-
-function exported(entry) {
-  return Object.fromEntries(COLUMNS.filter((name) => entry[name] !== undefined && entry[name] !== null).map((name) => [name, entry[name]]));
+/** Return a result as the command speechclip search exports it. */
+function exported({ rank, id, cosine, file, kind, span: time }) {
+  const [start, end] = time ?? [null, null];
+  return { rank, kind, id, cosine, start, end, file: file ?? "" };
 }
 
 function csv() {
-  const quoted = (value) => (/[",\r\n]/.test(`${value}`) ? `"${`${value}`.replaceAll('"', '""')}"` : `${value}`);
-  return [COLUMNS, ...results.map((entry) => COLUMNS.map((name) => entry[name] ?? ""))].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
+  const quoted = (value) => (/[",\r\n]/.test(`${value}`) ? `"${`${value}`.replaceAll('"', '""')}"` : `${value ?? ""}`);
+  const rows = results.map(exported);
+  return [Object.keys(rows[0]), ...rows.map(Object.values)].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
 }
