@@ -17,7 +17,7 @@ from speechclip.config import Config, save
 from speechclip.data.corpora.registry import corpus_names, find_corpus
 
 CARD = "README.md"
-#: The files with which sentence-transformers loads a pack. The class is in speechclip/benchmarks/sentence_transformers.py.
+#: The files with which sentence-transformers loads a pack. Its class is in benchmarks/sentence_transformers.py.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules.json": [
         {
