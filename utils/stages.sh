@@ -117,13 +117,14 @@ stage_train() {
     depends value "seed=$run_seed"
     depends value "feats=$feats"
     depends value "supervision=$supervision"
+    depends_on_languages train dev
     depends later outputs
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
-    [[ $run_head == parallel ]] || needs "$vocabulary_file" 2
+    without_text "$run_head" || needs "$vocabulary_file" 2
     # glibc returns the memory of large tensors after each use and requests it again page by page: half of a step's time
     local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
@@ -141,6 +142,7 @@ stage_retrieval() {  # scores/retrieval.json
     local split
     local -a further
     mapfile -t further < <(have_splits test)
+    depends_on_languages test "${further[@]}"
     makes "$exp/scores/retrieval.json"
     for split in "${further[@]}"; do makes "$exp/scores/$split/retrieval.json"; done
     up_to_date && return
@@ -158,10 +160,6 @@ stage_retrieval() {  # scores/retrieval.json
         run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir "data/$split" \
             --dump_dir "$dump/$split" --out "$exp/scores/$split" "${eval_overrides[@]}"
     done
-    for split in "" "${further[@]}"; do  # speech in one language to speech in another
-        [[ ! -f data/${split:-test}/utt2lang ]] || run "$python" -m speechclip.bin.score_cross_lingual \
-            --data_dir "data/${split:-test}" --scores "$exp/scores${split:+/$split}"
-    done
     finish
 }
 
@@ -169,9 +167,10 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spot
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
+    depends_on_languages test
     local words
     for words in data/test/ctm data/test/textgrid data/test/utt2keywords; do [[ ! -e $words ]] || depends path "$words"; done
-    [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
+    [[ -n $checkpoint ]] || without_text "$run_head" || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" "$weights_stage"
     needs "$dump/test/image_embeddings.npz" 2
@@ -240,6 +239,14 @@ depends_on_weights() {
     else
         depends after "$exp/.done/3_train"
     fi
+}
+
+# depends_on_languages SPLIT...: the languages of the utterances, if they are known.
+depends_on_languages() {
+    local split
+    for split; do
+        [[ ! -f data/$split/utt2lang ]] || depends file "data/$split/utt2lang"
+    done
 }
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }

@@ -21,6 +21,7 @@ def main() -> None:
 
     from speechclip.common.files import check_folder
     from speechclip.data.windows import WindowSource
+    from speechclip.eval.languages import language_report
     from speechclip.eval.retrieval import branch_report
     from speechclip.eval.score_files import RETRIEVAL, write_retrieval
     from speechclip.eval.setup import load_for_scoring, result_provenance
@@ -38,12 +39,23 @@ def main() -> None:
         windows = WindowSource(source, seconds, config.eval.window_hop)
         report["windows"], _ = branch_report(embed_windows(model, windows, config.data.eval_batch_size), *known)
         report["windows"] |= {"seconds": seconds, "hop": config.eval.window_hop, "windows": len(windows.owner)}
+    report |= language_report(
+        next(iter(branches.values())), split.utterance_image, split.images,
+        [utterance.language for utterance in split.data.utterances], split.texts, captions, split.text_utterance,
+        n_bootstrap=config.eval.bootstrap,
+    )  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)
     write_retrieval(Path(options.out), report, split.ids, branches, ranks)
     rows = {
         **report,
-        **{f"{b}: {key}": row for b, part in report.get("branches", {}).items() for key, row in part.items()},
+        **{
+            f"{name}: {key}": row
+            for part in ("branches", "languages")
+            for name, rows in report.get(part, {}).items()
+            for key, row in rows.items()
+        },
         **{f"in windows: {key}": row for key, row in report.get("windows", {}).items()},
+        **{f"speech->speech {name}": row for name, row in report.get("across_languages", {}).items()},
     }
     for name, row in rows.items():
         if isinstance(row, dict) and "R@1" in row:

@@ -17,6 +17,23 @@ from speechclip.config import Config, save
 from speechclip.data.corpora.registry import corpus_names, find_corpus
 
 CARD = "README.md"
+#: The files with which sentence-transformers loads a pack. Its class is in benchmarks/sentence_transformers.py.
+SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules.json": [
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "speechclip.benchmarks.sentence_transformers.SpeechClipModule",
+        }
+    ],
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "prompts": {},
+        "default_prompt_name": None,
+    },
+}
 _PATH = re.compile(r"(?<![\w.:/-])(?:/|(?:\.\./)+)[^\s'\"]*")  # in a command: absolute paths, and paths with ..
 #: Licences of the parts of a model, by a word of their paths.
 LICENCES = {
@@ -34,7 +51,7 @@ _MINI = (
 
 
 def pack(checkpoint: str, scores: Path, out: Path, corpus: str = "") -> None:
-    """Write a folder that :meth:`SpeechCLIP.from_pretrained` loads on any machine.
+    """Write a folder that :meth:`SpeechCLIP.from_pretrained` and sentence-transformers load on any machine.
 
     Encoders on this machine are copied into the folder. Encoders of the hub are downloaded when the pack is loaded.
 
@@ -58,13 +75,15 @@ def pack(checkpoint: str, scores: Path, out: Path, corpus: str = "") -> None:
                 shutil.copyfile(folder / name, part / name)
         packed = _with_encoders(config, folder, origin, part)
         save(packed, part / SETTINGS)
-        public = _without_paths({**origin, "recipe": "."})
+        public = _without_paths({**origin, "recipe": ".", **({"corpus": corpus} if corpus else {})})
         for name, settings in (("speech_encoder", packed.model.speech_encoder), ("clip", packed.model.clip)):
             if name in public.get("encoders", {}):
                 public["encoders"][name]["path"] = settings.path
         write_json(part / PROVENANCE, public)
         for name, content in results.items():
             write_json(part / name, _without_paths(content))
+        for name, content in SENTENCE_TRANSFORMERS.items():
+            write_json(part / name, content)
         (part / CARD).write_text(card(packed, public, results, corpus), encoding="utf-8")
 
     replace_folder(out, write)
@@ -145,7 +164,7 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
         "license: other",
         "license_name: see-model-card",
         "library_name: speechclip",
-        "tags: [speech, image, retrieval, speechclip]",
+        "tags: [speech, image, retrieval, speechclip, sentence-transformers]",
         "---",
         "",
         f"# SpeechCLIP, {head} head",
@@ -159,10 +178,18 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
         'model.encode_speech(["query.wav"])',
         "```",
         "",
+        "The same with sentence-transformers 5.7:",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'SentenceTransformer("THIS_FOLDER_OR_ITS_HUB_ID", trust_remote_code=True).encode(["query.wav"])',
+        "```",
+        "",
         "## Parts",
         "",
         f"* head: {head}, {origin.get('trained', '?')} trained parameters with the weighted sum",
-        f"* speech encoder: `{config.model.speech_encoder.path}`, frozen",
+        f"* speech encoder: `{config.model.speech_encoder.path}`, {_encoder_training(config)}",
         f"* CLIP: `{config.model.clip.path or 'none'}`, frozen",
         "",
         "## Data and licences",
@@ -183,6 +210,15 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
     if "converted_from" in origin:
         lines.append(f"* converted from the published `{origin['converted_from']}`; its seed is not published")
     return "\n".join(lines) + "\n"
+
+
+def _encoder_training(config: Config) -> str:
+    """Return which part of the speech encoder was trained, for the model card."""
+    part = config.train.encoder
+    if part == "frozen":
+        return "frozen"
+    named = f"top {part} layers" if isinstance(part, int) else part
+    return f"trained ({named}); `model.safetensors` has the trained tensors"
 
 
 def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:

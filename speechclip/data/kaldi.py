@@ -117,6 +117,22 @@ class DataDir:
         """Return the languages, sorted. Empty if they are unknown."""
         return tuple(sorted({utterance.language for utterance in self.utterances} - {""}))
 
+    def only(self, languages: Collection[str]) -> DataDir:
+        """Return the utterances in some languages, and their images. Without languages, return the directory itself.
+
+        Raises:
+            UserError: no utterance has one of the languages.
+        """
+        if not languages:
+            return self
+        for language in languages:
+            if language not in self.languages:
+                known = " ".join(self.languages) or "none, because utt2lang is missing"
+                raise UserError(f"{self.path}: no utterance in the language {language!r}. Its languages: {known}.")
+        utterances = tuple(utterance for utterance in self.utterances if utterance.language in languages)
+        used = {utterance.image_id for utterance in utterances}
+        return DataDir(self.path, utterances, {key: file for key, file in self.images.items() if key in used})
+
 
 def find_problems(path: StrPath) -> list[str]:
     """Return one line per problem of a data directory. Audio and images are not opened."""

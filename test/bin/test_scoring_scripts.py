@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fixtures import make_data, store_embeddings, whole_model
 
-from speechclip.bin import score_cross_lingual, score_keywords, score_retrieval, score_spotting
+from speechclip.bin import score_keywords, score_retrieval, score_spotting
 from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.data.kaldi import read_table, write_table
 
@@ -111,21 +111,6 @@ def test_spotting_reports_bad_labels(
     Path("data/test/utt2keywords").unlink(missing_ok=True)
     said = capsys.readouterr().err
     assert said.startswith("error: ") and reason in said and said.count("\n") == 1
-
-
-def test_cross_lingual_scores_stored_embeddings(call: Any, capsys: Any) -> None:
-    call("retrieval", "--eval.bootstrap", "0")
-    options = ["--data_dir", "data/test", "--scores", "scores", "--bootstrap", "0"]
-    score_cross_lingual.main(options)
-    assert "no image has speech in two languages" in capsys.readouterr().out
-    first = {image: name for name, image in sorted(read_table("data/test/utt2img").items(), reverse=True)}
-    ids = read_table("data/test/wav.scp")
-    write_table("data/test/utt2lang", {name: "en" if name in first.values() else "hi" for name in ids})
-    score_cross_lingual.main(options)
-    report = json.loads(Path("scores/cross_lingual.json").read_text())
-    assert {"en->hi", "hi->en", "random", "mean", "provenance"} == set(report)
-    assert (report["en->hi"]["n_queries"], report["en->hi"]["n_gallery"]) == (6, 6)
-    Path("data/test/utt2lang").unlink()
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,11 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 from speechclip.common.errors import UserError, writing
 from speechclip.common.files import make_folder
@@ -117,60 +114,27 @@ def download(
         raise UserError(" | ".join(failed))
 
 
-def download_each(
-    files: Iterable[tuple[str, Path]], bases: Sequence[str], missing_file: Path, *, threads: int = 16,
-    pause: float = 2.0, max_missing: float = 0.01,
-) -> int:  # fmt: skip
-    """Download many small files, several at a time. Existing files are kept, so a second call resumes.
+def announced_bytes(url: str, timeout: float = 10.0) -> int:
+    """Return the size of a file in bytes that its host announces. The file is not downloaded.
 
     Args:
-        files: path below the base address, and path on disk.
-        bases: addresses, tried in order.
-        missing_file: receives the paths that no address has, one per line. It is removed if no file is missing.
-        threads: downloads at a time.
-        pause: seconds before a second attempt; doubled before each further one.
-        max_missing: share of the files that may be missing.
-
-    Returns:
-        the number of missing files.
+        url: address of the file.
+        timeout: seconds without an answer before an error.
 
     Raises:
-        UserError: an address cannot be reached, or too many files are missing.
+        UserError: the host does not answer, or does not announce a size.
     """
-    missing: list[str] = []
-    count = 0
-
-    def fetch(item: tuple[str, Path]) -> str | None:
-        name, path = item
-        if path.exists():
-            return None
-        make_folder(path.parent)
-        part = path.with_name(f"{path.name}.part")
-        for base in bases:
-            try:
-                _download(f"{base}/{quote(name)}", part, pause, None, quiet=True)
-            except _Failure as failure:
-                if "HTTP status 40" not in str(failure) and base == bases[-1]:
-                    raise UserError(f"{base}/{name}: {failure}. Run the command again to resume.") from failure
-                continue
-            part.replace(path)
-            return None
-        part.unlink(missing_ok=True)
-        return name
-
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = iter(files)
-        while block := list(islice(waiting, 64 * threads)):  # map() alone would read all of them first
-            missing += [name for name in pool.map(fetch, block) if name is not None]
-            count += len(block)
-            logger.info("%d recordings, %d missing", count, len(missing))
-    if len(missing) > max_missing * count:
-        raise UserError(f"{bases[-1]}/{missing[0]}: missing, and {len(missing)} of {count} files. Give a mirror.")
-    if missing:
-        missing_file.write_text("".join(f"{name}\n" for name in missing), encoding="utf-8")
-    else:
-        missing_file.unlink(missing_ok=True)
-    return len(missing)
+    request = urllib.request.Request(url, headers={"User-Agent": "speechclip", "Range": "bytes=0-0"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            partial = response.status == 206
+            found = response.headers.get("Content-Range", "").rpartition("/")[2] if partial else ""
+            found = found or response.headers.get("Content-Length", "")
+    except (urllib.error.URLError, HTTPException, OSError) as error:
+        raise UserError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}") from error
+    if not (found.isascii() and found.isdigit()):
+        raise UserError(f"{url}: the host does not announce the size.")
+    return int(found)
 
 
 def _is_complete(remote: RemoteFile, folder: Path) -> bool:
@@ -208,8 +172,8 @@ def _fetch(remote: RemoteFile, folder: Path, pause: float, progress: Progress | 
             part.unlink()
         origin.write_text(url)
         try:
-            _download(url, part, pause, progress)
-        except _Failure as failure:
+            transfer_file(url, part, pause, progress)
+        except MirrorFailure as failure:
             reasons.append(f"{url}: {failure}")
             continue
         if not _matches(part, remote.checksum):
@@ -222,11 +186,11 @@ def _fetch(remote: RemoteFile, folder: Path, pause: float, progress: Progress | 
     raise UserError(f"{remote.name}: no host provides it: {'; '.join(reasons) or 'no address is known'}")
 
 
-class _Failure(Exception):
+class MirrorFailure(Exception):
     """A mirror does not provide the file."""
 
 
-def _download(url: str, part: Path, pause: float, progress: Progress | None, *, quiet: bool = False) -> None:
+def transfer_file(url: str, part: Path, pause: float, progress: Progress | None, *, quiet: bool = False) -> None:
     """Append the missing bytes to ``part``. Try again after an interruption, as long as there is progress."""
     fruitless = 0
     while True:
@@ -236,7 +200,7 @@ def _download(url: str, part: Path, pause: float, progress: Progress | None, *, 
             return
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
-                raise _Failure(f"HTTP status {error.code}") from error
+                raise MirrorFailure(f"HTTP status {error.code}") from error
             # the number of a TLS error is not an errno
             number = getattr(error, "errno", None)
             if number in _DISK_ERRORS and not isinstance(error, (urllib.error.URLError, ssl.SSLError)):
@@ -244,7 +208,7 @@ def _download(url: str, part: Path, pause: float, progress: Progress | None, *, 
             after = part.stat().st_size if part.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
             if fruitless >= _ATTEMPTS or _hopeless(error):
-                raise _Failure(str(getattr(error, "reason", error)) or type(error).__name__) from error
+                raise MirrorFailure(str(getattr(error, "reason", error)) or type(error).__name__) from error
             logger.info("%s: interrupted after %.1f MB (%s), trying again", part.stem, after / 1e6, error)
             time.sleep(min(60.0, pause * 2**fruitless))
 

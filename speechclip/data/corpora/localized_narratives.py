@@ -27,7 +27,8 @@ from typing import Any
 
 from speechclip.common.errors import UserError
 from speechclip.data.alignments import LabelSpool, timed_words
-from speechclip.data.corpora.download import RemoteFile, download_each
+from speechclip.data.corpora.download import RemoteFile
+from speechclip.data.corpora.download_each import download_each
 from speechclip.data.corpora.preparation import (
     Candidate,
     Limits,
