@@ -6,7 +6,7 @@ more than the image has, they are repeated. Each image has one such utterance. T
 whole, and as the mean over windows. The table has recall from speech to image.
 
 Usage: tools/measure/measure_windows.py --run exp/tiny_parallel/best [...] --data_dir data/test
-       --dump_dir dump/tiny/test [--captions 1 3 6 12] [--windows 3 6] [--pause 0.3]
+       --dump_dir dump/tiny/test [--captions 1 3 6 12] [--windows 3 6] [--hop 0.5] [--pause 0.3]
        It runs in the folder of a recipe.
 """
 
@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="data directory")
     parser.add_argument("--dump_dir", required=True, help="folder with its image embeddings")
     parser.add_argument("--captions", type=int, nargs="+", default=[1, 3, 6, 12], help="captions in an utterance")
-    parser.add_argument("--windows", type=float, nargs="+", default=[3.0, 6.0], help="lengths in seconds; hop: half")
+    parser.add_argument("--windows", type=float, nargs="+", default=[3.0, 6.0], help="lengths in seconds")
+    parser.add_argument("--hop", type=float, default=0.5, help="distance of windows, as a share of their length")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds between two captions")
     parser.add_argument("--batch_size", type=int, default=16, help="utterances in a batch")
     args = parser.parse_args()
@@ -88,7 +89,7 @@ def main() -> None:
             source = JoinedSource(split, count, args.pause)
             scored = {"whole": embed_branches(model, source, args.batch_size)}
             for seconds in args.windows:
-                windows = WindowSource(source, seconds, seconds / 2)
+                windows = WindowSource(source, seconds, seconds * args.hop)
                 scored[f"{seconds:g} s"] = embed_windows(model, windows, args.batch_size)
             for name, branches in scored.items():
                 speech = next(iter(branches.values()))
