@@ -266,7 +266,7 @@ def test_siglip_equals_transformers(tmp_path: Path, pieces: Callable[..., Path],
 
 
 def test_reduced_vocabulary_masks_special_tokens_by_id(tmp_path: Path, pieces: Callable[..., Path]) -> None:
-    """Start, end, padding, unknown pieces and language codes are no keywords, wherever their rows are."""
+    """Start, end, padding, unknown pieces and language codes cannot be keywords, wherever their rows are."""
     from speechclip.features.clip import count_vocabulary
     from speechclip.model.network import reduced_subword_embeddings
 
