@@ -239,6 +239,27 @@ def test_tower_equals_open_clip(tmp_path: Path, pieces: Callable[..., Path], nam
     assert [word for word, _ in join_subwords(spelt)] == ["two", "dogs", "run"]
 
 
+@pytest.mark.slow
+def test_siglip_of_published_size_equals_open_clip(tmp_path: Path, pieces: Callable[..., Path]) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "clip"
+    t5(pieces, folder)
+    write_config(folder, dict(open_clip.get_model_config("ViT-B-16-SigLIP")))
+    model = reference_model(folder)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    clip = load_clip(ClipConfig(str(folder)))
+    assert (clip.context_length, clip.room, clip.subword_dim, clip.joint_dim) == (64, 63, 768, 768)
+    assert sum(parameter.numel() for parameter in clip.parameters()) == sum(p.numel() for p in model.parameters())
+    rows = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    pixels = torch.stack([clip.preprocess(item) for item in pictures()])
+    with torch.no_grad():
+        assert_same_direction(clip.encode_texts(TEXTS), model.encode_text(rows))
+        assert_same_direction(clip.encode_pixels(pixels), model.encode_image(pixels))
+    assert_keywords_are_texts(clip, model.encode_text, rows)
+
+
 @pytest.mark.parametrize("make", [t5, gemma], ids=["siglip", "siglip2"])
 def test_siglip_equals_transformers(tmp_path: Path, pieces: Callable[..., Path], make: Callable[..., None]) -> None:
     import transformers
