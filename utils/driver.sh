@@ -90,6 +90,9 @@ check_options() {
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
+# Succeeds for a head without keywords: it needs neither a vocabulary nor CLIP's text transformer.
+without_text() { [[ " parallel mean " == *" $1 "* ]]; }
+
 # find_encoder NAMES: prints the path of the first one in --models. If all are missing: in stage 0 the path that will be
 # downloaded, later nothing, with status 1.
 find_encoder() {
@@ -134,7 +137,7 @@ name_encoders() {
     has_clip=true
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
     for word in $head; do
-        [[ $has_clip == true || $word == parallel ]] ||
+        [[ $has_clip == true ]] || without_text "$word" ||
             fail "--clip_embeddings: a $word head needs CLIP's text transformer. Give --clip too, or --head parallel" 2
     done
     encoder_overrides=()
@@ -213,11 +216,21 @@ name_run() {
 # Reports a mistake in the user's own configuration before anything is written.
 check_configuration() {
     local word
-    [[ -n $config || ${#overrides[@]} -gt 0 ]] || return 0
     for word in $head; do
         name_run "$word" 0
-        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" "${overrides[@]}" || exit 2
+        [[ -n $config || ${#overrides[@]} -gt 0 ]] || trains_encoder || continue
+        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" "${overrides[@]}" ||
+            exit 2
     done
+}
+
+# Succeeds if a configuration layer of the run trains a part of the speech encoder.
+trains_encoder() {
+    local file
+    for file in "${layers[@]}"; do
+        [[ $file == --config ]] || ! grep -qE '^  encoder: *[^ f]' "$file" || return 0
+    done
+    return 1
 }
 
 # Takes the lock of the recipe folder. The kernel releases it when this shell and all its stages have ended. The stage of a

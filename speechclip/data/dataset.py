@@ -108,16 +108,18 @@ class StoreSource:
         self.dim = self.store.dim
         self.lengths = np.array([self.store.num_frames[item] for item in self.ids]) / FRAME_RATE
 
+    def read(self, index: int, crop: Crop | None = None) -> Tensor:
+        """Return the hidden states of one utterance, [L, t, D]. The crop is in whole frames."""
+        limit = round(crop.seconds * FRAME_RATE) if crop else 0
+        length = self.store.num_frames[self.ids[index]]
+        start = crop.start(index, length, limit) if crop else 0
+        stop = min(length, start + limit) if limit else length
+        states = self.store.read(self.ids[index], start, stop, self._span)
+        return states if self._rows == list(range(len(states))) else states[self._rows]
+
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
         """Read utterances, see :class:`SpeechSource`. The crop is in whole frames."""
-        limit = round(crop.seconds * FRAME_RATE) if crop else 0
-        rows = []
-        for index in indices:
-            length = self.store.num_frames[self.ids[index]]
-            start = crop.start(index, length, limit) if crop else 0
-            stop = min(length, start + limit) if limit else length
-            states = self.store.read(self.ids[index], start, stop, self._span)  # [L, t, D]
-            rows.append(states if self._rows == list(range(len(states))) else states[self._rows])
+        rows = [self.read(index, crop) for index in indices]
         frames = torch.tensor([row.shape[1] for row in rows])
         padded = rows[0].new_zeros(len(rows), rows[0].shape[0], int(frames.max()), rows[0].shape[2])
         for target, row in zip(padded, rows):
@@ -140,14 +142,16 @@ class WaveSource:
         # in whole frames, like those of a store, so that both give the same batches
         self.lengths = np.round(np.array([num_samples(path) for path in self.paths]) / HOP) / FRAME_RATE
 
+    def read(self, index: int, crop: Crop | None = None) -> np.ndarray:
+        """Return the waveform of one utterance, [n]. The crop is in samples."""
+        limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
+        wave = load_audio(self.paths[index])
+        start = crop.start(index, len(wave), limit) if crop else 0
+        return wave[start : start + limit] if limit else wave
+
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
         """Read utterances, see :class:`SpeechSource`. The crop is in samples."""
-        limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
-        waves = []
-        for index in indices:
-            wave = load_audio(self.paths[index])
-            start = crop.start(index, len(wave), limit) if crop else 0
-            waves.append(torch.from_numpy(wave[start : start + limit] if limit else wave))
+        waves = [torch.from_numpy(self.read(index, crop)) for index in indices]
         return Batch(torch.tensor(list(indices)), None, None, tuple(waves))
 
 

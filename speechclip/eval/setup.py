@@ -15,7 +15,7 @@ from speechclip.common.devices import pick_device
 from speechclip.common.errors import UserError
 from speechclip.common.files import lines_fingerprint
 from speechclip.common.provenance import provenance
-from speechclip.config import Config, load, to_dict
+from speechclip.config import AugmentConfig, Config, load, to_dict
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source
 from speechclip.eval.gold import Word, count_utterances
@@ -79,7 +79,10 @@ def load_for_scoring(
 
 def settings_fingerprint(config: Config) -> str:
     """Return a fingerprint of all settings. A run is trained with one configuration for every seed."""
-    return lines_fingerprint([json.dumps(to_dict(config), sort_keys=True)])
+    settings = to_dict(config)
+    if config.data.augment == AugmentConfig():  # as before there was augmentation
+        del settings["data"]["augment"]
+    return lines_fingerprint([json.dumps(settings, sort_keys=True)])
 
 
 def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, Any]:

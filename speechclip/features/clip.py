@@ -65,7 +65,7 @@ def embed_images(
     paths = [Path(path) for path in directory.images.values()]
 
     def encode(start: int) -> Iterator[np.ndarray]:
-        for pixels in _batches_of_pixels(paths[start:], clip):
+        for pixels in batches_of_pixels(paths[start:], clip):
             yield clip.encode_pixels(pixels).cpu().numpy()
 
     of = lines_fingerprint(f"{item} {_size_and_time(path)}" for item, path in zip(ids, paths))
@@ -106,8 +106,7 @@ def embed_texts(
         texts = [utterance.clip_text for utterance in directory.utterances]
 
         def encode(start: int) -> Iterator[np.ndarray]:
-            for at in range(start, len(texts), BATCH):
-                yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
+            return encode_captions(texts, clip, start)
 
         of = lines_fingerprint(f"{item} {text}" for (item, _), text in zip(kept, texts))
         source = {key: value for key, value in clip.description.items() if key != "preprocess"}  # of images
@@ -139,6 +138,15 @@ def _rows_of_utterances(directory: DataDir, stored: Sequence[str]) -> list[tuple
     row_of = {item: row for row, item in enumerate(stored)}
     pairs = [(u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances]
     return [(item, row) for item, row in pairs if row >= 0]
+
+
+def encode_captions(texts: Sequence[str], clip: OpenClip, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield CLIP embeddings [N, J] of texts from number ``start`` on, a batch at a time.
+
+    Equal lists of texts give equal bits, because the batches are the same.
+    """
+    for at in range(start, len(texts), BATCH):
+        yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
 
 
 def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: Encode, stop: Stop) -> None:
@@ -200,7 +208,7 @@ def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], in
     return parts, start
 
 
-def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
+def batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
     """Yield batches of preprocessed images [N, 3, side, side]. Threads decode the next batch meanwhile."""
     decoded = map_ahead(lambda path: clip.preprocess(load_image(path)), paths, ahead=2 * BATCH)
     while batch := list(itertools.islice(decoded, BATCH)):

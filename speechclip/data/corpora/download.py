@@ -50,7 +50,7 @@ class RemoteFile:
     Attributes:
         name: of the file.
         urls: mirrors, tried in order.
-        bytes: approximate size of the file.
+        bytes: approximate size of the file; 0 if it is not known.
         leaves: paths, relative to the folder, that exist if this part is complete.
         unpacked: approximate size of the unpacked content in bytes; 0 for a file that is not unpacked.
         checksum: ``md5:...`` or ``sha256:...``; empty if none is published.

@@ -22,6 +22,7 @@ from speechclip.convert.clip_transformers import check_vocabulary
 from speechclip.model.encoders.base import weights_fingerprint
 from speechclip.model.encoders.kernels.linear import freeze_linears
 from speechclip.model.encoders.kernels.quick_gelu import replace_quick_gelu
+from speechclip.model.encoders.patches import Patches, patch_tokens
 from speechclip.model.encoders.preprocess import ImagePreprocess, preprocess_of, preprocess_of_transformers
 from speechclip.model.encoders.siglip import is_siglip, load_siglip
 from speechclip.model.encoders.text_towers import OpenClipText, TextTower, TransformersText
@@ -104,6 +105,17 @@ class OpenClip(nn.Module):
         weight = self._tower.table.weight
         pixels = pixels.to(weight.device, weight.dtype)
         return nn.functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_patches(self, pixels: Tensor) -> Patches:
+        """Return the patch tokens of preprocessed images [N, 3, height, width], in float32.
+
+        Raises:
+            UserError: the image tower has none.
+        """
+        pixels = pixels.to(self.subword_embeddings.device, self.subword_embeddings.dtype)
+        patches = patch_tokens(self.model.visual, pixels, self.description["path"])
+        return patches._replace(tokens=patches.tokens.float())
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
