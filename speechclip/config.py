@@ -70,6 +70,7 @@ def bounded(default: Any, bound: Bound) -> Any:
     return field(default=default, metadata=metadata)
 
 
+FINITE = Bound(-sys.float_info.max)
 POSITIVE = Bound(0, low_excluded=True)
 NOT_NEGATIVE = Bound(0)
 AT_LEAST_ONE = Bound(1)
@@ -169,6 +170,8 @@ class LossConfig:
     """The masked contrastive loss.
 
     Attributes:
+        name: "softmax", or "sigmoid" as SigLIP is trained: each pair of the batch is a binary decision.
+        bias: of the logits, sigmoid only; learned if the temperature is. SigLIP starts with -10 and temperature 0.1.
         temperature: tau in logits = cosine / tau; the initial value if it is learned.
         learn_temperature: train log(1 / tau). Published for Large, and for SpeechCLIP+ of both sizes except COCO's
             Large Hybrid.
@@ -177,6 +180,8 @@ class LossConfig:
         quantity_weight: weight of the quantity loss (cascaded_plus, hybrid_plus).
     """
 
+    name: Literal["softmax", "sigmoid"] = "softmax"
+    bias: float = bounded(-10.0, FINITE)
     temperature: float = bounded(0.07, POSITIVE)
     learn_temperature: bool = False
     parallel_weight: float = bounded(1.0, NOT_NEGATIVE)

@@ -203,6 +203,27 @@ def test_another_download_option_runs_stage_0(done):
     assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false --languages en"]
 
 
+def test_languages_make_a_run_of_their_own(done):
+    for split in ("train", "dev", "test"):
+        (done.folder / "data" / split / "utt2lang").write_text("a en\nb es\n")
+    done.run("--stage", "3", "--stop_stage", "5", "--head", "cascaded", "--languages", "es")
+    train, retrieval, keywords = done.calls()
+    assert "--data.languages [es]" in train and "--out exp/tiny_cascaded_es" in train
+    assert retrieval.endswith("--eval.languages [es]") and keywords.endswith("--eval.languages [es]")
+    done.run("--stage", "3", "--stop_stage", "4", "--head", "cascaded", "--languages", "en es", "--tag", "b")
+    assert ["[en,es]" in call and "exp/tiny_cascaded_en_es_b" in call for call in done.calls()] == [True, True]
+    (done.folder / "data/test/utt2lang").write_text("a en\nb en\n")
+    done.run("--stage", "3", "--stop_stage", "5", "--head", "cascaded", "--languages", "es")
+    assert done.names() == ["score_retrieval", "score_keywords"]  # training does not read the test set
+
+
+def test_the_own_language_of_a_recipe_needs_no_table(done):
+    done.run("--stage", "3", "--stop_stage", "4", "--head", "parallel", "--languages", "en")
+    assert done.calls() == []
+    result = done.run("--languages", "e/s")
+    assert result.returncode == 2 and "--languages: 'e/s' is not the name of a language" in result.stderr
+
+
 def test_another_mirror_runs_only_stage_0(done):
     text = (done.folder / "run.sh").read_text()
     assert text.count("download_options=(scenes pretrain languages)") == 1

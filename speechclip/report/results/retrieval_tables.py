@@ -59,20 +59,21 @@ def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Ite
     if not present:
         return
     for head, part in [(row.head, scores), *branch_scores(row.head, scores)]:
-        cells = _recalls(part, (), present)
+        cells = recalls(part, (), present)
         if images:
             cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)
         yield entry(row, cells, head)
     if images and "text->image" in scores.content:
-        yield seedless(row, _recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
-    chance = _recalls(scores, ("random",), present)
+        yield seedless(row, recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
+    chance = recalls(scores, ("random",), present)
     if images:
         both = [scores.number("random", name, "R@10") for name in present]
         chance["mean R@10"] = number(statistics.mean(both), digits=2)
     yield seedless(row, chance, CHANCE)
 
 
-def _recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+def recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+    """Return the cells of the directions that a mapping names and abbreviates."""
     return {
         f"{short} {cutoff}": number(scores.number(*path, name, cutoff), digits=2)
         for name, short in directions.items() for cutoff in CUTOFFS
