@@ -16,7 +16,7 @@ from speechclip.common.files import is_hub_id, looks_local, read_json, replace_f
 from speechclip.config import Config, save
 
 CARD = "README.md"
-#: The files with which sentence-transformers loads a pack. The class is in speechclip/benchmarks/sentence_transformers.py.
+#: The files with which sentence-transformers loads a pack. They name the class of speechclip.benchmarks.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules.json": [
         {
