@@ -204,7 +204,12 @@ class MtebReranker(_Described):
         scores: list[np.ndarray] = []
         pairs = zip_longest(inputs1, inputs2)
         for query, document in tqdm(pairs, task_metadata.name, disable=not kwargs.get("show_progress_bar", False)):
-            sides = {name: side[name] for side in (query or {}, document or {}) for name in ("audio", "image") if name in side}
+            sides = {
+                name: side[name]
+                for side in (query or {}, document or {})
+                for name in ("audio", "image")
+                if name in side
+            }
             if set(sides) != {"audio", "image"} or len(sides["audio"]) != len(sides["image"]):
                 raise UserError(f"{task_metadata.name}: the reranker needs pairs of a recording and an image")
             speech, images = self._of("audio", sides["audio"]), self._of("image", sides["image"])

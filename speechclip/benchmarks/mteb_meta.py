@@ -206,5 +206,3 @@ def _origin(published: PublishedModel | None, config: ModelConfig) -> dict[str, 
         "reference": f"https://arxiv.org/abs/{'2402.06959' if plus else '2210.00705'}",
         "citation": citation,
     }
-
-

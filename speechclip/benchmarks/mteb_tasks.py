@@ -99,7 +99,9 @@ def named_tasks(names: Sequence[str]) -> list[Any]:
         try:
             tasks.append(mteb.get_task(name))
         except KeyError as error:
-            raise UserError(f"--tasks: {name!r} is not a task of mteb {mteb.__version__}: {first_line(error)}") from error
+            raise UserError(
+                f"--tasks: {name!r} is not a task of mteb {mteb.__version__}: {first_line(error)}"
+            ) from error
     return tasks
 
 
