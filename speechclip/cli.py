@@ -27,6 +27,7 @@ COMMANDS = {
     "index": Command("speechclip.bin.index", "index images, so that they can be searched by voice"),
     "search": Command("speechclip.bin.search", "find images with a recording"),
     "models": Command("speechclip.bin.models", "list the published models and those in the cache"),
+    "mteb": Command("speechclip.bin.mteb", "score a model on tasks of mteb (extra mteb)"),
     "serve": Command("speechclip.bin.serve", "serve a local page for searching by voice"),
 }
 
