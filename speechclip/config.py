@@ -134,6 +134,40 @@ class CIFConfig:
 
 
 @dataclass(frozen=True)
+class RerankerConfig:
+    """The heads reranker and reranker_hybrid: cross-modal layers over a trained head and image regions.
+
+    Attributes:
+        dim: width of the cross-modal layers.
+        heads: their attention heads.
+        layers: number of cross-modal layers.
+        frames: "layer" reads the output of the trained head's layer at the frames, "input" the weighted sum below it,
+            which costs less.
+        stride: frames of 20 ms that are joined to one position.
+        region_features: width of the features of a region. Training sets it to that of the stored regions.
+        regions: the kind of the stored regions.
+        dropout: dropout of the cross-modal layers.
+        group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
+        pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
+        block: pairs that are scored at a time in evaluation. Less needs less memory.
+        dev_top_k: candidates that are reordered for the scores on dev during training.
+    """
+
+    dim: int = bounded(256, AT_LEAST_ONE)
+    heads: int = bounded(4, AT_LEAST_ONE)
+    layers: int = bounded(2, AT_LEAST_ONE)
+    frames: Literal["layer", "input"] = "layer"
+    stride: int = bounded(4, AT_LEAST_ONE)
+    region_features: int = bounded(768, AT_LEAST_ONE)
+    regions: Literal["butd", "frcnn", "clip"] = "clip"
+    dropout: float = bounded(0.1, PROBABILITY)
+    group: int = bounded(8, Bound(2))
+    pool: int = bounded(32, AT_LEAST_ONE)
+    block: int = bounded(256, AT_LEAST_ONE)
+    dev_top_k: int = bounded(20, AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The trained head.
 
@@ -150,6 +184,7 @@ class HeadConfig:
         parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
         quantizer_temperature: temperature of the softmax over the vocabulary.
         cif: settings of the heads that predict the number of keywords.
+        reranker: settings of the heads reranker and reranker_hybrid.
     """
 
     name: str = "parallel"
@@ -162,6 +197,7 @@ class HeadConfig:
     parallel_layers: Literal[1, 2] = 1
     quantizer_temperature: float = bounded(0.1, POSITIVE)
     cif: CIFConfig = field(default_factory=CIFConfig)
+    reranker: RerankerConfig = field(default_factory=RerankerConfig)
 
 
 @dataclass(frozen=True)
@@ -284,6 +320,7 @@ class EvalConfig:
     """Scoring.
 
     Attributes:
+        top_k: candidates that a reranker orders again, in each direction (K).
         bootstrap: resamples of the images for the confidence intervals; 0 for none.
         neighbours: number of subwords that are written for each keyword.
         sweep: numbers of neighbours for which keyword hit rates are computed.
@@ -292,6 +329,7 @@ class EvalConfig:
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
     """
 
+    top_k: int = bounded(100, AT_LEAST_ONE)
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
     neighbours: int = bounded(5, AT_LEAST_ONE)
     sweep: list[int] = bounded([1, 3, 5, 10, 20], AT_LEAST_ONE)

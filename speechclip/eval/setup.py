@@ -92,7 +92,17 @@ def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, A
     """
     _, _, trained = read_checkpoint(checkpoint)
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
-    keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
+    keys = (
+        "command",
+        "recipe_command",
+        "commit",
+        "trained",
+        "total",
+        "train_seconds",
+        "step",
+        "dev_mean_R@10",
+        "dev_mean_R@1",
+    )
     training = {key: trained[key] for key in keys if key in trained}
     named: dict[str, str] = {"head": config.model.head.name}
     if "converted_from" in trained:  # a published checkpoint: the name of its folder is arbitrary

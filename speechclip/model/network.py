@@ -195,6 +195,10 @@ class SpeechNetwork(nn.Module):
             branches[CASCADED] = self.require_clip().encode_keywords(output.keywords.quantized, counts)
         return SpeechOutput(branches, output.keywords, output.quantity_loss, output.attention, frames)
 
+    def mixed_frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the input of the head for a batch: the weighted sum [B, T, d] and the padding mask [B, T]."""
+        return self._mix(*self.features(batch))
+
     def find_keywords(self, features: SpeechFeatures) -> HeadOutput:
         """Apply the weighted sum and the head alone, without CLIP's text transformer."""
         return self._head_output(*features)

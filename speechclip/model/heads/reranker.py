@@ -1,0 +1,140 @@
+"""The reranker: cross-modal layers over the frames of a trained head and image regions, as in coarse-to-fine retrieval.
+
+Coarse-to-fine retrieval and the cross-modal layers follow FaST-VGS (Peng and Harwath, ICASSP 2022, arXiv 2109.08186).
+Here the coarse score is that of a trained SpeechCLIP head, which stays frozen, and the images are CLIP's patch tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from speechclip.config import HeadConfig, RerankerConfig
+from speechclip.data.regions import BOX, Regions
+from speechclip.model.cross_modal import CrossModalScorer
+from speechclip.model.heads import hybrid, parallel  # noqa: F401  their builders are in the registry
+from speechclip.model.heads.base import Head, HeadInputs, HeadOutput, register_head, registered_heads
+
+RERANKER = "reranker"
+#: Name of the head by the name of the head that it reranks.
+RERANKERS = {"parallel": RERANKER, "hybrid": f"{RERANKER}_hybrid"}
+
+
+class SpeechTokens:
+    """Utterances as the cross-modal layers read them.
+
+    A plain class on purpose: Fabric converts tensors and tuples between modules.
+
+    Args:
+        tokens: [B, 1 + S, dim], [CLS] first.
+        valid: [B, 1 + S] bool, True at the positions that count.
+        coarse: [B, J], embeddings of the coarse head, L2-normalised.
+    """
+
+    def __init__(self, tokens: Tensor, valid: Tensor, coarse: Tensor) -> None:
+        self.tokens, self.valid, self.coarse = tokens, valid, coarse
+
+
+class RerankerHead(Head):
+    """A frozen coarse head, and cross-modal layers that score pairs of speech and image.
+
+    The score of a pair is that of the cross-modal layers plus a * cosine / tau, with the cosine of the coarse
+    embeddings, their fixed temperature tau and a trained factor a that starts at 1. So training starts from the coarse
+    order. All other outputs are those of the coarse head.
+
+    Args:
+        coarse: the trained head. Its parameters get no gradient and it stays in eval mode.
+        dim: d, width of the speech features.
+        joint_dim: J, width of the joint space.
+        settings: sizes of the cross-modal layers.
+    """
+
+    def __init__(self, coarse: Head, dim: int, joint_dim: int, settings: RerankerConfig) -> None:
+        super().__init__()
+        self.coarse = coarse.requires_grad_(False)
+        self.branches = coarse.branches  # type: ignore[misc]  # those of the coarse head
+        self.settings = settings
+        width = settings.dim
+        self.frame_norm = nn.LayerNorm(dim)
+        self.frame_projection = nn.Linear(settings.stride * dim, width)
+        self.speech_norm = nn.LayerNorm(width)
+        self.region_norm = nn.LayerNorm(settings.region_features)
+        self.region_projection = nn.Linear(settings.region_features, width)
+        self.box_projection = nn.Linear(BOX, width)
+        self.image_norm = nn.LayerNorm(width)
+        self.speech_cls, self.image_cls = nn.Linear(joint_dim, width), nn.Linear(joint_dim, width)
+        self.scorer = CrossModalScorer(width, settings.heads, layers=settings.layers, dropout=settings.dropout)
+        self.coarse_factor = nn.Parameter(torch.ones(()))
+
+    def train(self, mode: bool = True) -> RerankerHead:
+        """Set the mode of the cross-modal layers. The coarse head stays in eval mode."""
+        super().train(mode)
+        self.coarse.train(False)
+        return self
+
+    def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
+        """Apply the coarse head. See :class:`Head`."""
+        output: HeadOutput = self.coarse(frames, padding)
+        return output
+
+    def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
+        """Return the output of the coarse head's layer at the frames: [B, T, d]."""
+        return self.coarse.frame_states(frames, padding)
+
+    def speech_tokens(self, frames: Tensor, padding: Tensor) -> SpeechTokens:
+        """Return utterances for the cross-modal layers.
+
+        A position joins ``stride`` frames. [CLS] is a projection of the coarse embedding.
+
+        Args:
+            frames: [B, T, d], weighted sum of hidden states.
+            padding: [B, T] bool.
+        """
+        with torch.no_grad():
+            embedding = self.coarse(frames, padding).embedding
+            assert embedding is not None
+            coarse = nn.functional.normalize(embedding.float(), dim=-1)
+            states = frames if self.settings.frames == "input" else self.coarse.frame_states(frames, padding)
+        stride = self.settings.stride
+        states = self.frame_norm(states).masked_fill(padding[:, :, None], 0)
+        missing = -states.shape[1] % stride
+        states = nn.functional.pad(states, (0, 0, 0, missing))
+        joined = self.frame_projection(states.unflatten(1, (-1, stride)).flatten(2))  # [B, S, width]
+        valid = ~nn.functional.pad(padding, (0, missing), value=True).unflatten(1, (-1, stride)).all(dim=2)
+        tokens = torch.cat([self.speech_cls(coarse)[:, None], joined], dim=1)
+        return SpeechTokens(self.speech_norm(tokens), nn.functional.pad(valid, (1, 0), value=True), coarse)
+
+    def image_tokens(self, regions: Regions, embeddings: Tensor) -> Tensor:
+        """Return images for the cross-modal layers, [N, 1 + R, dim]. [CLS] is a projection of CLIP's embedding.
+
+        Args:
+            regions: [N, R, F] and [N, R, 4].
+            embeddings: [N, J], of the images, L2-normalised.
+        """
+        cells = self.region_projection(self.region_norm(regions.features)) + self.box_projection(regions.boxes)
+        tokens: Tensor = self.image_norm(torch.cat([self.image_cls(embeddings)[:, None], cells], dim=1))
+        return tokens
+
+    def with_coarse(self, scores: Tensor, cosines: Tensor, scale: Tensor | float) -> Tensor:
+        """Add the coarse part to scores of the cross-modal layers.
+
+        Args:
+            scores: of any shape.
+            cosines: of the coarse embeddings of the same pairs.
+            scale: 1 / tau of the coarse head.
+        """
+        return scores.float() + self.coarse_factor * scale * cosines
+
+
+def _builder(coarse: str) -> Callable[[HeadConfig, HeadInputs], RerankerHead]:
+    def build(settings: HeadConfig, inputs: HeadInputs) -> RerankerHead:
+        head = registered_heads()[coarse].build(settings, inputs)
+        return RerankerHead(head, inputs.dim, inputs.joint_dim, settings.reranker)
+
+    return build
+
+
+for _coarse, _name in RERANKERS.items():
+    register_head(_name, branches=registered_heads()[_coarse].branches)(_builder(_coarse))
