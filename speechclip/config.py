@@ -149,6 +149,8 @@ class RerankerConfig:
         dropout: dropout of the cross-modal layers.
         group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
         pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
+        cache: keep the frames of all training utterances in memory, in half precision. They do not change, because the
+            trained head is frozen. It needs data.max_seconds 0.
         block: pairs that are scored at a time in evaluation. Less needs less memory.
         dev_top_k: candidates that are reordered for the scores on dev during training.
     """
@@ -163,6 +165,7 @@ class RerankerConfig:
     dropout: float = bounded(0.1, PROBABILITY)
     group: int = bounded(8, Bound(2))
     pool: int = bounded(32, AT_LEAST_ONE)
+    cache: bool = False
     block: int = bounded(256, AT_LEAST_ONE)
     dev_top_k: int = bounded(20, AT_LEAST_ONE)
 

@@ -68,6 +68,10 @@ check_options() {
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' cannot be part of a folder's name. Use letters, digits, '.', '_' and '-'" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: is not a folder"
     [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: is not a folder. Run stage 0"
+    [[ -z $coarse || " $head " == *" reranker "* ]] || fail "--coarse: is for --head reranker" 2
+    for word in coarse rerank; do
+        [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a folder"
+    done
     for word in clip_embeddings text_embeddings config; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: is missing"
     done
@@ -131,8 +135,11 @@ name_encoders() {
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
     for word in $head; do
         [[ $has_clip == true || $word == parallel ]] ||
-            fail "--clip_embeddings: a $word head needs CLIP's text transformer. Give --clip too, or --head parallel" 2
+            fail "--clip_embeddings: a $word head needs CLIP itself. Give --clip too, or --head parallel" 2
     done
+    [[ $has_clip == true || -z $rerank ]] || fail "--clip_embeddings: --rerank needs CLIP's patch tokens. Give --clip too" 2
+    needs_regions=false
+    [[ -z $rerank && " $head " != *" reranker "* ]] || needs_regions=true
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
@@ -187,10 +194,17 @@ name_run() {
         [[ ! -f $checkpoint ]] || weights=$exp/converted weights_stage=4
         label=$(basename "$exp")
     fi
+    coarse_run=
+    [[ $1 != reranker ]] || coarse_run=${coarse:-${exp/_reranker/_parallel}}
     layers=()
     for file in {../conf,conf}/{"$model","$run_head","${model}_$run_head"}.yaml "$config"; do
         [[ ! -f $file ]] || layers+=(--config "$file")
     done
+}
+
+# checkpoint_of RUN: prints the folder of the best weights of a run; a checkpoint stays as it is.
+checkpoint_of() {
+    if [[ -f $1/model.safetensors ]]; then echo "${1%/}"; else echo "${1%/}/best"; fi
 }
 
 # Reports a mistake in the user's own configuration before anything is written.
@@ -331,6 +345,7 @@ run_stages() {
     step 1 prepare
     label=$(basename "$dump")
     step 2 features
+    [[ $needs_regions == false ]] || step 2 regions
     exps=()
     for word in $head; do
         for run_number in $seed; do

@@ -26,6 +26,9 @@ clip_embeddings=         #: .npz (ids, embeddings) of the images, instead of CLI
 text_embeddings=         #: .npz (ids, embeddings) of the captions, instead of CLIP's text tower
 supervision=image        #: targets of training: image; or text for the supervised topline (tag "supervised")
 config=                  #: one more YAML layer on top of conf/
+coarse=                  #: run or checkpoint that --head reranker is trained on: a parallel or hybrid head; empty: the
+                         #: run of the parallel head with the same tag and seed
+rerank=                  #: run or checkpoint of a reranker: stage 4 orders the first eval.top_k candidates again
 checkpoint=              #: checkpoint to score instead of training: a folder or a published .ckpt file
 push=                    #: in stage 7: hub repository (owner/name) that receives the pack of one run
 tag=                     #: suffix of the experiment folder, to keep runs apart

@@ -18,11 +18,15 @@ from speechclip.common.provenance import provenance
 from speechclip.config import Config, load, to_dict
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source
+from speechclip.data.regions import FOLDER as REGIONS
+from speechclip.data.regions import RegionStore
 from speechclip.eval.gold import Word, count_utterances
 from speechclip.eval.neighbours import Subwords
+from speechclip.eval.second_stage import SECTION, add_second_stage
 from speechclip.eval.stopwords import stop_word_ids
 from speechclip.model.encoders.tokenizers import add_special_tokens, join_subwords
 from speechclip.model.network import SpeechNetwork, reduced_subword_embeddings
+from speechclip.model.reranking import encode_candidates, reranker_of, score_candidates
 
 
 def load_for_scoring(
@@ -75,6 +79,49 @@ def load_for_scoring(
                 f"({key} differs). Extract the features again."
             )
     return model, config, split, source
+
+
+def rerank(
+    report: dict[str, Any], ranks: dict[str, Any], model: SpeechNetwork, speech: np.ndarray, split: Split,
+    source: SpeechSource, config: Config, *, data: str, dump: str, reranker: str = "",
+) -> None:  # fmt: skip
+    """Add the scores after reranking to a report: see :func:`speechclip.eval.second_stage.add_second_stage`.
+
+    Args:
+        report, ranks: of the coarse scores; they are changed.
+        model: the scored network. Without ``reranker`` it has one itself.
+        speech: [U, J], its embeddings of the utterances.
+        split, source: see :func:`load_for_scoring`.
+        config: ``eval.top_k`` is K.
+        data, dump: see :func:`load_for_scoring`.
+        reranker: run folder or checkpoint of a reranker.
+
+    Raises:
+        UserError: the checkpoint has no reranker, or the regions of an image are missing or of another width.
+    """
+    name = config.model.head.name
+    if reranker:
+        folder = Path(reranker) / "best" if (Path(reranker) / "best").is_dir() else Path(reranker)
+        model, its, _, source = load_for_scoring(str(folder), data, dump)
+        name = f"{name} + {its.model.head.name}"
+        reranker_of(model, str(folder))
+        report_of = {"checkpoint": str(folder)}
+    else:
+        report_of = {}
+    store, settings = RegionStore(Path(dump) / REGIONS), model.config.head.reranker
+    store.check_images(split.image_ids)
+    if store.width != settings.region_features:
+        raise UserError(
+            f"{store.directory}: features of width {store.width}, but the reranker reads {settings.region_features}. "
+            "Extract the regions with the CLIP that it was trained with."
+        )
+    found = encode_candidates(model, source, store, split.image_ids, split.images, config.data.eval_batch_size)
+    add_second_stage(
+        report, ranks, lambda: speech @ split.images.T, split.utterance_image, config.eval.top_k,
+        lambda pairs: score_candidates(model, found, pairs, settings.block), name=name,
+        n_bootstrap=config.eval.bootstrap,
+    )  # fmt: skip
+    report[SECTION] |= report_of
 
 
 def settings_fingerprint(config: Config) -> str:

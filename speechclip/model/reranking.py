@@ -7,13 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechclip.common.errors import UserError
 from speechclip.data.dataset import SpeechSource, evaluation_batches, read_batches
 from speechclip.data.regions import Regions, RegionStore
-from speechclip.model.heads.reranker import RerankerHead
+from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead
 from speechclip.model.network import SpeechNetwork
+
+
+def is_reranker(model: SpeechNetwork) -> bool:
+    """Return whether the network has a reranker."""
+    return isinstance(model.head, RerankerHead)
 
 
 def reranker_of(model: SpeechNetwork, source: str = "") -> RerankerHead:
@@ -43,6 +48,39 @@ class Candidates(NamedTuple):
     coarse: Tensor
     images: Tensor
     embeddings: Tensor
+
+
+class SpeechCache:
+    """The frozen inputs of a reranker for all utterances of a source, in memory in half precision.
+
+    Args:
+        model: a network with a reranker.
+        source: the utterances.
+        batch_size: utterances that are encoded at a time.
+
+    Attributes:
+        coarse: [U, J], embeddings of the coarse head, L2-normalised.
+    """
+
+    def __init__(self, model: SpeechNetwork, source: SpeechSource, batch_size: int) -> None:
+        head, count = reranker_of(model.eval()), len(source.lengths)
+        self._states: list[Tensor] = [torch.empty(0)] * count
+        self.coarse = torch.zeros(count, model.dimensions.joint)
+        with torch.no_grad():
+            for batch in read_batches(source, evaluation_batches(source.lengths, batch_size)):
+                speech = head.frozen_speech(*model.mixed_frames(batch))
+                self.coarse[batch.indices] = speech.coarse.cpu()
+                counts = speech.valid.sum(dim=1).tolist()
+                for at, states, kept in zip(batch.indices.tolist(), speech.states.half().cpu(), counts):
+                    self._states[at] = states[:kept].clone()
+
+    def read(self, indices: Tensor, device: torch.device) -> FrozenSpeech:
+        """Return utterances by position [B]."""
+        rows = [self._states[at] for at in indices.tolist()]
+        states = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device).float()
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        valid = torch.arange(states.shape[1], device=device)[None, :] < lengths[:, None]
+        return FrozenSpeech(states, valid, self.coarse[indices].to(device))
 
 
 @torch.no_grad()
@@ -87,7 +125,7 @@ def encode_candidates(
     rows: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * count
     coarse = torch.zeros(count, joint)
     for batch in read_batches(source, evaluation_batches(source.lengths, batch_size)):
-        speech = head.speech_tokens(*model.mixed_frames(batch))
+        speech = head.speech_tokens(head.frozen_speech(*model.mixed_frames(batch)))
         coarse[batch.indices] = speech.coarse.cpu()
         for at, tokens, valid in zip(batch.indices.tolist(), speech.tokens.float().cpu(), speech.valid.cpu()):
             rows[at] = tokens, valid

@@ -17,11 +17,11 @@ from speechclip.config import Config
 from speechclip.data.dataset import Batch, Split
 from speechclip.data.regions import Regions, RegionStore
 from speechclip.eval.coarse_to_fine import two_stage_report
-from speechclip.model.heads.reranker import RERANKERS, RerankerHead
+from speechclip.model.heads.reranker import RERANKERS, FrozenSpeech, RerankerHead
 from speechclip.model.inference import embed_speech
 from speechclip.model.losses import masked_cross_entropy
 from speechclip.model.network import SpeechNetwork
-from speechclip.model.reranking import encode_candidates, reranker_of, score_candidates
+from speechclip.model.reranking import SpeechCache, encode_candidates, reranker_of, score_candidates
 from speechclip.train.step import TrainBatch
 from speechclip.train.trainer import DevScores, Trainer
 
@@ -99,11 +99,14 @@ class RerankBatch(TrainBatch):
         targets: [B, J], embeddings of their images.
         groups: [B] int, their images.
         regions: of their images.
+        speech: the frozen inputs of the utterances, if they are cached.
     """
 
-    def __init__(self, batch: Batch, targets: Tensor, groups: Tensor, regions: Regions) -> None:
+    def __init__(
+        self, batch: Batch, targets: Tensor, groups: Tensor, regions: Regions, speech: FrozenSpeech | None
+    ) -> None:
         super().__init__(batch, targets, groups)
-        self.found = regions
+        self.found, self.speech = regions, speech
 
 
 class RerankStep(nn.Module):
@@ -122,7 +125,8 @@ class RerankStep(nn.Module):
     def forward(self, train_batch: RerankBatch) -> Tensor:
         """Return the loss of a batch, a scalar."""
         head = cast(RerankerHead, self.model.head)
-        speech = head.speech_tokens(*self.model.mixed_frames(train_batch.batch))
+        frozen = train_batch.speech or head.frozen_speech(*self.model.mixed_frames(train_batch.batch))
+        speech = head.speech_tokens(frozen)
         images = head.image_tokens(train_batch.found, train_batch.targets)
         losses = []
         for at in range(0, len(images), self._size):
@@ -158,6 +162,7 @@ class RerankTrainer(Trainer):
         _check_groups(config, data.train, options["fabric"].world_size)
         self._regions, self._coarse_weights = regions, coarse
         self._coarse: np.ndarray | None = None
+        self._cache: SpeechCache | None = None
         for part in (model.weighted_sum, model.loss):
             part.requires_grad_(False)
         reranker_of(model).coarse.requires_grad_(False)
@@ -187,6 +192,10 @@ class RerankTrainer(Trainer):
         if self._coarse is None:
             self._log(f"{self.folder}: embedding {len(self.data.train.ids)} utterances to find hard negatives")
             share = (self.fabric.global_rank, self.fabric.world_size)
+            if self._settings.cache:
+                self._cache = SpeechCache(self.model, self.data.train_speech, self.config.data.eval_batch_size)
+                self._coarse = self._cache.coarse.numpy()
+                return self._coarse
             rows = embed_speech(self.model, self.data.train_speech, self.config.data.eval_batch_size, share=share)
             self._coarse = self._summed(rows)
         return self._coarse
@@ -195,7 +204,17 @@ class RerankTrainer(Trainer):
         plain, split = super()._train_batch(batch), self.data.train
         found = self._regions[0].batch([split.image_ids[at] for at in plain.groups.tolist()])
         regions = Regions(*(part.to(self.fabric.device) for part in found))
-        return RerankBatch(plain.batch, plain.targets, plain.groups, regions)
+        cached = None if self._cache is None else self._cache.read(batch.indices, self.fabric.device)
+        return RerankBatch(plain.batch, plain.targets, plain.groups, regions, cached)
+
+    def _epoch(self, epoch: int, position: int) -> Any:
+        batches = self._batches(epoch, position)
+        if self._cache is None:
+            return self._read(batches, epoch)
+        return (Batch(torch.tensor(indices), None, None, None) for indices in batches)
+
+    def _suspects(self, batch: Batch) -> str:
+        return super()._suspects(self.data.train_speech.batch(batch.indices.tolist()))
 
     def _dev_report(self) -> DevScores:
         """Score dev in the first process, while the others wait."""
@@ -212,6 +231,8 @@ class RerankTrainer(Trainer):
 
 def _check_groups(config: Config, train: Split, processes: int) -> None:
     size, batch = config.model.head.reranker.group, config.data.batch_size
+    if config.model.head.reranker.cache and config.data.max_seconds:
+        raise UserError("model.head.reranker.cache: needs whole utterances. Set data.max_seconds to 0.")
     if batch % size:
         raise UserError(f"data.batch_size: {batch} is not a multiple of model.head.reranker.group ({size})")
     if batch // size < processes:

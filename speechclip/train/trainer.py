@@ -294,10 +294,12 @@ class Trainer:
 
     def _epoch(self, epoch: int, position: int) -> Any:
         """Read this process's share of an epoch's batches, from batch number ``position`` on."""
+        return self._read(self._batches(epoch, position), epoch)
+
+    def _read(self, batches: Sequence[list[int]], epoch: int) -> Any:
         data = self.config.data
-        mine = self._batches(epoch, position)
         crop = Crop(data.max_seconds, self.seed, epoch)
-        return read_batches(self.data.train_speech, mine, crop=crop, workers=data.workers)
+        return read_batches(self.data.train_speech, batches, crop=crop, workers=data.workers)
 
     def _batches(self, epoch: int, position: int) -> Sequence[list[int]]:
         """Return this process's share of the batches of an epoch from number ``position`` on."""

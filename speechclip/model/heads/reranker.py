@@ -7,6 +7,7 @@ Here the coarse score is that of a trained SpeechCLIP head, which stays frozen, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,32 @@ RERANKER = "reranker"
 RERANKERS = {"parallel": RERANKER, "hybrid": f"{RERANKER}_hybrid"}
 
 
-class SpeechTokens:
+class FrozenSpeech(NamedTuple):
+    """The part of the input of the cross-modal layers that training does not change.
+
+    Attributes:
+        states: [B, S, stride * d], joined frames, zero at padding.
+        valid: [B, S] bool, True at the positions that count.
+        coarse: [B, J], embeddings of the coarse head, L2-normalised.
+    """
+
+    states: Tensor
+    valid: Tensor
+    coarse: Tensor
+
+
+class SpeechTokens(NamedTuple):
     """Utterances as the cross-modal layers read them.
 
-    A plain class on purpose: Fabric converts tensors and tuples between modules.
-
-    Args:
+    Attributes:
         tokens: [B, 1 + S, dim], [CLS] first.
         valid: [B, 1 + S] bool, True at the positions that count.
         coarse: [B, J], embeddings of the coarse head, L2-normalised.
     """
 
-    def __init__(self, tokens: Tensor, valid: Tensor, coarse: Tensor) -> None:
-        self.tokens, self.valid, self.coarse = tokens, valid, coarse
+    tokens: Tensor
+    valid: Tensor
+    coarse: Tensor
 
 
 class RerankerHead(Head):
@@ -57,7 +71,6 @@ class RerankerHead(Head):
         self.branches = coarse.branches  # type: ignore[misc]  # those of the coarse head
         self.settings = settings
         width = settings.dim
-        self.frame_norm = nn.LayerNorm(dim)
         self.frame_projection = nn.Linear(settings.stride * dim, width)
         self.speech_norm = nn.LayerNorm(width)
         self.region_norm = nn.LayerNorm(settings.region_features)
@@ -66,6 +79,10 @@ class RerankerHead(Head):
         self.image_norm = nn.LayerNorm(width)
         self.speech_cls, self.image_cls = nn.Linear(joint_dim, width), nn.Linear(joint_dim, width)
         self.scorer = CrossModalScorer(width, settings.heads, layers=settings.layers, dropout=settings.dropout)
+        # BERT's small weights give uniform attention. At small widths and few steps, training does not leave it.
+        for module in self.scorer.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
         self.coarse_factor = nn.Parameter(torch.ones(()))
 
     def train(self, mode: bool = True) -> RerankerHead:
@@ -83,28 +100,31 @@ class RerankerHead(Head):
         """Return the output of the coarse head's layer at the frames: [B, T, d]."""
         return self.coarse.frame_states(frames, padding)
 
-    def speech_tokens(self, frames: Tensor, padding: Tensor) -> SpeechTokens:
-        """Return utterances for the cross-modal layers.
-
-        A position joins ``stride`` frames. [CLS] is a projection of the coarse embedding.
+    @torch.no_grad()
+    def frozen_speech(self, frames: Tensor, padding: Tensor) -> FrozenSpeech:
+        """Return the frozen part of the input of the cross-modal layers. A position joins ``stride`` frames.
 
         Args:
             frames: [B, T, d], weighted sum of hidden states.
             padding: [B, T] bool.
         """
-        with torch.no_grad():
-            embedding = self.coarse(frames, padding).embedding
-            assert embedding is not None
-            coarse = nn.functional.normalize(embedding.float(), dim=-1)
-            states = frames if self.settings.frames == "input" else self.coarse.frame_states(frames, padding)
+        embedding = self.coarse(frames, padding).embedding
+        assert embedding is not None
+        coarse = nn.functional.normalize(embedding.float(), dim=-1)
+        states = frames if self.settings.frames == "input" else self.coarse.frame_states(frames, padding)
+        states = nn.functional.layer_norm(states, states.shape[-1:]).masked_fill(padding[:, :, None], 0)
         stride = self.settings.stride
-        states = self.frame_norm(states).masked_fill(padding[:, :, None], 0)
         missing = -states.shape[1] % stride
-        states = nn.functional.pad(states, (0, 0, 0, missing))
-        joined = self.frame_projection(states.unflatten(1, (-1, stride)).flatten(2))  # [B, S, width]
+        joined = nn.functional.pad(states, (0, 0, 0, missing)).unflatten(1, (-1, stride)).flatten(2)
         valid = ~nn.functional.pad(padding, (0, missing), value=True).unflatten(1, (-1, stride)).all(dim=2)
-        tokens = torch.cat([self.speech_cls(coarse)[:, None], joined], dim=1)
-        return SpeechTokens(self.speech_norm(tokens), nn.functional.pad(valid, (1, 0), value=True), coarse)
+        return FrozenSpeech(joined, valid, coarse)
+
+    def speech_tokens(self, speech: FrozenSpeech) -> SpeechTokens:
+        """Return utterances for the cross-modal layers. [CLS] is a projection of the coarse embedding."""
+        joined = self.frame_projection(speech.states)  # [B, S, width]
+        tokens = torch.cat([self.speech_cls(speech.coarse)[:, None], joined], dim=1)
+        valid = nn.functional.pad(speech.valid, (1, 0), value=True)
+        return SpeechTokens(self.speech_norm(tokens), valid, speech.coarse)
 
     def image_tokens(self, regions: Regions, embeddings: Tensor) -> Tensor:
         """Return images for the cross-modal layers, [N, 1 + R, dim]. [CLS] is a projection of CLIP's embedding.
