@@ -13,8 +13,13 @@ from speechclip.eval.second_stage import SECTION, add_second_stage
 
 # Four images, two utterances of each; coarse scores that place each image second behind its neighbour.
 OWNER = np.array([0, 0, 1, 1, 2, 2, 3, 3])
-COARSE = np.array([[1, 2, 0.5, 0.1], [2, 1, 0.5, 0.1], [0.1, 1, 2, 0.5], [0.1, 2, 1, 0.5],
-                   [0.5, 0.1, 1, 2], [0.5, 0.1, 2, 1], [2, 0.1, 0.5, 1], [0.1, 0.2, 0.3, 1]], dtype=np.float32)  # fmt: skip
+COARSE = np.array(
+    [
+        [1, 2, 0.5, 0.1], [2, 1, 0.5, 0.1], [0.1, 1, 2, 0.5], [0.1, 2, 1, 0.5],
+        [0.5, 0.1, 1, 2], [0.5, 0.1, 2, 1], [2, 0.1, 0.5, 1], [0.1, 0.2, 0.3, 1],
+    ],
+    dtype=np.float32,
+)  # fmt: skip
 
 
 class Scorer:
