@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.errors import UserError
-from speechclip.data.dataset import SpeechSource, evaluation_batches, read_batches
-from speechclip.data.regions import Regions, RegionStore
-from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead
+from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
+from speechclip.data.regions import Regions, RegionStore, grid_boxes
+from speechclip.model.encoders.patches import Patches
+from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead, SpeechTokens
 from speechclip.model.network import SpeechNetwork
 
 
@@ -165,7 +166,45 @@ def score_candidates(model: SpeechNetwork, candidates: Candidates, pairs: np.nda
         longest = int(lengths[part[0]])
         speech, valid = candidates.speech[utterances, :longest], candidates.valid[utterances, :longest]
         cosines = (candidates.coarse[utterances] * candidates.embeddings[images]).sum(dim=1)
-        inputs = (item.to(device) for item in (speech, valid, candidates.images[images]))
-        fine = head.with_coarse(head.scorer.score_pairs(*inputs), cosines.to(device), scale)
+        tokens = SpeechTokens(speech.to(device), valid.to(device), candidates.coarse[utterances].to(device))
+        fine = head.score_pairs(tokens, candidates.images[images].to(device), cosines.to(device), scale)
         scores[part] = fine.float().cpu()
     return scores.numpy()
+
+
+@torch.no_grad()
+def image_tokens(model: SpeechNetwork, patches: Patches, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Return images for :func:`score_batch`, and their embeddings.
+
+    Args:
+        model: a network with a reranker.
+        patches: tokens [N, R, F] and their grid.
+        embeddings: [N, J], L2-normalised.
+    """
+    boxes = grid_boxes(patches.rows, patches.columns).to(model.device).expand(len(patches.tokens), -1, -1)
+    return reranker_of(model.eval()).image_tokens(Regions(patches.tokens, boxes), embeddings), embeddings
+
+
+@torch.no_grad()
+def score_batch(model: SpeechNetwork, waves: Sequence[Tensor], images: Tensor, embeddings: Tensor) -> Tensor:
+    """Return the fine scores of all pairs of 16 kHz waveforms and images, [B, N].
+
+    Args:
+        model: a network with a reranker and a speech encoder.
+        waves: B waveforms [n_i].
+        images: [N, 1 + R, dim], of :func:`image_tokens`.
+        embeddings: [N, J], L2-normalised.
+    """
+    head = reranker_of(model.eval())
+    batch = Batch(torch.arange(len(waves)), None, None, tuple(waves))
+    speech = head.speech_tokens(head.frozen_speech(*model.mixed_frames(batch)))
+    size, rows = head.settings.block, []
+    for at in range(len(waves)):
+        one, scores = slice(at, at + 1), []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            repeated = SpeechTokens(*(item[one].expand(len(part), *item.shape[1:]) for item in speech))
+            cosines = embeddings[start : start + size] @ speech.coarse[at]
+            scores.append(head.score_pairs(repeated, part, cosines, model.loss.scale))
+        rows.append(torch.cat(scores))
+    return torch.stack(rows)

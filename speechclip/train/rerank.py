@@ -110,7 +110,9 @@ class RerankBatch(TrainBatch):
 
 
 class RerankStep(nn.Module):
-    """The loss of a reranker: symmetric cross-entropy over the pairs of each group.
+    """The loss of a reranker: symmetric cross-entropy over the pairs of each group, and over the aligned pairs.
+
+    The second part is over all pairs of this process's share of the batch.
 
     Args:
         model: a network with a reranker.
@@ -128,15 +130,17 @@ class RerankStep(nn.Module):
         frozen = train_batch.speech or head.frozen_speech(*self.model.mixed_frames(train_batch.batch))
         speech = head.speech_tokens(frozen)
         images = head.image_tokens(train_batch.found, train_batch.targets)
+        aligned = head.align(speech, images)
+        cosines = speech.coarse @ train_batch.targets.T
+        known = aligned + head.coarse_factor * self.model.loss.scale.detach() * cosines
         losses = []
         for at in range(0, len(images), self._size):
             part = slice(at, at + self._size)
-            scores = head.scorer.score_grid(speech.tokens[part], speech.valid[part], images[part])
-            cosines = speech.coarse[part] @ train_batch.targets[part].T
-            fine = head.with_coarse(scores, cosines, self.model.loss.scale.detach())
-            losses.append(masked_cross_entropy(fine, train_batch.groups[part]))
+            crossed = head.scorer.score_grid(speech.tokens[part], speech.valid[part], images[part]).float()
+            losses.append(masked_cross_entropy(crossed + known[part, part], train_batch.groups[part]))
         # Gradients are averaged over processes, whatever the share of each: undo that.
-        return torch.stack(losses).sum() * self._world / self._total
+        share = len(losses) * self._world / self._total
+        return (torch.stack(losses).mean() + masked_cross_entropy(aligned, train_batch.groups)) * share
 
 
 class RerankTrainer(Trainer):

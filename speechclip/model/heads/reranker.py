@@ -6,6 +6,7 @@ Here the coarse score is that of a trained SpeechCLIP head, which stays frozen, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from speechclip.model.heads import hybrid, parallel  # noqa: F401  their builder
 from speechclip.model.heads.base import Head, HeadInputs, HeadOutput, register_head, registered_heads
 
 RERANKER = "reranker"
+_ALIGN_SCALE = 10.0  # of the similarity before the cross-modal layers, at the start
 #: Name of the head by the name of the head that it reranks.
 RERANKERS = {"parallel": RERANKER, "hybrid": f"{RERANKER}_hybrid"}
 
@@ -54,9 +56,11 @@ class SpeechTokens(NamedTuple):
 class RerankerHead(Head):
     """A frozen coarse head, and cross-modal layers that score pairs of speech and image.
 
-    The score of a pair is that of the cross-modal layers plus a * cosine / tau, with the cosine of the coarse
-    embeddings, their fixed temperature tau and a trained factor a that starts at 1. So training starts from the coarse
-    order. All other outputs are those of the coarse head.
+    The score of a pair has three parts. The first is that of the cross-modal layers. The second is a * cosine / tau, with
+    the cosine of the coarse embeddings, their fixed temperature tau and a trained factor a that starts at 1. The third is
+    the similarity of both sequences before the cross-modal layers (:meth:`align`). It has a loss of its own, so that the
+    sequences are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other outputs are those
+    of the coarse head.
 
     Args:
         coarse: the trained head. Its parameters get no gradient and it stays in eval mode.
@@ -84,6 +88,9 @@ class RerankerHead(Head):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         self.coarse_factor = nn.Parameter(torch.ones(()))
+        self.position_weight = nn.Linear(width, 1)
+        self.speech_align, self.image_align = nn.Linear(width, width), nn.Linear(width, width)
+        self.align_scale = nn.Parameter(torch.tensor(math.log(_ALIGN_SCALE)))
 
     def train(self, mode: bool = True) -> RerankerHead:
         """Set the mode of the cross-modal layers. The coarse head stays in eval mode."""
@@ -137,15 +144,43 @@ class RerankerHead(Head):
         tokens: Tensor = self.image_norm(torch.cat([self.image_cls(embeddings)[:, None], cells], dim=1))
         return tokens
 
-    def with_coarse(self, scores: Tensor, cosines: Tensor, scale: Tensor | float) -> Tensor:
-        """Add the coarse part to scores of the cross-modal layers.
+    def align(self, speech: SpeechTokens, images: Tensor) -> Tensor:
+        """Return the similarity of all pairs before the cross-modal layers, [B, N].
+
+        Every position of the speech finds its nearest position of the image, by cosine. The similarity is the mean of
+        these cosines, weighted by a softmax over the positions of the speech, times a trained scale.
 
         Args:
-            scores: of any shape.
-            cosines: of the coarse embeddings of the same pairs.
+            speech: B utterances.
+            images: [N, 1 + R, dim].
+        """
+        left, right, weights = self._aligned(speech, images)
+        nearest = torch.einsum("bsd,nrd->bnsr", left, right).amax(dim=3)  # [B, N, S]
+        return (nearest * weights[:, None]).sum(dim=2) * self.align_scale.exp()
+
+    def align_pairs(self, speech: SpeechTokens, images: Tensor) -> Tensor:
+        """Return :meth:`align` of the pairs of utterance i and image i, [B]."""
+        left, right, weights = self._aligned(speech, images)
+        nearest = (left @ right.transpose(1, 2)).amax(dim=2)  # [B, S]
+        return (nearest * weights).sum(dim=1) * self.align_scale.exp()
+
+    def _aligned(self, speech: SpeechTokens, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        left = nn.functional.normalize(self.speech_align(speech.tokens[:, 1:]).float(), dim=-1)  # without [CLS]
+        right = nn.functional.normalize(self.image_align(images).float(), dim=-1)
+        scores = self.position_weight(speech.tokens[:, 1:])[..., 0].float()
+        return left, right, scores.masked_fill(~speech.valid[:, 1:], float("-inf")).softmax(dim=1)
+
+    def score_pairs(self, speech: SpeechTokens, images: Tensor, cosines: Tensor, scale: Tensor | float) -> Tensor:
+        """Return the fine scores of the pairs of utterance i and image i, [P].
+
+        Args:
+            speech: P utterances.
+            images: [P, 1 + R, dim].
+            cosines: [P], of the coarse embeddings of the pairs.
             scale: 1 / tau of the coarse head.
         """
-        return scores.float() + self.coarse_factor * scale * cosines
+        crossed = self.scorer.score_pairs(speech.tokens, speech.valid, images).float()
+        return crossed + self.align_pairs(speech, images) + self.coarse_factor * scale * cosines
 
 
 def _builder(coarse: str) -> Callable[[HeadConfig, HeadInputs], RerankerHead]:
