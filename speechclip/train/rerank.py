@@ -52,6 +52,7 @@ class HardGroups(Sequence[list[int]]):
         self._by_image = np.argsort(owner, kind="stable")
         self._starts = np.searchsorted(owner[self._by_image], np.arange(len(images) + 1))
         self._used = np.flatnonzero(np.diff(self._starts))  # images with an utterance
+        self._gallery = images[self._used]
 
     def __len__(self) -> int:
         return len(self._anchors)
@@ -63,7 +64,7 @@ class HardGroups(Sequence[list[int]]):
         batch: list[int] = []
         for number, anchor in enumerate(self._anchors[at].tolist()):
             rng = np.random.default_rng((*self._seed, at, number))
-            scores = self._images[self._used] @ self._speech[anchor]
+            scores = self._gallery @ self._speech[anchor]
             scores[self._used == self._owner[anchor]] = -np.inf
             count = min(self._pool, len(scores) - 1)
             near = self._used[np.argpartition(-scores, count - 1)[:count]]

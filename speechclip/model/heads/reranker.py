@@ -56,11 +56,11 @@ class SpeechTokens(NamedTuple):
 class RerankerHead(Head):
     """A frozen coarse head, and cross-modal layers that score pairs of speech and image.
 
-    The score of a pair has three parts. The first is that of the cross-modal layers. The second is a * cosine / tau, with
-    the cosine of the coarse embeddings, their fixed temperature tau and a trained factor a that starts at 1. The third is
-    the similarity of both sequences before the cross-modal layers (:meth:`align`). It has a loss of its own, so that the
-    sequences are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other outputs are those
-    of the coarse head.
+    The score of a pair has three parts. The first is that of the cross-modal layers. The second is a * cosine / tau,
+    with the cosine of the coarse embeddings, their fixed temperature tau and a trained factor a that starts at 1. The
+    third is the similarity of both sequences before the cross-modal layers (:meth:`align`). It has a loss of its own,
+    so that the sequences are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other
+    outputs are those of the coarse head.
 
     Args:
         coarse: the trained head. Its parameters get no gradient and it stays in eval mode.
@@ -155,13 +155,14 @@ class RerankerHead(Head):
             images: [N, 1 + R, dim].
         """
         left, right, weights = self._aligned(speech, images)
-        nearest = torch.einsum("bsd,nrd->bnsr", left, right).amax(dim=3)  # [B, N, S]
-        return (nearest * weights[:, None]).sum(dim=2) * self.align_scale.exp()
+        cosines = left.flatten(0, 1) @ right.flatten(0, 1).T  # one product of all positions
+        nearest = cosines.view(*left.shape[:2], *right.shape[:2]).max(dim=3).values  # [B, S, N]
+        return (nearest * weights[:, :, None]).sum(dim=1) * self.align_scale.exp()
 
     def align_pairs(self, speech: SpeechTokens, images: Tensor) -> Tensor:
         """Return :meth:`align` of the pairs of utterance i and image i, [B]."""
         left, right, weights = self._aligned(speech, images)
-        nearest = (left @ right.transpose(1, 2)).amax(dim=2)  # [B, S]
+        nearest = (left @ right.transpose(1, 2)).max(dim=2).values  # [B, S]
         return (nearest * weights).sum(dim=1) * self.align_scale.exp()
 
     def _aligned(self, speech: SpeechTokens, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
