@@ -175,7 +175,7 @@ class HeadConfig:
     """The trained head.
 
     Attributes:
-        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, or a head that a module of
+        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, mean (a baseline), or a head that a module of
             speechclip/model/heads registers.
         block: of a head with keywords: "attention", or "transformer" for a whole transformer layer and one more
             LayerNorm (COCO's Large Hybrid).
@@ -234,6 +234,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Noise and rooms on the training speech. With probability 0 nothing changes.
+
+    Attributes:
+        probability: share of the training utterances that are heard in another condition, drawn again in every epoch.
+        kinds: conditions to draw from: white, babble, reverb, telephone, clipping; with noise_dir musan_noise,
+            musan_music and musan_speech.
+        snr: lowest and highest SNR of a noise, in dB.
+        copies: with feats "dump", number of copies of the training speech in the feature store; each has its own noise.
+        noise_dir: noises in MUSAN's layout; empty for none.
+        rir_dir: impulse responses; empty for simulated rooms.
+    """
+
+    probability: float = bounded(0.0, Bound(0, 1))
+    kinds: list[str] = field(default_factory=lambda: ["white", "babble", "reverb", "telephone"])
+    snr: tuple[float, float] = (0.0, 20.0)
+    copies: int = bounded(1, AT_LEAST_ONE)
+    noise_dir: str = ""
+    rir_dir: str = ""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The training data and its batches.
 
@@ -248,7 +270,9 @@ class DataConfig:
         bucket_batches: batches are cut from this many shuffled batches, sorted by length; 1 for no sorting.
         time_masks: number of spans of frames that are set to zero in each training utterance.
         time_mask_frames: length of the longest such span, in frames of 20 ms.
+        augment: noise and rooms on the training speech; off by default.
         workers: loader processes; 0 reads in the training process.
+        languages: train and choose the best step on utterances in these languages only; empty for all.
     """
 
     feats: Literal["dump", "online"] = "dump"
@@ -260,7 +284,9 @@ class DataConfig:
     bucket_batches: int = bounded(8, AT_LEAST_ONE)
     time_masks: int = bounded(0, NOT_NEGATIVE)
     time_mask_frames: int = bounded(20, AT_LEAST_ONE)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = bounded(0, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -330,6 +356,7 @@ class EvalConfig:
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        languages: score utterances in these languages only; empty for all, with a table by language.
     """
 
     top_k: int = bounded(100, AT_LEAST_ONE)
@@ -339,6 +366,7 @@ class EvalConfig:
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -364,6 +392,10 @@ class Config:
             raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
         if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
             raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
+        if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
+            raise UserError(f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB")
+        if self.data.augment.probability and not self.data.augment.kinds:
+            raise UserError("data.augment.kinds: is empty. Give at least one condition.")
         if self.optim.final_lr > self.optim.lr:
             raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
         if self.optim.warmup_steps > self.optim.max_steps:

@@ -26,6 +26,7 @@ def main() -> None:
 
     from speechclip.common.files import check_folder
     from speechclip.eval.coarse_to_fine import REORDERED
+    from speechclip.eval.languages import language_report
     from speechclip.eval.retrieval import branch_report
     from speechclip.eval.score_files import RETRIEVAL, write_retrieval
     from speechclip.eval.second_stage import SECTION
@@ -48,11 +49,22 @@ def main() -> None:
             report, ranks, model, next(iter(branches.values())), split, source, config,
             data=options.data_dir, dump=options.dump_dir, reranker=options.rerank,
         )  # fmt: skip
+    report |= language_report(
+        next(iter(branches.values())), split.utterance_image, split.images,
+        [utterance.language for utterance in split.data.utterances], split.texts, captions, split.text_utterance,
+        n_bootstrap=config.eval.bootstrap,
+    )  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)
     write_retrieval(Path(options.out), report, split.ids, branches, ranks)
     rows = {
         **report,
-        **{f"{b}: {key}": row for b, part in report.get("branches", {}).items() for key, row in part.items()},
+        **{
+            f"{name}: {key}": row
+            for part in ("branches", "languages")
+            for name, rows in report.get(part, {}).items()
+            for key, row in rows.items()
+        },
+        **{f"speech->speech {name}": row for name, row in report.get("across_languages", {}).items()},
         **{f"{key}{REORDERED}": row for key, row in report.get(SECTION, {}).items()},
     }
     for name, row in rows.items():

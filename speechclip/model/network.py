@@ -334,7 +334,7 @@ def build_network(
             )
         if vocabulary is None:
             raise UserError(f"model.head.name: a {settings.name} head needs the reduced vocabulary")
-        subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.context_length - 2
+        subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.room
     embeddings, valid_mask = subwords or (None, None)
     inputs = HeadInputs(dimensions.speech, dimensions.joint, embeddings, valid_mask, room)
     head = make_head(settings, inputs)
@@ -379,5 +379,5 @@ def reduced_subword_embeddings(clip: OpenClip, vocabulary: Vocabulary) -> tuple[
         raise UserError(
             f"vocabulary: has id {int(ids.max())}, but CLIP has {len(embeddings)} subwords. It belongs to another CLIP."
         )
-    special = torch.tensor([clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot], device=ids.device)
+    special = torch.tensor(clip.special_ids, device=ids.device)
     return embeddings[ids], ~torch.isin(ids, special)
