@@ -176,7 +176,7 @@ class SpeechCLIP:
         for at in range(0, len(items), CLIP_BATCH):
             batch = [as_image(item, f"images[{at + n}]") for n, item in enumerate(items[at : at + CLIP_BATCH])]
             pixels = torch.stack([clip.preprocess(image) for image in batch])
-            parts.append(image_tokens(self.network, clip.encode_cells(pixels), clip.encode_pixels(pixels)))
+            parts.append(image_tokens(self.network, clip.encode_patches(pixels), clip.encode_pixels(pixels)))
         tokens = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         rows = [score_batch(self.network, batch, *tokens) for batch in self._batches(waves, sampling_rate)]
         return torch.cat(rows)

@@ -145,6 +145,7 @@ class RerankerConfig:
             which costs less.
         stride: frames of 20 ms that are joined to one position.
         region_features: width of the features of a region. Training sets it to that of the stored regions.
+        regions: the kind of the stored regions.
         dropout: dropout of the cross-modal layers.
         group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
         pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
@@ -160,6 +161,7 @@ class RerankerConfig:
     frames: Literal["layer", "input"] = "layer"
     stride: int = bounded(4, AT_LEAST_ONE)
     region_features: int = bounded(768, AT_LEAST_ONE)
+    regions: Literal["butd", "frcnn", "clip"] = "clip"
     dropout: float = bounded(0.1, PROBABILITY)
     group: int = bounded(8, Bound(2))
     pool: int = bounded(32, AT_LEAST_ONE)

@@ -145,8 +145,8 @@ name_encoders() {
             fail "--clip_embeddings: a $word head needs CLIP itself. Give --clip too, or --head parallel" 2
     done
     [[ $has_clip == true || -z $rerank ]] || fail "--clip_embeddings: --rerank needs CLIP's patch tokens. Give --clip too" 2
-    needs_patches=false
-    [[ -z $rerank && " $head " != *" reranker "* ]] || needs_patches=true
+    needs_regions=false
+    [[ -z $rerank && " $head " != *" reranker "* ]] || needs_regions=true
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
@@ -365,7 +365,7 @@ run_stages() {
     step 1 prepare
     label=$(basename "$dump")
     step 2 features
-    [[ $needs_patches == false ]] || step 2 patches
+    [[ $needs_regions == false ]] || step 2 regions
     exps=()
     for word in $head; do
         for run_number in $seed; do

@@ -101,17 +101,17 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     finish
 }
 
-stage_patches() {  # CLIP's patch tokens, for rerankers
+stage_regions() {  # CLIP's patch tokens, for rerankers
     local split
     local -a every
     mapfile -t every < <(have_splits)
-    begin "$dump/.done/2_patches" "$dump/log/2_patches.log"
+    begin "$dump/.done/2_regions" "$dump/log/2_regions.log"
     depends after data/.done/1_prepare
     depends_on_encoders
-    for split in "${every[@]}"; do makes "$dump/$split/patches/feats.scp"; done
+    for split in "${every[@]}"; do makes "$dump/$split/regions/feats.scp"; done
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/img.scp" 1; done
-    run "$python" -m speechclip.bin.extract_patches "${model_layers[@]}" "${encoder_overrides[@]}" \
+    run "$python" -m speechclip.bin.extract_regions "${model_layers[@]}" "${encoder_overrides[@]}" \
         --data_dirs "$(data_dirs)" --dump_root "$dump"
     finish
 }
@@ -136,7 +136,7 @@ stage_train() {
     local -a first_stage=()
     if [[ -n $coarse_run ]]; then
         first_stage=(--coarse "$(checkpoint_of "$coarse_run")")
-        depends after "$dump/.done/2_patches"
+        depends after "$dump/.done/2_regions"
         depends file "${first_stage[1]}/model.safetensors"
     fi
     depends later outputs
@@ -170,7 +170,7 @@ stage_retrieval() {  # scores/retrieval.json
         second_stage=(--rerank "$(checkpoint_of "$rerank")")
         depends file "${second_stage[1]}/model.safetensors"
     fi
-    [[ $needs_patches == false ]] || depends after "$dump/.done/2_patches"
+    [[ $needs_regions == false ]] || depends after "$dump/.done/2_regions"
     makes "$exp/scores/retrieval.json"
     for split in "${further[@]}"; do makes "$exp/scores/$split/retrieval.json"; done
     up_to_date && return

@@ -17,7 +17,6 @@ from torch import Tensor
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.features import INDEX, FeatureStore, FeatureWriter
 
-PATCHES = "patches"  # store of CLIP's patch tokens for rerankers
 FOLDER = "regions"  # next to the embeddings of a split
 BOX = 4  # x1, y1, x2, y2
 _OUTSIDE = 1e-2  # detectors exceed the picture a little

@@ -18,7 +18,8 @@ from speechclip.common.provenance import provenance
 from speechclip.config import AugmentConfig, Config, load, to_dict
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source
-from speechclip.data.regions import PATCHES, RegionStore
+from speechclip.data.regions import FOLDER as REGIONS
+from speechclip.data.regions import RegionStore
 from speechclip.eval.gold import Word, count_utterances
 from speechclip.eval.neighbours import Subwords
 from speechclip.eval.second_stage import SECTION, add_second_stage
@@ -107,7 +108,7 @@ def rerank(
         report_of = {"checkpoint": str(folder)}
     else:
         report_of = {}
-    store, settings = RegionStore(Path(dump) / PATCHES), model.config.head.reranker
+    store, settings = RegionStore(Path(dump) / REGIONS), model.config.head.reranker
     store.check_images(split.image_ids)
     if store.width != settings.region_features:
         raise UserError(

@@ -18,7 +18,8 @@ from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.features import FeatureStore
 from speechclip.data.kaldi import DataDir
-from speechclip.data.regions import PATCHES, RegionStore
+from speechclip.data.regions import FOLDER as REGIONS
+from speechclip.data.regions import RegionStore
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.clip import load_clip
 from speechclip.model.encoders.factory import load_speech_encoder
@@ -105,7 +106,7 @@ def prepare_training(
     if coarse and not is_reranker:
         raise UserError(f"--coarse: a {config.model.head.name} head has no coarse checkpoint. Remove the option.")
     if is_reranker:
-        config = with_coarse_head(config, coarse, RegionStore(dump_root / "train" / PATCHES))
+        config = with_coarse_head(config, coarse, RegionStore(dump_root / "train" / REGIONS))
     model = training_model(config, dump_root / "train", vocabulary)
     if is_reranker:
         load_coarse(model, coarse)
@@ -119,7 +120,7 @@ def make_trainer(
     """Return the trainer of :func:`prepare_training`'s result. ``options`` are those of :class:`Trainer`."""
     if not coarse:
         return Trainer(config, model, data, out, **options)
-    stores = RegionStore(dump_root / "train" / PATCHES), RegionStore(dump_root / "dev" / PATCHES)
+    stores = RegionStore(dump_root / "train" / REGIONS), RegionStore(dump_root / "dev" / REGIONS)
     for store, split in zip(stores, (data.train, data.dev)):
         store.check_images(split.image_ids)
     folder, _, _ = read_checkpoint(coarse, strict=True)

@@ -17,7 +17,7 @@ from speechclip.bin.score_retrieval import main as score_retrieval
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
 from speechclip.config import Config
-from speechclip.data.regions import PATCHES, Regions, RegionWriter, grid_boxes
+from speechclip.data.regions import FOLDER, Regions, RegionWriter, grid_boxes
 from speechclip.eval.coarse_to_fine import REORDERED
 from speechclip.model.heads.reranker import SpeechTokens
 from speechclip.model.reranking import encode_candidates, score_candidates
@@ -31,7 +31,7 @@ REGION = 24  # width of the features of a region
 
 def _store_regions(folder: Path, name: str, ids: list[str], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    writer = RegionWriter(folder / "dump" / name / PATCHES, {"kind": "clip", "weights": "random"})
+    writer = RegionWriter(folder / "dump" / name / FOLDER, {"kind": "clip", "weights": "random"})
     with writer:
         for image in ids:
             writer.add_image(image, Regions(torch.randn(4, REGION, generator=generator), grid_boxes(2, 2)))

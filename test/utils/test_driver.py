@@ -672,7 +672,7 @@ def test_a_reranker_trains_on_the_parallel_run_of_its_seed(done):
     result = done.run("--head", "parallel reranker", "--seed", "0 2")
     assert result.returncode == 0, result.stderr
     calls = done.calls()
-    assert [call.split()[0] for call in calls].count("extract_patches") == 1
+    assert [call.split()[0] for call in calls].count("extract_regions") == 1
     trained = {words[words.index("--out") + 1]: words for call in calls if (words := call.split())[0] == "train"}
     assert list(trained) == ["exp/tiny_parallel_seed2", "exp/tiny_reranker", "exp/tiny_reranker_seed2"]
     for seed in ("", "_seed2"):
@@ -713,8 +713,8 @@ def test_rerank_runs_stage_4_again_when_it_changes(done):
     assert "--rerank" not in call
 
 
-def test_rerank_needs_patches_of_stage_2(done):
+def test_rerank_needs_regions_of_stage_2(done):
     (done.folder / "other").mkdir()
     (done.folder / "other/model.safetensors").write_text("x")
     assert done.run("--head", "parallel", "--rerank", "other", "--stage", "2", "--stop_stage", "4").returncode == 0
-    assert done.names() == ["extract_patches", "score_retrieval"]
+    assert done.names() == ["extract_regions", "score_retrieval"]

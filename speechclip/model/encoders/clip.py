@@ -107,14 +107,8 @@ class OpenClip(nn.Module):
         return nn.functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
-    def encode_cells(self, pixels: Tensor) -> Patches:
-        """Return patch tokens on a grid of several cells per side, see :mod:`speechclip.model.encoders.patches`.
-
-        Args:
-            pixels: preprocessed images [N, 3, height, width].
-
-        Returns:
-            The tokens in float32.
+    def encode_patches(self, pixels: Tensor) -> Patches:
+        """Return the patch tokens of preprocessed images [N, 3, height, width], in float32.
 
         Raises:
             UserError: the image tower has none.

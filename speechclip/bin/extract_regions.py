@@ -1,4 +1,4 @@
-"""Stage 2: store CLIP's patch tokens, for rerankers."""
+"""Stage 2: store image regions for cross-modal heads."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def main() -> None:
     After SIGTERM it finishes the current batch, stores the finished images and exits with status 75.
     """
     stop = GracefulShutdown().__enter__()
-    parser = build_parser("speechclip.bin.extract_patches", __doc__ or "")
+    parser = build_parser("speechclip.bin.extract_regions", __doc__ or "")
     parser.add_argument(
         "--data_dirs", type=list[str], required=True, help="data directories, e.g. '[data/train,data/dev]'"
     )
     parser.add_argument(
-        "--dump_root", type=str, required=True, help="receives <data directory>/patches for each data directory"
+        "--dump_root", type=str, required=True, help="receives <data directory>/regions for each data directory"
     )
     config, options = parse(parser)
 
     from speechclip.common.devices import pick_device
     from speechclip.common.files import check_folder
     from speechclip.data.kaldi import DataDir
-    from speechclip.features.patches import store_patches
+    from speechclip.features.regions import store_patches
     from speechclip.model.encoders.clip import load_clip
 
     if not config.model.clip.path:
@@ -39,7 +39,7 @@ def main() -> None:
     for path in options.data_dirs:
         directory = DataDir.load(path)
         out = Path(options.dump_root) / directory.path.name
-        print(f"{out}: patches of {store_patches(directory, out, clip, stop=stop)} images")
+        print(f"{out}: regions of {store_patches(directory, out, clip, stop=stop)} images")
 
 
 if __name__ == "__main__":
