@@ -126,6 +126,25 @@ class RegionStore:
             raise MissingFileError(self.directory / INDEX, f"no regions of image {missing[0]!r}{more}")
 
 
+def region_folder(dump: str | Path, kind: str) -> Path:
+    """Return the folder of the regions of a kind, next to the embeddings of a split."""
+    return Path(dump) / f"{FOLDER}_{kind}"
+
+
+def load_regions(dump: str | Path, kind: str, image_ids: Sequence[str]) -> RegionStore:
+    """Open the regions of a kind for the images of a split.
+
+    Raises:
+        MissingFileError: the store or the regions of an image are missing.
+        UserError: the store is damaged, or it holds regions of another kind.
+    """
+    store = RegionStore(region_folder(dump, kind))
+    if store.source.get("kind") != kind:
+        raise UserError(f"{store.directory}: regions of kind {store.source.get('kind')!r}, not {kind!r}")
+    store.check_images(image_ids)
+    return store
+
+
 def grid_boxes(rows: int, columns: int) -> Tensor:
     """Return the cells of a grid as boxes, row by row: [rows * columns, 4], from 0 to 1."""
     top, left = np.meshgrid(np.arange(rows) / rows, np.arange(columns) / columns, indexing="ij")

@@ -106,6 +106,33 @@ class OpenClip(nn.Module):
         return nn.functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
+    def encode_patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the patch tokens of preprocessed images [N, 3, height, width], without the projection.
+
+        Of a vision transformer these are the outputs at the patches after the last LayerNorm; of a ResNet, the cells of
+        the last map.
+
+        Returns:
+            [N, rows * columns, width], row by row; and (rows, columns).
+
+        Raises:
+            UserError: the image tower has neither patches nor a map.
+        """
+        visual = self.model.visual
+        pixels = pixels.to(self.subword_embeddings.device, self.subword_embeddings.dtype)
+        if hasattr(visual, "forward_intermediates"):
+            found = visual.forward_intermediates(
+                pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
+            )
+            cells = found["image_intermediates"][-1]
+        elif hasattr(visual, "layer4"):
+            cells = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))
+        else:
+            raise UserError(f"{self.description['path']}: its image tower has no patch tokens. Use another CLIP.")
+        grid = (int(cells.shape[2]), int(cells.shape[3]))
+        return cells.flatten(2).transpose(1, 2).float(), grid
+
+    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts with the full vocabulary: [N, joint_dim], L2-normalised."""
         rows = [add_special_tokens(self.tokenizer, self.tokenizer.encode(text), self.context_length) for text in texts]
