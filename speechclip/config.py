@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from speechclip.common.constants import FRAME_SECONDS
 from speechclip.common.errors import UserError
@@ -183,6 +183,43 @@ class FastVgsConfig:
 
 
 @dataclass(frozen=True)
+class RerankerConfig:
+    """The heads reranker and reranker_hybrid: cross-modal layers over a trained head and image regions.
+
+    Attributes:
+        dim: width of the cross-modal layers.
+        heads: their attention heads.
+        layers: number of cross-modal layers.
+        frames: "layer" reads the output of the trained head's layer at the frames, "input" the weighted sum below it,
+            which costs less.
+        stride: frames of 20 ms that are joined to one position.
+        region_features: width of the features of a region. Training sets it to that of the stored regions.
+        regions: the kind of the stored regions.
+        dropout: dropout of the cross-modal layers.
+        group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
+        pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
+        cache: keep the frames of all training utterances in memory, in half precision. They do not change, because the
+            trained head is frozen. It needs data.max_seconds 0.
+        block: pairs that are scored at a time in evaluation. Less needs less memory.
+        dev_top_k: candidates that are reordered for the scores on dev during training.
+    """
+
+    dim: int = bounded(256, AT_LEAST_ONE)
+    heads: int = bounded(4, AT_LEAST_ONE)
+    layers: int = bounded(2, AT_LEAST_ONE)
+    frames: Literal["layer", "input"] = "layer"
+    stride: int = bounded(4, AT_LEAST_ONE)
+    region_features: int = bounded(768, AT_LEAST_ONE)
+    regions: Literal["butd", "frcnn", "clip"] = "clip"
+    dropout: float = bounded(0.1, PROBABILITY)
+    group: int = bounded(8, Bound(2))
+    pool: int = bounded(32, AT_LEAST_ONE)
+    cache: bool = False
+    block: int = bounded(256, AT_LEAST_ONE)
+    dev_top_k: int = bounded(20, AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The trained head.
 
@@ -200,6 +237,7 @@ class HeadConfig:
         quantizer_temperature: temperature of the softmax over the vocabulary.
         cif: settings of the heads that predict the number of keywords.
         fast_vgs: settings of the head fast_vgs.
+        reranker: settings of the heads reranker and reranker_hybrid.
     """
 
     name: str = "parallel"
@@ -213,6 +251,7 @@ class HeadConfig:
     quantizer_temperature: float = bounded(0.1, POSITIVE)
     cif: CIFConfig = field(default_factory=CIFConfig)
     fast_vgs: FastVgsConfig = field(default_factory=FastVgsConfig)
+    reranker: RerankerConfig = field(default_factory=RerankerConfig)
 
 
 @dataclass(frozen=True)
@@ -316,6 +355,11 @@ class TrainConfig:
     """The training loop.
 
     Attributes:
+        encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
+            "transformer" for all layers, the feature projection and the positional convolution; "all" for the
+            waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen.
+        encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
@@ -324,6 +368,8 @@ class TrainConfig:
         tensorboard_utterances: dev utterances that TensorBoard shows with attention and embeddings; 0 for none.
     """
 
+    encoder: Union[int, Literal["frozen", "transformer", "all"]] = "frozen"
+    encoder_lr: float = bounded(1e-5, POSITIVE)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     eval_interval: int = bounded(1000, AT_LEAST_ONE)
     log_interval: int = bounded(50, AT_LEAST_ONE)
@@ -337,6 +383,7 @@ class EvalConfig:
     """Scoring.
 
     Attributes:
+        top_k: candidates that a reranker orders again, in each direction (K).
         bootstrap: resamples of the images for the confidence intervals; 0 for none.
         neighbours: number of subwords that are written for each keyword.
         sweep: numbers of neighbours for which keyword hit rates are computed.
@@ -345,6 +392,7 @@ class EvalConfig:
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
     """
 
+    top_k: int = bounded(100, AT_LEAST_ONE)
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
     neighbours: int = bounded(5, AT_LEAST_ONE)
     sweep: list[int] = bounded([1, 3, 5, 10, 20], AT_LEAST_ONE)
@@ -382,6 +430,8 @@ class Config:
             )
         if len(fast_vgs.widths) < 2 or fast_vgs.widths[-1] != fast_vgs.dim:
             raise UserError(f"model.head.fast_vgs.widths: {fast_vgs.widths} does not end with {fast_vgs.dim} (dim)")
+        if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
+            raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
         if self.optim.final_lr > self.optim.lr:
             raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
         if self.optim.warmup_steps > self.optim.max_steps:

@@ -1,4 +1,4 @@
-"""Stage 2: store regions of the images, for the head fast_vgs."""
+"""Stage 2: store regions of the images, for rerankers and the head fast_vgs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from speechclip.config import build_parser, parse
 
 @stage_script
 def main() -> None:
-    """Store regions of the kind model.head.fast_vgs.regions for the images of the data directories.
+    """Store regions for the images of the data directories: those that the configured head reads.
 
-    butd copies published features of 36 regions (--region_files), frcnn runs torchvision's Faster R-CNN, and clip takes
-    the patch tokens of model.clip. After SIGTERM it stores the finished images and exits with status 75. A second call
-    resumes.
+    The head fast_vgs reads the kind model.head.fast_vgs.regions, every other head clip. butd copies published
+    features of 36 regions (--region_files), frcnn runs torchvision's Faster R-CNN, and clip takes the patch tokens of
+    model.clip.
+    After SIGTERM it stores the finished images and exits with status 75. A second call resumes.
     """
     stop = GracefulShutdown().__enter__()
     parser = build_parser("speechclip.bin.extract_regions", main.__doc__ or "")
@@ -39,12 +40,15 @@ def main() -> None:
     from speechclip.common.devices import pick_device
     from speechclip.common.files import check_folder
     from speechclip.data.kaldi import DataDir
-    from speechclip.data.regions import region_folder
-    from speechclip.features.regions import copy_regions, detected_regions, extract_regions, patch_regions
+    from speechclip.data.regions import CLIP_KIND, region_folder
+    from speechclip.features.regions import copy_regions, detected_regions, extract_regions, store_patches
     from speechclip.model.encoders.clip import load_clip
     from speechclip.model.encoders.detector import load_detector
+    from speechclip.model.heads.fast_vgs import region_kind
 
-    kind = config.model.head.fast_vgs.regions
+    kind = region_kind(config.model) or CLIP_KIND
+    if kind == CLIP_KIND and not config.model.clip.path:
+        raise UserError("model.clip.path: not set. Patch tokens need a CLIP.")
     files = [Path(name) for name in options.region_files.split(",") if name]
     if kind == "butd" and not files:
         raise UserError(
@@ -52,22 +56,21 @@ def main() -> None:
             "model.head.fast_vgs.regions to frcnn or clip."
         )
     check_folder(Path(options.dump_root))
-    source, find = None, None
-    if kind == "clip":
-        clip = load_clip(config.model.clip).to(pick_device())
-        source, find = clip.description, functools.partial(patch_regions, clip)
-    elif kind == "frcnn":
-        detector = load_detector(options.detector)
+    clip = load_clip(config.model.clip).to(pick_device()) if kind == "clip" else None
+    detector = load_detector(options.detector) if kind == "frcnn" else None
+    if detector is not None:
         detector.model.to(pick_device())
-        source, find = detector.description, functools.partial(detected_regions, detector)
     for data in options.data_dirs:
         directory = DataDir.load(data)
-        dump = Path(options.dump_root) / directory.path.name
-        if source is None or find is None:
-            count = copy_regions(directory, dump, files)
+        out = Path(options.dump_root) / directory.path.name
+        if clip is not None:
+            count = store_patches(directory, out, clip, stop=stop)
+        elif detector is not None:
+            find = functools.partial(detected_regions, detector)
+            count = extract_regions(directory, out, kind, detector.description, find, stop=stop)
         else:
-            count = extract_regions(directory, dump, kind, source, find, stop=stop)
-        print(f"{region_folder(dump, kind)}: {len(directory.images)} images, {count} of them now")
+            count = copy_regions(directory, out, files)
+        print(f"{region_folder(out, kind)}: regions of {count} images")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
         "## Parts",
         "",
         f"* head: {head}, {origin.get('trained', '?')} trained parameters with the weighted sum",
-        f"* speech encoder: `{config.model.speech_encoder.path}`, frozen",
+        f"* speech encoder: `{config.model.speech_encoder.path}`, {_encoder_training(config)}",
         f"* CLIP: `{config.model.clip.path or 'none'}`, frozen",
         "",
         "## Data and licences",
@@ -185,6 +185,15 @@ def card(config: Config, origin: Mapping[str, Any], results: Mapping[str, Mappin
     if "converted_from" in origin:
         lines.append(f"* converted from the published `{origin['converted_from']}`; its seed is not published")
     return "\n".join(lines) + "\n"
+
+
+def _encoder_training(config: Config) -> str:
+    """Return which part of the speech encoder was trained, for the model card."""
+    part = config.train.encoder
+    if part == "frozen":
+        return "frozen"
+    named = f"top {part} layers" if isinstance(part, int) else part
+    return f"trained ({named}); `model.safetensors` has the trained tensors"
 
 
 def _retrieval_lines(report: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.features import INDEX, FeatureStore, FeatureWriter
 
 FOLDER = "regions"  # next to the embeddings of a split
+CLIP_KIND = "clip"
 BOX = 4  # x1, y1, x2, y2
 _OUTSIDE = 1e-2  # detectors exceed the picture a little
 
@@ -25,7 +26,7 @@ _OUTSIDE = 1e-2  # detectors exceed the picture a little
 ROW_NAMES = {
     "butd": "FaST-VGS (BUTD-36)",
     "frcnn": "FaST-style (TV-FRCNN)",
-    "clip": "FaST-style (CLIP patches)",
+    CLIP_KIND: "FaST-style (CLIP patches)",
 }
 
 
@@ -55,6 +56,10 @@ class RegionWriter(FeatureWriter):
         self, directory: str | Path, source: Mapping[str, str], dtype: str = "float16", **options: Any
     ) -> None:
         super().__init__(directory, encoder=source, layers=[0], dtype=dtype, **options)
+
+    def __enter__(self) -> RegionWriter:
+        """Return the writer itself."""
+        return self
 
     def add_image(self, image_id: str, regions: Regions) -> None:
         """Add the regions of an image.
@@ -128,7 +133,7 @@ class RegionStore:
 
 def region_folder(dump: str | Path, kind: str) -> Path:
     """Return the folder of the regions of a kind, next to the embeddings of a split."""
-    return Path(dump) / f"{FOLDER}_{kind}"
+    return Path(dump) / (FOLDER if kind == CLIP_KIND else f"{FOLDER}_{kind}")
 
 
 def load_regions(dump: str | Path, kind: str, image_ids: Sequence[str]) -> RegionStore:

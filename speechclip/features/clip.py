@@ -65,7 +65,7 @@ def embed_images(
     paths = [Path(path) for path in directory.images.values()]
 
     def encode(start: int) -> Iterator[np.ndarray]:
-        for pixels in _batches_of_pixels(paths[start:], clip):
+        for pixels in batches_of_pixels(paths[start:], clip):
             yield clip.encode_pixels(pixels).cpu().numpy()
 
     of = lines_fingerprint(f"{item} {_size_and_time(path)}" for item, path in zip(ids, paths))
@@ -182,7 +182,7 @@ def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], in
     return parts, start
 
 
-def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
+def batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
     """Yield batches of preprocessed images [N, 3, side, side]. Threads decode the next batch meanwhile."""
     decoded = map_ahead(lambda path: clip.preprocess(load_image(path)), paths, ahead=2 * BATCH)
     while batch := list(itertools.islice(decoded, BATCH)):

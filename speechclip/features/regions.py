@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from speechclip.common.errors import Stopped, UserError
-from speechclip.common.files import lines_fingerprint
 from speechclip.common.parallel import map_ahead
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
 from speechclip.data.region_files import read_region_file
-from speechclip.data.regions import Regions, RegionWriter, grid_boxes, region_folder
+from speechclip.data.regions import CLIP_KIND, Regions, RegionWriter, grid_boxes, region_folder
+from speechclip.features.clip import batches_of_pixels
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.encoders.detector import Detector
-
-logger = logging.getLogger(__name__)
 
 BATCH = 64
 Stop = Callable[[], bool]
 
 
-def patch_regions(clip: OpenClip, paths: Sequence[Path]) -> Iterator[Regions]:
-    """Yield the patch tokens of each image, with the cells of the grid as boxes.
+def store_patches(directory: DataDir, out: Path, clip: OpenClip, *, stop: Stop = lambda: False) -> int:
+    """Write the patch tokens of a data directory's images, with the cells of the grid as boxes.
 
-    The boxes are those of CLIP's square input. CLIP resizes the shorter side and cuts the centre.
+    The boxes are those of CLIP's square input. Images that an interrupted call has stored are skipped. Regions of
+    another CLIP are replaced.
+
+    Args:
+        directory: the data directory.
+        out: folder of the features of the data directory.
+        clip: CLIP.
+        stop: called after each image. If it returns True, the finished images are stored.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        UserError: a file is not an image, or the image tower has no patch tokens.
+        Stopped: ``stop`` returned True.
     """
-    decoded = map_ahead(lambda path: clip.preprocess(load_image(path)), paths, ahead=2 * BATCH)
-    while batch := list(itertools.islice(decoded, BATCH)):
-        tokens, grid = clip.encode_patches(torch.stack(batch))
-        boxes = grid_boxes(*grid)
-        for row in tokens.cpu():
-            yield Regions(row, boxes)
+
+    def find(paths: Sequence[Path]) -> Iterator[Regions]:
+        for pixels in batches_of_pixels(paths, clip):
+            patches = clip.encode_patches(pixels)
+            boxes = grid_boxes(patches.rows, patches.columns)
+            for tokens in patches.tokens.cpu():
+                yield Regions(tokens, boxes)
+
+    return extract_regions(directory, out, CLIP_KIND, clip.description, find, stop=stop)
 
 
 def detected_regions(detector: Detector, paths: Sequence[Path]) -> Iterator[Regions]:
@@ -60,24 +71,22 @@ def extract_regions(
         stop: called after each image. If it returns True, the finished images are stored.
 
     Returns:
-        The number of images that were computed now.
+        The number of images.
 
     Raises:
         UserError: an image cannot be read.
         Stopped: ``stop`` returned True.
     """
     images = dict(directory.images)
-    described = {key: value for key, value in source.items() if key != "path"}
-    described |= {"kind": kind, "images": lines_fingerprint(images)}
     out = region_folder(dump, kind)
-    with RegionWriter(out, described, dtype, replace=True) as writer:
+    with RegionWriter(out, {**source, "kind": kind}, dtype, replace=True) as writer:
         todo = [item for item in images if item not in writer.finished]
         for count, (item, regions) in enumerate(zip(todo, find([Path(images[item]) for item in todo])), 1):
             writer.add_image(item, regions)
             if stop() and count < len(todo):
                 writer.flush()
                 raise Stopped(f"{out}: stopped after {count} of {len(todo)} images, which are stored")
-    return len(todo)
+    return len(images)
 
 
 def copy_regions(directory: DataDir, dump: Path, files: Sequence[Path], *, dtype: str = "float32") -> int:
@@ -92,7 +101,7 @@ def copy_regions(directory: DataDir, dump: Path, files: Sequence[Path], *, dtype
         dtype: of the stored values.
 
     Returns:
-        The number of images that were copied now.
+        The number of images.
 
     Raises:
         UserError: a file is missing or damaged, or no file holds an image.
@@ -100,11 +109,10 @@ def copy_regions(directory: DataDir, dump: Path, files: Sequence[Path], *, dtype
     names: dict[str, str] = {}
     for item, path in directory.images.items():
         names |= {Path(path).stem: item, item: item}
-    described = {"images": lines_fingerprint(directory.images), "files": " ".join(path.name for path in files)}
     out = region_folder(dump, "butd")
-    with RegionWriter(out, {"kind": "butd", **described}, dtype, replace=True) as writer:
+    described = {"kind": "butd", "files": " ".join(path.name for path in files)}
+    with RegionWriter(out, described, dtype, replace=True) as writer:
         done = set(writer.finished)
-        before = len(done)
         for file in files:
             for name, regions in read_region_file(file, set(names)):
                 if names[name] not in done:
@@ -114,4 +122,4 @@ def copy_regions(directory: DataDir, dump: Path, files: Sequence[Path], *, dtype
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise UserError(f"{' '.join(map(str, files))}: no regions of image {missing[0]!r}{more}. Give more files.")
-    return len(done) - before
+    return len(directory.images)

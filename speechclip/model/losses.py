@@ -22,6 +22,16 @@ def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scal
     """
     with torch.autocast(speech.device.type, enabled=False):  # in bfloat16 a logit of 14 has steps of 1/16
         logits = speech.float() @ target.float().T * scale
+    return masked_cross_entropy(logits, groups)
+
+
+def masked_cross_entropy(logits: Tensor, groups: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies over rows and columns. Two pairs of the same group are not negatives.
+
+    Args:
+        logits: [B, B]; the diagonal belongs together.
+        groups: [B] int, the image of each pair.
+    """
     same = groups[:, None] == groups[None, :]
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, float("-inf"))

@@ -23,8 +23,8 @@ class BertAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float,
-        weight_decay: float,
+        self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]], *, lr: float, betas: tuple[float, float],
+        eps: float, weight_decay: float,
     ) -> None:  # fmt: skip
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
@@ -54,14 +54,14 @@ class BertAdam(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, precision: str = "32-true"
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: OptimConfig, precision: str = "32-true"
 ) -> torch.optim.Optimizer:
     """Return Adam or AdamW with a fused kernel, or BertAdam.
 
     torch's default copies all parameters several times in every update. This is most of the memory of a small batch.
 
     Args:
-        parameters: the trained parameters.
+        parameters: the trained parameters, or the groups of :func:`parameter_groups`.
         config: settings of the optimiser.
         precision: Fabric's precision. With "16-mixed" torch's default is used, because Fabric cannot clip gradients
             that the fused kernel unscales.
@@ -75,6 +75,24 @@ def make_optimizer(
         parameters, lr=config.lr, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay,
         fused=precision != "16-mixed",
     )  # fmt: skip
+
+
+def parameter_groups(
+    head: list[nn.Parameter], encoder: list[nn.Parameter], config: OptimConfig, encoder_lr: float
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Return the trained parameters for :func:`make_optimizer`, in two groups if a part of the encoder is trained.
+
+    The key "lr_scale" of a group is multiplied with :func:`learning_rate`.
+
+    Args:
+        head: parameters of the head, the weighted sum and the loss.
+        encoder: trained parameters of the speech encoder; may be empty.
+        config: settings of the optimiser.
+        encoder_lr: peak learning rate of the encoder.
+    """
+    if not encoder:
+        return head
+    return [{"params": head, "lr_scale": 1.0}, {"params": encoder, "lr_scale": encoder_lr / config.lr}]
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:

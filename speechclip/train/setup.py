@@ -5,23 +5,30 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
 
+from speechclip.checkpoint.folder import WEIGHTS, read_checkpoint
 from speechclip.common.errors import MissingFileError, UserError
+from speechclip.common.files import file_sha256
 from speechclip.config import Config
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.features import FeatureStore, feature_folder
 from speechclip.data.kaldi import DataDir
+from speechclip.data.regions import FOLDER as REGIONS
+from speechclip.data.regions import RegionStore
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.clip import load_clip
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.encoders.transformers import load_transformers_model
 from speechclip.model.heads.factory import has_keywords
 from speechclip.model.heads.fast_vgs import FAST_VGS, check_regions, region_kind
+from speechclip.model.heads.reranker import RERANKERS
 from speechclip.model.network import Dimensions, SpeechNetwork, build_network
-from speechclip.train.trainer import TrainingData
+from speechclip.train.rerank import RerankTrainer, load_coarse, with_coarse_head
+from speechclip.train.trainer import Trainer, TrainingData
 
 
 def launch(precision: str) -> Fabric:
@@ -79,6 +86,54 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork
         path = settings.speech_encoder.path
         model.head.start_from(load_transformers_model(path), path)
     return model
+
+
+def prepare_training(
+    config: Config, data_root: Path, dump_root: Path, vocabulary: str, coarse: str = ""
+) -> tuple[Config, SpeechNetwork, TrainingData]:
+    """Build the network and load the data of a training run.
+
+    Args:
+        config: the wanted configuration.
+        data_root: folder with the data directories train/ and dev/.
+        dump_root: folder with the features and embeddings of each.
+        vocabulary: see :func:`training_model`.
+        coarse: the checkpoint that a reranker is trained on; empty for other heads.
+
+    Returns:
+        The configuration of the run, the network and the data. A reranker takes its encoders and its coarse head from
+        ``coarse``.
+
+    Raises:
+        UserError: a file is missing or does not fit.
+    """
+    is_reranker = config.model.head.name in RERANKERS.values()
+    if is_reranker and not coarse:
+        raise UserError("--coarse: is not set. A reranker needs the checkpoint of a trained parallel or hybrid head.")
+    if coarse and not is_reranker:
+        raise UserError(f"--coarse: a {config.model.head.name} head has no coarse checkpoint. Remove the option.")
+    if is_reranker:
+        config = with_coarse_head(config, coarse, RegionStore(dump_root / "train" / REGIONS))
+    model = training_model(config, dump_root / "train", vocabulary)
+    if is_reranker:
+        load_coarse(model, coarse)
+    return config, model, training_data(config, data_root, dump_root)
+
+
+def make_trainer(
+    config: Config, model: SpeechNetwork, data: TrainingData, out: Path, *, dump_root: Path, coarse: str = "",
+    **options: Any,
+) -> Trainer:  # fmt: skip
+    """Return the trainer of :func:`prepare_training`'s result. ``options`` are those of :class:`Trainer`."""
+    if not coarse:
+        return Trainer(config, model, data, out, **options)
+    stores = RegionStore(dump_root / "train" / REGIONS), RegionStore(dump_root / "dev" / REGIONS)
+    for store, split in zip(stores, (data.train, data.dev)):
+        store.check_images(split.image_ids)
+    folder, _, _ = read_checkpoint(coarse, strict=True)
+    weights = file_sha256(folder / WEIGHTS)[:16]
+    origin = {**options.pop("origin"), "coarse": coarse}
+    return RerankTrainer(config, model, data, out, regions=stores, coarse=weights, origin=origin, **options)
 
 
 def _embeddings(dump: Path) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechclip.checkpoint.folder import (
     WEIGHTS,
@@ -34,9 +35,9 @@ from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.model.inference import Towers, embed_speech, embed_towers, pair_scores
 from speechclip.model.network import SpeechNetwork, TimeMask
-from speechclip.train.checks import check_batch_size, check_data
+from speechclip.train.checks import check_batch_size, check_data, check_encoder
 from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
-from speechclip.train.optim import learning_rate, make_optimizer
+from speechclip.train.optim import learning_rate, make_optimizer, parameter_groups
 from speechclip.train.replaced import holds_weights, keep, restore_interrupted, set_aside
 from speechclip.train.state import (
     EmaWeights,
@@ -115,23 +116,37 @@ class Trainer:
         fabric: Fabric, seed: int, origin: dict[str, Any], force: bool = False,
     ) -> None:  # fmt: skip
         check_batch_size(config.data.batch_size, fabric.world_size)
+        check_encoder(config)
         check_data(config, data)
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.fabric, self.seed, self._force = fabric, seed, force
-        inputs = data_fingerprints(data, model, config)
-        self.origin = {**origin, **model.count_parameters(), "inputs": inputs}
+        model.train_encoder(config.train.encoder)
+        self.origin = {**origin, **model.count_parameters(), "inputs": self._inputs()}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
-        plain = make_optimizer(model.trained_parameters(), config.optim, config.train.precision)
+        plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
-        self.step_module, self.optimizer = fabric.setup(LossStep(model, config, fabric), plain)
+        self.step_module, self.optimizer = fabric.setup(self._step_module(), plain)
         self.ema = EmaWeights(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self._targets = self._training_targets()
         self._groups = torch.from_numpy(data.train.utterance_image).to(fabric.device)
         self._logger: TrainLogger | None = None
         self._replaces = False  # the folder holds another run until the first save
         self._resume(plain)
+
+    def _inputs(self) -> dict[str, str]:
+        """Return fingerprints of everything that training reads, except the encoders."""
+        return data_fingerprints(self.data, self.model, self.config)
+
+    def _step_module(self) -> nn.Module:
+        """Return the module that computes the loss of a :class:`TrainBatch`."""
+        return LossStep(self.model, self.config, self.fabric)
+
+    def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        encoder = self.model.encoder_parameters()
+        head = self.model.trained_parameters()[: -len(encoder) or None]
+        return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
 
     def _training_targets(self) -> Tensor:
         """Return [U, J], L2-normalised: each training utterance's image, or its caption for the supervised topline."""
@@ -282,18 +297,26 @@ class Trainer:
 
     def _epoch(self, epoch: int, position: int) -> Any:
         """Read this process's share of an epoch's batches, from batch number ``position`` on."""
+        return self._read(self._batches(epoch, position), epoch)
+
+    def _read(self, batches: Sequence[list[int]], epoch: int) -> Any:
         data = self.config.data
-        batches = bucketed_batches(
-            self.data.train_speech.lengths,
-            data.batch_size,
-            bucket_batches=data.bucket_batches,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        mine = [batch[rank::world] for batch in batches[position:]]
         crop = Crop(data.max_seconds, self.seed, epoch)
-        return read_batches(self.data.train_speech, mine, crop=crop, workers=data.workers)
+        return read_batches(self.data.train_speech, batches, crop=crop, workers=data.workers)
+
+    def _batches(self, epoch: int, position: int) -> Sequence[list[int]]:
+        """Return this process's share of the batches of an epoch from number ``position`` on."""
+        data, rank, world = self.config.data, self.fabric.global_rank, self.fabric.world_size
+        batches = bucketed_batches(
+            self.data.train_speech.lengths, data.batch_size, bucket_batches=data.bucket_batches, seed=self.seed,
+            epoch=epoch,
+        )  # fmt: skip
+        return [batch[rank::world] for batch in batches[position:]]
+
+    def _train_batch(self, batch: Batch) -> TrainBatch:
+        indices = batch.indices.to(self.fabric.device)
+        groups = self._groups[indices]
+        return TrainBatch(batch, self._targets[indices], groups, self._region_batch(groups))
 
     def _update(self, batch: Batch) -> Tensor:
         """Do one optimiser step, and return the loss, detached.
@@ -305,12 +328,10 @@ class Trainer:
         # All randomness of a step starts here, so a resumed run needs no saved random state.
         torch.manual_seed((self.seed * 1_000_003 + step) * 1_009 + fabric.global_rank)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, optim)
+            group["lr"] = learning_rate(step, optim) * group.get("lr_scale", 1.0)
         self.model.train()
         self.model.head.set_step(step)
-        indices = batch.indices.to(fabric.device)
-        groups = self._groups[indices]
-        loss = self.step_module(TrainBatch(batch, self._targets[indices], groups, self._regions(groups)))
+        loss = self.step_module(self._train_batch(batch))
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.data.train.data.path}: the loss is {loss.item()} at step {step + 1}. {self._suspects(batch)}"
@@ -325,7 +346,7 @@ class Trainer:
         self.progress.step += 1
         return cast(Tensor, loss.detach())
 
-    def _regions(self, images: Tensor) -> Regions | None:
+    def _region_batch(self, images: Tensor) -> Regions | None:
         """Read the regions of images [b], positions in the training split; None for a head without regions."""
         split = self.data.train
         if split.regions is None:
@@ -374,7 +395,7 @@ class Trainer:
             self.model, self.data.dev_speech, dev.regions, dev.image_ids, self.config.data.eval_batch_size, share
         )
         if share[1] > 1:  # every row is zero in all processes but one
-            summed = [self._summed(part.float()) for part in towers]
+            summed = [torch.from_numpy(self._summed(part.float().numpy())) for part in towers]
             towers = Towers(summed[0], summed[1], summed[2] > 0, summed[3], summed[4])
         if not self._is_main:
             return DevScores({}, towers.speech.numpy())
@@ -385,17 +406,16 @@ class Trainer:
         )  # fmt: skip
         return DevScores(report, towers.speech.numpy())
 
-    def _summed(self, part: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes, on the CPU."""
-        return cast(Tensor, self.fabric.all_reduce(part.to(self.fabric.device), reduce_op="sum")).cpu()
-
     def _dev_embeddings(self) -> np.ndarray:
         """Return the embeddings of all dev utterances, [U, J]. Each process embeds its share of the batches."""
         share = (self.fabric.global_rank, self.fabric.world_size)
         rows = embed_speech(self.model, self.data.dev_speech, self.config.data.eval_batch_size, share=share)
+        return self._summed(rows)
+
+    def _summed(self, rows: np.ndarray) -> np.ndarray:
+        """Return the sum of an array over all processes. Every row is zero in all processes but one."""
         if self.fabric.world_size == 1:
             return rows
-        # Every row is zero in all processes but one.
         summed = self.fabric.all_reduce(torch.from_numpy(rows).to(self.fabric.device), reduce_op="sum")
         return cast(Tensor, summed).cpu().numpy()
 

@@ -22,6 +22,7 @@ from speechclip.convert.clip_transformers import check_vocabulary
 from speechclip.model.encoders.base import weights_fingerprint
 from speechclip.model.encoders.kernels.linear import freeze_linears
 from speechclip.model.encoders.kernels.quick_gelu import replace_quick_gelu
+from speechclip.model.encoders.patches import Patches, patch_tokens
 from speechclip.model.encoders.preprocess import ImagePreprocess, preprocess_of, preprocess_of_transformers
 from speechclip.model.encoders.tokenizers import BpeTokenizer, SentencePieceTokenizer, Tokenizer, add_special_tokens
 
@@ -106,31 +107,15 @@ class OpenClip(nn.Module):
         return nn.functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
-    def encode_patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the patch tokens of preprocessed images [N, 3, height, width], without the projection.
-
-        Of a vision transformer these are the outputs at the patches after the last LayerNorm; of a ResNet, the cells of
-        the last map.
-
-        Returns:
-            [N, rows * columns, width], row by row; and (rows, columns).
+    def encode_patches(self, pixels: Tensor) -> Patches:
+        """Return the patch tokens of preprocessed images [N, 3, height, width], in float32.
 
         Raises:
-            UserError: the image tower has neither patches nor a map.
+            UserError: the image tower has none.
         """
-        visual = self.model.visual
         pixels = pixels.to(self.subword_embeddings.device, self.subword_embeddings.dtype)
-        if hasattr(visual, "forward_intermediates"):
-            found = visual.forward_intermediates(
-                pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
-            )
-            cells = found["image_intermediates"][-1]
-        elif hasattr(visual, "layer4"):
-            cells = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))
-        else:
-            raise UserError(f"{self.description['path']}: its image tower has no patch tokens. Use another CLIP.")
-        grid = (int(cells.shape[2]), int(cells.shape[3]))
-        return cells.flatten(2).transpose(1, 2).float(), grid
+        patches = patch_tokens(self.model.visual, pixels, self.description["path"])
+        return patches._replace(tokens=patches.tokens.float())
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
