@@ -92,6 +92,7 @@ check_options() {
 
 # File names of the published encoders, by model; the original file first (see speechclip/data/corpora/sources.py).
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
+wav2vec_names="wav2vec_small.pt wav2vec2-base"  # of the head fast_vgs, whatever the model
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
 # Succeeds for a head without keywords: it needs neither a vocabulary nor CLIP's text transformer.
@@ -119,6 +120,12 @@ takes_recordings() { [[ -f $checkpoint ]] || grep -qs '^  feats: online$' "$chec
 # Sets names that several stages share: the dump folder, the configuration layers of the encoders, and the overrides.
 name_encoders() {
     local file word
+    needs_towers=false
+    [[ " $head " != *" fast_vgs "* ]] || needs_towers=true
+    if [[ $needs_towers == true && -n $models && -z $speech_encoder && -n ${hubert_names[$model]-} ]]; then
+        [[ ${head// /} == fast_vgs ]] || fail "--head: fast_vgs reads wav2vec 2.0 and other heads HuBERT. Run them one by one" 2
+        speech_encoder=$(find_encoder "$wav2vec_names") || lacks "$wav2vec_names"
+    fi
     if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
         [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") ||
             [[ -f $checkpoint ]] || lacks "${hubert_names[$model]}"  # a published checkpoint contains its encoder
@@ -366,6 +373,7 @@ run_stages() {
     label=$(basename "$dump")
     step 2 features
     [[ $needs_regions == false ]] || step 2 regions
+    [[ $needs_towers == false ]] || step 2 towers
     exps=()
     for word in $head; do
         for run_number in $seed; do

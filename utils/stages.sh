@@ -116,6 +116,29 @@ stage_regions() {  # CLIP's patch tokens, for rerankers
     finish
 }
 
+stage_towers() {  # for the head fast_vgs: regions of the images, and the output of the waveform convolutions
+    local split file
+    local -a tower_layers=()
+    for file in {../conf,conf}/{"$model",fast_vgs,"${model}_fast_vgs"}.yaml "$config"; do
+        [[ ! -f $file ]] || tower_layers+=(--config "$file")
+    done
+    begin "$dump/.done/2_towers" "$dump/log/2_towers.log"
+    depends after data/.done/1_prepare
+    depends_on_encoders
+    depends_on_layers "${tower_layers[@]}"
+    depends value "feats=$feats overrides=${learned_overrides[*]}"
+    for file in ${region_files//,/ } "$detector"; do
+        [[ ! -e $file ]] || depends path "$file"
+    done
+    up_to_date && return
+    for split in "${splits[@]}"; do needs "data/$split/img.scp" 1; done
+    run "$python" -m speechclip.bin.extract_regions "${tower_layers[@]}" "${encoder_overrides[@]}" "${learned_overrides[@]}" \
+        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --region_files "$region_files" --detector "$detector"
+    [[ $feats == online ]] || run "$python" -m speechclip.bin.extract_features "${tower_layers[@]}" "${encoder_overrides[@]}" \
+        "${learned_overrides[@]}" --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump"
+    finish
+}
+
 # One head with one seed. bin/train.py decides whether a run resumes, is finished or starts over, and keeps earlier weights.
 stage_train() {
     if [[ -n $checkpoint ]]; then

@@ -30,20 +30,25 @@ def main() -> None:
     from speechclip.eval.retrieval import branch_report
     from speechclip.eval.score_files import RETRIEVAL, write_retrieval
     from speechclip.eval.second_stage import SECTION
-    from speechclip.eval.setup import load_for_scoring, rerank, result_provenance
+    from speechclip.eval.setup import load_for_scoring, rerank, result_provenance, score_towers
+    from speechclip.model.heads.base import PARALLEL
     from speechclip.model.inference import embed_branches
     from speechclip.model.reranking import is_reranker
 
     check_folder(Path(options.out))
     model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
-    branches = embed_branches(model, source, config.data.eval_batch_size)
-    captions = None
-    if split.text_utterance is not None:
-        captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
-    report, ranks = branch_report(
-        branches, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
-        n_bootstrap=config.eval.bootstrap,
-    )  # fmt: skip
+    if split.regions is not None:
+        report, ranks, speech = score_towers(model, split, source, config)
+        branches = {PARALLEL: speech}
+    else:
+        branches = embed_branches(model, source, config.data.eval_batch_size)
+        captions = None
+        if split.text_utterance is not None:
+            captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
+        report, ranks = branch_report(
+            branches, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
+            n_bootstrap=config.eval.bootstrap,
+        )  # fmt: skip
     if options.rerank or is_reranker(model):
         rerank(
             report, ranks, model, next(iter(branches.values())), split, source, config,

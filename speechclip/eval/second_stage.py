@@ -16,8 +16,8 @@ SECTION = "coarse_to_fine"  # in retrieval.json
 Ranks = dict[str, tuple[Ints, Ints]]
 
 
-class _Counted:
-    """Counts the pairs that are scored and the seconds that it takes."""
+class Counted:
+    """A scorer of pairs that counts the pairs and the seconds."""
 
     def __init__(self, score_pairs: ScorePairs) -> None:
         self._score_pairs = score_pairs
@@ -29,6 +29,16 @@ class _Counted:
         self.seconds += time.perf_counter() - started
         self.pairs += len(pairs)
         return scores
+
+    def cost(self, section: dict[str, Any], coarse_seconds: float) -> dict[str, float]:
+        """Return the cost of the second stage for the scores of both directions."""
+        queries = sum(section[direction]["n_queries"] for direction in ("speech->image", "image->speech"))
+        return {
+            "pairs": self.pairs,
+            "pairs_per_query": self.pairs / queries,
+            "pairs_per_second": self.pairs / max(self.seconds, 1e-9),
+            "seconds_over_coarse": self.seconds / max(coarse_seconds, 1e-9),
+        }
 
 
 def add_second_stage(
@@ -55,16 +65,10 @@ def add_second_stage(
     started = time.perf_counter()
     scores = coarse()
     coarse_seconds = time.perf_counter() - started
-    counted = _Counted(score_pairs)
+    counted = Counted(score_pairs)
     both, found = two_stage_report(scores, np.asarray(utt_images), top_k, counted, n_bootstrap)
     section = both[SECTION]
-    queries = sum(section[direction]["n_queries"] for direction in ("speech->image", "image->speech"))
     section["name"] = name
-    section["cost"] = {
-        "pairs": counted.pairs,
-        "pairs_per_query": counted.pairs / queries,
-        "pairs_per_second": counted.pairs / max(counted.seconds, 1e-9),
-        "seconds_over_coarse": counted.seconds / max(coarse_seconds, 1e-9),
-    }
+    section["cost"] = counted.cost(section, coarse_seconds)
     report[SECTION] = section
     ranks.update({direction: value for direction, value in found.items() if direction.endswith(REORDERED)})

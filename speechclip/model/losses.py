@@ -1,4 +1,4 @@
-"""The masked contrastive loss (Shih et al. 2022)."""
+"""Contrastive losses: with a temperature (Shih et al. 2022), and with a margin (Peng and Harwath 2022)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ def masked_cross_entropy(logits: Tensor, groups: Tensor) -> Tensor:
     diagonal = torch.arange(len(logits), device=logits.device)
     cross_entropy = nn.functional.cross_entropy
     return (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
+
+
+def margin_loss(scores: Tensor, groups: Tensor, margin: float) -> Tensor:
+    """Return the cross-entropy over rows plus that over columns. A margin is subtracted from the diagonal.
+
+    Two pairs of the same group (image) are not negatives. This is the loss of FaST-VGS (Peng and Harwath, ICASSP 2022).
+
+    Args:
+        scores: [B, B], of utterance i and image j. Pairs on the diagonal match.
+        groups: [B] int, the image of each pair.
+        margin: makes matching pairs harder.
+
+    Returns:
+        The sum of the mean cross-entropies of both directions, a scalar.
+    """
+    scores = scores.float()
+    same = groups[:, None] == groups[None, :]
+    same.fill_diagonal_(False)
+    logits = scores - margin * torch.eye(len(scores), device=scores.device)
+    logits = logits.masked_fill(same, float("-inf"))
+    diagonal = torch.arange(len(scores), device=scores.device)
+    return nn.functional.cross_entropy(logits, diagonal) + nn.functional.cross_entropy(logits.T, diagonal)
 
 
 class ContrastiveLoss(nn.Module):
