@@ -274,9 +274,7 @@ class Split:
         return [utterance.id for utterance in self.data.utterances]
 
     @classmethod
-    def load(
-        cls, data: str | Path, dump: str | Path, languages: Collection[str] = (), regions: str = ""
-    ) -> Split:
+    def load(cls, data: str | Path, dump: str | Path, languages: Collection[str] = (), regions: str = "") -> Split:
         """Read a data directory and its embeddings.
 
         Args:
