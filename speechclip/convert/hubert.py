@@ -1,4 +1,4 @@
-"""fairseq's HuBERT as a model of transformers. It is read from fairseq's files and from SpeechCLIP checkpoints."""
+"""fairseq's HuBERT or wav2vec 2.0 as a model of transformers, from fairseq's files and from SpeechCLIP checkpoints."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ HEAD_WIDTH = 64  # of every published HuBERT; a file without settings does not h
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 #: Parts of the pretraining objective. An encoder does not need them.
 _PRETRAINING = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
+_PRETRAINING_PARTS = ("quantizer.", "project_q.")  # of wav2vec 2.0
 _PARTS = (
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
     ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
@@ -117,7 +118,7 @@ def hubert_model(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sou
     state = {
         transformers_name(name, layered): value.to(wanted["encoder.layer_norm.weight"].dtype)
         for name, value in tensors.items()
-        if name not in _PRETRAINING
+        if name not in _PRETRAINING and not name.startswith(_PRETRAINING_PARTS)
     }
     for name, value in state.items():
         if name not in wanted:

@@ -25,8 +25,9 @@ RETRIEVAL = {
 }
 INTRODUCTION = """\
 Recall in percent. S→I: a recording finds its image. I→S: an image finds any of its recordings. S→T and T→S: recordings
-and written captions. No head is trained on captions. The topline finds images by their true captions. Chance is exact.
-`results.jsonl` has the mean reciprocal rank and 95% intervals over images."""
+and written captions. "Coarse to fine": a reranker orders the best K candidates of each query again. No head is trained
+on captions. The topline finds images by their true captions. Chance is exact. `results.jsonl` has the mean reciprocal
+rank and 95% intervals over images."""
 
 
 def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
@@ -46,6 +47,20 @@ def branch_head(head: str, branch: str) -> str:
     return f"{head} ({branch} branch)"
 
 
+def coarse_head(head: str, scores: Scores) -> str:
+    """Return the name of the row before reranking. A head with a reranker of its own says that it is coarse."""
+    content = scores.content.get("coarse_to_fine")
+    return f"{head} (coarse)" if isinstance(content, Mapping) and content.get("name") == head else head
+
+
+def second_stage_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
+    """Yield name and scores after reranking, if there are any. The name has the number of candidates."""
+    content = scores.content.get("coarse_to_fine")
+    if isinstance(content, Mapping):
+        name = content.get("name", head)
+        yield f"{name} (coarse to fine, K={content.get('top_k')})", Scores(scores.path, dict(content))
+
+
 def branch_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
     """Yield name and scores of the further branches of a head."""
     content = scores.content.get("branches")
@@ -58,7 +73,8 @@ def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Ite
     present = {name: short for name, short in directions.items() if images or name in scores.content}
     if not present:
         return
-    for head, part in [(row.head, scores), *branch_scores(row.head, scores)]:
+    second = second_stage_scores(row.head, scores) if images else ()
+    for head, part in [(coarse_head(row.head, scores), scores), *branch_scores(row.head, scores), *second]:
         cells = recalls(part, (), present)
         if images:
             cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)
