@@ -29,6 +29,8 @@ prepare_options=("${prepare_options[@]}")
 . "$utils/parse_options.sh" "$@"
 # shellcheck source=utils/stages.sh
 . "$utils/stages.sh"
+# shellcheck source=utils/asr_stages.sh
+. "$utils/asr_stages.sh"
 
 fail() {
     echo "error: ${0##*/}: $1" >&2
@@ -68,6 +70,10 @@ check_options() {
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' cannot be part of a folder's name. Use letters, digits, '.', '_' and '-'" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: is not a folder"
     [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: is not a folder. Run stage 0"
+    [[ $augment =~ ^(0(\.[0-9]+)?|1(\.0*)?)$ ]] || fail "--augment: '$augment' is not between 0 and 1" 2
+    for word in noise_dir rir_dir; do
+        [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a directory"
+    done
     for word in clip_embeddings text_embeddings config; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: is missing"
     done
@@ -136,11 +142,17 @@ name_encoders() {
         [[ $has_clip == true ]] || without_text "$word" ||
             fail "--clip_embeddings: a $word head needs CLIP's text transformer. Give --clip too, or --head parallel" 2
     done
+    [[ $has_clip == true || -z $asr ]] || fail "--asr: transcripts need CLIP's text tower. Give --clip, too" 2
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
     [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
     split_overrides
+    augment_overrides=()
+    [[ $augment == 0 ]] || augment_overrides=(--data.augment.probability "$augment" --data.augment.noise_dir="$noise_dir"
+        --data.augment.rir_dir="$rir_dir")
+    learned_overrides=("${augment_overrides[@]}" "${learned_overrides[@]}")
+    training_overrides=("${augment_overrides[@]}" "${training_overrides[@]}")
 }
 
 # Splits the user's overrides: eval_overrides go to stages 4 and 5, training_overrides to stage 3, those of the encoders to
@@ -324,18 +336,19 @@ run_stages() {
     step 1 prepare
     label=$(basename "$dump")
     step 2 features
-    exps=()
+    step 2 augment
+    exps=() all_weights=()
     for word in $head; do
         for run_number in $seed; do
             name_run "$word" "$run_number"
             [[ " ${exps[*]} " != *" $exp "* ]] || continue  # --checkpoint is one run for all heads and seeds
-            exps+=("$exp")
+            exps+=("$exp") all_weights+=("$weights")
             step 3 train
             step 4 retrieval
             step 5 keywords
         done
     done
-    label=
+    run_asr_stages
     step 6 report
     ((stage > 6 || stop_stage < 6)) || summarize
     local folder

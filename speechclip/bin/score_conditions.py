@@ -24,7 +24,7 @@ def main() -> None:
         "--asr_run", nargs=2, action="append", default=[], metavar=("RECOGNIZER", "EXP"),
         help="recogniser, and its experiment folder; EXP may have a text_head; repeat it",
     )  # fmt: skip
-    parser.add_argument("--clip", default="", help="CLIP whose text tower reads the transcripts")
+    parser.add_argument("--clip", default="", help="CLIP for the transcripts; default: that of the first checkpoint")
     parser.add_argument("--data_dir", required=True, help="data directory")
     parser.add_argument("--dump_dir", required=True, help="folder with its CLIP embeddings")
     parser.add_argument("--train_data", required=True, help="training data directory, for the speakers")
@@ -40,6 +40,7 @@ def main() -> None:
 
     import numpy as np
 
+    from speechclip.checkpoint.folder import read_checkpoint
     from speechclip.common.devices import pick_device
     from speechclip.common.errors import UserError
     from speechclip.common.files import check_folder
@@ -53,13 +54,16 @@ def main() -> None:
     from speechclip.eval.score_files import CONDITIONS, write_conditions
     from speechclip.model.encoders.clip import load_clip
 
-    if options.asr_run and not options.clip:
+    path = options.clip
+    if options.asr_run and not path and options.run:
+        path = read_checkpoint(options.run[0][0])[1].model.clip.path
+    if options.asr_run and not path:
         raise UserError("--clip: is not given. Transcripts need CLIP's text tower.")
     split = Split.load(options.data_dir, options.dump_dir)
     heard = set(read_table(Path(options.train_data) / "utt2spk").values())
     unseen = np.array([utterance.speaker not in heard for utterance in split.data.utterances])
     interference = Interference(split.data, options.noise_dir, options.rir_dir, options.seed)
-    clip = load_clip(ClipConfig(options.clip)).to(pick_device()) if options.asr_run else None
+    clip = load_clip(ClipConfig(path)).to(pick_device()) if options.asr_run else None
     loaded = Systems()
     for _, exp in (*options.run, *options.asr_run):
         check_folder(Path(exp))
