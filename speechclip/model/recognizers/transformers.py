@@ -53,6 +53,8 @@ class TransformersRecognizer(Recognizer):
         rate = int(self._pipeline.feature_extractor.sampling_rate)
         if rate != SAMPLE_RATE:
             raise UserError(f"{path}: reads audio at {rate} Hz; {SAMPLE_RATE} Hz are needed")
+        if self._ctc and not getattr(self._pipeline.feature_extractor, "return_attention_mask", False):
+            self.batch_size = 1  # such a model (group norm, no mask) reads the padding of a batch as speech
         kind = str(model.config.model_type)
         self.description = {"path": path, "kind": kind, "weights": weights_fingerprint(model)}
 

@@ -11,12 +11,12 @@ from speechclip.report.results.rows import CONDITIONS, ResultRow
 from speechclip.report.tables import Cell, Row, Table
 
 INTRODUCTION = """\
-All systems hear the same signals. White noise, babble (six other utterances) and noises of a folder (musan_noise) are added
-at an SNR in dB over the speech part. reverb is a room, telephone a band of 300 to 3400 Hz. clipping cuts a tenth of the
-speech samples. speed changes pitch and tempo. held_out_speakers are the speakers that training has not heard. Numbers are
-means over seeds in percent. Brackets: mean of the seeds' 95% intervals over images, which is at least as wide as the
-interval of the mean. Differences are head minus recogniser. (2/3): p < 0.05 in a paired test over images for two of three
-seeds."""
+All systems hear the same signals. White noise, babble (six other utterances) and noises of a folder (musan_noise) are
+added at an SNR in dB over the speech part. reverb is a room, telephone a band of 300 to 3400 Hz. clipping cuts a
+tenth of the speech samples. speed changes pitch and tempo. held_out_speakers are the speakers that training has not
+heard. Numbers are means over seeds in percent. Brackets: mean of the seeds' 95% intervals over images, which is at
+least as wide as the interval of the mean. Differences are head minus recogniser. (2/3): p < 0.05 in a paired test
+over images for two of three seeds."""
 THERE = "speech->image"
 SIGNIFICANT = 0.05
 Group = Sequence[ResultRow]
