@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from speechclip.common.constants import FRAME_SECONDS
 from speechclip.common.errors import UserError
@@ -233,6 +233,7 @@ class DataConfig:
         time_mask_frames: length of the longest such span, in frames of 20 ms.
         augment: noise and rooms on the training speech; off by default.
         workers: loader processes; 0 reads in the training process.
+        languages: train and choose the best step on utterances in these languages only; empty for all.
     """
 
     feats: Literal["dump", "online"] = "dump"
@@ -246,6 +247,7 @@ class DataConfig:
     time_mask_frames: int = bounded(20, AT_LEAST_ONE)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = bounded(0, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,11 @@ class TrainConfig:
     """The training loop.
 
     Attributes:
+        encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
+            "transformer" for all layers, the feature projection and the positional convolution; "all" for the
+            waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen.
+        encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
@@ -288,6 +295,8 @@ class TrainConfig:
         tensorboard_utterances: dev utterances that TensorBoard shows with attention and embeddings; 0 for none.
     """
 
+    encoder: Union[int, Literal["frozen", "transformer", "all"]] = "frozen"
+    encoder_lr: float = bounded(1e-5, POSITIVE)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     eval_interval: int = bounded(1000, AT_LEAST_ONE)
     log_interval: int = bounded(50, AT_LEAST_ONE)
@@ -307,6 +316,7 @@ class EvalConfig:
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        languages: score utterances in these languages only; empty for all, with a table by language.
     """
 
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
@@ -315,6 +325,7 @@ class EvalConfig:
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -338,6 +349,8 @@ class Config:
             raise UserError(f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on")
         if 0 < self.data.max_seconds < FRAME_SECONDS:
             raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
+        if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
+            raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
             raise UserError(f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB")
         if self.data.augment.probability and not self.data.augment.kinds:

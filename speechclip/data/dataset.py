@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,18 +271,20 @@ class Split:
         return [utterance.id for utterance in self.data.utterances]
 
     @classmethod
-    def load(cls, data: str | Path, dump: str | Path) -> Split:
+    def load(cls, data: str | Path, dump: str | Path, languages: Collection[str] = ()) -> Split:
         """Read a data directory and its embeddings.
 
         Args:
             data: the data directory.
             dump: folder of ``image_embeddings.npz`` and, optionally, ``text_embeddings.npz``.
+            languages: keep the utterances in these languages only, with their images; empty for all.
 
         Raises:
             MissingFileError: the image embeddings are missing, or the embeddings are of another data directory.
-            UserError: the data directory is invalid, or the widths of the embeddings differ.
+            UserError: the data directory is invalid, lacks a language, or the widths of the embeddings differ.
         """
-        directory = DataDir.load(data)
+        whole = DataDir.load(data)
+        directory = whole.only(languages)
         image_ids = tuple(directory.images)
         stored = Path(dump) / "image_embeddings.npz"
         _, images = load_embeddings(stored, image_ids)
@@ -292,12 +294,15 @@ class Split:
         if (Path(dump) / "text_embeddings.npz").is_file():
             text_ids, texts = load_embeddings(Path(dump) / "text_embeddings.npz")
             at = {utterance.id: number for number, utterance in enumerate(directory.utterances)}
-            unknown = [item for item in text_ids if item not in at]
+            known = at.keys() if directory is whole else {utterance.id for utterance in whole.utterances}
+            unknown = [item for item in text_ids if item not in known]
             if unknown:
                 raise MissingFileError(
                     Path(dump) / "text_embeddings.npz", f"{unknown[0]!r} is not an utterance of {data}"
                 )
-            text_utterance = np.array([at[item] for item in text_ids])
+            kept = [number for number, item in enumerate(text_ids) if item in at]
+            texts = texts if len(kept) == len(text_ids) else texts[kept]
+            text_utterance = np.array([at[text_ids[number]] for number in kept], dtype=np.int64)
             if texts.shape[1] != images.shape[1]:
                 raise UserError(f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}")
         return cls(directory, image_ids, images, utterance_image, texts, text_utterance)

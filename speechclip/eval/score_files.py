@@ -51,7 +51,9 @@ def write_retrieval(
     """
     for number, (branch, embeddings) in enumerate(branches.items()):
         save_embeddings(folder / (SPEECH if number == 0 else f"speech_embeddings_{branch}.npz"), ids, embeddings)
-    write_ranks(folder / RANKS, ranks, report["provenance"]["data"])
+    origin = report["provenance"]
+    scored = {"languages": " ".join(origin["languages"])} if origin.get("languages") else {}
+    write_ranks(folder / RANKS, ranks, {**origin["data"], **scored})
     write_json(folder / RETRIEVAL, report)
 
 

@@ -29,7 +29,6 @@ from speechclip.search.index import (
     EXACT,
     INFO,
     INVERTED,
-    ITEMS,
     LISTS,
     NOT_INDEXED,
     VECTORS,
@@ -39,6 +38,7 @@ from speechclip.search.index import (
     read_info,
     thumbnail_path,
 )
+from speechclip.search.items import ITEMS, Items
 from speechclip.search.neighbours import (
     BLOCK,
     EXACT_UP_TO,
@@ -270,7 +270,7 @@ def write_index(
     for start in range(0, count, BLOCK):
         stored[start : start + BLOCK] = vectors[start : start + BLOCK]
     stored.flush()
-    write_json(folder / ITEMS, {"ids": list(ids), "files": list(files)})
+    write_json(folder / ITEMS, Items(list(ids), list(files)).as_dict())
     origin = provenance(command=None, seed=structure.seed, data=[])
     info = IndexInfo(kind, count, dim, space, model, thumbnails=False, lists=lists, probes=probes, provenance=origin)
     _save_info(folder, info)

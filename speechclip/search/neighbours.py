@@ -98,10 +98,18 @@ class InvertedFile:
         self.index, self.vectors = index, vectors
         self.index.nprobe = probes
 
-    def search(self, queries: Floats, top_k: int) -> tuple[Rows, Floats]:
-        """Find the nearest vectors. See :func:`exact_search`; k is smaller, at least 1, if the lists hold fewer."""
+    def search(self, queries: Floats, top_k: int, within: range | None = None) -> tuple[Rows, Floats]:
+        """Find the nearest vectors. See :func:`exact_search`; k is smaller if the searched lists hold fewer.
+
+        Args:
+            queries: [Q, D].
+            top_k: number of results per query.
+            within: the rows that are searched; None for all.
+        """
         wanted = min(max(LEAST_SHORTLIST, SHORTLIST * top_k), len(self.vectors))
-        _, shortlist = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
+        _, shortlist = self.index.search(
+            np.ascontiguousarray(queries, dtype=np.float32), wanted, params=self._within(within)
+        )
         rows, cosines = [], []
         for query, found in zip(queries, shortlist):
             kept = np.sort(found[found >= 0])  # in the order of the rows
@@ -111,6 +119,15 @@ class InvertedFile:
             cosines.append(value[0])
         least = min(map(len, rows))
         return np.stack([row[:least] for row in rows]), np.stack([row[:least] for row in cosines])
+
+    def _within(self, rows: range | None) -> Any:
+        """Return faiss's parameters of a search in some rows. The share of lists grows as these rows are fewer."""
+        if rows is None:
+            return None
+        faiss = import_faiss()
+        share = len(rows) / len(self.vectors)
+        probes = min(self.index.nlist, math.ceil(self.index.nprobe / math.sqrt(max(share, 1e-6))))
+        return faiss.SearchParametersIVF(sel=faiss.IDSelectorRange(rows.start, rows.stop), nprobe=probes)
 
 
 def import_faiss() -> Any:
@@ -138,9 +155,37 @@ def read_inverted_file(path: Path) -> Any:
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:  # faiss raises this class for every failure
-        raise UserError(f"{path}: missing, damaged or truncated. Index the images again.") from error
+        raise UserError(f"{path}: missing, damaged or truncated. Index the files again.") from error
 
 
 def write_inverted_file(index: Any, path: Path) -> None:
     """Write an inverted file."""
     import_faiss().write_index(index, str(path))
+
+
+def update_inverted_file(index: Any, new_rows: Rows, vectors: NDArray[Any], added: Rows) -> None:
+    """Change an inverted file in place: renumber and remove vectors, then add others. The lists stay the same.
+
+    Args:
+        index: the inverted file of N vectors.
+        new_rows: the new row of each vector, [N]; -1 removes it.
+        vectors: all vectors in their new rows, [M, D].
+        added: the rows of ``vectors`` that are added.
+    """
+    faiss = import_faiss()
+    lists, size = index.invlists, index.code_size
+    for number in range(index.nlist):
+        count = lists.list_size(number)
+        if not count:
+            continue
+        rows = faiss.rev_swig_ptr(lists.get_ids(number), count)
+        kept = np.flatnonzero(new_rows[rows] >= 0)
+        if len(kept) < count:
+            codes = faiss.rev_swig_ptr(lists.get_codes(number), count * size).reshape(count, size)
+            codes[: len(kept)], rows[: len(kept)] = codes[kept], rows[kept]
+        rows[: len(kept)] = new_rows[rows[: len(kept)]]
+        lists.resize(number, len(kept))
+    index.ntotal = int((new_rows >= 0).sum())
+    for start in range(0, len(added), BLOCK):
+        block = added[start : start + BLOCK]
+        index.add_with_ids(np.ascontiguousarray(vectors[block], dtype=np.float32), block)

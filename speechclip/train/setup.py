@@ -89,7 +89,7 @@ def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
         data: the folder with the data directories train/ and dev/.
         dump: the folder with the features and embeddings of each.
     """
-    train, dev = (Split.load(data / name, dump / name) for name in ("train", "dev"))
+    train, dev = (Split.load(data / name, dump / name, config.data.languages) for name in ("train", "dev"))
     return TrainingData(
         train, dev, training_source(config, train.data, dump / "train"), speech_source(config, dev.data, dump / "dev")
     )

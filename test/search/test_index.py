@@ -319,7 +319,7 @@ def _set(**changes: object) -> Callable[[Path], None]:
         ("index.json", Path.unlink, "idx/index.json: is missing. Create an index with: speechclip index"),
         ("index.json", _cut, "idx/index.json: not valid JSON"),
         ("index.json", lambda path: path.write_text("[]"), "idx/index.json: a JSON object is needed, this is a list"),
-        ("index.json", _set(format=9), "idx/index.json: format 9, not 1. Index the images again."),
+        ("index.json", _set(format=9), "idx/index.json: format 9, not 1. Index the files again."),
         ("index.json", _set(colour="red"), "idx/index.json: damaged: "),
         ("index.json", _set(kind="magic"), "idx/index.json: damaged: kind magic"),
         ("index.json", _set(count=7), f"idx: damaged: 6 ids and vectors of shape (6, {JOINT}), index.json has 7"),

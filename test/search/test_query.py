@@ -73,7 +73,7 @@ def test_search_command_prints_json_lines(world: World, capsys: pytest.CaptureFi
     for record, file in zip(records, (world.query, second)):
         wanted = ask(world.model, world.index, file).as_dict()
         assert [entry["id"] for entry in record["results"]] == [entry["id"] for entry in wanted["results"]]
-        assert set(record["results"][0]) == {"rank", "id", "cosine", "file"}
+        assert set(record["results"][0]) == {"rank", "id", "cosine", "file", "kind", "span", "duplicates"}
         assert record["keywords"] == wanted["keywords"]
         assert set(record["keywords"][0]) == {"start", "end", "subwords", "cosines"}
 

@@ -73,7 +73,8 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
     """
     from speechclip.api import SpeechCLIP
     from speechclip.search.build import Structure, index_images
-    from speechclip.search.index import INFO, ITEMS
+    from speechclip.search.index import INFO
+    from speechclip.search.items import ITEMS
 
     records = [record for record in read_captions(corpus) if record.split == "test"]
     images = sorted({record.image for record in records})[:scenes]
