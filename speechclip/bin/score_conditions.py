@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("--noise_dir", default="", help="noises in MUSAN's layout: noise/, music/, speech/")
     parser.add_argument("--rir_dir", default="", help="impulse responses; default: simulated rooms")
     parser.add_argument("--snr", nargs="+", type=float, default=[20, 10, 5, 0], help="SNRs in dB")
+    parser.add_argument(
+        "--kinds", nargs="+", default=[], help="kinds of conditions next to clean, such as white reverb; default: all"
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="utterances at a time")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the images for the intervals")
     parser.add_argument("--seed", type=int, default=0, help="seed of noises and rooms")
@@ -63,6 +66,12 @@ def main() -> None:
     heard = set(read_table(Path(options.train_data) / "utt2spk").values())
     unseen = np.array([utterance.speaker not in heard for utterance in split.data.utterances])
     interference = Interference(split.data, options.noise_dir, options.rir_dir, options.seed)
+    conditions = interference.conditions(options.snr)
+    known = {condition.kind for condition in conditions}
+    for kind in options.kinds:
+        if kind not in known:
+            raise UserError(f"--kinds: {kind!r} is not one of: {' '.join(sorted(known))}")
+    conditions = [c for c in conditions if not options.kinds or c.kind in ("clean", *options.kinds)]
     clip = load_clip(ClipConfig(path)).to(pick_device()) if options.asr_run else None
     loaded = Systems()
     for _, exp in (*options.run, *options.asr_run):
@@ -75,7 +84,6 @@ def main() -> None:
         split, interference, loaded.systems, loaded.encoders, clip, unseen, batch_size=options.batch_size,
         n_bootstrap=options.bootstrap,
     )  # fmt: skip
-    conditions = interference.conditions(options.snr)
     for condition in conditions:
         scorer.score(condition)
         rows = {Path(name).name: s.conditions.get(condition.name) for name, s in scorer.scores.items()}
