@@ -37,7 +37,7 @@ run_asr_stages() {
 }
 
 stage_augment() {  # hidden states of copies of the training speech, for --augment with stored features
-    [[ $augment != 0 && $feats == dump ]] || return 0
+    [[ $augment =~ [1-9] && $feats == dump ]] || return 0
     begin "$dump/.done/2_augment" "$dump/log/2_augment.log"
     depends after "$features_stamp"
     depends value "augment=${augment_overrides[*]} ${learned_overrides[*]}"

@@ -153,7 +153,7 @@ name_encoders() {
     [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
     split_overrides
     augment_overrides=()
-    [[ $augment == 0 ]] || augment_overrides=(--data.augment.probability "$augment" --data.augment.noise_dir="$noise_dir"
+    [[ ! $augment =~ [1-9] ]] || augment_overrides=(--data.augment.probability "$augment" --data.augment.noise_dir="$noise_dir"
         --data.augment.rir_dir="$rir_dir")
     learned_overrides=("${augment_overrides[@]}" "${learned_overrides[@]}")
     training_overrides=("${augment_overrides[@]}" "${training_overrides[@]}")
