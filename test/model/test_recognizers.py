@@ -119,6 +119,46 @@ def test_ctc_model_of_transformers_reads_long_audio(tmp_path: Path) -> None:
     assert len(texts[1]) > len(texts[0])
 
 
+def _save_whisper(folder: Path) -> Path:
+    """Write a random Whisper of transformers with bytes and timestamps as its units. It never ends early."""
+    prepare()
+    import transformers
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    folder.mkdir()
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary = [*bytes_to_unicode().values(), special[0]]
+    (folder / "vocab.json").write_text(json.dumps({unit: at for at, unit in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.add_tokens([f"<|{0.02 * at:.2f}|>" for at in range(1501)])
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    end, start, plain = tokenizer.convert_tokens_to_ids(special)
+    ends = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": end, "bos_token_id": end}
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=24,
+        suppress_tokens=None, begin_suppress_tokens=None, **ends,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.WhisperForConditionalGeneration(config)
+    model.generation_config = transformers.GenerationConfig(
+        max_length=12, no_timestamps_token_id=plain, is_multilingual=False, return_timestamps=False,
+        max_initial_timestamp_index=1, suppress_tokens=[end, start], **ends,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_whisper_reads_batches_and_long_audio(tmp_path: Path) -> None:
+    recognizer = load_recognizer(str(_save_whisper(tmp_path / "whisper")))
+    texts = recognizer.transcribe(_waves(0.5, 1.0, 40.0))
+    assert len(texts) == 3 and texts[2]  # only timestamps and special tokens are left out
+    assert texts[:2] == recognizer.transcribe(_waves(0.5, 1.0))
+    assert recognizer.description["kind"] == "whisper"
+
+
 def test_wrong_recognisers_are_one_line(tmp_path: Path) -> None:
     fixtures.save_hubert(tmp_path / "hubert")
     for path in (tmp_path / "missing", tmp_path / "hubert"):
