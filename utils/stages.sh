@@ -237,16 +237,28 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spot
 stage_report() {  # exp/RESULTS.md, and the figures and the page of each run
     local folder
     begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
+    local -a transcripts=() figures=()
     for folder in "${exps[@]}"; do
         depends after "$folder/.done/4_retrieval"
         depends after "$folder/.done/5_keywords"
-        makes "$folder/figures" "$folder/report/index.html"
     done
+    for folder in "${asr_exps[@]}"; do
+        [[ $folder == *_text_head* ]] || depends after "$folder/.done/4_asr"
+        [[ $folder == *_text_head* || $folder == *_seed* ]] || transcripts+=("$folder/transcripts/test.jsonl")
+    done
+    for folder in "${exps[@]}" "${asr_exps[@]}"; do makes "$folder/figures" "$folder/report/index.html"; done
+    ((${#transcripts[@]} == 0)) || transcripts=(--transcripts "${transcripts[@]}")
+    if [[ $conditions == true ]]; then
+        depends after "exp/.done/4_conditions_$(printf '%s' "${exps[*]} ${asr_exps[*]}" | cksum | cut -d' ' -f1)"
+        makes exp/conditions.svg
+        figures=(--conditions_figure exp/conditions)
+    fi
     makes exp/RESULTS.md
     up_to_date && return
-    for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
+    for folder in "${exps[@]}" "${asr_exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     needs "$dump/test/image_embeddings.npz" 2
-    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
+    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" \
+        --exp "${exps[@]}" "${asr_exps[@]}" "${transcripts[@]}" "${figures[@]}"
     finish
 }
 

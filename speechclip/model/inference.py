@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from speechclip.common.constants import FRAME_SECONDS
 from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
-from speechclip.data.windows import WindowSource
 from speechclip.data.regions import Regions, RegionStore
+from speechclip.data.windows import WindowSource
 from speechclip.model.cross_modal import score_listed_pairs
 from speechclip.model.heads.base import SpeechOutput
 from speechclip.model.heads.fast_vgs import FastVgsHead

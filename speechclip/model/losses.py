@@ -1,4 +1,4 @@
-"""Contrastive losses: softmax (Shih et al. 2022), sigmoid (SigLIP, Zhai et al. 2023), margin (Peng and Harwath 2022)."""
+"""Contrastive losses: softmax (Shih et al. 2022), sigmoid (Zhai et al. 2023), margin (Peng and Harwath 2022)."""
 
 from __future__ import annotations
 

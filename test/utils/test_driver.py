@@ -380,6 +380,8 @@ def test_a_missing_input_names_its_stage(recipe, options, missing, stage):
         (["--num_nodes", "0"], "--num_nodes: 0 is too small. Use at least 1"),
         (["--python", "nopython"], "--python: nopython: is not a program"),
         (["--moodel", "tiny"], "unknown option --moodel, did you mean --model?"),
+        (["--augment", "2"], "--augment: '2' is not between 0 and 1"),
+        (["--noise_dir", "nowhere"], "--noise_dir: nowhere: is not a directory"),
         (["--", "--bad.key", "1"], "unknown configuration key bad.key"),
     ],
 )
@@ -390,6 +392,36 @@ def test_a_wrong_option_is_one_line_and_writes_nothing(recipe, options, reason):
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert sorted(recipe.folder.rglob("*")) == before
+
+
+def test_recognisers_and_conditions_are_stages(done):
+    options = ("--head", "parallel", "--asr", "ctc pocketsphinx", "--seed", "0 1", "--conditions", "true")
+    result = done.run(*options)
+    assert result.returncode == 0, result.stderr
+    calls = done.calls()
+    asr = ["train_recognizer", "transcribe", "score_asr"]
+    assert [call.split()[0] for call in calls] == [
+        *HEAD, *asr, *asr, "transcribe", "score_asr", "score_conditions", "results"
+    ]  # fmt: skip
+    assert "--data_dirs data/train data/dev data/test" in calls[4]
+    assert "--text_head exp/tiny_asr_ctc_text_head_seed1 --seed 1" in calls[8]
+    weak, scored, conditions, results = calls[9:]
+    assert "--data_dirs data/test --dump_root" in weak and "--text_head" not in scored
+    assert "--run exp/tiny_parallel_seed1/best exp/tiny_parallel_seed1" in conditions
+    assert "--asr_run exp/tiny_asr_ctc_seed1/recognizer exp/tiny_asr_ctc_text_head_seed1" in conditions
+    assert "pocketsphinx" not in conditions
+    assert "--transcripts exp/tiny_asr_ctc/transcripts/test.jsonl exp/tiny_asr_pocketsphinx/transcripts" in results
+    assert done.run(*options).returncode == 0 and done.calls() == []  # everything is up to date
+
+
+def test_augmentation_stores_copies_and_trains_again(done):
+    result = done.run("--head", "parallel", "--augment", "0.5", "--tag", "noisy", "--nj", "1", "--stop_stage", "3")
+    assert result.returncode == 0, result.stderr
+    copies, training = done.calls()
+    assert copies.startswith("extract_features") and "--copy 1" in copies and "[data/train]" in copies
+    for call in (copies, training):
+        assert "--data.augment.probability 0.5" in call
+    assert "--out exp/tiny_parallel_noisy" in training
 
 
 def test_help_fits_80_columns_and_names_all(recipe):

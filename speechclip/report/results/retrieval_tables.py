@@ -14,6 +14,12 @@ from speechclip.report.tables import Cell, Table
 CUTOFFS = ("R@1", "R@5", "R@10")
 CHANCE, TOPLINE = "*chance*", "*text→image topline*"
 IMAGES = "Speech and images"
+WER = "WER"
+RECOGNISERS = (
+    "A row 'asr' finds images with the transcripts of a recogniser through CLIP's text tower. WER: word error rate."
+    " 'text_head' adds a small head over the text embeddings, trained on the training images. 'mean' is the mean of the"
+    " frames with one linear layer."
+)
 #: Title of a table, and its directions with their short names.
 RETRIEVAL = {
     IMAGES: {"speech->image": "S→I", "image->speech": "I→S"},
@@ -36,9 +42,11 @@ def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
     for title, directions in RETRIEVAL.items():
         columns = [f"{short} {cutoff}" for short in directions.values() for cutoff in CUTOFFS]
         columns += ["mean R@10"] if title == IMAGES else []
+        recognised = any("recognition" in row.scores.content for row in rows if row.step == STEP)
+        columns += [WER] if title == IMAGES and recognised else []
         entries = [item for row in rows if row.step == STEP for item in _entries(row, directions, title == IMAGES)]
         if entries:
-            tables.append(assemble(title, "", columns, entries, digits=2))
+            tables.append(assemble(title, RECOGNISERS if WER in columns else "", columns, entries, digits=2))
     return tables
 
 
@@ -78,6 +86,8 @@ def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Ite
         cells = recalls(part, (), present)
         if images:
             cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)
+            if "recognition" in part.content:
+                cells[WER] = number(part.number("recognition", "wer"), digits=2)
         yield entry(row, cells, head)
     if images and "text->image" in scores.content:
         yield seedless(row, recalls(scores, (), {"text->image": "S→I"}), TOPLINE)

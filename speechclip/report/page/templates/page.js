@@ -294,6 +294,9 @@
     if (item.words) { words = wordLane(item); tracks.append(track("spoken words", words)); }
     (item.keywords || []).forEach((keyword, at) => tracks.append(keywordRow(item, keyword, at)));
     parts.push(tracks, create("p", { className: "caption", textContent: `“${item.caption}”` }), create("p", { className: "muted", textContent: "Caption" }));
+    for (const [name, text] of item.heard || []) {
+      parts.push(create("p", { className: "caption", textContent: `“${text}”` }), create("p", { className: "muted", textContent: `Transcript of ${name}` }));
+    }
     if (item.keywords) {
       parts.push(create("div", { className: "detail" }));
       if (!item.keywords.length) parts.push(create("p", { textContent: "This utterance has no keywords." }));
