@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def demo_query() -> Path:
+    """Return a spoken query of the demo."""
+    return next(iter(sorted((Path(__file__).parents[1] / "egs/mini/models/demo/queries").glob("*.flac"))))
 
 
 def find_chromium() -> str:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +24,21 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(os, "fsync", fsync)
     return seen
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start one Chromium for all tests. Its fake microphone repeats a spoken query of the demo."""
+    import soundfile
+    from browser import chromium, demo_query
+
+    samples, rate = soundfile.read(demo_query())
+    spoken = tmp_path_factory.mktemp("microphone") / "query.wav"
+    soundfile.write(spoken, samples, rate, subtype="PCM_16")
+    with chromium(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={spoken}",
+        "--autoplay-policy=no-user-gesture-required",
+    ) as opened:
+        yield opened

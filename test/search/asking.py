@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import http.client
+import json
 import os
 import shutil
 import sys
@@ -13,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fixtures import whole_model
 
 from speechclip.api import SpeechCLIP
 from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.search.build import index_files
 from speechclip.search.index import ImageIndex
+from speechclip.search.items import Duplicate, Items
 from speechclip.search.sources import Sources, find_images
 
 MINI = Path(__file__).resolve().parents[2] / "egs" / "mini" / "local"
@@ -65,10 +70,21 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
     return World(folder, model, ImageIndex.open(folder / "idx"), folder / "query.flac")
 
 
+def with_recordings(world: World) -> ImageIndex:
+    """Return the index of the world with two windows of the query after the pictures."""
+    old, spans = world.index, [(0.0, 1.0), (1.25, 2.0)]
+    ids = [*old.ids, *(f"talks/query.flac#t={start:g},{end:g}" for start, end in spans)]
+    speech = world.model.encode_speech(world.query).cpu().numpy().repeat(2, axis=0)
+    info = dataclasses.replace(old.info, count=len(ids), recordings=2)
+    items = Items(ids, [*old.files, *[str(world.query)] * 2], spans, {0: (Duplicate("copy.png", "/copy.png"),)})
+    vectors = np.concatenate([np.asarray(old.vectors, dtype=np.float32), speech])
+    return ImageIndex(old.folder, info, items, vectors, None, "with")
+
+
 @contextlib.contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Serve an application on a free port of this machine and yield "127.0.0.1:<port>"."""
-    from speechclip.search.serve import listen_on, make_server
+    from speechclip.search.connections import listen_on, make_server
 
     with listen_on("127.0.0.1", 0) as bound:
         server = make_server(app)
@@ -82,3 +98,22 @@ def serving(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(60)
+
+
+def request(
+    address: str, method: str, path: str, body: Any = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Send a request and return status, headers and body. The path is sent as it is."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named, encode_chunked="Transfer-Encoding" in named)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def error_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
+    """Return status and error message of a response."""
+    return answer[0], json.loads(answer[2])["error"]

@@ -35,10 +35,11 @@ MEMORY_SAMPLES = 10
 START_SECONDS = 300
 
 
-def request(method: str, path: str, body: bytes = b"", length: int | None = None) -> bytes:
-    """Return an HTTP request. length: the announced length of the body."""
+def request(method: str, path: str, body: bytes = b"", length: int | None = None, kind: str = "audio/*") -> bytes:
+    """Return an HTTP request. length: the announced length of the body. kind: its content type."""
     size = len(body) if length is None else length
-    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + body
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\n\r\n"
+    return head.encode() + body
 
 
 def malformed(query: bytes) -> dict[str, tuple[bytes, tuple[int, ...]]]:
@@ -47,10 +48,13 @@ def malformed(query: bytes) -> dict[str, tuple[bytes, tuple[int, ...]]]:
         "no audio": (request("POST", "/search", b"x" * 5000), (422,)),
         "half a recording": (request("POST", "/search", query[: len(query) // 2]), (200, 422)),
         "empty body": (request("POST", "/search"), (422,)),
+        "no picture": (request("POST", "/search", query, kind="image/png"), (422,)),
+        "JSON that is cut": (request("POST", "/search", b'{"text": "a', kind="application/json"), (422,)),
+        "deep JSON": (request("POST", "/search", b"[" * 19_000, kind="application/json"), (422,)),
         "too large": (request("POST", "/search", length=10**12), (413,)),
         "length not a number": (b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: many\r\n\r\n", (400,)),
         "no HTTP": (b"hello\r\n\r\n", (400,)),
-        "long thumbnail id": (request("GET", f"/thumbnails/{'9' * 4301}"), (404,)),
+        "long thumbnail id": (request("GET", f"/thumbnails/0/{'9' * 4301}"), (404,)),
         "parent folder": (request("GET", "/thumbnails/../index.json"), (404,)),
         "other method": (request("DELETE", "/search"), (405,)),
         "other host": (b"GET /info HTTP/1.1\r\nHost: other.example\r\n\r\n", (400,)),

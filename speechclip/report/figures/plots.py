@@ -50,7 +50,8 @@ def sweep_curves(scores: Mapping[str, Any]) -> Figure:
     axes.minorticks_off()
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set(title="Hit rate by neighbours", xlabel="number of nearest subwords", ylabel="average hit rate in percent")
-    axes.set_ylim(0, 100)
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
     return figure
 
@@ -123,7 +124,7 @@ def paired_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     Args:
         curves: steps and values by the name of the run.
         title: title of the figure.
-        unit: label of the vertical axis; "percent" sets the axis to 0 to 100.
+        unit: label of the vertical axis. With "percent", it starts at 0.
     """
     from matplotlib.figure import Figure
 
@@ -132,7 +133,9 @@ def paired_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     for (name, (steps, values)), colour in zip(curves.items(), (BLUE, ORANGE)):
         axes.plot(steps, values, color=colour, marker="." if len(values) < 30 else "", label=name)
     axes.set(title=title, xlabel="step", ylabel=unit)
-    axes.set_ylim(bottom=0, top=100 if unit == "percent" else None)
+    axes.margins(y=0.1)
+    if unit == "percent":
+        axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
     return figure
 
@@ -143,7 +146,7 @@ def paired_bars(rows: Mapping[str, Mapping[str, float]], title: str, unit: str) 
     Args:
         rows: values by name, by the name of the run. A run may lack a name.
         title: title of the figure.
-        unit: label of the vertical axis; "percent" sets the axis to 0 to 100.
+        unit: label of the vertical axis.
     """
     from matplotlib.figure import Figure
 
@@ -154,7 +157,8 @@ def paired_bars(rows: Mapping[str, Mapping[str, float]], title: str, unit: str) 
         x = [at + 0.4 * (place - 0.5) for at, name in enumerate(names) if name in row]
         axes.bar(x, [row[name] for name in names if name in row], 0.38, color=colour, label=run)
     axes.set(title=title, ylabel=unit, xticks=range(len(names)), xticklabels=names)
-    axes.set_ylim(bottom=0, top=100 if unit == "percent" else None)
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=0)
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
     return figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speechclip.common.constants import KEYWORDS, RETRIEVAL, SCORES
 from speechclip.common.errors import UserError
 from speechclip.report.figures.plots import sweep_curves
-from speechclip.report.figures.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, write_figure
+from speechclip.report.figures.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, fit_percent, write_figure
 from speechclip.report.runs import Scores
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ def _draw_panel(axes: Axes, panel: tuple[str, str], metrics: Metrics) -> None:
         _draw_curve(axes, *series(metrics, keys), label=label, colour=colour, line=line)
     axes.set(title=title, xlabel="step", ylabel=unit)
     axes.margins(y=0.1)
-    axes.set_ylim(bottom=0, top=100 if unit == "percent" else None)
+    if unit == "percent":
+        axes.set_ylim(bottom=0)
     best = best_step(metrics)
     if best is not None:
         axes.axvline(best, color=GREY, linestyle="--", linewidth=1, label=f"best step: {best:,.0f}")
@@ -188,6 +189,7 @@ def retrieval_bars(scores: Mapping[str, Any]) -> Figure:
     directions = [name for name, value in scores.items() if "->" in name and isinstance(value, Mapping)]
     figure = Figure(figsize=(max(5.0, 1.5 * len(directions) + 1.8), 4.2), layout="constrained")
     axes = figure.add_subplot()
+    highest = 0.0
     for place, (cutoff, colour) in enumerate(RECALLS.items()):
         x = [i + 0.27 * (place - 1) for i in range(len(directions))]
         y = [scores[name][cutoff] for name in directions]
@@ -199,11 +201,13 @@ def retrieval_bars(scores: Mapping[str, Any]) -> Figure:
         for at, value, (_, high) in zip(x, y, ends, strict=True):
             top = (at, max(value, high))
             axes.annotate(f"{value:.0f}", top, (0, 2), textcoords="offset points", ha="center", fontsize=8)
-        _mark(axes, x, [scores["random"][name][cutoff] for name in directions], 0.25, RED, "chance", place == 0)
+        chance = [scores["random"][name][cutoff] for name in directions]
+        _mark(axes, x, chance, 0.25, RED, "chance", place == 0)
+        highest = max([highest, *y, *chance, *(high for _, high in ends)])
     labels = [
         name.replace("->", "→").replace(" (", "\n(") + "\n(topline)" * (name == "text->image") for name in directions
     ]
-    _finish(axes, "Retrieval (95% intervals over images)", "recall in percent", labels)
+    _finish(axes, "Retrieval (95% intervals over images)", "recall in percent", labels, 1.05 * highest)
     return figure
 
 
@@ -218,14 +222,17 @@ def keyword_bars(scores: Mapping[str, Any]) -> Figure:
     names = list(scores["clean"])
     figure = Figure(figsize=(min(30.0, max(5.0, 0.95 * len(names) + 1.8)), 4.2), layout="constrained")
     axes = figure.add_subplot()
+    highest = 0.0
     for place, (score, colour) in enumerate(KEYWORD_SCORES.items()):
         rates, prior = scores[score], scores["frequency_prior"][score]
         here = [(i + 0.27 * (place - 1), name) for i, name in enumerate(names) if name in rates]
         x = [at for at, _ in here]
         axes.bar(x, [rates[name] for _, name in here], 0.25, label=score, color=colour)
+        highest = max([highest, *(rates[name] for _, name in here)])
         intervals = scores.get("ci95", {}).get(score)
         if intervals:
             known = [(at, *intervals[name]) for at, name in here if name in intervals]
+            highest = max([highest, *(high for _, _, high in known)])
             axes.vlines(*zip(*known, strict=True), color="#333333", linewidth=1)
         marks = {"frequency prior": (prior, "black")}
         if "shuffled_speech" in scores:
@@ -233,9 +240,10 @@ def keyword_bars(scores: Mapping[str, Any]) -> Figure:
         for label, (row, shade) in marks.items():  # the controls may lack a rare keyword
             drawn = [(at, row[name]) for at, name in here if name in row]
             _mark(axes, [at for at, _ in drawn], [rate for _, rate in drawn], 0.27, shade, label, place == 0)
+            highest = max([highest, *(rate for _, rate in drawn)])
     if "avg" in names:
         axes.axvline(len(names) - 1.5, color=GREY, linewidth=0.8)
-    _finish(axes, "Keywords found in the caption", "hit rate in percent", names)
+    _finish(axes, "Keywords found in the caption", "hit rate in percent", names, highest)
     return figure
 
 
@@ -247,12 +255,12 @@ def _mark(
     axes.hlines(y, left, right, color=colour, linewidth=1.8, label=label if first else "_")
 
 
-def _finish(axes: Axes, title: str, unit: str, groups: Sequence[str]) -> None:
+def _finish(axes: Axes, title: str, unit: str, groups: Sequence[str], highest: float) -> None:
     """Set the title, the percent axis, the names of the groups, and the legend above the bars."""
     entries = len(axes.get_legend_handles_labels()[1])
     axes.set_title(title, pad=20 + 16 * math.ceil(entries / 4))
     axes.set(ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
-    axes.set_ylim(0, 100)
+    fit_percent(axes, highest)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.03), ncols=4, fontsize=9)
 

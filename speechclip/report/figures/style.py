@@ -11,6 +11,7 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import replace_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish.
@@ -58,3 +59,8 @@ def write_figure(source: Path, stem: Path, draw: Callable[[Any], Figure], conten
     for path, data in files.items():
         replace_file(path, data)
     return list(files)
+
+
+def fit_percent(axes: Axes, highest: float) -> None:
+    """Set a percent axis from 0 to a little above the highest value that is drawn, at most 105."""
+    axes.set_ylim(0, min(105.0, 1.12 * highest) if highest > 0 else 1.0)

@@ -20,6 +20,7 @@ from speechclip.eval.score_files import ATTENTION, KEYWORD_LINES, read_attention
 from speechclip.report.page.drawings import run_drawings, write_data_figures
 from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import Example, examples
+from speechclip.report.page.overview import headlines
 from speechclip.report.page.projection import Plane, project
 from speechclip.report.page.tables import keyword_tables, retrieval_tables
 from speechclip.report.page.viewer import Gallery, listed_rows, map_data, utterance_data
@@ -65,7 +66,9 @@ def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: 
     shown, data, heavy = _examples_and_utterances(run, eval_split, plane, settings)
     content = {
         "title": run.directory.resolve().name,
-        "facts": facts(run),
+        "facts": facts(run, scores=False),
+        "headlines": headlines(run),
+        "pictured": (shown["there"]["typical"] or shown["there"]["best"])[0],
         "commands": commands(run),
         "retrieval_tables": retrieval_tables(run, recipe),
         "keyword_tables": keyword_tables(run, recipe),
@@ -87,15 +90,11 @@ def _figures(folder: Path, page: Path) -> list[tuple[str, str]]:
     return [(path.name, quote(Path(away, path.name).as_posix())) for path in sorted(folder.glob("*.svg"))]
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """Return names and values for the header of a page: the model and its main scores."""
+def facts(run: Run, scores: bool = True) -> list[tuple[str, str]]:
+    """Return names and values for the header of a page: the model, its training, and perhaps its main scores."""
     named = [("model", run.model), ("head", run.head), ("tag", run.tag), ("seed", run.seed_text)]
     found = [(name, value) for name, value in named if value]
-    scores = run.retrieval
-    for name, short in (("speech->image", "speech→image R@10"), ("image->speech", "image→speech R@10")):
-        found.append((short, f"{scores.number(name, 'R@10'):.1f} %"))
-    if run.keywords:
-        found.append(("keyword hit rate, content_top1", f"{run.keywords.number('content_top1', 'avg'):.1f} %"))
+    found += [(line.name, f"{line.score.text} %") for line in headlines(run)[1:]] if scores else []
     training: Mapping[str, Any] = run.training.content if run.training else {}
     if isinstance(training.get("trained"), int):
         found.append(("trained parameters", f"{training['trained']:,}"))

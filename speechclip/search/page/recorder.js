@@ -1,6 +1,8 @@
 // Converts the microphone, and audio files of formats that the server does not read, to 16 kHz mono wav.
 
 export const RATE = 16000;
+const LEVEL_MS = 50; // between two values of the level
+const QUIET_DB = -60; // shown as an empty level meter
 
 /** Return a 16-bit wav of mono samples. */
 export function encodeWav(samples) {
@@ -34,25 +36,54 @@ export async function toWav(blob) {
   return encodeWav((await mix.startRendering()).getChannelData(0));
 }
 
-/** Start to record. Returns {stop, wav}: wav is a promise of a blob, after stop was called or the time is over. */
-export async function record(maxSeconds) {
+/** Call a function with the level of a stream, 0 to 1, until the returned function is called. */
+function watchLevel(stream, onLevel) {
+  const context = new AudioContext();
+  const analyser = context.createAnalyser();
+  context.createMediaStreamSource(stream).connect(analyser);
+  const samples = new Float32Array(analyser.fftSize);
+  const timer = setInterval(() => {
+    analyser.getFloatTimeDomainData(samples);
+    const power = samples.reduce((sum, value) => sum + value * value, 0) / samples.length;
+    onLevel(Math.max(0, Math.min(1, 1 - (10 * Math.log10(power + 1e-12)) / QUIET_DB)));
+  }, LEVEL_MS);
+  return () => {
+    clearInterval(timer);
+    context.close();
+  };
+}
+
+/**
+ * Start to record.
+ *
+ * Returns {stop, cancel, wav}. wav is a promise: a blob, after stop was called or the time is over; null, after cancel.
+ */
+export async function record(maxSeconds, onLevel) {
   if (!navigator.mediaDevices) {
-    throw new Error("the browser allows the microphone only for https and for pages of this machine (localhost)");
+    throw new Error("The browser allows the microphone only for https and for pages of this machine. Open the page as localhost, or choose a file.");
   }
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const recorder = new MediaRecorder(stream);
   const parts = [];
+  let cancelled = false;
   recorder.ondataavailable = (event) => parts.push(event.data);
   const stop = () => recorder.state === "inactive" || recorder.stop();
+  const cancel = () => {
+    cancelled = true;
+    stop();
+  };
   const timer = setTimeout(stop, 1000 * maxSeconds - 200);
+  const stopLevel = watchLevel(stream, onLevel);
   const wav = new Promise((resolve, reject) => {
     recorder.onstop = () => {
       clearTimeout(timer);
+      stopLevel();
       stream.getTracks().forEach((track) => track.stop());
-      toWav(new Blob(parts, { type: recorder.mimeType })).then(resolve, reject);
+      if (cancelled) resolve(null);
+      else toWav(new Blob(parts, { type: recorder.mimeType })).then(resolve, reject);
     };
     recorder.onerror = (event) => reject(event.error);
   });
   recorder.start();
-  return { stop, wav };
+  return { stop, cancel, wav };
 }

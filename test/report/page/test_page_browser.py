@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Watched, chromium, open_page
+from browser import Watched, open_page
 from scored_runs import KEYWORDS, scored_data, scored_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -23,12 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 UTTERANCES = 1000
 LOAD_SECONDS = 2.0
 WIDTHS = {"desk": 1280, "phone": 390}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -22,25 +22,63 @@
   };
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  // Images and recordings are loaded when they are near the visible part of the page.
+  // Images are loaded when they are near the visible part of the page.
   const fill = (node) => {
-    if (node.dataset.image !== undefined) node.src = media().images[node.dataset.image];
-    else if (node.dataset.audio !== undefined) node.src = media().audio[node.dataset.audio];
+    node.src = media().images[node.dataset.image];
   };
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); fill(entry.target); }
   }, { rootMargin: "400px" });
-  const observe = (root) => root.querySelectorAll("[data-image], [data-audio]").forEach((node) => near.observe(node));
+  const observe = (root) => root.querySelectorAll("[data-image]").forEach((node) => near.observe(node));
   observe(document);
   document.addEventListener("play", (event) => {
-    document.querySelectorAll("audio").forEach((other) => { if (other !== event.target) other.pause(); });
+    [...document.querySelectorAll("audio"), player].forEach((other) => { if (other !== event.target) other.pause(); });
   }, true);
+
+  // One player serves all small play buttons of the lists.
+  const player = new Audio();
+  let playing = null;
+  const showPlaying = () => {
+    document.querySelectorAll(".play[aria-pressed=true]").forEach((button) => button.setAttribute("aria-pressed", "false"));
+    if (playing && !player.paused) playing.setAttribute("aria-pressed", "true");
+  };
+  for (const name of ["play", "pause", "ended"]) player.addEventListener(name, showPlaying);
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest(".play[data-audio]");
+    if (!button) return;
+    if (button === playing && !player.paused) { player.pause(); return; }
+    document.querySelectorAll("audio").forEach((other) => other.pause());
+    if (button !== playing) player.src = media().audio[button.dataset.audio];
+    playing = button;
+    player.play().catch(() => showPlaying());
+  });
+
+  // The navigation marks the section at the top of the window.
+  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.getAttribute("href").slice(1), link]));
+  const markSection = () => {
+    const sections = [...document.querySelectorAll("main > section")];
+    const atEnd = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 2;
+    const passed = sections.filter((section) => section.getBoundingClientRect().top < 120);
+    const now = atEnd && window.scrollY ? sections.at(-1) : passed.at(-1) ?? sections[0];
+    for (const [id, link] of links) {
+      if (id !== now.id) link.removeAttribute("aria-current");
+      else if (!link.hasAttribute("aria-current")) {
+        link.setAttribute("aria-current", "true");
+        const bar = link.parentElement;
+        bar.scrollLeft = link.offsetLeft - bar.offsetLeft - (bar.clientWidth - link.offsetWidth) / 2;
+      }
+    }
+  };
+  document.addEventListener("scroll", markSection, { passive: true });
+  window.addEventListener("resize", markSection);
+  markSection();
 
   if (!data || !document.getElementById("list")) return;
   const { utterances, images } = data;
   const list = document.getElementById("list"), panel = document.getElementById("panel");
   const filter = document.getElementById("filter"), order = document.getElementById("order");
   const hasAudio = (place) => String(place) in media().audio;
+  const empty = document.getElementById("empty"), NOTHING = "No caption or id contains this text.";
   let shown = [], chosen = -1, rows = [];
 
   // ---- the list -------------------------------------------------------------------------------------------------
@@ -58,13 +96,17 @@
     rows = shown.map((place) => {
       const item = utterances[place];
       const row = create("li", { id: `utterance-${place}`, role: "option", "aria-selected": String(place === chosen) },
-        create("small", {}, create("span", { textContent: item.id }), create("span", { textContent: `rank ${item.rank}${hasAudio(place) ? " · ♪" : ""}` })),
-        item.caption);
+        create("small", {}, create("span", { textContent: item.id }), create("span", { textContent: `rank ${item.rank}` })),
+        create("span", { className: "said", textContent: item.caption }));
+      // The keyboard plays with the space key: a listbox has no buttons inside.
+      if (hasAudio(place)) row.append(create("span", { className: "play", title: "Play (space key)", "aria-hidden": "true" }));
       row.dataset.place = place;
       return row;
     });
     list.replaceChildren(...rows);
-    document.getElementById("count").textContent = shown.length ? `${shown.length} shown` : "No caption or id contains this text.";
+    document.getElementById("count").textContent = shown.length ? `${shown.length} shown` : NOTHING;
+    empty.hidden = shown.length > 0;
+    empty.firstChild.textContent = `${NOTHING} `;
   };
   const mark = (place) => {
     const before = document.getElementById(`utterance-${chosen}`);
@@ -87,7 +129,12 @@
   };
   list.addEventListener("click", (event) => {
     const row = event.target.closest("li");
-    if (row) choose(Number(row.dataset.place));
+    if (!row) return;
+    const place = Number(row.dataset.place);
+    if (place !== chosen) choose(place);
+    if (!event.target.closest(".play")) return;
+    const audio = panel.querySelector("audio");
+    audio.paused ? audio.play() : audio.pause();
   });
   list.addEventListener("keydown", (event) => {
     const at = shown.indexOf(chosen), last = shown.length - 1;
@@ -99,8 +146,13 @@
       if (audio) { event.preventDefault(); audio.paused ? audio.play() : audio.pause(); }
     }
   });
+  const showInList = () => {  // the row of the utterance that plays
+    const audio = panel.querySelector("audio");
+    rows.forEach((row) => row.classList.toggle("playing", Number(row.dataset.place) === chosen && Boolean(audio) && !audio.paused));
+  };
   filter.addEventListener("input", drawList);
   order.addEventListener("change", drawList);
+  document.getElementById("clear").addEventListener("click", () => { filter.value = ""; drawList(); filter.focus(); });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-open]");
     if (button) open(Number(button.dataset.open));
@@ -233,6 +285,7 @@
     let audio = null;
     if (hasAudio(place)) {
       audio = create("audio", { controls: true, preload: "auto", src: media().audio[place], "aria-label": `Recording of ${item.id}` });
+      for (const name of ["play", "pause", "ended"]) audio.addEventListener(name, showInList);
       parts.push(audio);
     } else parts.push(create("p", { className: "muted", textContent: "This page does not have the recording." }));
     const spec = spectrogram(item, place), wave = waveform(item);
