@@ -288,19 +288,22 @@ class ImageIndex:
         return self._place.is_current()
 
     def model_path(self) -> str:
-        """Return the path or hub id of the index's model.
+        """Return the path or hub id of the index's model. See :func:`model_path`."""
+        return model_path(self.folder, self.info)
 
-        Raises:
-            UserError: the path does not exist.
-        """
-        moved = self.folder.resolve() / self.info.model
-        if moved.exists():
-            return os.path.relpath(moved)
-        if is_hub_id(self.info.model):
-            return self.info.model
-        raise UserError(
-            f"{self.folder}: its model {os.path.normpath(moved)} does not exist. Give its new place with --model."
-        )
+
+def model_path(folder: Path, info: IndexInfo) -> str:
+    """Return the path or hub id of an index's model.
+
+    Raises:
+        UserError: the path does not exist.
+    """
+    moved = folder.resolve() / info.model
+    if moved.exists():
+        return os.path.relpath(moved)
+    if is_hub_id(info.model):
+        return info.model
+    raise UserError(f"{folder}: its model {os.path.normpath(moved)} does not exist. Give its new place with --model.")
 
 
 class _Place:

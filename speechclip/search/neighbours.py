@@ -161,3 +161,31 @@ def read_inverted_file(path: Path) -> Any:
 def write_inverted_file(index: Any, path: Path) -> None:
     """Write an inverted file."""
     import_faiss().write_index(index, str(path))
+
+
+def update_inverted_file(index: Any, new_rows: Rows, vectors: NDArray[Any], added: Rows) -> None:
+    """Change an inverted file in place: renumber and remove vectors, then add others. The lists stay the same.
+
+    Args:
+        index: the inverted file of N vectors.
+        new_rows: the new row of each vector, [N]; -1 removes it.
+        vectors: all vectors in their new rows, [M, D].
+        added: the rows of ``vectors`` that are added.
+    """
+    faiss = import_faiss()
+    lists, size = index.invlists, index.code_size
+    for number in range(index.nlist):
+        count = lists.list_size(number)
+        if not count:
+            continue
+        rows = faiss.rev_swig_ptr(lists.get_ids(number), count)
+        kept = np.flatnonzero(new_rows[rows] >= 0)
+        if len(kept) < count:
+            codes = faiss.rev_swig_ptr(lists.get_codes(number), count * size).reshape(count, size)
+            codes[: len(kept)], rows[: len(kept)] = codes[kept], rows[kept]
+        rows[: len(kept)] = new_rows[rows[: len(kept)]]
+        lists.resize(number, len(kept))
+    index.ntotal = int((new_rows >= 0).sum())
+    for start in range(0, len(added), BLOCK):
+        block = added[start : start + BLOCK]
+        index.add_with_ids(np.ascontiguousarray(vectors[block], dtype=np.float32), block)

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Compare our index with faiss's HNSW, usearch and LanceDB: time and memory to build, to add 1,000, and of a query.
+
+The vectors and the queries are those of search_at_scale.py, and the truth is exact search in single precision. Each
+engine builds and searches in processes of its own. For each engine the table shows the fastest setting whose recall@10
+reaches --recall. Memory is the process's own (anonymous) memory; files that are mapped into memory come on top. LanceDB
+and usearch are not dependencies of this project: install them with `pip install lancedb usearch`.
+
+Usage: tools/bench/search_engines.py --embeddings NPZ [--count 1000000] [--engines ours usearch ...] [--number 300]
+       [--recall 0.95] [--threads 1] [--out DIR] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechclip.common.arguments import ArgumentParser, exit_on_user_error
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAMES = ("ours", "faiss_rabitq", "faiss_hnsw", "usearch", "lancedb_ivf", "lancedb_hnsw")
+TOP_K = 10
+ADDED = 1000
+
+
+class Peak:
+    """The largest own memory of this process during a ``with`` block, in GB, from a sample every 50 ms."""
+
+    def __enter__(self) -> Peak:
+        from search_at_scale import resident
+
+        self.before = self.most = resident("RssAnon")
+        self._stop = threading.Event()
+
+        def watch() -> None:
+            while not self._stop.wait(0.05):
+                self.most = max(self.most, resident("RssAnon"))
+
+        self._thread = threading.Thread(target=watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def used(self) -> float:
+        """The largest memory less that before the block."""
+        return self.most - self.before
+
+
+def built(name: str, vectors: str, folder: str, threads: int) -> dict[str, Any]:
+    """Build an index in this process. Return time, processor time, memory and size on disk."""
+    import engines
+    import numpy as np
+
+    engines.THREADS = threads
+    engine, table = engines.ENGINES[name](), np.load(vectors, mmap_mode="r")
+    started, computed = time.perf_counter(), time.process_time()
+    with Peak() as peak:
+        engine.build(table, Path(folder))
+    took = time.perf_counter() - started, time.process_time() - computed
+    return {
+        "build_s": took[0],
+        "build_cpu_s": took[1],
+        "build_gb": peak.used,
+        "disk_gb": engines.size(Path(folder)) / 1e9,
+    }
+
+
+def added(name: str, folder: str, new: np.ndarray, first: int, threads: int) -> dict[str, Any]:
+    """Add vectors in this process and search the first one. Return time and whether it was found."""
+    import engines
+
+    engines.THREADS = threads
+    engine = engines.ENGINES[name]()
+    started, computed = time.perf_counter(), time.process_time()
+    with Peak() as peak:
+        engine.add(Path(folder), new, first)
+    took = time.perf_counter() - started, time.process_time() - computed
+    engine.open(Path(folder), threads)
+    found = first in {int(row) for row in engine.search(new[0], TOP_K, max(engine.settings))}
+    return {"add_s": took[0], "add_cpu_s": took[1], "add_gb": peak.used, "added_is_found": found}
+
+
+def searched(
+    name: str, folder: str, queries: np.ndarray, truth: np.ndarray, least: float, threads: int
+) -> dict[str, Any]:
+    """Search with each setting until the recall is reached. Return time, recall and memory of each."""
+    import engines
+    import numpy as np
+
+    engine = engines.ENGINES[name]()
+    rows = []
+    with Peak() as peak:
+        started = time.perf_counter()
+        engine.open(Path(folder), threads)
+        opened = time.perf_counter() - started
+        for setting in engine.settings:
+            took, hits = [], []
+            for query, true in zip(queries, truth):
+                began = time.perf_counter(), time.process_time()
+                found = engine.search(query, TOP_K, setting)
+                took.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+                hits.append(len({int(row) for row in found} & set(true.tolist())) / TOP_K)
+            wall, computed = 1000 * np.array(took).T
+            rows.append({
+                "setting": setting, "recall": float(np.mean(hits)), "median_ms": float(np.median(wall)),
+                "p95_ms": float(np.percentile(wall, 95)), "cpu_ms": float(np.median(computed)),
+            })  # fmt: skip
+            print(name, rows[-1], flush=True)
+            if rows[-1]["recall"] >= least:
+                break
+    return {"open_s": opened, "search_gb": peak.used, "settings": rows}
+
+
+def prepare(args: Any, scratch: Path) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    """Write the vectors to a file. Return it, the queries, their true neighbours, and vectors that will be added."""
+    import numpy as np
+    from search_at_scale import HELD_OUT, mix
+
+    from speechclip.data.embeddings import load_embeddings
+    from speechclip.search.neighbours import exact_search
+
+    real = load_embeddings(args.embeddings)[1]
+    order = np.random.default_rng(args.seed).permutation(len(real))
+    held = max(4, round(HELD_OUT * len(real)))
+    path = scratch / "vectors.npy"
+    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(args.count, real.shape[1]))
+    for number, start in enumerate(range(0, args.count, 1_000_000)):
+        size = min(1_000_000, args.count - start)
+        stored[start : start + size] = mix(real[order[held:]], size, args.seed + 1 + 100 * number)
+    queries = mix(real[order[:held]], args.number, args.seed + 2)
+    new = mix(real[order[held:]], ADDED, args.seed + 3)
+    return path, queries, exact_search(stored, queries, TOP_K)[0], new
+
+
+@exit_on_user_error
+def main() -> None:
+    """Measure each engine and print a table."""
+    parser = ArgumentParser(prog="search_engines.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--embeddings", required=True, metavar="NPZ", help="real embeddings (ids, embeddings)")
+    parser.add_argument("--count", type=int, default=1_000_000, help="number of vectors")
+    parser.add_argument("--engines", nargs="+", choices=NAMES, default=list(NAMES), help="engines to measure")
+    parser.add_argument("--number", type=int, default=300, help="number of queries")
+    parser.add_argument("--recall", type=float, default=0.95, help="least recall@10")
+    parser.add_argument("--threads", type=int, default=1, help="number of cores")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the vectors and the queries")
+    parser.add_argument("--out", default="", metavar="DIR", help="parent of the temporary files")
+    parser.add_argument("--json", default="", metavar="FILE", help="add the figures to this file, one line per engine")
+    args = parser.parse_args()
+    if min(args.count, args.number, args.threads) < 1:
+        parser.error("--count, --number and --threads must be at least 1")
+    cores = sorted(os.sched_getaffinity(0))[: args.threads]
+    os.sched_setaffinity(0, cores)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LANCE_CPU_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(len(cores))
+
+    from measure import machine
+
+    from speechclip.common.provenance import commit
+
+    with tempfile.TemporaryDirectory(dir=args.out or None) as scratch:
+        vectors, queries, truth, new = prepare(args, Path(scratch))
+        for name in args.engines:
+            folder = str(Path(scratch) / name)
+            row: dict[str, Any] = {"engine": name, "count": args.count, "dim": queries.shape[1]}
+            context = multiprocessing.get_context("spawn")
+            for work, words in (
+                (built, (name, str(vectors), folder, len(cores))),
+                (searched, (name, folder, queries, truth, args.recall, len(cores))),
+                (added, (name, folder, new, args.count, len(cores))),
+            ):
+                with context.Pool(1) as pool:
+                    row.update(pool.apply(work, words))
+            row.update(number=args.number, seed=args.seed, commit=commit(), machine=machine())
+            best = row["settings"][-1]
+            print(f"{name}: build {row['build_s']:.0f} s, {row['build_gb']:.2f} GB; recall {best['recall']:.3f} in "
+                  f"{best['median_ms']:.2f} ms; add {row['add_s']:.1f} s", flush=True)  # fmt: skip
+            if args.json:
+                with Path(args.json).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            import engines
+
+            engines.remove(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
