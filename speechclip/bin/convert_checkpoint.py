@@ -13,7 +13,7 @@ from speechclip.common.errors import UserError
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Read a Lightning .ckpt, without executing code of the file, and write a checkpoint folder with its HuBERT."""
-    parser = ArgumentParser(prog="speechclip.bin.convert_checkpoint", description=__doc__)
+    parser = ArgumentParser(prog="speechclip convert", description=__doc__)
     parser.add_argument(
         "--checkpoint", required=True, metavar="FILE", help="published .ckpt, or a name of speechclip models"
     )

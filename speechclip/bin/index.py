@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lists", type=int, default=0, help="ivf: number of lists; 0 for 2 sqrt(number of items)")
     parser.add_argument("--probes", type=int, default=0, help="ivf: lists per query; 0 for 2.25 sqrt(lists)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the k-means that finds the lists")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model"
-    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model")
     args = parser.parse_args(argv)
     if args.embeddings and (args.update or args.recordings):
         parser.error("--embeddings cannot be combined with --update or --recordings")
