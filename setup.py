@@ -48,10 +48,12 @@ EXTRAS = {
 #: Folders of the recipes that are part of the package, too: published settings, and the small trained model.
 FOLDERS = {
     "speechclip.conf": "egs/conf",
-    "speechclip.conf.flickr8k": "egs/flickr8k/conf",
-    "speechclip.conf.spokencoco": "egs/spokencoco/conf",
+    **{
+        f"speechclip.conf.{folder.parent.name}": folder.relative_to(ROOT).as_posix()
+        for folder in sorted(ROOT.glob("egs/*/conf")) if folder.parent.name not in ("mini", "superb")
+    },
     "speechclip.mini": "egs/mini/models",
-}
+}  # fmt: skip
 
 
 def version() -> str:

@@ -20,6 +20,7 @@ from speechclip.model.heads.base import Keywords
 from speechclip.model.heads.keyword_head import KeywordHead
 from speechclip.model.heads.spans import keyword_spans
 from speechclip.model.network import SpeechNetwork
+from speechclip.model.parametrizations import merge_parametrizations
 
 BATCH = 16  # utterances that are encoded at once
 CLIP_BATCH = 64  # images or texts that are encoded at once
@@ -44,12 +45,15 @@ class Keyword:
 class SpeechCLIP:
     """Speech aligned with CLIP through images (Shih et al. 2022, arXiv 2210.00705).
 
+    It can be copied and pickled, for example for worker processes.
+
     Args:
-        network: the network, which :meth:`from_pretrained` loads.
+        network: the network, which :meth:`from_pretrained` loads. It is set to eval mode.
     """
 
     def __init__(self, network: SpeechNetwork) -> None:
         self.network = network.eval()
+        merge_parametrizations(self.network)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "cpu", clip: str | None = None) -> SpeechCLIP:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from speechclip.common.constants import FRAME_SECONDS
 from speechclip.common.errors import UserError
@@ -138,7 +138,7 @@ class HeadConfig:
     """The trained head.
 
     Attributes:
-        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, or a head that a module of
+        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, mean (a baseline), or a head that a module of
             speechclip/model/heads registers.
         block: of a head with keywords: "attention", or "transformer" for a whole transformer layer and one more
             LayerNorm (COCO's Large Hybrid).
@@ -195,6 +195,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Noise and rooms on the training speech. With probability 0 nothing changes.
+
+    Attributes:
+        probability: share of the training utterances that are heard in another condition, drawn again in every epoch.
+        kinds: conditions to draw from: white, babble, reverb, telephone, clipping; with noise_dir musan_noise,
+            musan_music and musan_speech.
+        snr: lowest and highest SNR of a noise, in dB.
+        copies: with feats "dump", number of copies of the training speech in the feature store; each has its own noise.
+        noise_dir: noises in MUSAN's layout; empty for none.
+        rir_dir: impulse responses; empty for simulated rooms.
+    """
+
+    probability: float = bounded(0.0, Bound(0, 1))
+    kinds: list[str] = field(default_factory=lambda: ["white", "babble", "reverb", "telephone"])
+    snr: tuple[float, float] = (0.0, 20.0)
+    copies: int = bounded(1, AT_LEAST_ONE)
+    noise_dir: str = ""
+    rir_dir: str = ""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The training data and its batches.
 
@@ -209,7 +231,9 @@ class DataConfig:
         bucket_batches: batches are cut from this many shuffled batches, sorted by length; 1 for no sorting.
         time_masks: number of spans of frames that are set to zero in each training utterance.
         time_mask_frames: length of the longest such span, in frames of 20 ms.
+        augment: noise and rooms on the training speech; off by default.
         workers: loader processes; 0 reads in the training process.
+        languages: train and choose the best step on utterances in these languages only; empty for all.
     """
 
     feats: Literal["dump", "online"] = "dump"
@@ -221,7 +245,9 @@ class DataConfig:
     bucket_batches: int = bounded(8, AT_LEAST_ONE)
     time_masks: int = bounded(0, NOT_NEGATIVE)
     time_mask_frames: int = bounded(20, AT_LEAST_ONE)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = bounded(0, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -256,6 +282,11 @@ class TrainConfig:
     """The training loop.
 
     Attributes:
+        encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
+            "transformer" for all layers, the feature projection and the positional convolution; "all" for the
+            waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen.
+        encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
@@ -264,6 +295,8 @@ class TrainConfig:
         tensorboard_utterances: dev utterances that TensorBoard shows with attention and embeddings; 0 for none.
     """
 
+    encoder: Union[int, Literal["frozen", "transformer", "all"]] = "frozen"
+    encoder_lr: float = bounded(1e-5, POSITIVE)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     eval_interval: int = bounded(1000, AT_LEAST_ONE)
     log_interval: int = bounded(50, AT_LEAST_ONE)
@@ -283,6 +316,7 @@ class EvalConfig:
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        languages: score utterances in these languages only; empty for all, with a table by language.
     """
 
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
@@ -291,6 +325,7 @@ class EvalConfig:
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    languages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -314,6 +349,12 @@ class Config:
             raise UserError(f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on")
         if 0 < self.data.max_seconds < FRAME_SECONDS:
             raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
+        if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
+            raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
+        if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
+            raise UserError(f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB")
+        if self.data.augment.probability and not self.data.augment.kinds:
+            raise UserError("data.augment.kinds: is empty. Give at least one condition.")
         if self.optim.final_lr > self.optim.lr:
             raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
         if self.optim.warmup_steps > self.optim.max_steps:

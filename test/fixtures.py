@@ -179,7 +179,7 @@ def training_data(folder: Path, *, feats: str = "dump") -> Any:
 def trainer(
     config: Config, data: Any, folder: Path, *, clip: Any = None, encoder: Any = None, seed: int = 0,
     fabric: Any = None,
-    force: bool = False, origin: Any = None,
+    force: bool = False, origin: Any = None, states: int = STATES,
 ) -> Any:  # fmt: skip
     """Return a ``Trainer`` with a fresh network for the features of :func:`store_features`, on one CPU by default."""
     from lightning_fabric import Fabric
@@ -189,7 +189,7 @@ def trainer(
 
     torch.manual_seed(seed)
     words = vocabulary_of(captions(30), clip) if clip is not None else None
-    dimensions = Dimensions(WIDTH, STATES, JOINT)
+    dimensions = Dimensions(WIDTH, states, JOINT)
     model = build_network(config.model, dimensions, speech_encoder=encoder, clip=clip, vocabulary=words)
     if fabric is None:
         fabric = Fabric(accelerator="cpu", devices=1, precision=config.train.precision)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -361,6 +363,25 @@ def test_bad_arguments_are_one_line(cascaded: SpeechCLIP, name: str, call: Call,
     with pytest.raises(UserError, match=f"^{message}") as caught:
         call(cascaded)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("head", ["parallel", "hybrid_plus"])
+def test_pickles_and_copies_encode_equally(tmp_path: Path, head: str, large: bool) -> None:
+    network = whole_model(tmp_path, head, large=large)[0]
+    states = copy.deepcopy(network).eval().hidden_states([torch.as_tensor(WAVES[0])])[0]
+    earlier = copy.deepcopy(network).eval()
+    model = SpeechCLIP(network)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(other.encode_speech(WAVES[:2]), model.encode_speech(WAVES[:2]))
+        assert torch.equal(other.encode_text(["a red cup"]), model.encode_text(["a red cup"]))
+        if model.has_keywords:
+            assert other.keywords(WAVES[:2]) == model.keywords(WAVES[:2])
+    # Neither the wrapped network nor a copy that was made before it changed.
+    for left in (model.network, earlier):
+        assert all(
+            torch.equal(a, b) for a, b in zip(left.hidden_states([torch.as_tensor(WAVES[0])])[0], states, strict=True)
+        )
 
 
 def test_keywords_refuse_a_parallel_head(parallel: SpeechCLIP) -> None:

@@ -20,7 +20,7 @@ LEVELS = (
     ("model",),
     ("checkpoint", "features"),
     ("api", "eval"),
-    ("train", "upstream", "search", "report"),
+    ("train", "upstream", "search", "report", "benchmarks"),
     ("bin",),
     ("cli",),
 )

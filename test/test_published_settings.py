@@ -98,7 +98,8 @@ def build_distributions(folder: Path) -> tuple[Path, Path]:
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source / name)
     shutil.copytree(ROOT / "speechclip", source / "speechclip", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conf", "flickr8k/conf", "spokencoco/conf", "mini/models"):
+    conf = [str(path.relative_to(ROOT / "egs")) for path in (ROOT / "egs").glob("*/conf")]
+    for name in ("conf", *conf, "mini/models"):
         shutil.copytree(ROOT / "egs" / name, source / "egs" / name)
     build = "from setuptools import build_meta as build; import sys; getattr(build, sys.argv[1])(sys.argv[2])"
     dist = folder / "dist"

@@ -24,3 +24,5 @@ if [[ -z $corpus ]]; then
     "$SPEECHCLIP_PYTHON" -m speechclip.bin.download --what "$name" --to "$corpus" --mirror "$mirror"
 fi
 "$SPEECHCLIP_PYTHON" "$SPEECHCLIP_ROOT/utils/check_corpus.py" "$name" "$corpus"
+# the output of stage 0 for a corpus without a small file of a known name
+[[ $corpus != corpus ]] || echo "$name" >corpus/.complete

@@ -6,6 +6,7 @@
 
 utils=$SPEECHCLIP_ROOT/utils
 recipe_models=$models  # names of the recipe's models; the option --models is a folder
+recipe_languages=$languages
 models=
 usage_text="Usage: ./run.sh [options] [-- configuration overrides]
 
@@ -52,6 +53,9 @@ check_options() {
         one_of supervision "$supervision" image text
         [[ -n ${head// /} ]] || fail "--head: is empty. Give at least one of: $heads" 2
         for word in $head; do one_of head "$word" $heads; done
+        for word in $languages; do
+            [[ $word =~ ^[A-Za-z0-9.-]+$ ]] || fail "--languages: '$word' is not the name of a language" 2
+        done
         [[ -n ${seed// /} ]] || fail "--seed: is empty. Give at least one number" 2
         for word in $seed; do
             [[ $word =~ ^[0-9]{1,9}$ ]] || fail "--seed: '$word' is not a whole number" 2
@@ -85,6 +89,9 @@ check_options() {
 # File names of the published encoders, by model; the original file first (see speechclip/data/corpora/sources.py).
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
+
+# Succeeds for a head without keywords: it needs neither a vocabulary nor CLIP's text transformer.
+without_text() { [[ " parallel mean " == *" $1 "* ]]; }
 
 # find_encoder NAMES: prints the path of the first one in --models. If all are missing: in stage 0 the path that will be
 # downloaded, later nothing, with status 1.
@@ -130,7 +137,7 @@ name_encoders() {
     has_clip=true
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
     for word in $head; do
-        [[ $has_clip == true || $word == parallel ]] ||
+        [[ $has_clip == true ]] || without_text "$word" ||
             fail "--clip_embeddings: a $word head needs CLIP's text transformer. Give --clip too, or --head parallel" 2
     done
     encoder_overrides=()
@@ -138,6 +145,18 @@ name_encoders() {
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
     [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
     split_overrides
+    if restricts_languages; then
+        # shellcheck disable=SC2086 # a list
+        word=$(printf '%s,' $languages)
+        eval_overrides+=(--eval.languages "[${word%,}]")
+        training_overrides+=(--data.languages "[${word%,}]")
+        learned_overrides+=(--data.languages "[${word%,}]")
+    fi
+}
+
+# Succeeds if training and scoring select utterances by --languages. A corpus in the recipe's own language has no utt2lang.
+restricts_languages() {
+    [[ -n $languages ]] && { [[ $languages != "$recipe_languages" ]] || [[ -f data/train/utt2lang ]]; }
 }
 
 # Splits the user's overrides: eval_overrides go to stages 4 and 5, training_overrides to stage 3, those of the encoders to
@@ -170,6 +189,7 @@ split_overrides() {
 name_run() {
     local file tag=$tag
     [[ $supervision == image ]] || tag=supervised${tag:+_$tag}
+    [[ $languages == "$recipe_languages" ]] || tag=${languages// /_}${tag:+_$tag}
     run_head=$1 run_seed=$2 exp=exp/${model}_$1${tag:+_$tag}
     [[ $run_seed == 0 ]] || exp+=_seed$run_seed
     label="$(basename "${exp%_seed*}") seed $run_seed"
@@ -196,11 +216,21 @@ name_run() {
 # Reports a mistake in the user's own configuration before anything is written.
 check_configuration() {
     local word
-    [[ -n $config || ${#overrides[@]} -gt 0 ]] || return 0
     for word in $head; do
         name_run "$word" 0
-        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" "${overrides[@]}" || exit 2
+        [[ -n $config || ${#overrides[@]} -gt 0 ]] || trains_encoder || continue
+        "$python" "$utils/check_config.py" "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" "${overrides[@]}" ||
+            exit 2
     done
+}
+
+# Succeeds if a configuration layer of the run trains a part of the speech encoder.
+trains_encoder() {
+    local file
+    for file in "${layers[@]}"; do
+        [[ $file == --config ]] || ! grep -qE '^  encoder: *[^ f]' "$file" || return 0
+    done
+    return 1
 }
 
 # Takes the lock of the recipe folder. The kernel releases it when this shell and all its stages have ended. The stage of a

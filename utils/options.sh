@@ -2,13 +2,14 @@
 # The options of every recipe, with their defaults. A recipe sources this, changes defaults and adds its own options in the
 # same form. Then it sources utils/driver.sh. utils/parse_options.sh explains the marks.
 
-list_options="head seed"  # options that take several words
+list_options="head seed languages"  # options that take several words
 
 stage=0                  #: first stage
 stop_stage=6             #: last stage; 7 packs each run for other machines into exp/<run>/pack
 model=                   #: encoders: the name of a file conf/<model>.yaml
 head=parallel            #: heads to train and score, one or more: "parallel cascaded"
 seed=0                   #: seeds, one or more: "0 1 2"; each trains its own run
+languages=               #: languages to train and score, one or more: "en hi"; empty for all that utt2lang has
 feats=dump               #: dump: stage 2 stores the hidden states of the speech encoder;
                          #: online: training computes them, which is slower but needs no disk
 nj=2                     #: parallel jobs of stages 1 and 2; cmd.sh decides where they run

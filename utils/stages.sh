@@ -6,6 +6,24 @@
 # Inputs are only those that change the outputs: not the version, the number of jobs, logging or loader processes.
 
 splits=(train dev test)
+extra_splits=${extra_splits-}  # further splits that a recipe's run.sh names and its corpus may have
+
+# have_splits [PREFIX]: prints train, dev, test and the extra splits that exist in data/. With PREFIX: the extra ones alone that
+# begin with it.
+have_splits() {
+    local split
+    [[ -n ${1-} ]] || printf '%s\n' "${splits[@]}"
+    for split in $extra_splits; do
+        [[ $split != "${1-}"* || ! -f data/$split/wav.scp ]] || echo "$split"
+    done
+}
+
+# data_dirs: prints the data directories as a list of the configuration.
+data_dirs() {
+    local -a every
+    mapfile -t every < <(have_splits)
+    (IFS=, && echo "[${every[*]/#/data/}]")
+}
 
 stage_download() {  # corpus and models
     begin data/.done/0_download data/log/0_download.log
@@ -30,7 +48,7 @@ stage_download() {  # corpus and models
 
 stage_prepare() {  # data/{train,dev,test}
     local split file option
-    local -a options=(--corpus "$corpus" --nj "$nj")
+    local -a options=(--corpus "$corpus" --nj "$nj") every
     begin data/.done/1_prepare data/log/1_prepare.log
     depends script local
     depends after data/.done/0_download
@@ -45,23 +63,26 @@ stage_prepare() {  # data/{train,dev,test}
     up_to_date && return
     [[ -n $corpus ]] || for file in $downloaded; do needs "$file" 0; done
     run bash local/prepare.sh "${options[@]}"
-    run "$python" -m speechclip.bin.validate_data_dir "${splits[@]/#/data/}"
+    mapfile -t every < <(have_splits)
+    run "$python" -m speechclip.bin.validate_data_dir "${every[@]/#/data/}"
     finish
 }
 
 stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     local split
+    local -a every
+    mapfile -t every < <(have_splits)
     begin "$features_stamp" "$dump/log/2_features.log"
     depends after data/.done/1_prepare
     depends_on_encoders
     depends value "feats=$feats"
     depends value "vocabulary=$vocabulary"
     [[ ! -f data/captions.tsv ]] || depends file data/captions.tsv
-    for split in "${splits[@]}"; do  # captions as CLIP reads them, if they differ from text
+    for split in "${every[@]}"; do  # captions as CLIP reads them, if they differ from text
         [[ ! -f data/$split/text_clip ]] || depends file "data/$split/text_clip"
     done
     [[ ! -d models ]] || depends file models
-    for split in "${splits[@]}"; do
+    for split in "${every[@]}"; do
         makes "$dump/$split/image_embeddings.npz"
         [[ $feats == online ]] || makes "$dump/$split/feats.scp"
     done
@@ -69,11 +90,11 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
     run "$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}" \
-        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --vocabulary "$vocabulary_file" \
+        --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file" \
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
     if [[ $feats == dump ]]; then
         local -a extract_features=("$python" -m speechclip.bin.extract_features "${model_layers[@]}" "${encoder_overrides[@]}"
-            --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --jobs "$nj")
+            --data_dirs "$(data_dirs)" --dump_root "$dump" --jobs "$nj")
         run_jobs "$dump/log/2_features.JOB.log" "${extract_features[@]}" --job JOB
         ((nj == 1)) || run "${extract_features[@]}" --job 0
     fi
@@ -96,13 +117,14 @@ stage_train() {
     depends value "seed=$run_seed"
     depends value "feats=$feats"
     depends value "supervision=$supervision"
+    depends_on_languages train dev
     depends later outputs
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
-    [[ $run_head == parallel ]] || needs "$vocabulary_file" 2
+    without_text "$run_head" || needs "$vocabulary_file" 2
     # glibc returns the memory of large tensors after each use and requests it again page by page: half of a step's time
     local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
@@ -117,10 +139,15 @@ stage_retrieval() {  # scores/retrieval.json
     begin "$exp/.done/4_retrieval" "$exp/log/4_retrieval.log"
     depends_on_weights
     depends_on_eval
+    depends_on_languages test
+    local split
+    local -a further
+    mapfile -t further < <(have_splits test)
     makes "$exp/scores/retrieval.json"
+    for split in "${further[@]}"; do makes "$exp/scores/$split/retrieval.json"; done
     up_to_date && return
     [[ -n $checkpoint && -f $checkpoint ]] || needs "$weights" 3
-    needs "$dump/test/image_embeddings.npz" 2
+    for split in test "${further[@]}"; do needs "$dump/$split/image_embeddings.npz" 2; done
     claim
     if [[ -n $checkpoint && -f $checkpoint ]]; then  # a published one
         local -a tower=()
@@ -129,6 +156,14 @@ stage_retrieval() {  # scores/retrieval.json
     fi
     run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --out "$exp/scores" "${eval_overrides[@]}"
+    for split in "${further[@]}"; do
+        run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir "data/$split" \
+            --dump_dir "$dump/$split" --out "$exp/scores/$split" "${eval_overrides[@]}"
+    done
+    for split in "" "${further[@]}"; do  # speech in one language to speech in another
+        [[ ! -f data/${split:-test}/utt2lang ]] || run "$python" -m speechclip.bin.score_cross_lingual \
+            --data_dir "data/${split:-test}" --scores "$exp/scores${split:+/$split}"
+    done
     finish
 }
 
@@ -136,9 +171,10 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
+    depends_on_languages test
     local words
     for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
-    [[ $run_head == parallel || -n $checkpoint ]] || makes "$exp/scores/keywords.json"
+    [[ -n $checkpoint ]] || without_text "$run_head" || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" "$weights_stage"
     needs "$dump/test/image_embeddings.npz" 2
@@ -204,6 +240,14 @@ depends_on_weights() {
     else
         depends after "$exp/.done/3_train"
     fi
+}
+
+# depends_on_languages SPLIT...: the languages of the utterances, if they are known.
+depends_on_languages() {
+    local split
+    for split; do
+        [[ ! -f data/$split/utt2lang ]] || depends file "data/$split/utt2lang"
+    done
 }
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }

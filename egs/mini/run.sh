@@ -20,13 +20,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on a generated corpus of scenes and spoken captions."
 models="tiny"
-heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean"
 downloaded="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
-download_options=(scenes pretrain)
+download_options=(scenes pretrain languages)
 
 model=tiny
 head="parallel cascaded"
 scenes=4000     #: training scenes of the corpus; dev and test have one twentieth each
+languages=en    #: languages of the captions, and of training and scoring: en, es or "en es"
 pretrain=false  #: pretrain the tiny CLIP and the tiny HuBERT again first
 
 . ../../utils/driver.sh "$@"

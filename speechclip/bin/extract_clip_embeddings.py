@@ -49,7 +49,13 @@ def main() -> None:
     from speechclip.common.devices import pick_device
     from speechclip.common.files import check_folder
     from speechclip.data.kaldi import DataDir
-    from speechclip.features.clip import count_vocabulary, embed_images, embed_texts, vocabulary_texts
+    from speechclip.features.clip import (
+        check_given_texts,
+        count_vocabulary,
+        embed_images,
+        embed_texts,
+        vocabulary_texts,
+    )
     from speechclip.model.encoders.clip import load_clip
 
     if not config.model.clip.path and not options.clip_embeddings:
@@ -57,21 +63,19 @@ def main() -> None:
     for written in (Path(options.dump_root), Path(options.vocabulary).parent):
         check_folder(written)
     directories = [DataDir.load(path) for path in options.data_dirs]
+    if options.text_embeddings:
+        check_given_texts(directories, options.text_embeddings)
     clip = load_clip(config.model.clip).to(pick_device()) if config.model.clip.path else None
     if clip is not None:
         texts = vocabulary_texts(directories, Path(options.captions), only_train=options.vocabulary_from == "train")
         vocabulary = count_vocabulary(texts, clip)
-    captions = 0
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
         images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop)
         # the user's image embeddings are in another space than the captions of this CLIP
         own = clip if not options.clip_embeddings else None
         embedded = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
-        captions += embedded
         print(f"{out}: {images} images, {embedded} captions embedded")
-    if options.text_embeddings and not captions:
-        raise UserError(f"{options.text_embeddings}: none of its ids is an utterance")
     if clip is not None:  # last: a bad image leaves no vocabulary
         vocabulary.save(options.vocabulary)
         print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")

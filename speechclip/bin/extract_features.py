@@ -29,10 +29,19 @@ def main() -> None:
     parser.add_argument(
         "--job", type=int, default=1, help="number of this process, from 1; 0 writes the indices after all others"
     )
+    parser.add_argument(
+        "--copy", type=int, default=0,
+        help="0 for the recordings; from 1, number of a copy with data.augment, in the folder DUMP_augmentN",
+    )  # fmt: skip
     config, options = parse(parser)
+    if not 0 <= options.copy <= config.data.augment.copies:
+        raise UserError(
+            f"--copy: {options.copy} is not between 0 and data.augment.copies ({config.data.augment.copies})"
+        )
     if not 0 <= options.job <= options.jobs or options.jobs < 1:
         raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}")
 
+    from speechclip.data.augmented import copy_folder
     from speechclip.data.features import write_index
     from speechclip.data.kaldi import read_table
     from speechclip.features.speech import extract_features
@@ -41,6 +50,8 @@ def main() -> None:
     encoder = load_speech_encoder(config.model.speech_encoder) if options.job else None
     for data in options.data_dirs:
         out = str(Path(options.dump_root) / Path(data).name)
+        if options.copy:
+            out = str(copy_folder(Path(out), options.copy))
         if not options.job:
             ids = list(read_table(Path(data) / "wav.scp"))
             write_index(Path(out), ids)
@@ -48,7 +59,7 @@ def main() -> None:
             continue
         count, seconds, hours = extract_features(
             config, data, out, batch_seconds=options.batch_seconds, job=options.job, jobs=options.jobs,
-            encoder=encoder, stop=stop,
+            encoder=encoder, stop=stop, copy=options.copy,
         )  # fmt: skip
         print(f"{out}: {count} utterances, {hours:.2f} h of speech, in {seconds:.0f} s", flush=True)
 

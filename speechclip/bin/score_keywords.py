@@ -38,7 +38,7 @@ def main() -> None:
     alignments = load_alignments(aligned, split.ids) if aligned else None
     keywords = find_keywords(model, source, config.data.eval_batch_size)
     captions = _captions(split.data)
-    gold = keyword_gold(model, captions, _captions(DataDir.load(options.train_data)))
+    gold = keyword_gold(model, captions, _captions(DataDir.load(options.train_data).only(config.eval.languages)))
     scores = score_keywords(keywords, gold, split, captions, alignments, config.eval)
     report = {**scores.report, "provenance": result_provenance(options.checkpoint, options.data_dir, config)}
     images = [split.image_ids[row] for row in split.utterance_image]

@@ -20,6 +20,7 @@ def main() -> None:
     options, overrides = parse_with_overrides(parser, "eval", known_keys(EvalConfig, "eval."))
 
     from speechclip.common.files import check_folder
+    from speechclip.eval.languages import language_report
     from speechclip.eval.retrieval import branch_report
     from speechclip.eval.score_files import RETRIEVAL, write_retrieval
     from speechclip.eval.setup import load_for_scoring, result_provenance
@@ -35,11 +36,22 @@ def main() -> None:
         branches, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
         n_bootstrap=config.eval.bootstrap,
     )  # fmt: skip
+    report |= language_report(
+        next(iter(branches.values())), split.utterance_image, split.images,
+        [utterance.language for utterance in split.data.utterances], split.texts, captions, split.text_utterance,
+        n_bootstrap=config.eval.bootstrap,
+    )  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)
     write_retrieval(Path(options.out), report, split.ids, branches, ranks)
     rows = {
         **report,
-        **{f"{b}: {key}": row for b, part in report.get("branches", {}).items() for key, row in part.items()},
+        **{
+            f"{name}: {key}": row
+            for part in ("branches", "languages")
+            for name, rows in report.get(part, {}).items()
+            for key, row in rows.items()
+        },
+        **{f"speech->speech {name}": row for name, row in report.get("across_languages", {}).items()},
     }
     for name, row in rows.items():
         if isinstance(row, dict) and "R@1" in row:

@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for directory in args.directories:
         data = DataDir.load(directory)
         counts = f"{len(data.utterances)} utterances, {len(data.images)} images, {len(data.speakers)} speakers"
+        if data.languages:
+            counts += f", languages: {' '.join(data.languages)}"
         print(f"{directory}: valid: {counts}")
 
 

@@ -19,7 +19,7 @@ from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.clip import load_clip
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.heads.factory import has_keywords
-from speechclip.model.network import Dimensions, SpeechNetwork, build_network
+from speechclip.model.network import ENCODER_PREFIX, Dimensions, SpeechNetwork, build_network
 
 WEIGHTS, SETTINGS, PROVENANCE, VOCABULARY = "model.safetensors", "config.yaml", "provenance.json", "vocabulary.tsv"
 logger = logging.getLogger(__name__)
@@ -166,9 +166,7 @@ def load_weights(model: SpeechNetwork, weights: dict[str, Tensor], source: str |
     unknown = sorted(set(weights) - set(wanted))
     if unknown:
         raise UserError(f"{source}: the tensor {unknown[0]} is unknown: a checkpoint of another head")
-    for part, module in model.trained_modules().items():
-        prefix = f"{part}."
-        module.load_state_dict({n[len(prefix) :]: v for n, v in weights.items() if n.startswith(prefix)})
+    model.load_trained_state(weights)
 
 
 def load_model(
@@ -207,7 +205,12 @@ def load_model(
             f"has {speech_encoder.dim}: a checkpoint for other dimensions"
         )
     model = build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=vocabulary)
-    load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    weights = read_weights(folder / WEIGHTS)
+    if with_speech_encoder:
+        model.train_encoder(saved.train.encoder)
+    else:  # the network then reads hidden states, and its encoder is not used
+        weights = {name: value for name, value in weights.items() if not name.startswith(ENCODER_PREFIX)}
+    load_weights(model, weights, folder / WEIGHTS)
     return model.eval()
 
 

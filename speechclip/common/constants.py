@@ -12,5 +12,5 @@ EXIT_RESUMABLE = 75
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 ENCODER_CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"
 
-# The folder of a run's scores, and its two files of scores. eval/score_files.py reads and writes them.
-SCORES, RETRIEVAL, KEYWORDS = "scores", "retrieval.json", "keywords.json"
+# The folder of a run's scores, and its files of scores. eval/score_files.py reads and writes them.
+SCORES, RETRIEVAL, KEYWORDS, CONDITIONS = "scores", "retrieval.json", "keywords.json", "conditions.json"

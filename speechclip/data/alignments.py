@@ -7,9 +7,12 @@ Montreal Forced Aligner and Praat write TextGrid files.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from speechclip.common.errors import UserError
 
@@ -29,6 +32,72 @@ class AlignedWord:
     text: str
     start: float
     end: float
+
+
+class LabelSpool:
+    """Labels with times of a whole corpus, in a temporary file on disk. Use it in a ``with`` statement.
+
+    The words of a large corpus do not fit into memory. A corpus module adds the labels of each utterance while it reads
+    the corpus. Later the labels of the usable utterances are written to the data directories.
+    """
+
+    def __init__(self) -> None:
+        """Create the temporary file. It has no name and disappears with the object."""
+        self._file = tempfile.TemporaryFile(  # noqa: SIM115 - __exit__ closes it
+            "w+", encoding="utf-8", errors="backslashreplace", newline="\n"
+        )
+
+    def __enter__(self) -> LabelSpool:
+        """Return the object."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Delete the file."""
+        self._file.close()
+
+    def add(self, utterance: str, labels: Iterable[AlignedWord]) -> None:
+        """Keep the labels of an utterance, in any order of utterances. Labels must not contain white space."""
+        lines = [f"{utterance} 1 {item.start:.3f} {item.end - item.start:.3f} {item.text}\n" for item in labels]
+        self._file.writelines(lines)
+
+    def write(self, name: str, folders: Mapping[str, Path]) -> None:
+        """Write ctm files.
+
+        Args:
+            name: of the file in each folder. A folder without labels gets no file.
+            folders: the folder of each utterance. Labels of other utterances are left out.
+        """
+        self._file.seek(0)
+        with ExitStack() as stack:
+            files = {}
+            for line in self._file:
+                folder = folders.get(line.partition(" ")[0])
+                if folder is None:
+                    continue
+                if folder not in files:
+                    files[folder] = stack.enter_context((folder / name).open("w", encoding="utf-8", newline="\n"))
+                files[folder].write(line)
+
+
+def timed_words(text: str, start: float, end: float) -> list[AlignedWord]:
+    """Return the words of a text that was spoken from ``start`` to ``end``, without punctuation around them.
+
+    The time is divided among several words by their number of characters.
+
+    Args:
+        text: one or more words.
+        start: in seconds.
+        end: in seconds.
+    """
+    words = text.split()
+    total = sum(map(len, words))
+    found, done = [], 0
+    for word in words:
+        first, last = (start + (end - start) * share / total for share in (done, done + len(word)))
+        done += len(word)
+        if plain := re.sub(r"^[^\w]+|[^\w]+$", "", word):
+            found.append(AlignedWord(plain, first, last))
+    return found
 
 
 def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:

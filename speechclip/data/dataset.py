@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,16 +108,18 @@ class StoreSource:
         self.dim = self.store.dim
         self.lengths = np.array([self.store.num_frames[item] for item in self.ids]) / FRAME_RATE
 
+    def read(self, index: int, crop: Crop | None = None) -> Tensor:
+        """Return the hidden states of one utterance, [L, t, D]. The crop is in whole frames."""
+        limit = round(crop.seconds * FRAME_RATE) if crop else 0
+        length = self.store.num_frames[self.ids[index]]
+        start = crop.start(index, length, limit) if crop else 0
+        stop = min(length, start + limit) if limit else length
+        states = self.store.read(self.ids[index], start, stop, self._span)
+        return states if self._rows == list(range(len(states))) else states[self._rows]
+
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
         """Read utterances, see :class:`SpeechSource`. The crop is in whole frames."""
-        limit = round(crop.seconds * FRAME_RATE) if crop else 0
-        rows = []
-        for index in indices:
-            length = self.store.num_frames[self.ids[index]]
-            start = crop.start(index, length, limit) if crop else 0
-            stop = min(length, start + limit) if limit else length
-            states = self.store.read(self.ids[index], start, stop, self._span)  # [L, t, D]
-            rows.append(states if self._rows == list(range(len(states))) else states[self._rows])
+        rows = [self.read(index, crop) for index in indices]
         frames = torch.tensor([row.shape[1] for row in rows])
         padded = rows[0].new_zeros(len(rows), rows[0].shape[0], int(frames.max()), rows[0].shape[2])
         for target, row in zip(padded, rows):
@@ -140,14 +142,16 @@ class WaveSource:
         # in whole frames, like those of a store, so that both give the same batches
         self.lengths = np.round(np.array([num_samples(path) for path in self.paths]) / HOP) / FRAME_RATE
 
+    def read(self, index: int, crop: Crop | None = None) -> np.ndarray:
+        """Return the waveform of one utterance, [n]. The crop is in samples."""
+        limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
+        wave = load_audio(self.paths[index])
+        start = crop.start(index, len(wave), limit) if crop else 0
+        return wave[start : start + limit] if limit else wave
+
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
         """Read utterances, see :class:`SpeechSource`. The crop is in samples."""
-        limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
-        waves = []
-        for index in indices:
-            wave = load_audio(self.paths[index])
-            start = crop.start(index, len(wave), limit) if crop else 0
-            waves.append(torch.from_numpy(wave[start : start + limit] if limit else wave))
+        waves = [torch.from_numpy(self.read(index, crop)) for index in indices]
         return Batch(torch.tensor(list(indices)), None, None, tuple(waves))
 
 
@@ -267,18 +271,20 @@ class Split:
         return [utterance.id for utterance in self.data.utterances]
 
     @classmethod
-    def load(cls, data: str | Path, dump: str | Path) -> Split:
+    def load(cls, data: str | Path, dump: str | Path, languages: Collection[str] = ()) -> Split:
         """Read a data directory and its embeddings.
 
         Args:
             data: the data directory.
             dump: folder of ``image_embeddings.npz`` and, optionally, ``text_embeddings.npz``.
+            languages: keep the utterances in these languages only, with their images; empty for all.
 
         Raises:
             MissingFileError: the image embeddings are missing, or the embeddings are of another data directory.
-            UserError: the data directory is invalid, or the widths of the embeddings differ.
+            UserError: the data directory is invalid, lacks a language, or the widths of the embeddings differ.
         """
-        directory = DataDir.load(data)
+        whole = DataDir.load(data)
+        directory = whole.only(languages)
         image_ids = tuple(directory.images)
         stored = Path(dump) / "image_embeddings.npz"
         _, images = load_embeddings(stored, image_ids)
@@ -288,12 +294,15 @@ class Split:
         if (Path(dump) / "text_embeddings.npz").is_file():
             text_ids, texts = load_embeddings(Path(dump) / "text_embeddings.npz")
             at = {utterance.id: number for number, utterance in enumerate(directory.utterances)}
-            unknown = [item for item in text_ids if item not in at]
+            known = at.keys() if directory is whole else {utterance.id for utterance in whole.utterances}
+            unknown = [item for item in text_ids if item not in known]
             if unknown:
                 raise MissingFileError(
                     Path(dump) / "text_embeddings.npz", f"{unknown[0]!r} is not an utterance of {data}"
                 )
-            text_utterance = np.array([at[item] for item in text_ids])
+            kept = [number for number, item in enumerate(text_ids) if item in at]
+            texts = texts if len(kept) == len(text_ids) else texts[kept]
+            text_utterance = np.array([at[text_ids[number]] for number in kept], dtype=np.int64)
             if texts.shape[1] != images.shape[1]:
                 raise UserError(f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}")
         return cls(directory, image_ids, images, utterance_image, texts, text_utterance)

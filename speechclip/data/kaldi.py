@@ -2,7 +2,8 @@
 
 Six tables are required: ``wav.scp`` (utterance, audio file), ``text`` (utterance, caption), ``utt2spk``, ``spk2utt``,
 ``img.scp`` (image, image file) and ``utt2img`` (utterance, image). ``text_clip`` (utterance, caption as CLIP reads it)
-is optional: without it CLIP reads ``text``.
+is optional: without it CLIP reads ``text``. ``utt2lang`` (utterance, language such as ``en``) is optional, too: without
+it the language is unknown.
 
 Tables are UTF-8 with one ``key value`` per line, sorted by key in byte order (``LC_ALL=C sort``). A path is absolute or
 relative to the current folder, and may hold spaces. Commands (``sph2pipe ... |``) are refused. So are the tables that
@@ -23,6 +24,9 @@ from speechclip.common.files import replace_file
 
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
 CLIP_TABLE = "text_clip"
+LANGUAGE_TABLE = "utt2lang"
+#: Optional tables with a value for every utterance.
+OPTIONAL_TABLES = (CLIP_TABLE, LANGUAGE_TABLE)
 #: Tables that change what an utterance is, with the reason. An utterance here is a whole recording, all channels mixed.
 REFUSED_TABLES = {
     "segments": "cuts recordings into utterances",
@@ -31,6 +35,7 @@ REFUSED_TABLES = {
     "vad.scp": "selects frames of each utterance",
 }
 
+_ID_TABLES = ("utt2spk", "utt2img", LANGUAGE_TABLE)  # their values have no white space
 _MAX_DIGITS = 18  # of a count; int() refuses several thousand
 
 StrPath = str | os.PathLike[str]
@@ -47,6 +52,7 @@ class Utterance:
         speaker: id of the speaker.
         image_id: id of the image.
         clip_text: the caption as CLIP reads it, for embeddings, vocabulary and gold sets. Empty: the same as ``text``.
+        language: of the speech and the caption, such as ``en``, without white space. Empty: unknown.
     """
 
     id: str
@@ -55,6 +61,7 @@ class Utterance:
     speaker: str
     image_id: str
     clip_text: str = ""
+    language: str = ""
 
     def __post_init__(self) -> None:
         """Fill in the default of ``clip_text``."""
@@ -90,9 +97,10 @@ class DataDir:
         tables, problems = _scan(directory)
         _raise_first(problems)
         wav, text, speaker, image = tables["wav.scp"], tables["text"], tables["utt2spk"], tables["utt2img"]
-        clip = tables.get(CLIP_TABLE, text)
+        clip, language = tables.get(CLIP_TABLE, text), tables.get(LANGUAGE_TABLE, {})
         utterances = tuple(
-            Utterance(key, Path(wav[key]), text[key], speaker[key], image[key], clip[key]) for key in sorted(wav)
+            Utterance(key, Path(wav[key]), text[key], speaker[key], image[key], clip[key], language.get(key, ""))
+            for key in sorted(wav)
         )
         images = {key: Path(value) for key, value in sorted(tables["img.scp"].items())}
         return cls(directory, utterances, images)
@@ -101,6 +109,27 @@ class DataDir:
     def speakers(self) -> tuple[str, ...]:
         """Return the speakers, sorted."""
         return tuple(sorted({utterance.speaker for utterance in self.utterances}))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Return the languages, sorted. Empty if they are unknown."""
+        return tuple(sorted({utterance.language for utterance in self.utterances} - {""}))
+
+    def only(self, languages: Collection[str]) -> DataDir:
+        """Return the utterances in some languages, and their images. Without languages, return the directory itself.
+
+        Raises:
+            UserError: no utterance has one of the languages.
+        """
+        if not languages:
+            return self
+        for language in languages:
+            if language not in self.languages:
+                known = " ".join(self.languages) or "none, because utt2lang is missing"
+                raise UserError(f"{self.path}: no utterance in the language {language!r}. Its languages: {known}.")
+        utterances = tuple(utterance for utterance in self.utterances if utterance.language in languages)
+        used = {utterance.image_id for utterance in utterances}
+        return DataDir(self.path, utterances, {key: file for key, file in self.images.items() if key in used})
 
 
 def find_problems(path: StrPath) -> list[str]:
@@ -148,7 +177,8 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
     """Write the tables of a data directory.
 
     A new directory appears as a whole. In an existing directory the tables are replaced and other files are kept.
-    ``text_clip`` is written if it differs from ``text`` for any utterance, and removed otherwise.
+    ``text_clip`` is written if it differs from ``text`` for any utterance, and ``utt2lang`` if the utterances have a
+    language. Otherwise they are removed.
 
     Args:
         path: the directory.
@@ -157,7 +187,8 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
 
     Raises:
         UserError: an id that occurs twice, an utterance whose image is not in ``images``, an image without utterance, a
-            command instead of a path, or an id or caption that the tables cannot hold.
+            command instead of a path, an utterance without language next to one with a language, or an id or caption
+            that the tables cannot hold.
     """
     path = Path(path)
     tables = _tables(path, utterances, images)
@@ -167,7 +198,7 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
         for name, table in tables.items():
             with writing(path / name):
                 write_table(part / name, table)
-        move_into_place(part, path, replaces={CLIP_TABLE})
+        move_into_place(part, path, replaces=OPTIONAL_TABLES)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -229,7 +260,7 @@ def is_command(value: str) -> bool:
 
 def _tables(path: Path, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> dict[str, dict[str, str]]:
     """Return the tables of ``utterances``, after checking them against each other."""
-    tables: dict[str, dict[str, str]] = {name: {} for name in (*TABLES, CLIP_TABLE)}
+    tables: dict[str, dict[str, str]] = {name: {} for name in (*TABLES, *OPTIONAL_TABLES)}
     by_speaker: dict[str, list[str]] = {}
     for utterance in sorted(utterances, key=lambda item: item.id):
         if utterance.id in tables["wav.scp"]:
@@ -239,11 +270,14 @@ def _tables(path: Path, utterances: Iterable[Utterance], images: Mapping[str, St
         tables["wav.scp"][utterance.id] = os.fspath(utterance.wav)
         tables["text"][utterance.id] = utterance.text
         tables[CLIP_TABLE][utterance.id] = utterance.clip_text
+        tables[LANGUAGE_TABLE][utterance.id] = utterance.language
         tables["utt2spk"][utterance.id] = utterance.speaker
         tables["utt2img"][utterance.id] = utterance.image_id
         by_speaker.setdefault(utterance.speaker, []).append(utterance.id)
     if tables[CLIP_TABLE] == tables["text"]:
         del tables[CLIP_TABLE]
+    if not any(tables[LANGUAGE_TABLE].values()):
+        del tables[LANGUAGE_TABLE]
     tables["spk2utt"] = {speaker: " ".join(ids) for speaker, ids in by_speaker.items()}
     tables["img.scp"] = {key: os.fspath(value) for key, value in images.items()}
     for key in sorted(set(images) - set(tables["utt2img"].values())):
@@ -252,9 +286,9 @@ def _tables(path: Path, utterances: Iterable[Utterance], images: Mapping[str, St
         for key, value in tables[name].items():
             if is_command(value):
                 raise UserError(f"{path / name}: {key!r}: a command, not a path: {value}")
-    for name in ("utt2spk", "utt2img"):
-        for key, value in tables[name].items():
-            problem = key_problem(value)
+    for name in _ID_TABLES:
+        for key, value in tables.get(name, {}).items():
+            problem = "no language" if name == LANGUAGE_TABLE and not value else key_problem(value)
             if problem:
                 raise UserError(f"{path / name}: {key!r}: {value!r}: {problem}")
     return tables
@@ -271,13 +305,14 @@ def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
         for name, effect in REFUSED_TABLES.items()
         if (directory / name).exists()
     ]
-    optional = [CLIP_TABLE] if (directory / CLIP_TABLE).exists() else []
+    optional = [name for name in OPTIONAL_TABLES if (directory / name).exists()]
     for name in (*TABLES, *optional):
         tables[name], found = _scan_table(directory / name)
         problems += found
     if all((directory / name).is_file() for name in TABLES):
         problems += _counterpart_problems(directory, tables)
         problems += _speaker_problems(directory, tables)
+        problems += _language_problems(directory, tables)
     problems += _file_problems(directory / "wav.scp", tables["wav.scp"], "audio")
     problems += _file_problems(directory / "img.scp", tables["img.scp"], "image")
     return tables, problems
@@ -333,7 +368,7 @@ def _split_line(raw: bytes) -> tuple[str, str]:
 def _counterpart_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
     """Return the utterances and images that one table has and another lacks."""
     problems = []
-    utterance_tables = [name for name in ("wav.scp", "text", "utt2spk", "utt2img", CLIP_TABLE) if name in tables]
+    utterance_tables = [name for name in ("wav.scp", "text", "utt2spk", "utt2img", *OPTIONAL_TABLES) if name in tables]
     for key in sorted(set().union(*(tables[name] for name in utterance_tables))):
         having = [name for name in utterance_tables if key in tables[name]]
         problems += [
@@ -366,6 +401,15 @@ def _speaker_problems(directory: Path, tables: dict[str, dict[str, str]]) -> lis
         elif sorted(tables["spk2utt"][speaker].split()) != sorted(expected[speaker]):
             problems.append(f"{path}: speaker {speaker!r}: not the utterances that utt2spk gives this speaker")
     return problems
+
+
+def _language_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
+    """Return the languages with white space."""
+    return [
+        f"{directory / LANGUAGE_TABLE}: {key!r}: {value!r}: not one language"
+        for key, value in tables.get(LANGUAGE_TABLE, {}).items()
+        if key_problem(value)
+    ]
 
 
 def _file_problems(path: Path, table: dict[str, str], kind: str) -> list[str]:

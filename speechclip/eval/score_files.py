@@ -7,6 +7,8 @@ keywords.json                   scores of the keywords
 keywords.jsonl                  one line for each keyword
 keywords.npz                    what each utterance adds to the keyword scores, for paired tests
 attention.npz                   attention of the keywords over the frames of the first utterances
+conditions.json                 scores under listening conditions, and paired tests
+conditions.npz                  rank and image of every query in every condition
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.common.constants import KEYWORDS, RETRIEVAL
+from speechclip.common.constants import CONDITIONS, KEYWORDS, RETRIEVAL
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import read_json, replacing, write_json
 from speechclip.data.embeddings import load_embeddings, read_arrays, save_embeddings
@@ -27,6 +29,7 @@ from speechclip.eval.contributions import paired_keyword_tests
 from speechclip.eval.significance import paired_test
 
 RANKS, SPEECH = "ranks.npz", "speech_embeddings.npz"
+CONDITION_RANKS = "conditions.npz"
 KEYWORD_LINES, CONTRIBUTIONS, ATTENTION = "keywords.jsonl", "keywords.npz", "attention.npz"
 
 Floats = NDArray[np.floating[Any]]
@@ -48,8 +51,22 @@ def write_retrieval(
     """
     for number, (branch, embeddings) in enumerate(branches.items()):
         save_embeddings(folder / (SPEECH if number == 0 else f"speech_embeddings_{branch}.npz"), ids, embeddings)
-    write_ranks(folder / RANKS, ranks, report["provenance"]["data"])
+    origin = report["provenance"]
+    scored = {"languages": " ".join(origin["languages"])} if origin.get("languages") else {}
+    write_ranks(folder / RANKS, ranks, {**origin["data"], **scored})
     write_json(folder / RETRIEVAL, report)
+
+
+def write_conditions(folder: Path, report: Mapping[str, Any], ranks: Ranks) -> None:
+    """Write the files of the listening conditions; ``conditions.json`` last.
+
+    Args:
+        folder: the ``scores/`` folder.
+        report: the content of conditions.json, with "provenance".
+        ranks: by "CONDITION/DIRECTION", the rank and the image of every query.
+    """
+    write_ranks(folder / CONDITION_RANKS, ranks, report["provenance"]["data"])
+    write_json(folder / CONDITIONS, report)
 
 
 def write_keywords(

@@ -15,7 +15,7 @@ from speechclip.common.devices import pick_device
 from speechclip.common.errors import UserError
 from speechclip.common.files import lines_fingerprint
 from speechclip.common.provenance import provenance
-from speechclip.config import Config, load, to_dict
+from speechclip.config import AugmentConfig, Config, load, to_dict
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source
 from speechclip.eval.gold import Word, count_utterances
@@ -47,7 +47,7 @@ def load_for_scoring(
         config = load([folder / SETTINGS], overrides)
     stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
     model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
-    split = Split.load(data, dump)
+    split = Split.load(data, dump, config.eval.languages)
     if split.images.shape[1] != model.dimensions.joint:
         raise UserError(
             f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
@@ -79,7 +79,10 @@ def load_for_scoring(
 
 def settings_fingerprint(config: Config) -> str:
     """Return a fingerprint of all settings. A run is trained with one configuration for every seed."""
-    return lines_fingerprint([json.dumps(to_dict(config), sort_keys=True)])
+    settings = to_dict(config)
+    if config.data.augment == AugmentConfig():  # as before there was augmentation
+        del settings["data"]["augment"]
+    return lines_fingerprint([json.dumps(settings, sort_keys=True)])
 
 
 def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, Any]:
@@ -99,8 +102,10 @@ def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, A
         width = trained["dimensions"]["speech"]
         size = {768: "base", 1024: "large"}.get(width, f"d{width}")
         named |= {"model": size, "tag": "published"}
+    scored = {"languages": list(config.eval.languages)} if config.eval.languages else {}
     return {
-        **now, **named, "settings": settings_fingerprint(config), "checkpoint": checkpoint, "training": training,
+        **now, **named, **scored, "settings": settings_fingerprint(config), "checkpoint": checkpoint,
+        "training": training,
     }  # fmt: skip
 
 
@@ -132,12 +137,12 @@ def keyword_gold(model: SpeechNetwork, captions: list[str], train_captions: list
     clip, vocabulary = model.clip, model.vocabulary
     assert clip is not None and vocabulary is not None
     tokenizer = clip.tokenizer
-    rows = [tokenizer.encode(caption)[: clip.context_length - 2] for caption in captions]
+    rows = [tokenizer.encode(caption)[: clip.room] for caption in captions]
     strings = dict(zip(vocabulary.ids, vocabulary.subwords))
-    special = frozenset({tokenizer.pad, tokenizer.sot, tokenizer.eot})
+    special = tokenizer.special
     table, _ = reduced_subword_embeddings(clip, vocabulary)
     subwords = Subwords(table.cpu().numpy(), np.array(vocabulary.ids), special, frozenset(stop_word_ids(strings)))
-    train = [set(tokenizer.encode(caption)[: clip.context_length - 2]) for caption in train_captions]
+    train = [set(tokenizer.encode(caption)[: clip.room]) for caption in train_captions]
     spelt = {identity: tokenizer.subword(identity) for identity in {identity for row in rows for identity in row}}
     words = [
         [Word(text, tuple(row[at] for at in places)) for text, places in join_subwords([spelt[i] for i in row])]

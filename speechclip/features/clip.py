@@ -65,7 +65,7 @@ def embed_images(
     paths = [Path(path) for path in directory.images.values()]
 
     def encode(start: int) -> Iterator[np.ndarray]:
-        for pixels in _batches_of_pixels(paths[start:], clip):
+        for pixels in batches_of_pixels(paths[start:], clip):
             yield clip.encode_pixels(pixels).cpu().numpy()
 
     of = lines_fingerprint(f"{item} {_size_and_time(path)}" for item, path in zip(ids, paths))
@@ -98,11 +98,7 @@ def embed_texts(
     target = out / "text_embeddings.npz"
     if given:
         stored, table = load_embeddings(given)
-        row_of = {item: row for row, item in enumerate(stored)}
-        pairs = [
-            (u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances
-        ]
-        kept = [(item, row) for item, row in pairs if row >= 0]
+        kept = _rows_of_utterances(directory, stored)
         if kept:
             save_embeddings(target, [item for item, _ in kept], table[[row for _, row in kept]], {"path": given})
     elif clip is not None:
@@ -110,8 +106,7 @@ def embed_texts(
         texts = [utterance.clip_text for utterance in directory.utterances]
 
         def encode(start: int) -> Iterator[np.ndarray]:
-            for at in range(start, len(texts), BATCH):
-                yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
+            return encode_captions(texts, clip, start)
 
         of = lines_fingerprint(f"{item} {text}" for (item, _), text in zip(kept, texts))
         source = {key: value for key, value in clip.description.items() if key != "preprocess"}  # of images
@@ -121,6 +116,37 @@ def embed_texts(
     if not kept:
         target.unlink(missing_ok=True)
     return len(kept)
+
+
+def check_given_texts(directories: Sequence[DataDir], given: str) -> None:
+    """Raise an error if the user's own caption embeddings belong to none of the utterances.
+
+    Raises:
+        UserError: none of the ids is an utterance, or the file cannot be read.
+    """
+    stored, _ = load_embeddings(given)
+    if not any(_rows_of_utterances(directory, stored) for directory in directories):
+        names = " and ".join(str(directory.path) for directory in directories)
+        first = f" The first id is {stored[0]!r}." if stored else ""
+        raise UserError(
+            f"{given}: none of its {len(stored)} ids is an utterance of {names}.{first} Use the ids of the file 'text'."
+        )
+
+
+def _rows_of_utterances(directory: DataDir, stored: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the id and the row of each utterance that is stored, with or without its speaker and a dash in front."""
+    row_of = {item: row for row, item in enumerate(stored)}
+    pairs = [(u.id, row_of.get(u.id, row_of.get(u.id.removeprefix(f"{u.speaker}-"), -1))) for u in directory.utterances]
+    return [(item, row) for item, row in pairs if row >= 0]
+
+
+def encode_captions(texts: Sequence[str], clip: OpenClip, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield CLIP embeddings [N, J] of texts from number ``start`` on, a batch at a time.
+
+    Equal lists of texts give equal bits, because the batches are the same.
+    """
+    for at in range(start, len(texts), BATCH):
+        yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
 
 
 def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: Encode, stop: Stop) -> None:
@@ -182,7 +208,7 @@ def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], in
     return parts, start
 
 
-def _batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
+def batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
     """Yield batches of preprocessed images [N, 3, side, side]. Threads decode the next batch meanwhile."""
     decoded = map_ahead(lambda path: clip.preprocess(load_image(path)), paths, ahead=2 * BATCH)
     while batch := list(itertools.islice(decoded, BATCH)):
@@ -228,11 +254,13 @@ def vocabulary_texts(directories: Sequence[DataDir], captions: Path, *, only_tra
     try:
         lines = captions.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{captions}: not UTF-8") from error
+        raise UserError(f"{captions}: not UTF-8. Prepare the data again.") from error
     for number, line in enumerate(lines, 1):
         split, tab, text = line.partition("\t")
         if not tab:
-            raise UserError(f"{captions}: line {number}: expected split and caption, separated by a tab")
+            raise UserError(
+                f"{captions}: line {number}: expected split and caption, separated by a tab. Correct the line."
+            )
         if split == "train" or not only_train:
             texts.append(text)
     return texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from speechclip.common.errors import Stopped, UserError
 from speechclip.common.files import lines_fingerprint
 from speechclip.config import Config
 from speechclip.data.audio import load_audio, num_samples
+from speechclip.data.augmented import Augmentation
 from speechclip.data.features import FeatureWriter
 from speechclip.data.kaldi import DataDir
 from speechclip.model.encoders.base import SpeechEncoder
@@ -45,7 +47,7 @@ def batches_by_seconds(samples: np.ndarray, batch_seconds: float) -> Iterator[li
 
 def extract_features(
     config: Config, data: str, out: str, *, batch_seconds: float, job: int = 1, jobs: int = 1,
-    encoder: SpeechEncoder | None = None, stop: Callable[[], bool] = lambda: False,
+    encoder: SpeechEncoder | None = None, stop: Callable[[], bool] = lambda: False, copy: int = 0,
 ) -> tuple[int, float, float]:  # fmt: skip
     """Store the configured hidden states of the utterances of a data directory, or the part of one job.
 
@@ -61,6 +63,7 @@ def extract_features(
         job: number of this job, from 1 to ``jobs``.
         jobs: number of jobs. If there are several, call :func:`speechclip.data.features.write_index` after the last.
         encoder: the configured encoder, if it is loaded.
+        copy: 0 for the recordings themselves, or the number of a copy with the noise and rooms of ``data.augment``.
         stop: called before each batch. If it returns True, the pending features are written, and the index is not.
 
     Returns:
@@ -86,6 +89,11 @@ def extract_features(
     # the encoder may move to another folder: only its name counts
     description = {key: value for key, value in encoder.description.items() if key != "path"}
     description |= {"name": Path(encoder.description["path"]).name, "recordings": _recordings(ids, samples)}
+    augmentation, position = None, {name: at for at, name in enumerate(ids)}
+    if copy:
+        augmentation = Augmentation(directory, config.data.augment)
+        drawn = dataclasses.replace(config.data.augment, probability=1.0, copies=1)  # the others change no copy
+        description |= {"augment": f"copy {copy} {lines_fingerprint([str(drawn)])}"}
     batches = [[ids[at] for at in batch] for batch in batches_by_seconds(samples, batch_seconds)][job - 1 :: jobs]
     started, done, total = time.monotonic(), 0, 0
     dtype, number = config.data.store_dtype, job if jobs > 1 else None
@@ -100,7 +108,10 @@ def extract_features(
             if stop():
                 writer.flush()
                 raise Stopped(f"{out}: stopped after {count - 1} of {len(todo)} batches, which are stored")
-            waves = [torch.from_numpy(load_audio(paths[name])).to(device) for name in batch]
+            heard = [load_audio(paths[name]) for name in batch]
+            if augmentation is not None:
+                heard = [augmentation.change(position[n], wave, f"copy {copy}") for n, wave in zip(batch, heard)]
+            waves = [torch.from_numpy(wave).to(device) for wave in heard]
             states, frames = encoder(waves)
             for name, row, length in zip(batch, states, frames.tolist()):
                 if name not in finished:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from speechclip.model.heads.base import CASCADED, PARALLEL, Head, HeadInputs, He
 from speechclip.model.heads.factory import has_keywords, make_head
 from speechclip.model.heads.weighted_sum import WeightedSum
 from speechclip.model.losses import ContrastiveLoss
+
+ENCODER_PREFIX = "speech_encoder."  # of the names of the encoder's trained tensors
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class SpeechNetwork(nn.Module):
 
     The parts are passed in; :func:`build_network` constructs them. Without ``speech_encoder`` the network works on
     stored hidden states only. Without ``clip`` it works without keywords only. Training changes ``weighted_sum``,
-    ``head`` and ``loss``; a checkpoint holds these three.
+    ``head`` and ``loss``, and the part of the speech encoder that :meth:`train_encoder` selects; a checkpoint holds
+    their tensors.
 
     Args:
         config: the configuration that the network was built from.
@@ -117,6 +120,7 @@ class SpeechNetwork(nn.Module):
         self.vocabulary = vocabulary
         self.encode_batch_size = encode_batch_size
         self.time_mask = TimeMask()
+        self._encoder_names: tuple[str, ...] = ()  # trained parameters of the speech encoder
 
     def forward(self, batch: Batch) -> SpeechOutput:
         """Compute the embeddings of a batch, and the keywords if the head has them.
@@ -133,9 +137,15 @@ class SpeechNetwork(nn.Module):
 
     # -- parts of the forward pass -------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def features(self, batch: Batch) -> SpeechFeatures:
-        """Return the hidden states of a batch on the network's device: the stored ones, or those of its waveforms."""
+        """Return the hidden states of a batch on the network's device: the stored ones, or those of its waveforms.
+
+        They carry a gradient if a part of the speech encoder is trained.
+        """
+        with torch.set_grad_enabled(bool(self._encoder_names) and torch.is_grad_enabled()):
+            return self._features(batch)
+
+    def _features(self, batch: Batch) -> SpeechFeatures:
         if batch.states is not None and batch.frames is not None:
             return SpeechFeatures(batch.states.to(self.device), batch.frames.to(self.device))
         assert batch.waves is not None
@@ -216,18 +226,51 @@ class SpeechNetwork(nn.Module):
 
     # -- trained and frozen parts --------------------------------------------------------------------------------------
 
+    def train_encoder(self, part: str | int) -> None:
+        """Select the part of the speech encoder that is trained and that checkpoints hold.
+
+        Args:
+            part: the value of ``train.encoder``, see :class:`speechclip.config.TrainConfig`.
+
+        Raises:
+            UserError: no speech encoder is loaded, or it does not have this part.
+        """
+        if part == "frozen":
+            return
+        encoder, layers = self.require_speech_encoder(), self.config.speech_encoder.layers
+        encoder.unfreeze(part, encoder.num_states if layers is None else max(layers) + 1)
+        self._encoder_names = tuple(name for name, p in encoder.named_parameters() if p.requires_grad)
+
     def trained_modules(self) -> dict[str, nn.Module]:
-        """Return the parts that training changes and that checkpoints hold."""
+        """Return the parts that training changes as a whole and that checkpoints hold."""
         return {"weighted_sum": self.weighted_sum, "head": self.head, "loss": self.loss}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the state dict of the trained parts: parameters and statistics."""
+        """Return the tensors of the trained parts by name: parameters and statistics."""
         parts = self.trained_modules()
-        return {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
+        state = {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
+        return state | {f"{ENCODER_PREFIX}{name}": p.detach() for name, p in self._encoder_parameters().items()}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load tensors with the names and shapes of :meth:`trained_state`."""
+        for part, module in self.trained_modules().items():
+            prefix = f"{part}."
+            module.load_state_dict({name[len(prefix) :]: v for name, v in state.items() if name.startswith(prefix)})
+        with torch.no_grad():
+            for name, parameter in self._encoder_parameters().items():
+                parameter.copy_(state[f"{ENCODER_PREFIX}{name}"])
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that get gradients."""
-        return [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
+        """Return the parameters that get gradients. Those of the speech encoder come last."""
+        head = [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
+        return head + self.encoder_parameters()
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters of the speech encoder."""
+        return list(self._encoder_parameters().values())
+
+    def _encoder_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: self.require_speech_encoder().get_parameter(name) for name in self._encoder_names}
 
     def count_parameters(self) -> dict[str, int]:
         """Return the number of parameters, {"trained", "total"}. The total includes the loaded frozen encoders."""
@@ -287,7 +330,7 @@ def build_network(
             )
         if vocabulary is None:
             raise UserError(f"model.head.name: a {settings.name} head needs the reduced vocabulary")
-        subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.context_length - 2
+        subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.room
     embeddings, valid_mask = subwords or (None, None)
     inputs = HeadInputs(dimensions.speech, dimensions.joint, embeddings, valid_mask, room)
     head = make_head(settings, inputs)
@@ -332,5 +375,5 @@ def reduced_subword_embeddings(clip: OpenClip, vocabulary: Vocabulary) -> tuple[
         raise UserError(
             f"vocabulary: has id {int(ids.max())}, but CLIP has {len(embeddings)} subwords. It belongs to another CLIP."
         )
-    special = torch.tensor([clip.tokenizer.pad, clip.tokenizer.sot, clip.tokenizer.eot], device=ids.device)
+    special = torch.tensor(clip.special_ids, device=ids.device)
     return embeddings[ids], ~torch.isin(ids, special)

@@ -30,6 +30,19 @@ def check_batch_size(batch_size: int, processes: int) -> None:
         )
 
 
+def check_encoder(config: Config) -> None:
+    """Check that the speech encoder runs in the training loop if a part of it is trained.
+
+    Raises:
+        UserError: training reads stored hidden states.
+    """
+    if config.train.encoder != "frozen" and config.data.feats != "online":
+        raise UserError(
+            f"train.encoder: {config.train.encoder} needs the encoder in the training loop, but data.feats is "
+            f"{config.data.feats}. Set data.feats to online; in a recipe, add --feats online."
+        )
+
+
 def check_data(config: Config, data: TrainingData) -> None:
     """Check that the training split fills a batch and that both splits have more than one image.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,14 +12,14 @@ from speechclip.config import OptimConfig
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, precision: str = "32-true"
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: OptimConfig, precision: str = "32-true"
 ) -> torch.optim.Adam:
     """Return Adam or AdamW with a fused kernel.
 
     torch's default copies all parameters several times in every update. This is most of the memory of a small batch.
 
     Args:
-        parameters: the trained parameters.
+        parameters: the trained parameters, or the groups of :func:`parameter_groups`.
         config: settings of the optimiser.
         precision: Fabric's precision. With "16-mixed" torch's default is used, because Fabric cannot clip gradients
             that the fused kernel unscales.
@@ -27,6 +28,24 @@ def make_optimizer(
     return algorithm(
         parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=precision != "16-mixed"
     )
+
+
+def parameter_groups(
+    head: list[nn.Parameter], encoder: list[nn.Parameter], config: OptimConfig, encoder_lr: float
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Return the trained parameters for :func:`make_optimizer`, in two groups if a part of the encoder is trained.
+
+    The key "lr_scale" of a group is multiplied with :func:`learning_rate`.
+
+    Args:
+        head: parameters of the head, the weighted sum and the loss.
+        encoder: trained parameters of the speech encoder; may be empty.
+        config: settings of the optimiser.
+        encoder_lr: peak learning rate of the encoder.
+    """
+    if not encoder:
+        return head
+    return [{"params": head, "lr_scale": 1.0}, {"params": encoder, "lr_scale": encoder_lr / config.lr}]
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:

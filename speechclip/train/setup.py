@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.config import Config
+from speechclip.data.augmented import AugmentedStore, AugmentedWaves
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source, load_embeddings
 from speechclip.data.features import FeatureStore
@@ -88,9 +89,9 @@ def training_data(config: Config, data: Path, dump: Path) -> TrainingData:
         data: the folder with the data directories train/ and dev/.
         dump: the folder with the features and embeddings of each.
     """
-    train, dev = (Split.load(data / name, dump / name) for name in ("train", "dev"))
+    train, dev = (Split.load(data / name, dump / name, config.data.languages) for name in ("train", "dev"))
     return TrainingData(
-        train, dev, speech_source(config, train.data, dump / "train"), speech_source(config, dev.data, dump / "dev")
+        train, dev, training_source(config, train.data, dump / "train"), speech_source(config, dev.data, dump / "dev")
     )
 
 
@@ -107,3 +108,13 @@ def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
     if config.data.feats == "online":
         return WaveSource(data)
     return StoreSource(dump, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)
+
+
+def training_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
+    """Open the training speech as :func:`speech_source` does, with ``data.augment`` if it is switched on."""
+    augment = config.data.augment
+    if not augment.probability:
+        return speech_source(config, data, dump)
+    if config.data.feats == "online":
+        return AugmentedWaves(data, augment)
+    return AugmentedStore(dump, data, augment, config.model.speech_encoder.layers)

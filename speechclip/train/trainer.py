@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechclip.checkpoint.folder import (
     WEIGHTS,
@@ -32,9 +32,9 @@ from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_b
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.model.inference import embed_speech
 from speechclip.model.network import SpeechNetwork, TimeMask
-from speechclip.train.checks import check_batch_size, check_data
+from speechclip.train.checks import check_batch_size, check_data, check_encoder
 from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
-from speechclip.train.optim import learning_rate, make_optimizer
+from speechclip.train.optim import learning_rate, make_optimizer, parameter_groups
 from speechclip.train.replaced import holds_weights, keep, restore_interrupted, set_aside
 from speechclip.train.state import (
     EmaWeights,
@@ -99,14 +99,16 @@ class Trainer:
         fabric: Fabric, seed: int, origin: dict[str, Any], force: bool = False,
     ) -> None:  # fmt: skip
         check_batch_size(config.data.batch_size, fabric.world_size)
+        check_encoder(config)
         check_data(config, data)
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.fabric, self.seed, self._force = fabric, seed, force
+        model.train_encoder(config.train.encoder)
         inputs = data_fingerprints(data, model, config)
         self.origin = {**origin, **model.count_parameters(), "inputs": inputs}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
-        plain = make_optimizer(model.trained_parameters(), config.optim, config.train.precision)
+        plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
         self.step_module, self.optimizer = fabric.setup(LossStep(model, config, fabric), plain)
@@ -116,6 +118,11 @@ class Trainer:
         self._logger: TrainLogger | None = None
         self._replaces = False  # the folder holds another run until the first save
         self._resume(plain)
+
+    def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        encoder = self.model.encoder_parameters()
+        head = self.model.trained_parameters()[: -len(encoder) or None]
+        return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
 
     def _training_targets(self) -> Tensor:
         """Return [U, J], L2-normalised: each training utterance's image, or its caption for the supervised topline."""
@@ -289,7 +296,7 @@ class Trainer:
         # All randomness of a step starts here, so a resumed run needs no saved random state.
         torch.manual_seed((self.seed * 1_000_003 + step) * 1_009 + fabric.global_rank)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, optim)
+            group["lr"] = learning_rate(step, optim) * group.get("lr_scale", 1.0)
         self.model.train()
         self.model.head.set_step(step)
         indices = batch.indices.to(fabric.device)

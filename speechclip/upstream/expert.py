@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from speechclip.checkpoint.folder import SETTINGS, load_model, read_checkpoint
 from speechclip.checkpoint.pretrained import load_published_states
@@ -19,6 +18,7 @@ from speechclip.common.errors import UserError
 from speechclip.config import load
 from speechclip.data.waveforms import as_wave
 from speechclip.model.network import SpeechNetwork
+from speechclip.model.parametrizations import merge_parametrizations
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class UpstreamExpert(nn.Module):
         self.head_layer = head_layer
         self.model = _load(ckpt, model_config).eval().requires_grad_(False)
         self.model.clip = None  # hidden states do not need CLIP
-        _merge_parametrizations(self.model)
+        merge_parametrizations(self.model)
         _fix_single_values(self.model)
         self._warned = False
 
@@ -116,16 +116,6 @@ def _load(ckpt: str | Path, model_config: str | None) -> SpeechNetwork:
         encoder = dataclasses.replace(config.model.speech_encoder, normalize=None)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, speech_encoder=encoder))
     return load_model(folder, with_clip=False, config=config)  # a head with keywords loads its CLIP anyway
-
-
-def _merge_parametrizations(model: nn.Module) -> None:
-    """Replace parametrised weights (HuBERT's weight norm) by their values. torch cannot pickle parametrised modules."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name)
-                getattr(module, name).requires_grad_(False)
-            module._load_state_dict_pre_hooks.clear()  # weight_norm's hook is a local function
 
 
 def _fix_single_values(model: nn.Module) -> None:

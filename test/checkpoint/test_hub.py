@@ -61,6 +61,8 @@ def test_pack_loads_on_another_machine(recipe: tuple[Path, SpeechCLIP], tmp_path
         "vocabulary.tsv",
         "retrieval.json",
         "keywords.json",
+        "modules.json",
+        "config_sentence_transformers.json",
         "speech_encoder",
         "clip",
     }

@@ -48,11 +48,12 @@ class Server:
             def do_GET(self) -> None:
                 wanted = self.headers.get("Range", "")
                 server.ranges.append(wanted)
-                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-                body = server.body[start:]
-                self.send_response(206 if start else 200)
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                start, end = int(first or 0), min(int(last or len(server.body)) + 1, len(server.body))
+                body = server.body[start:end]
+                self.send_response(206 if wanted else 200)
+                if wanted:
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(server.body)}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
@@ -213,6 +214,24 @@ def test_models_lists_cache_state(server: Server, tmp_path: Path, capsys: pytest
     list_models(["--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows[NAME]["url"] == PUBLISHED_MODELS[NAME].url and rows[NAME]["cache"] == "complete"
+
+
+def test_models_asks_hosts_for_sizes(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, model in list(PUBLISHED_MODELS.items()):  # one host knows the file, the others do not exist
+        url = model.url if name == NAME else f"http://127.0.0.1:9/{name}"
+        monkeypatch.setitem(published.PUBLISHED_MODELS, name, dataclasses.replace(model, url=url))
+    list_models(["--sizes"])
+    printed = capsys.readouterr()
+    sizes = {line.split()[0]: line.split()[1:3] for line in printed.out.splitlines()}
+    assert sizes[NAME] == [f"{len(server.body) / 1e6:.0f}", "MB"]
+    assert sizes["hybrid_large"][0] == "unknown"
+    assert server.ranges == ["bytes=0-0"]
+    assert printed.err.startswith(
+        "warning: 14 sizes are unknown. The first problem is http://127.0.0.1:9/parallel_large:"
+    )
+    assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("place", ["speechclip/mini", "egs/mini/models"], ids=["wheel", "checkout"])

@@ -274,6 +274,54 @@ def test_data_dir_refuses_a_bad_text_clip(corpus: Path, content: str, fragment: 
     assert str(caught.value).startswith(f"data/train/{fragment}")
 
 
+def test_data_dir_reads_languages(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert DataDir.load("data/train").languages == ()
+    Path("data/train/utt2lang").write_text("s1-x_0 de\ns1-x_1 en\ns2-y_0 en\n")
+    data = DataDir.load("data/train")
+    assert [utterance.language for utterance in data.utterances] == ["de", "en", "en"]
+    assert data.languages == ("de", "en")
+    validate(["data/train"])
+    assert capsys.readouterr().out == "data/train: valid: 3 utterances, 2 images, 2 speakers, languages: de en\n"
+
+
+def test_write_data_dir_writes_languages_if_known(corpus: Path) -> None:
+    data = DataDir.load("data/train")
+    spoken = [dataclasses.replace(u, language="de" if u.id == "s1-x_0" else "en") for u in data.utterances]
+    write_data_dir("data/train", spoken, data.images)
+    assert Path("data/train/utt2lang").read_text() == "s1-x_0 de\ns1-x_1 en\ns2-y_0 en\n"
+    assert DataDir.load("data/train").utterances == tuple(spoken)
+    write_data_dir("data/train", data.utterances, data.images)
+    assert not Path("data/train/utt2lang").exists()
+
+
+@pytest.mark.parametrize(
+    ("languages", "fragment"),
+    [(("de", "en", ""), "'s2-y_0': '': no language"), (("a b", "en", "en"), "'s1-x_0': 'a b': white space in the id")],
+)
+def test_write_data_dir_refuses_a_bad_language(corpus: Path, languages: tuple[str, ...], fragment: str) -> None:
+    data = DataDir.load("data/train")
+    spoken = [dataclasses.replace(u, language=word) for u, word in zip(data.utterances, languages, strict=True)]
+    with pytest.raises(UserError) as caught:
+        write_data_dir("data/new", spoken, data.images)
+    assert str(caught.value).startswith(f"data/new/utt2lang: {fragment}")
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ("s1-x_0 en\ns1-x_1 en\n", "utt2lang: utterance 's2-y_0' of wav.scp is missing"),
+        ("s1-x_0 en\ns1-x_1 de en\ns2-y_0 en\n", "utt2lang: 's1-x_1': 'de en': not one language"),
+        ("s1-x_0 en\ns1-x_1\ns2-y_0 en\n", "utt2lang:2: 's1-x_1': no value"),
+        ("", "utt2lang: empty"),
+    ],
+)
+def test_data_dir_refuses_bad_languages(corpus: Path, content: str, fragment: str) -> None:
+    Path("data/train/utt2lang").write_text(content)
+    with pytest.raises(UserError) as caught:
+        DataDir.load("data/train")
+    assert str(caught.value).startswith(f"data/train/{fragment}")
+
+
 @pytest.mark.parametrize("name", ["segments", "subsegments", "reco2file_and_channel", "vad.scp"])
 def test_data_dir_refuses_tables_that_change_utterances(corpus: Path, name: str) -> None:
     Path("data/train", name).write_text("s1-x_0 s1-x_0 0.0 1.0\n")
@@ -284,7 +332,7 @@ def test_data_dir_refuses_tables_that_change_utterances(corpus: Path, name: str)
     assert len(find_problems("data/train")) == 1
 
 
-@pytest.mark.parametrize("name", ["utt2dur", "reco2dur", "spk2gender", "utt2lang", "feats.scp", "cmvn.scp", "ctm"])
+@pytest.mark.parametrize("name", ["utt2dur", "reco2dur", "spk2gender", "feats.scp", "cmvn.scp", "ctm"])
 def test_data_dir_ignores_tables_about_utterances(corpus: Path, name: str) -> None:
     Path("data/train", name).write_text("s1-x_0 1\n")
     assert len(DataDir.load("data/train").utterances) == 3

@@ -88,5 +88,5 @@ def test_vocabulary_texts_uses_captions_for_clip(tmp_path: Path) -> None:
 
 def test_vocabulary_texts_reports_bad_utf8(tmp_path: Path) -> None:
     (tmp_path / "captions.tsv").write_bytes(b"train\t\xff\n")
-    with pytest.raises(UserError, match=r"captions\.tsv: not UTF-8$"):
+    with pytest.raises(UserError, match=r"captions\.tsv: not UTF-8\. Prepare the data again\.$"):
         vocabulary_texts([], tmp_path / "captions.tsv", only_train=True)

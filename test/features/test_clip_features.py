@@ -223,3 +223,24 @@ def test_script_stores_its_batch_on_sigterm_and_resumes(corpus: Path, tmp_path: 
     assert done[1].returncode == 0, done[1].stderr
     assert f"{tmp_path / 'd'}: 10 images, 20 captions embedded" in done[1].stdout
     assert (tmp_path / "vocabulary.tsv").is_file() and not list((tmp_path / "d").glob(".*"))
+
+
+@pytest.mark.parametrize(("ids", "first"), [(["x", "y"], " The first id is 'x'."), ([], "")])
+def test_given_texts_of_other_utterances_change_nothing(
+    ids: list[str], first: str, corpus: Path, directory: DataDir, clip: OpenClip, tmp_path: Path
+) -> None:
+    embed_texts(directory, tmp_path / "dump" / "d", clip, None)
+    before = (tmp_path / "dump" / "d" / "text_embeddings.npz").read_bytes()
+    np.savez(tmp_path / "own.npz", ids=np.array(ids, dtype=str), embeddings=np.ones((len(ids), 4), np.float32))
+    command = [
+        sys.executable, "-m", "speechclip.bin.extract_clip_embeddings", "--data_dirs", f"[{corpus / 'd'}]",
+        "--dump_root", str(tmp_path / "dump"), "--text_embeddings", str(tmp_path / "own.npz"),
+        "--vocabulary", str(tmp_path / "vocabulary.tsv"), "--model.clip.path", str(corpus / "clip"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {tmp_path / 'own.npz'}: none of its {len(ids)} ids is an utterance of {corpus / 'd'}."
+        f"{first} Use the ids of the file 'text'.\n"
+    )
+    assert (tmp_path / "dump" / "d" / "text_embeddings.npz").read_bytes() == before

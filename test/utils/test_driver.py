@@ -192,7 +192,7 @@ def test_stop_stage(recipe):
 
 def test_a_boolean_download_option_runs_only_stage_0(done):
     done.run("--pretrain", "true")
-    assert done.calls() == ["download --corpus  --nj 2 --scenes 4000 --pretrain true"]
+    assert done.calls() == ["download --corpus  --nj 2 --scenes 4000 --pretrain true --languages en"]
     done.run()
     assert done.calls() == []
 
@@ -200,13 +200,13 @@ def test_a_boolean_download_option_runs_only_stage_0(done):
 def test_another_download_option_runs_stage_0(done):
     result = done.run("--scenes", "50", "--stop_stage", "0")
     assert "scenes changed from '4000' to '50'" in result.stdout
-    assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false"]
+    assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false --languages en"]
 
 
 def test_another_mirror_runs_only_stage_0(done):
     text = (done.folder / "run.sh").read_text()
-    assert text.count("download_options=(scenes pretrain)") == 1
-    text = text.replace("download_options=(scenes pretrain)", "download_options=(scenes pretrain mirror)")
+    assert text.count("download_options=(scenes pretrain languages)") == 1
+    text = text.replace("download_options=(scenes pretrain languages)", "download_options=(scenes pretrain mirror)")
     (done.folder / "run.sh").write_text(text.replace("pretrain=false ", "mirror= #: a URL\npretrain=false "))
     done.run("--mirror", "http://one/", "--stop_stage", "3")
     assert done.names() == ["download"]

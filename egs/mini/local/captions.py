@@ -1,13 +1,16 @@
-"""Captions of scenes: many templates, words that do not describe the picture, a few synonyms, bare keywords."""
+"""Captions of scenes: many templates, words that do not describe the picture, a few synonyms, bare keywords.
+
+The templates here are English. `captions_es.py` has Spanish ones for the same scenes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
+from captions_es import SPANISH
 from scenes import COLOURS, SHAPES, Scene, Thing, generator
-
-SHORTEST, LONGEST = 5, 13  # words in a caption
+from templates import Templates, offset, pick, random_caption, side_of
 
 PLURALS = {
     **{shape: shape + "s" for shape in SHAPES},
@@ -109,25 +112,21 @@ def _content_words() -> frozenset[str]:
 CONTENT_WORDS = _content_words()
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 def _noun_phrase(rng: np.random.Generator, thing: Thing, detail: float) -> str:
     """Return the thing with its article or number and some attributes. ``detail`` scales their probabilities."""
     words = []
     if thing.size and rng.random() < 0.55 * detail:
-        words.append(_pick(rng, _SIZE_WORDS[thing.size]))
+        words.append(pick(rng, _SIZE_WORDS[thing.size]))
     attributes = []
     if rng.random() < 0.85 * detail:
         attributes.append(thing.colour)
     if thing.texture and rng.random() < 0.65 * detail:
-        attributes.append(_pick(rng, _TEXTURE_WORDS[thing.texture]))
+        attributes.append(pick(rng, _TEXTURE_WORDS[thing.texture]))
     if rng.random() < 0.5:
         attributes.reverse()
     words += attributes
     if thing.count > 1:
-        return " ".join([_pick(rng, _NUMBERS[thing.count]), *words, PLURALS[thing.shape]])
+        return " ".join([pick(rng, _NUMBERS[thing.count]), *words, PLURALS[thing.shape]])
     words.append(thing.shape)
     article = "the" if rng.random() < 0.15 else "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
@@ -135,69 +134,41 @@ def _noun_phrase(rng: np.random.Generator, thing: Thing, detail: float) -> str:
 
 def _place(rng: np.random.Generator, thing: Thing) -> str:
     """Return the place of the thing in the picture."""
-    side = ("left", "", "right")[thing.column]
-    height = ("top", "", "bottom")[thing.row]
+    side, height = side_of(thing, ("left", "", "right"), ("top", "", "bottom"))
     if side and height:
-        return _pick(
+        return pick(
             rng, (f"in the {height} {side} corner", f"on the {height} {side}", f"at the {height}", f"on the {side}")
         )
     if side or height:
-        return _pick(rng, (f"on the {side}", f"on the {side} side") if side else (f"at the {height}",))
-    return _pick(rng, ("in the middle", "in the center"))
+        return pick(rng, (f"on the {side}", f"on the {side} side") if side else (f"at the {height}",))
+    return pick(rng, ("in the middle", "in the center"))
 
 
 def _relation(rng: np.random.Generator, first: Thing, second: Thing) -> str:
     """Return the position of ``first`` relative to ``second``."""
-    across, down = first.column - second.column, first.row - second.row
+    across, down, beside, stacked = offset(first, second)  # language: ok
     options = ["beside", "near", "next to"]  # language: ok
-    if abs(across) >= abs(down):
+    if beside:  # language: ok
         options += ["left of" if across < 0 else "right of", "to the left of" if across < 0 else "to the right of"]
-    if abs(down) >= abs(across):
+    if stacked:
         options += ["above", "over"] if down < 0 else ["below", "under"]
-    return _pick(rng, options)
+    return pick(rng, options)
 
 
-def _body(rng: np.random.Generator, scene: Scene) -> str:
-    """Return the part of the caption about the objects."""
-    things = [scene.things[int(i)] for i in rng.permutation(len(scene.things))]
-    first, second = things[0], things[1]
-    kind = int(rng.integers(10))
-    if len(things) == 3 and kind < 7:
-        a, b, c = (_noun_phrase(rng, thing, 0.75) for thing in things)
-        if kind < 5:
-            return f"{a} {b} {_pick(rng, _JOINS[:3])} {c}"
-        return f"{a} {_relation(rng, first, second)} {b} {_pick(rng, _JOINS)} {c}"
-    a, b = _noun_phrase(rng, first, 1.0), _noun_phrase(rng, second, 1.0)
-    if kind < 4:
-        return f"{a} {_relation(rng, first, second)} {b}"
-    if kind < 7:
-        return f"{a} {_pick(rng, _JOINS)} {b}"
-    if kind < 8:
-        return f"{a} {_place(rng, first)} and {b} {_place(rng, second)}"
-    return f"{a} {_pick(rng, _JOINS)} {b} {_place(rng, second)}"
+ENGLISH = Templates(_noun_phrase, _place, _relation, _JOINS, _BACKGROUND_PHRASES, openings=_OPENINGS, adverbs=_ADVERBS)
+#: By language. The second draws from generators of its own, so English captions do not depend on it.
+TEMPLATES = {"en": ENGLISH, "es": SPANISH}
+_PURPOSES = {"en": 1, "es": 5}  # of the generators, see scenes.generator
 
 
-def random_caption(rng: np.random.Generator, scene: Scene) -> str:
-    """Return a caption of ``SHORTEST`` to ``LONGEST`` lower-case words: at least two objects, often the background."""
-    while True:
-        parts = [_body(rng, scene)]
-        if rng.random() < 0.35:
-            parts.insert(0, _pick(rng, _OPENINGS))
-        if rng.random() < 0.5:
-            parts.insert(0 if rng.random() < 0.2 else len(parts), _pick(rng, _BACKGROUND_PHRASES[scene.background]))
-        if rng.random() < 0.15:
-            parts.insert(0 if rng.random() < 0.4 else len(parts), _pick(rng, _ADVERBS))
-        caption = " ".join(parts)
-        if SHORTEST <= len(caption.split()) <= LONGEST:
-            return caption
-
-
-def captions_of(seed: int, split: str, index: int, scene: Scene, count: int, avoid: Iterable[str] = ()) -> list[str]:
+def captions_of(
+    seed: int, split: str, index: int, scene: Scene, count: int, avoid: Iterable[str] = (), language: str = "en"
+) -> list[str]:
     """Return ``count`` different captions of scene ``index`` of a split, none of them in ``avoid`` (pass a set)."""
-    rng, found = generator(seed, split, index, 1), list[str]()
+    rng, found = generator(seed, split, index, _PURPOSES[language]), list[str]()
     avoid = avoid if isinstance(avoid, set | frozenset) else set(avoid)
     while len(found) < count:
-        caption = random_caption(rng, scene)
+        caption = random_caption(rng, scene, TEMPLATES[language])
         if caption not in found and caption not in avoid:
             found.append(caption)
     return found

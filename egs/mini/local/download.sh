@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 corpus=         #: not used, this recipe generates its corpus
 nj=2            #: processes
 scenes=4000     #: training scenes; dev and test have a twentieth each
+languages=en    #: languages of the captions: en, es or "en es"
 pretrain=false  #: train models/clip and models/hubert again; this takes much longer than the recipe
 . ../../utils/parse_options.sh "$@"
 
@@ -26,4 +27,5 @@ for file in models/clip/open_clip_config.json models/hubert/config.json; do
     fi
 done
 held_out=$((scenes / 20 > 0 ? scenes / 20 : 1))
-"$SPEECHCLIP_PYTHON" local/generate.py corpus --num_train "$scenes" --num_dev "$held_out" --num_test "$held_out" --nj "$nj"
+"$SPEECHCLIP_PYTHON" local/generate.py corpus --num_train "$scenes" --num_dev "$held_out" --num_test "$held_out" \
+    --languages "$languages" --nj "$nj"

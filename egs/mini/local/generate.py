@@ -12,18 +12,19 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from captions import captions_of
 from scenes import generator, random_scene
-from speak import SAMPLE_RATE, VOICES, say
+from speak import LANGUAGES, SAMPLE_RATE, say, voices_of
 
 COLUMNS = ("utterance", "image", "split", "speaker", "caption")
+ENGLISH = ("en",)  # the corpus without a column for the language
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,42 @@ class Record:
     split: str
     speaker: str
     caption: str
+    language: str = ""
 
 
-def plan_corpus(seed: int, counts: dict[str, int], captions: int) -> list[Record]:
-    """Return all utterances of the corpus. No caption is in two splits."""
+def columns_of(languages: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of captions.tsv. English alone has no column for the language."""
+    return COLUMNS if tuple(languages) == ENGLISH else (*COLUMNS, "language")
+
+
+def plan_corpus(seed: int, counts: dict[str, int], captions: int, languages: Sequence[str] = ENGLISH) -> list[Record]:
+    """Return all utterances of the corpus, those of one language after those of another.
+
+    No caption is in two splits. The utterances of a language do not depend on the other languages.
+
+    Args:
+        seed: of everything random.
+        counts: scenes of each split.
+        captions: captions of a scene in each language.
+        languages: of `LANGUAGES`.
+    """
+    records = []
+    for language in languages:
+        found = _plan_language(seed, counts, captions, language)
+        records += [replace(r, language=language) for r in found] if "language" in columns_of(languages) else found
+    return records
+
+
+def _plan_language(seed: int, counts: dict[str, int], captions: int, language: str) -> list[Record]:
+    """Return the utterances of one language."""
     records: list[Record] = []
     taken: set[str] = set()
     for split, count in counts.items():
-        speakers = sorted(VOICES[split])
+        speakers = sorted(voices_of(split, language))
         split_captions: set[str] = set()
         for index in range(count):
             scene = random_scene(seed, split, index)
-            texts = captions_of(seed, split, index, scene, captions, taken if split != "train" else ())
+            texts = captions_of(seed, split, index, scene, captions, taken if split != "train" else (), language)
             order = generator(seed, split, index, 3).permutation(len(speakers))
             for number, text in enumerate(texts):
                 speaker = speakers[int(order[number % len(speakers)])]
@@ -94,7 +119,7 @@ def _make_audio(record: Record, out: Path) -> bool:
     path = out / "audio" / record.split / f"{record.utterance}.flac"
     if path.exists() and path.with_suffix(".ctm").exists():
         return False
-    samples, words = say(record.caption, VOICES[record.split][record.speaker])
+    samples, words = say(record.caption, voices_of(record.split, record.language or "en")[record.speaker])
     lines = [f"{record.utterance} 1 {w.start:.3f} {w.end - w.start:.3f} {w.word}\n" for w in words]
     buffer = BytesIO()
     soundfile.write(buffer, np.round(samples * 32767).astype(np.int16), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
@@ -107,7 +132,7 @@ def _claim(out: Path, settings: str) -> None:
     """Keep the files of an earlier run with the same settings and scripts. Delete those of other settings."""
     stamp = out / ".settings"
     digest = hashlib.sha256()
-    for name in ("backgrounds", "captions", "generate", "render", "scenes", "speak"):
+    for name in ("backgrounds", "captions", "captions_es", "generate", "render", "scenes", "speak", "templates"):
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     settings += f"scripts {digest.hexdigest()[:16]}\n"
     if stamp.exists() and stamp.read_text(encoding="utf-8") != settings:
@@ -117,9 +142,14 @@ def _claim(out: Path, settings: str) -> None:
     _publish(stamp, settings.encode())
 
 
-def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: int) -> list[Record]:
-    """Generate the corpus in ``out`` with ``jobs`` processes and return its records."""
-    records = plan_corpus(seed, counts, captions)
+def generate(
+    out: Path, seed: int, counts: dict[str, int], captions: int, jobs: int, languages: Sequence[str] = ENGLISH
+) -> list[Record]:
+    """Generate the corpus in ``out`` with ``jobs`` processes and return its records.
+
+    Speech of languages that ``out`` has already and that are not wanted now stays there. No table names it.
+    """
+    records = plan_corpus(seed, counts, captions, languages)
     overlap = caption_overlap(records)
     assert not overlap, f"captions in two splits: {sorted(overlap)[:3]}"
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +162,8 @@ def generate(out: Path, seed: int, counts: dict[str, int], captions: int, jobs: 
         drawn = pool.map(partial(_make_image, out=out, seed=seed), images, chunksize=50)
         made = sum(spoken), sum(drawn)
     print(f"made {made[1]} of {len(images)} images and {made[0]} of {len(records)} utterances; the others exist")
-    lines = ["\t".join(COLUMNS)] + ["\t".join(getattr(r, column) for column in COLUMNS) for r in records]
+    columns = columns_of(languages)
+    lines = ["\t".join(columns)] + ["\t".join(getattr(r, column) for column in columns) for r in records]
     _publish(out / "captions.tsv", ("\n".join(lines) + "\n").encode())
     order = sorted(records, key=lambda record: record.utterance)
     parts = [(out / "audio" / r.split / f"{r.utterance}.ctm").read_bytes() for r in order]
@@ -166,6 +197,7 @@ def main() -> None:
     parser.add_argument("--num_dev", type=int, default=200, help="dev images")
     parser.add_argument("--num_test", type=int, default=200, help="test images")
     parser.add_argument("--captions", type=int, default=3, help="captions per image")
+    parser.add_argument("--languages", default="en", help="languages of the captions, of: " + " ".join(LANGUAGES))
     parser.add_argument("--nj", type=int, default=2, help="processes")
     args = parser.parse_args()
     started = time.monotonic()
@@ -174,8 +206,11 @@ def main() -> None:
         raise SystemExit(
             "error: counts and --nj are at least 1, a split has at most 99999 images, and --seed is not negative"
         )
+    languages = args.languages.split()
+    if not languages or len(set(languages)) < len(languages) or set(languages) - set(LANGUAGES):
+        raise SystemExit(f"error: --languages: {args.languages!r} is not a list of: {' '.join(LANGUAGES)}")
     try:
-        records = generate(args.out, args.seed, counts, args.captions, args.nj)
+        records = generate(args.out, args.seed, counts, args.captions, args.nj, languages)
     except OSError as error:
         raise SystemExit(f"error: {error.filename or args.out}: {error.strerror or error}") from error
     print(summary(args.out, records))

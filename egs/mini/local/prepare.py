@@ -11,7 +11,7 @@ import csv
 import sys
 from pathlib import Path
 
-from generate import COLUMNS, Record
+from generate import COLUMNS, Record, columns_of
 
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.kaldi import Utterance, write_data_dir
@@ -32,11 +32,12 @@ def read_captions(corpus: Path) -> list[Record]:
         raise MissingFileError(path) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8") from error
-    if not rows or tuple(rows[0]) != COLUMNS:
+    columns = tuple(rows[0]) if rows else ()
+    if columns not in (COLUMNS, columns_of(())):
         raise UserError(f"{path}: its columns are not {' '.join(COLUMNS)}")
     for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(COLUMNS):
-            raise UserError(f"{path}: line {number} has {len(row)} columns, not {len(COLUMNS)}")
+        if len(row) != len(columns):
+            raise UserError(f"{path}: line {number} has {len(row)} columns, not {len(columns)}")
     return [Record(*row) for row in rows[1:]]
 
 
@@ -78,6 +79,7 @@ def prepare(corpus: Path, data: Path) -> dict[str, int]:
                 text=r.caption,
                 speaker=r.speaker,
                 image_id=r.image,
+                language=r.language,
             )
             for r in mine
         ]

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -126,6 +126,24 @@ VOICES: dict[str, dict[str, Voice]] = {
         ],
     ),
 }
+
+#: espeak-ng's Spanish accent by the English accent of the same voice; the others speak "es".
+_SPANISH = {"en-us": "es-419"}
+LANGUAGES = ("en", "es")
+
+
+def voices_of(split: str, language: str) -> dict[str, Voice]:
+    """Return the speakers of a split in a language.
+
+    Spanish speakers have the voices of the English ones and ids of their own, such as ``tres01``. So no voice is in two
+    splits, in any language.
+    """
+    if language == "en":
+        return VOICES[split]
+    return {
+        f"{speaker[:2]}{language}{speaker[2:]}": replace(voice, language=_SPANISH.get(voice.language, "es"))
+        for speaker, voice in VOICES[split].items()
+    }
 
 
 class _EventId(ctypes.Union):
@@ -270,7 +288,7 @@ def say(text: str, voice: Voice) -> tuple[np.ndarray, list[Word]]:
     """Synthesise ``text``.
 
     Args:
-        text: words of a-z with single spaces between them.
+        text: lower-case words with single spaces between them.
         voice: the speaker.
 
     Returns:

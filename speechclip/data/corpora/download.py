@@ -50,7 +50,7 @@ class RemoteFile:
     Attributes:
         name: of the file.
         urls: mirrors, tried in order.
-        bytes: approximate size of the file.
+        bytes: approximate size of the file; 0 if it is not known.
         leaves: paths, relative to the folder, that exist if this part is complete.
         unpacked: approximate size of the unpacked content in bytes; 0 for a file that is not unpacked.
         checksum: ``md5:...`` or ``sha256:...``; empty if none is published.
@@ -110,6 +110,29 @@ def download(
             failed.append(f"{error}. Put {' and '.join(remote.leaves)} into {folder} yourself ({remote.about}).")
     if failed:
         raise UserError(" | ".join(failed))
+
+
+def announced_bytes(url: str, timeout: float = 10.0) -> int:
+    """Return the size of a file in bytes that its host announces. The file is not downloaded.
+
+    Args:
+        url: address of the file.
+        timeout: seconds without an answer before an error.
+
+    Raises:
+        UserError: the host does not answer, or does not announce a size.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "speechclip", "Range": "bytes=0-0"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            partial = response.status == 206
+            found = response.headers.get("Content-Range", "").rpartition("/")[2] if partial else ""
+            found = found or response.headers.get("Content-Length", "")
+    except (urllib.error.URLError, HTTPException, OSError) as error:
+        raise UserError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}") from error
+    if not (found.isascii() and found.isdigit()):
+        raise UserError(f"{url}: the host does not announce the size.")
+    return int(found)
 
 
 def _is_complete(remote: RemoteFile, folder: Path) -> bool:

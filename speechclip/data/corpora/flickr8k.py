@@ -36,6 +36,10 @@ from speechclip.data.corpora.preparation import (
 from speechclip.data.kaldi import StrPath, Utterance, parse_count
 
 LIMITS = Limits()
+LICENCE = (
+    "Flickr8k (Hodosh et al. 2013) is for research; the Flickr Audio Caption Corpus (Harwath and Glass 2015) is under "
+    "CC BY-SA"
+)
 
 _MIRROR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 _ILLINOIS = "http://nlp.cs.illinois.edu/HockenmaierGroup/Framing_Image_Description"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,10 +18,11 @@ from urllib.parse import quote
 
 from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError, writing
+from speechclip.data.alignments import LabelSpool
 from speechclip.data.audio import check_audio, num_samples
 from speechclip.data.images import check_image
 from speechclip.data.kaldi import (
-    CLIP_TABLE,
+    OPTIONAL_TABLES,
     Utterance,
     is_command,
     key_problem,
@@ -93,9 +94,10 @@ class Summary:
 
     def __str__(self) -> str:
         """Return a table for the terminal."""
-        lines = [f"{'split':<8}{'images':>8}{'utterances':>12}{'hours':>8}{'speakers':>10}"]
+        wide = max(8, *(len(name) + 2 for name in self.splits)) if self.splits else 8
+        lines = [f"{'split':<{wide}}{'images':>8}{'utterances':>12}{'hours':>8}{'speakers':>10}"]
         for name, size in self.splits.items():
-            lines.append(f"{name:<8}{size.images:>8}{size.utterances:>12}{size.hours:>8.2f}{size.speakers:>10}")
+            lines.append(f"{name:<{wide}}{size.images:>8}{size.utterances:>12}{size.hours:>8.2f}{size.speakers:>10}")
         lines.append(f"skipped {sum(self.skipped.values())}" + (f", listed in {SKIPPED_FILE}:" if self.skipped else ""))
         lines += [f"{count:>8}  {kind}" for kind, count in sorted(self.skipped.items(), key=lambda item: -item[1])]
         return "\n".join(lines)
@@ -197,10 +199,13 @@ def write_corpus(
     *,
     limits: Limits,
     captions: Iterable[tuple[str, str]] = (),
+    extra_splits: Sequence[str] = (),
+    labels: Mapping[str, LabelSpool] | None = None,
 ) -> Summary:
     """Check every file, skip the bad ones, and write ``data_dir/<split>/`` and ``data_dir/skipped.tsv``.
 
-    All files are written, or none.
+    All files are written, or none. An extra split without a usable utterance is not written, and its old directory is
+    removed.
 
     Args:
         source: the corpus, for messages.
@@ -209,6 +214,8 @@ def write_corpus(
         limits: the limits.
         captions: split (``-`` for none) and text of all captions of the corpus, recorded or not, as CLIP reads them.
             ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
+        extra_splits: names of further splits, such as a second test set.
+        labels: by file name, such as ``ctm``, labels with times. Each split gets a file of its utterances.
 
     Raises:
         UserError: more than ``limits.max_bad`` would be skipped, or a split would be empty.
@@ -223,10 +230,14 @@ def write_corpus(
             f"{source}: {len(bad)} of {len(every)} utterances cannot be used, more than max_bad {limits.max_bad:g} "
             f"allows; the first: {bad[0].file}: {bad[0].reason}"
         )
-    by_split = {split: [item for item in good if item.split == split] for split in SPLITS}
-    for split, usable in by_split.items():
-        if not usable:
+    by_split: dict[str, list[Candidate]] = {split: [] for split in (*SPLITS, *extra_splits)}
+    for item in good:
+        by_split[item.split].append(item)
+    for split in SPLITS:
+        if not by_split[split]:
             raise UserError(f"{source}: no usable utterance for {split}")
+    absent = [split for split in extra_splits if not by_split[split]]
+    by_split = {split: usable for split, usable in by_split.items() if usable}
     part = data_dir.with_name(f".{data_dir.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -234,11 +245,16 @@ def write_corpus(
             for split, usable in by_split.items():
                 images = {item.utterance.image_id: item.image for item in usable}
                 write_data_dir(part / split, [item.utterance for item in usable], images)
+            for name, spool in (labels or {}).items():
+                folders = {item.utterance.id: part / split for split, usable in by_split.items() for item in usable}
+                spool.write(name, folders)
             _write_rows(part / SKIPPED_FILE, [("id", "file", "reason"), *((i.id, i.file, i.reason) for i in bad)])
             rows = list(captions)
             if rows:
                 _write_rows(part / CAPTIONS_FILE, rows)
-            move_into_place(part, data_dir, replaces={CLIP_TABLE, CAPTIONS_FILE})
+            for split in absent:
+                shutil.rmtree(data_dir / split, ignore_errors=True)
+            move_into_place(part, data_dir, replaces={*OPTIONAL_TABLES, *(labels or ()), CAPTIONS_FILE})
     finally:
         shutil.rmtree(part, ignore_errors=True)
     sizes = {split: _size(usable, seconds) for split, usable in by_split.items()}

@@ -1,8 +1,9 @@
 """The corpora by name.
 
 A corpus is a module of this package that defines ``prepare_<name>(corpus_dir, data_dir, limits)``, its default
-``LIMITS`` and ``find_parts(corpus_dir)``. A corpus that can be downloaded also defines its ``SOURCES``. The corpus has
-the name of the module; no list has to be edited.
+``LIMITS``, its ``LICENCE`` and ``find_parts(corpus_dir)``. A corpus that can be downloaded also defines its
+``SOURCES``, and a corpus whose recordings are published one by one defines ``download_more(corpus_dir, mirror)``, which
+runs after them. The corpus has the name of the module; no list has to be edited.
 """
 
 from __future__ import annotations
@@ -29,14 +30,18 @@ class Corpus:
         prepare: write data directories: (corpus folder, folder of the data directories, limits) -> summary.
         limits: the default limits of ``prepare``.
         find_parts: raise a UserError if a corpus folder lacks a part.
+        licence: the terms of the corpus, for the card of a model that was trained on it.
         sources: the files that ``download`` gets; empty if the corpus cannot be downloaded.
+        download_more: get the files that ``sources`` does not list: (corpus folder, URL of a mirror or "").
     """
 
     name: str
     prepare: Callable[[str, str, Limits], Summary]
     limits: Limits
     find_parts: Callable[[Path], Any]
+    licence: str
     sources: tuple[RemoteFile, ...] = ()
+    download_more: Callable[[Path, str], None] | None = None
 
     @property
     def download(self) -> Callable[[str, str], None] | None:
@@ -47,7 +52,13 @@ class Corpus:
         """
         if not self.sources:
             return None
-        return lambda corpus_dir, mirror: download(self.sources, Path(corpus_dir), mirror=mirror)
+
+        def get(corpus_dir: str, mirror: str) -> None:
+            download(self.sources, Path(corpus_dir), mirror=mirror)
+            if self.download_more is not None:
+                self.download_more(Path(corpus_dir), mirror)
+
+        return get
 
 
 def corpus_names() -> list[str]:
@@ -71,7 +82,9 @@ def find_corpus(name: str) -> Corpus:
         getattr(module, f"prepare_{name}"),
         module.LIMITS,
         module.find_parts,
+        module.LICENCE,
         getattr(module, "SOURCES", ()),
+        getattr(module, "download_more", None),
     )
 
 

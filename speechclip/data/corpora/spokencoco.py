@@ -40,6 +40,10 @@ from speechclip.data.corpora.preparation import (
 from speechclip.data.kaldi import StrPath, Utterance
 
 LIMITS = Limits(check_samples=False)  # only the headers of the 605,000 recordings are read
+LICENCE = (
+    "COCO 2014 (Lin et al. 2014): annotations CC BY 4.0, photographs under their Flickr licences; SpokenCOCO (Hsu et "
+    "al. 2021): under the terms on its page"
+)
 
 _COCO = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")  # two names of one host
 _DARKNET = "https://pjreddie.com/media/files"  # as scripts/get_coco_dataset.sh of pjreddie/darknet has it

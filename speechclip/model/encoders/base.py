@@ -1,4 +1,4 @@
-"""The interface of a frozen speech encoder, and the registry of loaders.
+"""The interface of a speech encoder, and the registry of loaders.
 
 Frame masks, frame counts and the numbering of hidden states follow fairseq's HuBERT, with which SpeechCLIP was trained
 (Shih et al. 2022, arXiv 2210.00705).
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.constants import HOP
+from speechclip.common.errors import UserError
 from speechclip.config import SpeechEncoderConfig
 
 
@@ -32,28 +33,44 @@ class SpeechFeatures(NamedTuple):
 
 
 class SpeechEncoder(nn.Module, ABC):
-    """A frozen speech encoder: waveforms in, every hidden state out.
+    """A speech encoder: waveforms in, every hidden state out.
 
-    A subclass sets the attributes and implements ``forward``. Its parameters need no gradient, and it stays in eval
-    mode.
+    A subclass sets the attributes and implements ``forward``. Its parameters need no gradient until :meth:`unfreeze`
+    is called. It stays in eval mode.
 
     Attributes:
         dim: D, the width of the hidden states.
         num_states: L, the number of hidden states.
         description: strings that identify the encoder. Feature stores and checkpoints refuse an encoder whose
-            description differs. The key "weights" holds :func:`weights_fingerprint`.
+            description differs. The key "weights" holds :func:`weights_fingerprint` of the weights before training.
+        trained: whether a part of the encoder is trained. ``forward`` then keeps the graph for gradients.
     """
 
     dim: int
     num_states: int
     description: dict[str, str]
+    trained: bool = False
 
     @abstractmethod
     def forward(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         """Encode 16 kHz mono waveforms, each [n_i] float."""
 
+    def unfreeze(self, part: str | int, states: int) -> None:
+        """Let a part of the encoder get gradients.
+
+        Args:
+            part: a number of transformer layers, counted from the top; "transformer"; or "all". See
+                :class:`speechclip.config.TrainConfig`.
+            states: number of hidden states that are used, counted from state 0. The layers above them stay frozen:
+                nothing depends on them.
+
+        Raises:
+            UserError: this encoder cannot be trained, or has fewer layers.
+        """
+        raise UserError(f"train.encoder: {self.description['path']} cannot be trained. Set train.encoder to frozen.")
+
     def train(self, mode: bool = True) -> SpeechEncoder:
-        """Stay in eval mode: a frozen encoder has neither dropout nor layer drop.
+        """Stay in eval mode: the encoder has neither dropout nor layer drop, frozen or trained.
 
         The published code lets its trainer switch the encoder to train mode. This is a stated departure from it.
         """
@@ -115,6 +132,23 @@ def attention_frames(num_samples: Tensor, max_samples: int, num_frames: int) -> 
     share = max_samples // num_frames
     starts = torch.arange(num_frames, device=num_samples.device) * share
     return starts[None, :] < num_samples[:, None]
+
+
+def top_layers(layers: nn.ModuleList, part: str | int, states: int) -> list[nn.Module]:
+    """Return the transformer layers that are trained.
+
+    Args:
+        layers: all layers; layer i computes state i + 1.
+        part, states: see :meth:`SpeechEncoder.unfreeze`.
+
+    Raises:
+        UserError: there are fewer layers.
+    """
+    used = list(layers)[: states - 1]
+    count = len(used) if isinstance(part, str) else part
+    if not used or count > len(used):
+        raise UserError(f"train.encoder: {part}, but the used states depend on {len(used)} layers of the encoder")
+    return used[len(used) - count :]
 
 
 class StateRecorder:

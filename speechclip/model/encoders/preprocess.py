@@ -150,7 +150,7 @@ def preprocess_of(settings: Mapping[str, Any], source: str) -> ImagePreprocess:
 
 
 def preprocess_of_transformers(processor: Any, size: tuple[int, int], source: str) -> ImagePreprocess:
-    """Return the preprocessing of transformers' ``CLIPImageProcessor``.
+    """Return the preprocessing of transformers' ``CLIPImageProcessor`` or ``SiglipImageProcessor``.
 
     Args:
         processor: the image processor.
@@ -168,7 +168,7 @@ def preprocess_of_transformers(processor: Any, size: tuple[int, int], source: st
             resize, target = "squash", (int(processor.size["height"]), int(processor.size["width"]))
         else:
             raise UserError(f"{source}: size has the keys {', '.join(processor.size)}. shortest_edge is needed.")
-    if processor.do_center_crop:
+    if getattr(processor, "do_center_crop", False):  # SigLIP's processor has no crop
         result: tuple[int, int] | None = (int(processor.crop_size["height"]), int(processor.crop_size["width"]))
     else:
         result = target if resize == "squash" else None

@@ -1,4 +1,4 @@
-"""Subword vocabularies of CLIP text towers: OpenAI's BPE (open_clip) and sentencepiece."""
+"""Subword vocabularies of CLIP text towers: OpenAI's BPE (open_clip), sentencepiece, and transformers' tokenizers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from speechclip.common.errors import UserError
 
 WORD_START = "\u2581"  # sentencepiece's mark of a word's first piece
 WORD_END = "</w>"  # the BPE's mark of a word's last piece
+_CONTINUED = "##"  # WordPiece's mark of a piece that is not a word's first
 
 
 class Tokenizer(Protocol):
@@ -19,13 +20,28 @@ class Tokenizer(Protocol):
 
     Attributes:
         pad: id of the padding.
-        sot: id of the start of a text.
-        eot: id of the end of a text.
+        prefix: ids before the subwords of a text; empty for SigLIP.
+        suffix: ids after the subwords.
+        special: all ids that no keyword may have.
+        placeholder: an id that is neither padding nor an end.
+        size: number of ids.
+        length: number of ids of a row, if the tokenizer decides it; None: the text tower does.
     """
 
-    pad: int
-    sot: int
-    eot: int
+    @property
+    def pad(self) -> int: ...
+    @property
+    def prefix(self) -> tuple[int, ...]: ...
+    @property
+    def suffix(self) -> tuple[int, ...]: ...
+    @property
+    def special(self) -> frozenset[int]: ...
+    @property
+    def placeholder(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def length(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]:
         """Return the subword ids of a text, without special tokens."""
@@ -40,10 +56,42 @@ class Tokenizer(Protocol):
         ...
 
 
-class BpeTokenizer:
-    """OpenAI CLIP's byte-pair encoding, from open_clip."""
+class _Surrounded:
+    """A vocabulary with one start and one end, of which the end is the last id."""
 
     pad = 0
+    sot: int
+    eot: int
+    length: int | None = None
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The start of a text."""
+        return (self.sot,)
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """The end of a text."""
+        return (self.eot,)
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Padding, start and end."""
+        return frozenset({self.pad, self.sot, self.eot})
+
+    @property
+    def placeholder(self) -> int:
+        """The start, which is smaller than the end."""
+        return self.sot
+
+    @property
+    def size(self) -> int:
+        """The number of ids."""
+        return self.eot + 1
+
+
+class BpeTokenizer(_Surrounded):
+    """OpenAI CLIP's byte-pair encoding, from open_clip."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -68,7 +116,7 @@ class BpeTokenizer:
         return list(self._tokenizer.encode(self._tokenizer.decode(list(row))))
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(_Surrounded):
     """A sentencepiece vocabulary. SOT and EOT are the two ids after its pieces, so that EOT is the largest id.
 
     Args:
@@ -77,8 +125,6 @@ class SentencePieceTokenizer:
     Raises:
         UserError: the file is not a sentencepiece model.
     """
-
-    pad = 0
 
     def __init__(self, model: Path) -> None:
         import sentencepiece
@@ -105,10 +151,84 @@ class SentencePieceTokenizer:
         return list(row)
 
 
+class TransformersTokenizer:
+    """A tokenizer of transformers as open_clip uses it: sentencepiece (SigLIP, XLM-R, mT5, NLLB) or WordPiece (BERT).
+
+    Args:
+        tokenizer: open_clip's ``HFTokenizer`` or ``SigLipTokenizer``, or another object with their attributes.
+        path: the model's path, for errors.
+
+    Raises:
+        UserError: another kind of vocabulary, or settings whose rows are not prefix, subwords, suffix, padding.
+    """
+
+    def __init__(self, tokenizer: Any, path: str) -> None:
+        self._tokenizer, self._clean = tokenizer.tokenizer, getattr(tokenizer, "clean_fn", _clean_siglip)
+        own = self._tokenizer
+        if getattr(tokenizer, "tokenizer_mode", ""):
+            raise UserError(f"{path}: text_cfg.tokenizer_mode {tokenizer.tokenizer_mode!r} is not supported.")
+        for name in ("padding_side", "truncation_side"):
+            if getattr(own, name, "right") != "right":
+                raise UserError(f"{path}: its tokenizer has {name} {getattr(own, name)!r}. Only 'right' is supported.")
+        pieces = own.get_vocab()
+        if any(piece.startswith(WORD_START) for piece in pieces):
+            self._continued = ""
+        elif any(piece.startswith(_CONTINUED) for piece in pieces):
+            self._continued = _CONTINUED
+        else:
+            raise UserError(
+                f"{path}: its tokenizer {type(own).__name__} is neither CLIP's BPE, sentencepiece nor WordPiece."
+            )
+        if own.pad_token_id is None:
+            raise UserError(f"{path}: its tokenizer has no padding. Set pad_token in its configuration.")
+        self.pad = int(own.pad_token_id)
+        self.length: int | None = tokenizer.context_length
+        self.prefix, self.suffix = self._ends(path)
+        named = {token for token in own.all_special_ids if token is not None}
+        if getattr(tokenizer, "strip_sep_token", False):  # open_clip writes 0 in its place
+            self.prefix, self.suffix = (
+                tuple(0 if token == own.sep_token_id else token for token in ids) for ids in (self.prefix, self.suffix)
+            )
+        self.special = frozenset({self.pad, *self.prefix, *self.suffix, *named})
+        self.size = max(pieces.values()) + 1
+        self.placeholder = next(token for token in range(self.size) if token not in self.special)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the subword ids of a text after open_clip's cleaning."""
+        return list(self._tokenizer(self._clean(text), add_special_tokens=False, verbose=False).input_ids)
+
+    def subword(self, token: int) -> str:
+        """Return a subword. WordPiece gets the marks of sentencepiece: U+2581 at the start of a word, no "##"."""
+        piece = str(self._tokenizer.convert_ids_to_tokens(token))
+        if not self._continued or token in self.special:
+            return piece
+        return piece.removeprefix(_CONTINUED) if piece.startswith(_CONTINUED) else WORD_START + piece
+
+    def retokenize(self, row: Sequence[int]) -> list[int]:
+        """Return the row unchanged, because special tokens are no text for these tokenizers."""
+        return list(row)
+
+    def _ends(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the special ids before and after a text."""
+        content = self.encode("a")
+        whole = list(self._tokenizer("a").input_ids)
+        for start in range(len(whole) - len(content) + 1):
+            if content and whole[start : start + len(content)] == content:
+                return tuple(whole[:start]), tuple(whole[start + len(content) :])
+        raise UserError(f"{path}: its tokenizer changes the subwords of a text when it adds special tokens.")
+
+
+def _clean_siglip(text: str) -> str:
+    """Return the text that open_clip's ``SigLipTokenizer`` encodes."""
+    from open_clip.tokenizer import basic_clean, canonicalize_text
+
+    return str(canonicalize_text(basic_clean(text)))
+
+
 def add_special_tokens(tokenizer: Tokenizer, ids: Sequence[int], context_length: int) -> list[int]:
-    """Return SOT, subwords, EOT and padding, ``context_length`` ids in total. Subwords that do not fit are cut."""
-    content = list(ids)[: context_length - 2]
-    row = [tokenizer.sot, *content, tokenizer.eot]
+    """Return prefix, subwords, suffix and padding, ``context_length`` ids. Subwords that do not fit are cut."""
+    content = list(ids)[: context_length - len(tokenizer.prefix) - len(tokenizer.suffix)]
+    row = [*tokenizer.prefix, *content, *tokenizer.suffix]
     return row + [tokenizer.pad] * (context_length - len(row))
 
 

@@ -22,6 +22,7 @@ from speechclip.model.encoders.base import (
     attention_frames,
     frame_counts,
     register_encoder,
+    top_layers,
     weights_fingerprint,
 )
 from speechclip.model.encoders.kernels.convolutions import can_run, convolve
@@ -55,21 +56,43 @@ class WaveformEncoder(SpeechEncoder):
         self.min_samples = _receptive_field(model.config.conv_kernel, model.config.conv_stride)
         freeze_linears(self.model)
         self._recorder = StateRecorder(model.encoder.layers)
+        self._trains_convolutions = False
 
-    @torch.no_grad()
     def forward(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         """Encode 16 kHz waveforms, each [n_i] float. Utterances shorter than one frame are padded to one."""
-        batch, lengths = self._pad(waves)
-        if can_run(self.model.feature_extractor, batch):
-            features = convolve(self.model.feature_extractor, batch, lengths.tolist(), self.min_samples)
-        else:
-            features = self.model.feature_extractor(batch).transpose(1, 2)  # [B, T, C]
-        mask = attention_frames(lengths, batch.shape[1], features.shape[1])
-        projected = self.model.feature_projection(features)
-        if isinstance(projected, tuple):  # wav2vec 2.0 and WavLM also return the unprojected features
-            projected = projected[0]
-        self.model.encoder(projected, attention_mask=mask)
-        return SpeechFeatures(self._recorder.take(), frame_counts(lengths, features.shape[1]).clamp(min=1))
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            batch, lengths = self._pad(waves)
+            features = self._convolve(batch, lengths)
+            mask = attention_frames(lengths, batch.shape[1], features.shape[1])
+            projected = self.model.feature_projection(features)
+            if isinstance(projected, tuple):  # wav2vec 2.0 and WavLM also return the unprojected features
+                projected = projected[0]
+            self.model.encoder(projected, attention_mask=mask)
+            return SpeechFeatures(self._recorder.take(), frame_counts(lengths, features.shape[1]).clamp(min=1))
+
+    def unfreeze(self, part: str | int, states: int) -> None:
+        """Let a part of the encoder get gradients. See :class:`SpeechEncoder`."""
+        encoder = self.model.encoder
+        parts = top_layers(encoder.layers, part, states)
+        if isinstance(part, str):
+            parts += [self.model.feature_projection, encoder.pos_conv_embed]
+            if not getattr(self.model.config, "do_stable_layer_norm", False):
+                parts.append(encoder.layer_norm)  # before layer 0; that of a pre-norm encoder is after the last state
+        if part == "all":
+            parts.append(self.model.feature_extractor)
+            self._trains_convolutions = True
+        for module in parts:
+            module.requires_grad_(True)
+        self.trained = True
+
+    def _convolve(self, batch: Tensor, lengths: Tensor) -> Tensor:
+        """Return the output of the waveform convolutions for a padded batch [B, N]: [B, T, C]."""
+        extractor = self.model.feature_extractor
+        if not self._trains_convolutions and can_run(extractor, batch):
+            with torch.no_grad():
+                return convolve(extractor, batch, lengths.tolist(), self.min_samples)
+        features: Tensor = extractor(batch).transpose(1, 2)
+        return features
 
     def _pad(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the padded batch [B, N] and the number of samples of each waveform [B]."""

@@ -17,6 +17,7 @@ from speechclip.model.encoders.base import (
     StateRecorder,
     frame_counts,
     register_encoder,
+    top_layers,
     weights_fingerprint,
 )
 from speechclip.model.encoders.kernels.linear import freeze_linears
@@ -54,9 +55,21 @@ class WhisperSpeechEncoder(SpeechEncoder):
         freeze_linears(self.model)
         self._recorder = StateRecorder(model.layers)
 
-    @torch.no_grad()
+    def unfreeze(self, part: str | int, states: int) -> None:
+        """Let a part of the encoder get gradients. The convolutions are the two over the mel spectrogram."""
+        parts = top_layers(self.model.layers, part, states)
+        if part == "all":
+            parts += [self.model.conv1, self.model.conv2]
+        for module in parts:
+            module.requires_grad_(True)
+        self.trained = True
+
     def forward(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         """Encode 16 kHz waveforms, each [n_i] float."""
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            return self._encode(waves)
+
+    def _encode(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         windows, owner = [], []
         for index, wave in enumerate(waves):
             for start in range(0, max(len(wave), 1), self.window):

@@ -55,7 +55,11 @@ class WeightedSum(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Mix states [B, L, T, D] of any floating type to [B, T, D] in the type of the weights.
 
-        The states get no gradient.
+        The states get a gradient if they need one, as those of a trained speech encoder.
         """
-        mixed: Tensor = _FrozenWeightedSum.apply(self.weights.softmax(dim=0), states, self.state_norm)
+        weights = self.weights.softmax(dim=0)
+        if states.requires_grad and torch.is_grad_enabled():
+            layers = (_layer(states, at, weights.dtype, self.state_norm) * weights[at] for at in range(len(weights)))
+            return torch.stack(list(layers)).sum(dim=0)
+        mixed: Tensor = _FrozenWeightedSum.apply(weights, states, self.state_norm)
         return mixed

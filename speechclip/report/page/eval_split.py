@@ -52,7 +52,7 @@ def load_eval_split(run: Run, data_dir: str | Path, dump_dir: str | Path) -> Eva
     Raises:
         UserError: a file is missing, or the run was scored on another split or with another CLIP.
     """
-    split = Split.load(data_dir, dump_dir)
+    split = Split.load(data_dir, dump_dir, run.retrieval.content.get("provenance", {}).get("languages", ()))
     speech = read_speech_embeddings(run.directory / SCORES, split.ids)
     if speech.shape[1] != split.images.shape[1]:
         raise UserError(f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP")

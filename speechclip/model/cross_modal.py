@@ -1,0 +1,259 @@
+"""Cross-modal scores of speech and image regions, as in FaST-VGS (Peng and Harwath, ICASSP 2022, arXiv 2109.08186).
+
+A layer follows LXMERT (Tan and Bansal, EMNLP 2019, arXiv 1908.07490) with two peculiarities of the authors' code: one
+cross-attention serves both directions, and the two self-attentions are bare (no output projection, no residual, no
+LayerNorm). Padded frames of speech are masked. Regions of images are not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_EPSILON = 1e-12  # of every LayerNorm
+_INIT_STD = 0.02  # of every Linear, as in BERT
+
+
+def init_bert(module: nn.Module) -> None:
+    """Initialise one module as BERT does: Linear from N(0, 0.02) with zero bias, LayerNorm with ones and zeros."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=_INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class BareAttention(nn.Module):
+    """Multi-head attention without an output projection.
+
+    Args:
+        dim: d, width of both sequences.
+        heads: number of attention heads.
+        dropout: probability of dropping an attention weight.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.heads, self.dropout = heads, dropout
+
+    def split(self, projected: Tensor) -> Tensor:
+        """Return [N, T, d] as [N, heads, T, d / heads]."""
+        return projected.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of a sequence [N, T, d], each [N, heads, T, d / heads]."""
+        return self.split(self.query(tokens)), self.split(self.key(tokens)), self.split(self.value(tokens))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+        """Attend with split queries to split keys and values, each [N, heads, T, d / heads].
+
+        Args:
+            query: of the positions that attend.
+            key, value: of the context.
+            valid: [N, T] bool, True at the positions of the context that count; None for all.
+
+        Returns:
+            [N, T, d].
+        """
+        mask = None if valid is None else valid[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
+
+    def forward(self, tokens: Tensor, context: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Attend from ``tokens`` [N, T, d] to ``context`` [N, S, d] with its mask ``valid`` [N, S]."""
+        key, value = self.split(self.key(context)), self.split(self.value(context))
+        return self.attend(self.split(self.query(tokens)), key, value, valid)
+
+
+class Residual(nn.Module):
+    """Linear, dropout, addition of the input, LayerNorm."""
+
+    def __init__(self, inner: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inner, dim)
+        self.norm = nn.LayerNorm(dim, eps=_EPSILON)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, inner: Tensor, tokens: Tensor) -> Tensor:
+        """Add the projection of ``inner`` [..., inner] to ``tokens`` [..., dim]."""
+        out: Tensor = self.norm(self.dropout(self.dense(inner)) + tokens)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, and a :class:`Residual`."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, hidden)
+        self.output = Residual(hidden, dim, dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Apply the block to tokens [..., dim]."""
+        out: Tensor = self.output(nn.functional.gelu(self.dense(tokens)), tokens)
+        return out
+
+
+class CrossModalLayer(nn.Module):
+    """Shared cross-attention, bare self-attentions, feed-forward blocks.
+
+    Args:
+        dim: d, width of both sequences.
+        heads: number of attention heads.
+        hidden: width of the feed-forward blocks.
+        dropout: probability of dropout, of attention weights too.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.cross = BareAttention(dim, heads, dropout)
+        self.cross_output = Residual(dim, dim, dropout)
+        self.speech_self, self.image_self = BareAttention(dim, heads, dropout), BareAttention(dim, heads, dropout)
+        self.speech_forward, self.image_forward = FeedForward(dim, hidden, dropout), FeedForward(dim, hidden, dropout)
+
+    def cross_attend(self, speech: Tensor, valid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from speech [P, T, d] to image [P, R, d] and back, for pairs."""
+        query_s, key_s, value_s = self.cross.project(speech)
+        query_i, key_i, value_i = self.cross.project(image)
+        to_image = self.cross.attend(query_s, key_i, value_i, None)
+        to_speech = self.cross.attend(query_i, key_s, value_s, valid)
+        return self.cross_output(to_image, speech), self.cross_output(to_speech, image)
+
+    def cross_attend_grid(self, speech: Tensor, valid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend between all pairs of speech [A, T, d] and image [B, R, d]. The projections are computed once each.
+
+        Returns:
+            [A * B, T, d] and [A * B, R, d], with the images of an utterance next to each other.
+        """
+        count_s, count_i = len(speech), len(image)
+
+        def rows(tokens: Tensor) -> Tensor:
+            return tokens[:, None].expand(-1, count_i, *tokens.shape[1:]).flatten(0, 1)
+
+        def columns(tokens: Tensor) -> Tensor:
+            return tokens[None].expand(count_s, *tokens.shape).flatten(0, 1)
+
+        query_s, key_s, value_s = (rows(part) for part in self.cross.project(speech))
+        query_i, key_i, value_i = (columns(part) for part in self.cross.project(image))
+        to_image = self.cross.attend(query_s, key_i, value_i, None)
+        to_speech = self.cross.attend(query_i, key_s, value_s, rows(valid))
+        return self.cross_output(to_image, rows(speech)), self.cross_output(to_speech, columns(image))
+
+    def rest(self, speech: Tensor, valid: Tensor, image: Tensor, first_only: bool) -> tuple[Tensor, Tensor]:
+        """Apply the self-attentions and the feed-forward blocks after the cross-attention.
+
+        Args:
+            speech: [P, T, d].
+            valid: [P, T].
+            image: [P, R, d].
+            first_only: return the first position of each sequence alone. Nothing reads the others of the last layer.
+        """
+        from_speech, from_image = (speech[:, :1], image[:, :1]) if first_only else (speech, image)
+        attended_s = self.speech_self(from_speech, speech, valid)
+        attended_i = self.image_self(from_image, image)
+        return self.speech_forward(attended_s), self.image_forward(attended_i)
+
+
+class CrossModalScorer(nn.Module):
+    """Scores of pairs of speech and image from the full sequences of both.
+
+    The first position of each sequence is its [CLS]. The score is Linear(2 d -> d), GELU, Linear(d -> 1) on the two
+    [CLS] after the layers.
+
+    Args:
+        dim: d, width of both sequences.
+        heads: number of attention heads.
+        layers: number of cross-modal layers.
+        hidden: width of the feed-forward blocks; 0 for 4 d.
+        dropout: probability of dropout, of attention weights too.
+    """
+
+    def __init__(self, dim: int, heads: int, *, layers: int = 2, hidden: int = 0, dropout: float = 0.1) -> None:
+        super().__init__()
+        width = hidden or 4 * dim
+        self.layers = nn.ModuleList(CrossModalLayer(dim, heads, width, dropout) for _ in range(layers))
+        self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.apply(init_bert)
+
+    def forward(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
+        """Compute :meth:`score_pairs`."""
+        return self.score_pairs(speech, valid, regions)
+
+    def score_pairs(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
+        """Score P pairs.
+
+        Args:
+            speech: [P, T, d], [CLS] first.
+            valid: [P, T] bool, True at the positions that count, [CLS] included.
+            regions: [P, R, d], [CLS] first.
+
+        Returns:
+            [P].
+        """
+        first = self.layers[0].cross_attend(speech, valid, regions)  # type: ignore[operator]
+        return self._finish(*first, valid)
+
+    def score_grid(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
+        """Score all pairs of A utterances and B images: [A, B]. See :meth:`score_pairs`."""
+        first = self.layers[0].cross_attend_grid(speech, valid, regions)  # type: ignore[operator]
+        every = valid[:, None].expand(-1, len(regions), -1).flatten(0, 1)
+        return self._finish(*first, every).view(len(speech), len(regions))
+
+    def _finish(self, speech: Tensor, image: Tensor, valid: Tensor) -> Tensor:
+        """Return the scores from the output of the first cross-attention."""
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, CrossModalLayer)
+            if number:
+                speech, image = layer.cross_attend(speech, valid, image)
+            speech, image = layer.rest(speech, valid, image, first_only=number == last)
+        scores: Tensor = self.score(torch.cat([speech[:, 0], image[:, 0]], dim=-1))
+        return scores[:, 0]
+
+
+def score_all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, regions: Tensor, block: int) -> Tensor:
+    """Score all pairs of A utterances and B images in blocks.
+
+    While gradients are computed, a block keeps its inputs alone, and its forward pass is computed again in the backward
+    pass (Chen et al. 2016, arXiv 1604.06174), with the same dropout masks. The memory grows with the block, not with
+    the number of pairs.
+
+    Args:
+        scorer: the cross-modal layers.
+        speech: [A, T, d].
+        valid: [A, T] bool.
+        regions: [B, R, d].
+        block: pairs that are scored at a time, at least 1.
+
+    Returns:
+        [A, B].
+    """
+    tall, wide = _tile(block, len(speech), len(regions))
+    recompute = torch.is_grad_enabled() and (speech.requires_grad or regions.requires_grad or scorer.training)
+    lines = []
+    for top in range(0, len(speech), tall):
+        tiles = []
+        for left in range(0, len(regions), wide):
+            part = (speech[top : top + tall], valid[top : top + tall], regions[left : left + wide])
+            if recompute:
+                tiles.append(checkpoint(scorer.score_grid, *part, use_reentrant=False))
+            else:
+                tiles.append(scorer.score_grid(*part))
+        lines.append(torch.cat(tiles, dim=1))
+    return torch.cat(lines)
+
+
+def _tile(block: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return the sides of the rectangle of at most ``block`` pairs that is nearest to a square.
+
+    A square shares the projections of its rows and columns best.
+    """
+    tall = max(1, min(rows, math.isqrt(block)))
+    wide = max(1, min(columns, block // tall))
+    return max(1, min(rows, block // wide)), wide

@@ -1,0 +1,217 @@
+"""Training a part of the speech encoder: which tensors change, checkpoints, resumption, and errors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import (
+    make_data,
+    save_hubert,
+    settings,
+    store_embeddings,
+    trainer,
+    training_data,
+    wave,
+    with_paths,
+)
+from torch import Tensor
+
+from speechclip.api import SpeechCLIP
+from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
+from speechclip.checkpoint.hub import pack
+from speechclip.common.errors import UserError
+from speechclip.common.files import write_json
+from speechclip.config import Config, SpeechEncoderConfig
+from speechclip.model.encoders.factory import load_speech_encoder
+from speechclip.model.network import ENCODER_PREFIX
+from speechclip.train.logger import TrainLogger
+from speechclip.train.state import TENSORS
+from speechclip.upstream.expert import UpstreamExpert
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings with random image embeddings, and a tiny HuBERT of each type."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for name, images, seed in (("train", 8, 0), ("dev", 4, 1)):
+        store_embeddings(make_data(folder / "data" / name, images=images, each=2, seed=seed), folder / "dump" / name)
+    save_hubert(folder / "hubert0")
+    save_hubert(folder / "hubert1", large=True)
+    return folder
+
+
+def _config(recipe: Path, part: Any, large: bool = False, **changes: Any) -> Config:
+    changes = {
+        "optim__max_steps": 3, "train__eval_interval": 2, "data__max_seconds": 0.5, "train__encoder_lr": 1e-3,
+        **changes,
+    }  # fmt: skip
+    config = settings(data__feats="online", train__encoder=part, **changes)
+    return with_paths(config, hubert=recipe / f"hubert{int(large)}")
+
+
+def _trainer(recipe: Path, out: Path, config: Config) -> Any:
+    encoder = load_speech_encoder(SpeechEncoderConfig(config.model.speech_encoder.path))
+    return trainer(config, training_data(recipe, feats="online"), out, encoder=encoder)
+
+
+def _encoder_tensors(folder: Path) -> dict[str, Tensor]:
+    tensors = read_weights(folder / WEIGHTS)
+    prefix = f"{ENCODER_PREFIX}model."
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+LAYERS = ("encoder.layers.0.", "encoder.layers.1.")
+BELOW = ("feature_projection.", "encoder.pos_conv_embed.")
+CONVOLUTIONS = ("feature_extractor.",)
+PARTS = [  # part, Large, layers in the weighted sum, prefixes of the trained tensors
+    (1, False, None, LAYERS[1:]),
+    (2, True, None, LAYERS),
+    (1, False, [0, 1], LAYERS[:1]),  # nothing depends on the layer above
+    ("transformer", False, None, LAYERS + BELOW + ("encoder.layer_norm.",)),
+    ("transformer", True, None, LAYERS + BELOW),  # the LayerNorm after the last layer is not used
+    ("all", False, None, LAYERS + BELOW + CONVOLUTIONS + ("encoder.layer_norm.",)),
+    ("all", True, None, LAYERS + BELOW + CONVOLUTIONS),
+]
+
+
+@pytest.mark.parametrize(("part", "large", "layers", "prefixes"), PARTS)
+def test_only_the_selected_part_of_the_encoder_is_trained(
+    recipe: Path, tmp_path: Path, part: Any, large: bool, layers: Any, prefixes: tuple[str, ...]
+) -> None:
+    changes = {} if layers is None else {"model__speech_encoder__layers": layers}
+    config = _config(recipe, part, large, **changes)
+    encoder = load_speech_encoder(config.model.speech_encoder)
+    start = {name: value.clone() for name, value in encoder.model.state_dict().items()}
+    states = {} if layers is None else {"states": len(layers)}
+    run = trainer(config, training_data(recipe, feats="online"), tmp_path, encoder=encoder, **states)
+    run.run()
+    trained = _encoder_tensors(tmp_path / "last")
+    assert trained.keys() == {n for n, _ in encoder.model.named_parameters() if n.startswith(prefixes)}
+    for name, value in encoder.model.state_dict().items():
+        moved = not torch.equal(value, start[name])
+        assert moved == name.startswith(prefixes) or name.endswith("k_proj.bias"), name  # has no gradient but rounding
+    assert not any(module.training for module in encoder.modules())
+
+
+def test_frozen_training_is_the_default_and_stores_no_encoder(recipe: Path, tmp_path: Path) -> None:
+    assert Config().train.encoder == "frozen"
+    run = _trainer(recipe, tmp_path, _config(recipe, "frozen"))
+    before = copy.deepcopy(run.model.speech_encoder.state_dict())
+    run.run()
+    assert len(run.optimizer.param_groups) == 1
+    assert _encoder_tensors(tmp_path / "last") == {}
+    after = run.model.speech_encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_encoder_has_its_own_learning_rate(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(recipe, 1, optim__lr=1e-3, train__encoder_lr=1e-5, optim__final_lr=0, optim__max_steps=4)
+    rates = []
+    plain = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, closure: Any = None) -> Any:
+        rates.append([group["lr"] for group in self.param_groups])
+        return plain(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    run = _trainer(recipe, tmp_path, config)
+    run.run()
+    assert rates == [pytest.approx([rate, rate / 100]) for rate in (5e-4, 1e-3, 5e-4, 0)]
+    assert len(run.optimizer.param_groups[1]["params"]) == len(run.model.encoder_parameters()) == 16
+
+
+class Killed(Exception):
+    """Stands for a kill of the process."""
+
+
+@pytest.mark.parametrize(("part", "decay"), [("transformer", 0.9), (1, 0.0)])
+def test_a_killed_run_with_a_trained_encoder_resumes_exactly(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Any, decay: float
+) -> None:
+    config = _config(
+        recipe, part, optim__max_steps=6, data__time_masks=1, optim__ema_decay=decay, data__encode_batch_size=3
+    )
+    _trainer(recipe, tmp_path / "whole", config).run()
+    plain_step = TrainLogger.step
+
+    def step(self: TrainLogger, number: int) -> None:
+        if number == 3:
+            raise Killed
+        plain_step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLogger, "step", step)
+        with pytest.raises(Killed):
+            _trainer(recipe, tmp_path / "cut", config).run()
+    resumed = _trainer(recipe, tmp_path / "cut", config)
+    assert resumed.progress.step == 2
+    resumed.run()
+    for name in (f"last/{WEIGHTS}", f"best/{WEIGHTS}", f"last/{TENSORS}"):
+        whole, cut = read_weights(tmp_path / "whole" / name), read_weights(tmp_path / "cut" / name)
+        assert whole.keys() == cut.keys()
+        assert all(torch.equal(whole[key], cut[key]) for key in whole), name
+        assert any(ENCODER_PREFIX in key for key in whole)
+
+
+def test_loaded_and_packed_models_use_the_trained_encoder(recipe: Path, tmp_path: Path) -> None:
+    run = _trainer(recipe, tmp_path, _config(recipe, "all"))
+    run.run()
+    waves = [torch.from_numpy(wave(9000, 3)), torch.from_numpy(wave(7000, 4))]
+    with torch.no_grad():
+        expected = run.model.eval().encode_waves(waves).states
+    frozen = load_speech_encoder(SpeechEncoderConfig(str(recipe / "hubert0")))(waves).states
+    assert (expected - frozen).abs().max() > 1e-3
+    write_json(tmp_path / "scores" / "retrieval.json", {"speech->image": {}})
+    pack(str(tmp_path / "last"), tmp_path / "scores", tmp_path / "pack")
+    for folder in (tmp_path / "last", tmp_path / "pack"):
+        model = SpeechCLIP.from_pretrained(folder)
+        with torch.no_grad():
+            assert torch.equal(model.network.encode_waves(waves).states, expected)
+        assert model.network.count_parameters()["trained"] == run.origin["trained"]
+        upstream = UpstreamExpert(folder)
+        hidden = upstream(waves)["hidden_states"]
+        assert torch.allclose(torch.stack(hidden[:-1], dim=1), expected, atol=1e-5)
+    assert "trained (all)" in (tmp_path / "pack" / "README.md").read_text()
+    without = load_model(tmp_path / "last", with_speech_encoder=False)  # for hidden states that are given
+    assert without.speech_encoder is None
+
+
+def test_stored_features_with_a_trained_encoder_are_an_error(recipe: Path, tmp_path: Path) -> None:
+    config = settings(train__encoder=2)
+    with pytest.raises(UserError, match="^train.encoder: 2 needs .* data.feats is dump. Set data.feats to online"):
+        trainer(config, SimpleNamespace(), tmp_path)
+    for part, message in ((0, "0 is not a number of layers"), (3, "3, but the used states depend on 2 layers")):
+        with pytest.raises(UserError, match=f"^train.encoder: {message}"):
+            _trainer(recipe, tmp_path, _config(recipe, part))
+
+
+def test_gradients_of_the_encoder_are_exact(recipe: Path) -> None:
+    """Compare a derivative with a difference quotient, in double precision and in parts of two utterances."""
+    config = _config(recipe, "all")
+    run = _trainer(recipe, recipe / "unused", config)
+    model = run.model.double().eval()
+    model.encode_batch_size = 2
+    batch = training_data(recipe, feats="online").train_speech.batch([0, 3, 5])
+    batch = batch._replace(waves=tuple(item.double() for item in batch.waves))
+    direction = torch.linspace(-1, 1, 20).double()
+
+    def value() -> Tensor:
+        return (model(batch).embedding @ direction).sum()
+
+    value().backward()
+    for name in ("encoder.layers.0.attention.v_proj.weight", "feature_extractor.conv_layers.1.conv.weight"):
+        parameter = run.model.speech_encoder.model.get_parameter(name)
+        assert parameter.grad is not None
+        at = int(parameter.grad.abs().argmax())
+        flat, step = parameter.data.view(-1), 1e-6
+        flat[at] += step
+        above = value().item()
+        flat[at] -= 2 * step
+        below = value().item()
+        flat[at] += step
+        assert parameter.grad.view(-1)[at].item() == pytest.approx((above - below) / (2 * step), rel=1e-4)
