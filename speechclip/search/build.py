@@ -131,7 +131,7 @@ class Change(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether any file is new, changed or removed."""
+        """True if any file is new, changed or removed."""
         return bool(self.added or self.changed or self.removed)
 
 

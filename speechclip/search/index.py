@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechclip.checkpoint.published import PUBLISHED_MODELS
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import SUMS, damaged_file, file_sha256, is_hub_id, previous, read_json
 from speechclip.search.items import IMAGE, ITEMS, RECORDING, Duplicate, Items, read_items
@@ -301,7 +302,9 @@ def model_path(folder: Path, info: IndexInfo) -> str:
     moved = folder.resolve() / info.model
     if moved.exists():
         return os.path.relpath(moved)
-    if is_hub_id(info.model):
+    from speechclip.checkpoint.pretrained import MINI  # imports torch, which a search for a like item does not need
+
+    if is_hub_id(info.model) or info.model == MINI or info.model in PUBLISHED_MODELS:
         return info.model
     raise UserError(f"{folder}: its model {os.path.normpath(moved)} does not exist. Give its new place with --model.")
 

@@ -213,9 +213,7 @@ def check_updatable(index: Path) -> dict[str, Any]:
     """
     read_info(index)
     if not (index / SOURCES).is_file():
-        raise UserError(
-            f"{index}: made of embeddings or by an earlier version. Index the files again, without --update."
-        )
+        raise UserError(f"{index}: not made from files. Index them again, without --update.")
     content = read_json(index / SOURCES)
     if not isinstance(content.get("files"), dict) or not isinstance(content.get("rows"), list):
         raise UserError(f"{index / SOURCES}: damaged. Index the files again, without --update.")

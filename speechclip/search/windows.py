@@ -22,7 +22,7 @@ SILENT_DB = 40.0  # below the loud parts
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How recordings are cut.
+    """The lengths of windows.
 
     Attributes:
         seconds: length of a window. A recording up to a quarter longer is one window.

@@ -21,7 +21,7 @@ from speechclip.search.write import Reused, Structure, write_index
 
 Floats = np.ndarray
 BENCHMARK = IndexInfo("", 0, 0, "benchmark", "benchmark", thumbnails=False)
-SHORTLIST = 400  # vectors that are ranked again with their stored values
+SHORTLIST = 1000  # vectors that are ranked again with their stored values
 
 
 class Engine:
@@ -126,7 +126,7 @@ class RaBitQ(Engine):
     """faiss's inverted file with RaBitQ codes, and our ranking with vectors in half precision, memory-mapped."""
 
     settings = (16, 32, 64, 128, 256)
-    bits = 4
+    bits = 1
 
     def build(self, vectors: Floats, folder: Path) -> None:
         """See :class:`Engine`."""
