@@ -64,7 +64,7 @@ _SPEECHCLIP = """@inproceedings{shih2022speechclip,
 _PLUS = """@misc{wang2024speechclipplus,
   author = {Wang, Hsuan-Fu and Shih, Yi-Jen and Chang, Heng-Jui and Berry, Layne and Peng, Puyuan and Lee, Hung-yi and
     Wang, Hsin-Min and Harwath, David},
-  title = {{SpeechCLIP+}: Self-Supervised Multi-Task Representation Learning for Speech via {CLIP} and 
+  title = {{SpeechCLIP+}: Self-Supervised Multi-Task Representation Learning for Speech via {CLIP} and
     Speech-Image Data},
   eprint = {2402.06959},
   archiveprefix = {arXiv},

@@ -18,7 +18,7 @@ from PIL import Image
 from speechclip.bin.index import main
 from speechclip.common.errors import UserError
 from speechclip.common.files import only_one_writer
-from speechclip.search import build, embed
+from speechclip.search import build, embed, write
 from speechclip.search.build import index_files
 from speechclip.search.index import ImageIndex
 from speechclip.search.journal import Journal, Stat
@@ -264,3 +264,24 @@ def test_sources_refuse_an_id_of_two_kinds(tmp_path: Path) -> None:
         (tmp_path / folder / name).write_text("same x\n")
     with pytest.raises(UserError, match="x: its id 'same' is also that of x. Rename one of them"):
         find_sources(str(tmp_path / "one"), str(tmp_path / "two"))
+
+
+def test_update_of_a_large_index_keeps_its_lists(world: World, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="extra 'search' is not installed")
+    monkeypatch.setattr(write, "EXACT_UP_TO", 3)
+    for number in range(30):
+        save(media / f"x{number:02d}.png", 100 + number)
+    build_index(world)
+    (media / "x03.png").unlink()
+    save(media / "a.png", 99)
+    monkeypatch.setattr(write, "build_inverted_file", None)  # k-means must not run again
+    build_index(world, update=True)
+    index = ImageIndex.open("idx")
+    assert (index.info.kind, index.ids[0], len(index.pictures)) == ("ivf", "a.png", 33)
+    index.set_probes(index.info.lists)
+    table = np.asarray(index.vectors, dtype=np.float32)
+    for kind in index.kinds:  # recordings of noise may have equal embeddings
+        found, cosines = index.search(table[index.rows_of(kind)], 1, rows=index.rows_of(kind))
+        assert kind == "recording" or found[:, 0].tolist() == list(index.pictures)
+        assert set(found[:, 0]) <= set(index.rows_of(kind))
+        np.testing.assert_allclose(cosines, 1, atol=1e-3)
