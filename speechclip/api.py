@@ -223,7 +223,10 @@ class SpeechCLIP:
             UserError: the head has no keywords.
         """
         if not self.has_keywords or self.network.vocabulary is None:
-            raise UserError(f"model.head.name: a {self.network.config.head.name} head has no keywords")
+            raise UserError(
+                f"model.head.name: a {self.network.config.head.name} head has no keywords."
+                " Use a cascaded or hybrid head."
+            )
         _check_top_k(top_k)
         found: list[list[Keyword]] = []
         for batch in self._batches(waves, sampling_rate):
@@ -286,7 +289,7 @@ class SpeechCLIP:
     def _check_branch(self, branch: str | None) -> None:
         if branch is not None and branch not in self.branches:
             name, known = self.network.config.head.name, " and ".join(self.branches)
-            raise UserError(f"branch: a {name} head has the branch {known}, not {branch}")
+            raise UserError(f"branch: a {name} head has the branch {known}, not {branch}. Choose one that it has.")
 
     def _choose(self, branches: dict[str, Tensor], branch: str | None) -> Tensor:
         return branches[branch or next(iter(branches))]

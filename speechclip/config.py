@@ -454,9 +454,14 @@ class Config:
         _check_bounds(self, "")
         layers = self.model.speech_encoder.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
-            raise UserError(f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on")
+            raise UserError(
+                f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on. Correct the list."
+            )
         if 0 < self.data.max_seconds < FRAME_SECONDS:
-            raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
+            raise UserError(
+                f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s."
+                " Choose a longer time."
+            )
         fast_vgs = self.model.head.fast_vgs
         if fast_vgs.speech_layer > fast_vgs.speech_layers:
             raise UserError(
@@ -472,7 +477,10 @@ class Config:
         if self.data.augment.probability and not self.data.augment.kinds:
             raise UserError("data.augment.kinds: is empty. Give at least one condition.")
         if self.optim.final_lr > self.optim.lr:
-            raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
+            raise UserError(
+                f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})."
+                " Choose a smaller one."
+            )
         if self.optim.warmup_steps > self.optim.max_steps:
             raise UserError(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}] (optim.max_steps)"
@@ -486,7 +494,7 @@ def _check_bounds(node: Any, prefix: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_bounds(value, f"{key}.")
         elif (bound := item.metadata.get("bound")) is not None and not bound.holds(value):
-            raise UserError(f"{key}: {value} is not {bound}")
+            raise UserError(f"{key}: {value} is not {bound}. Change the value.")
 
 
 def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
@@ -554,7 +562,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Co
 def _check_null(node: Any, key: str) -> None:
     """Refuse null for keys that may not be null: jsonargparse accepts it for every key."""
     if node is None:
-        raise UserError(f"{key}: null is not allowed")
+        raise UserError(f"{key}: null is not allowed. Give a value.")
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)
         if dataclasses.is_dataclass(value) or (value is None and not str(item.type).startswith("Optional")):
@@ -567,20 +575,25 @@ def _check_layer(path: Path) -> None:
 
     try:
         if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path}: too large for a configuration, which has at most {_MAX_BYTES} bytes")
+            raise UserError(
+                f"{path}: too large for a configuration, which has at most {_MAX_BYTES} bytes."
+                " Remove what is not configuration."
+            )
         layer = yaml.safe_load(path.read_text(encoding="utf-8"))
         if _size(layer, {}) > _MAX_VALUES:
-            raise UserError(f"{path}: expands to more than {_MAX_VALUES} values")
+            raise UserError(f"{path}: expands to more than {_MAX_VALUES} values. Write out fewer anchors.")
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply for a configuration") from None
+        raise UserError(f"{path}: nested too deeply for a configuration. Remove some levels.") from None
     except FileNotFoundError:
         raise UserError(f"{path}: is missing. Give an existing configuration file.") from None
     except (ValueError, yaml.YAMLError, OSError) as error:  # ValueError: not UTF-8, or an impossible date
-        raise UserError(f"{path}: not a YAML file: {error}") from error
+        raise UserError(f"{path}: not a YAML file: {error}. Correct the YAML.") from error
     if layer is None:
         raise UserError(f"{path}: is empty. A configuration sets at least one key.")
     if not isinstance(layer, dict):
-        raise UserError(f"{path}: a configuration is a mapping of keys, not {type(layer).__name__}")
+        raise UserError(
+            f"{path}: a configuration is a mapping of keys, not {type(layer).__name__}. Write 'key: value' lines."
+        )
     known = known_keys()
 
     def walk(node: dict[Any, Any], prefix: str) -> None:
@@ -589,7 +602,7 @@ def _check_layer(path: Path) -> None:
             if isinstance(value, dict) and any(item.startswith(f"{key}.") for item in known):
                 walk(value, f"{key}.")
             elif key not in known:
-                raise UserError(f"{path}: {_unknown(key)}")
+                raise UserError(f"{path}: {_unknown(key)}. Check the path.")
 
     walk(layer, "")
 
@@ -675,7 +688,9 @@ def published_layers(model: str, head: str, corpus: str = "") -> list[Path]:
     folders = _folders(corpus)
     for kind, name, known in (("model", model, PUBLISHED_MODELS), ("head", head, PUBLISHED_HEADS)):
         if name not in known:
-            raise UserError(f"no published settings for the {kind} {name!r} (known: {', '.join(known)})")
+            raise UserError(
+                f"no published settings for the {kind} {name!r} (known: {', '.join(known)}). Choose a known one."
+            )
     files = [folder / f"{name}.yaml" for folder in folders for name in (model, head, f"{model}_{head}")]
     return [file for file in files if file.is_file()]
 
@@ -699,5 +714,5 @@ def _folders(corpus: str) -> list[Path]:
         return [shared]
     own = _INSTALLED / corpus if _INSTALLED.is_dir() else _CHECKOUT / corpus / "conf"
     if not own.is_dir():
-        raise UserError(f"no published settings for the corpus {corpus!r}")
+        raise UserError(f"no published settings for the corpus {corpus!r}. Choose a known corpus.")
     return [shared, own]

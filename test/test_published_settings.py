@@ -50,8 +50,14 @@ def test_published_layers_match_the_yaml_files() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("small", "parallel"), r"no published settings for the model 'small' \(known: base, large\)$"),
-        (("base", "serial"), r"no published settings for the head 'serial' \(known: parallel, .*hybrid_plus\)$"),
+        (
+            ("small", "parallel"),
+            r"no published settings for the model 'small' \(known: base, large\)\. Choose a known one\.$",
+        ),
+        (
+            ("base", "serial"),
+            r"no published settings for the head 'serial' \(known: parallel, .*hybrid_plus\)\. Choose a known one\.$",
+        ),
         (
             ("base", "large_hybrid"),
             "no published settings for the head 'large_hybrid'",

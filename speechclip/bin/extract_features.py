@@ -39,7 +39,7 @@ def main() -> None:
             f"--copy: {options.copy} is not between 0 and data.augment.copies ({config.data.augment.copies})"
         )
     if not 0 <= options.job <= options.jobs or options.jobs < 1:
-        raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}")
+        raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}. Change the value.")
 
     from speechclip.data.augmented import copy_folder
     from speechclip.data.features import feature_folder, write_index

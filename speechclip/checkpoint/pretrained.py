@@ -270,11 +270,13 @@ def _check_copy(published: PublishedCheckpoint, clip: OpenClip) -> None:
     for name, value in (published.clip | full).items():
         if name not in loaded or loaded[name].shape != value.shape:
             raise UserError(
-                f"{published.source}: its CLIP has {name} {list(value.shape)}, but {clip.description['path']} does not"
+                f"{published.source}: its CLIP has {name} {list(value.shape)}, but {clip.description['path']} does not."
+                " Name its CLIP with --clip."
             )
         if not torch.equal(loaded[name].half().cpu(), value.half()):
             raise UserError(
-                f"{published.source}: trained with another CLIP than {clip.description['path']}: {name} differs"
+                f"{published.source}: trained with another CLIP than {clip.description['path']}: {name} differs."
+                " Name its CLIP with --clip."
             )
 
 

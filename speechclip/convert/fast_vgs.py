@@ -132,7 +132,7 @@ def read_fast_vgs(path: str | Path, content: Any = None) -> FastVgsCheckpoint:
     try:
         return convert_fast_vgs(tensors, arguments, str(path))
     except KeyError as error:
-        raise UserError(f"{path}: the tensor {error.args[0]} is missing") from error
+        raise UserError(f"{path}: the tensor {error.args[0]} is missing. Copy the checkpoint again.") from error
 
 
 def read_arguments(path: Path) -> dict[str, Any]:

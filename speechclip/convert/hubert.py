@@ -47,14 +47,18 @@ def hubert_settings(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], 
         position = tensors["encoder.pos_conv.0.weight_v"]
         inner = tensors["encoder.layers.0.fc1.weight"].shape[0]
     except KeyError as error:
-        raise UserError(f"{source}: the tensor {error.args[0]} is missing: not a fairseq HuBERT") from error
+        raise UserError(
+            f"{source}: the tensor {error.args[0]} is missing: not a fairseq HuBERT. Use a HuBERT of fairseq."
+        ) from error
     width = int(position.shape[0])
     layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})
     # Two variants were published: group norm with post-norm layers, and LayerNorms with pre-norm layers.
     layered = "feature_extractor.conv_layers.0.2.1.weight" in tensors
     heads = settings.get("encoder_attention_heads", width // HEAD_WIDTH)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{source}: {heads} attention heads do not divide the width {width}")
+        raise UserError(
+            f"{source}: {heads} attention heads do not divide the width {width}. Copy or download the file again."
+        )
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": int(inner),
@@ -122,14 +126,17 @@ def hubert_model(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sou
     }
     for name, value in state.items():
         if name not in wanted:
-            raise UserError(f"{source}: unknown tensor {name} in its HuBERT")
+            raise UserError(f"{source}: unknown tensor {name} in its HuBERT. Copy or download the file again.")
         if value.shape != wanted[name].shape:
             raise UserError(
-                f"{source}: {name} is {list(value.shape)}, but a HuBERT of this width needs {list(wanted[name].shape)}"
+                f"{source}: {name} is {list(value.shape)}, but a HuBERT of this width needs {list(wanted[name].shape)}."
+                " Copy or download the file again."
             )
     missing = sorted(set(wanted) - set(state) - {"masked_spec_embed"})
     if missing:
-        raise UserError(f"{source}: the tensor for {missing[0]} of its HuBERT is missing")
+        raise UserError(
+            f"{source}: the tensor for {missing[0]} of its HuBERT is missing. Copy or download the file again."
+        )
     model.load_state_dict(state, strict=False)  # only the mask of the pretraining may be missing
     return model.eval()
 
@@ -189,7 +196,7 @@ def read_hubert(path: str | Path) -> tuple[Any, bool]:
     content = read_torch_file(path)
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: not a fairseq checkpoint: 'model' is missing")
+        raise UserError(f"{path}: not a fairseq checkpoint: 'model' is missing. Use a HuBERT of fairseq.")
     if any(name.startswith("w2v_encoder.") for name in tensors):
         raise UserError(f"{path}: a fine-tuned checkpoint. Give the pretrained HuBERT.")
     settings, task = _section(content, "model"), _section(content, "task")

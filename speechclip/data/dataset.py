@@ -179,7 +179,10 @@ def bucketed_batches(
         UserError: there are fewer utterances than ``batch_size``.
     """
     if len(lengths) < batch_size:
-        raise UserError(f"data.batch_size: {batch_size} is more than the {len(lengths)} training utterances")
+        raise UserError(
+            f"data.batch_size: {batch_size} is more than the {len(lengths)} training utterances."
+            " Choose a smaller batch."
+        )
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
     order = order[: len(order) // batch_size * batch_size]
@@ -308,6 +311,9 @@ class Split:
             texts = texts if len(kept) == len(text_ids) else texts[kept]
             text_utterance = np.array([at[text_ids[number]] for number in kept], dtype=np.int64)
             if texts.shape[1] != images.shape[1]:
-                raise UserError(f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}")
+                raise UserError(
+                    f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}."
+                    " Extract both with one CLIP."
+                )
         store = load_regions(dump, regions, image_ids) if regions else None
         return cls(directory, image_ids, images, utterance_image, texts, text_utterance, store)

@@ -166,11 +166,11 @@ def write_table(path: StrPath, mapping: Mapping[str, str]) -> None:
         for key in sorted(mapping):
             problem = key_problem(key) or value_problem(mapping[key])
             if problem:
-                raise UserError(f"{path}: {key!r}: {problem}")
+                raise UserError(f"{path}: {key!r}: {problem}. Rename it.")
             try:
                 file.write(f"{key} {mapping[key]}\n")
             except UnicodeEncodeError as error:
-                raise UserError(f"{path}: cannot be written as UTF-8 ({error.reason})") from error
+                raise UserError(f"{path}: cannot be written as UTF-8 ({error.reason}). Rename it.") from error
 
 
 def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> None:
@@ -268,17 +268,23 @@ def _check_utterances(path: Path, utterances: Sequence[Utterance], images: Mappi
     last, used = None, set()
     for utterance in utterances:
         if utterance.id == last:
-            raise UserError(f"{path}: duplicate utterance id {utterance.id!r}")
+            raise UserError(f"{path}: duplicate utterance id {utterance.id!r}. Rename one of them.")
         if utterance.image_id not in images:
-            raise UserError(f"{path}: utterance {utterance.id!r}: its image {utterance.image_id!r} is not given")
+            raise UserError(
+                f"{path}: utterance {utterance.id!r}: its image {utterance.image_id!r} is not given."
+                " Add the image, or remove the utterance."
+            )
         last = utterance.id
         used.add(utterance.image_id)
     for key in sorted(set(images) - used):
-        raise UserError(f"{path}: image {key!r} has no utterance")
+        raise UserError(f"{path}: image {key!r} has no utterance. Add one, or remove the image.")
     for name in ("wav.scp", "img.scp"):
         for key, value in (_table(name, utterances, images) or {}).items():
             if is_command(value):
-                raise UserError(f"{path / name}: {key!r}: a command, not a path: {value}")
+                raise UserError(
+                    f"{path / name}: {key!r}: a command, not a path: {value}."
+                    " Write the output of the command to a file, and give its path."
+                )
     for name in _ID_TABLES:
         for key, value in (_table(name, utterances, images) or {}).items():
             problem = "no language" if name == LANGUAGE_TABLE and not value else key_problem(value)

@@ -290,7 +290,10 @@ class SpeechNetwork(nn.Module):
             UserError: none is loaded.
         """
         if self.speech_encoder is None:
-            raise UserError("model.speech_encoder.path: this needs the speech encoder, which is not loaded")
+            raise UserError(
+                "model.speech_encoder.path: this needs the speech encoder, which is not loaded."
+                " Load the model with its speech encoder."
+            )
         return self.speech_encoder
 
     def require_clip(self) -> OpenClip:
@@ -335,7 +338,10 @@ def build_network(
                 "Precomputed embeddings are not enough."
             )
         if vocabulary is None:
-            raise UserError(f"model.head.name: a {settings.name} head needs the reduced vocabulary")
+            raise UserError(
+                f"model.head.name: a {settings.name} head needs the reduced vocabulary."
+                " Run the extraction of CLIP embeddings first, or name a vocabulary."
+            )
         subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.room
     embeddings, valid_mask = subwords or (None, None)
     seconds = (config.speech_encoder.train_seconds, config.speech_encoder.eval_seconds)
@@ -359,13 +365,15 @@ def _check_layers(config: ModelConfig, dimensions: Dimensions, speech_encoder: S
         return
     if layers is not None and max(layers) >= speech_encoder.num_states:
         raise UserError(
-            f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}"
+            f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}."
+            " Choose from these."
         )
     available = len(layers) if layers is not None else speech_encoder.num_states
     if available != dimensions.states:
         raise UserError(
             f"model.speech_encoder.layers: {available} hidden states, the checkpoint mixes {dimensions.states}: "
-            "a checkpoint for other dimensions"
+            "a checkpoint for other dimensions."
+            " Use the encoder and the layers that it was trained with."
         )
 
 

@@ -71,7 +71,7 @@ class Scores:
             return None
         number = self.number(*keys)
         if number != int(number):
-            raise UserError(f"{self.path}: the seed is {number}, not a whole number")
+            raise UserError(f"{self.path}: the seed is {number}, not a whole number. Correct it.")
         return int(number)
 
 

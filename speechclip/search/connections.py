@@ -139,7 +139,9 @@ def listen_on(host: str, port: int) -> Iterator[socket.socket]:
         bound.bind(address)
     except (OSError, UnicodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
-        raise UserError(f"--host {host} --port {port}: cannot listen there: {reason}") from error
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there: {reason}. Choose another address or port."
+        ) from error
     with bound:
         yield bound
 

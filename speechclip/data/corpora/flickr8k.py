@@ -124,7 +124,10 @@ def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LI
     lower = layout.captions.name == _KAGGLE_FILE
     items = _match(layout, split_of, captions, lower=lower)
     if not any(isinstance(item, Candidate) for item in items):
-        raise UserError(f"{corpus}: no recording of {layout.wav2capt} belongs to an image of the split lists")
+        raise UserError(
+            f"{corpus}: no recording of {layout.wav2capt} belongs to an image of the split lists."
+            " Check that the files belong together."
+        )
     every = [(split_of.get(image, NO_SPLIT), clip_caption(text, lower=lower)) for (image, _), text in captions.items()]
     extras = find_extras(corpus)
     utterances = {item.utterance.wav.stem: item.utterance.id for item in items if isinstance(item, Candidate)}
@@ -160,11 +163,13 @@ def find_parts(corpus: Path) -> _Layout:
         UserError: a part is missing.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     roots = [corpus, *sorted(item for item in corpus.iterdir() if item.is_dir())]
     captions = _find(roots, _TEXT_FOLDERS, _TOKEN_FILE) or _find(roots, _TEXT_FOLDERS, _KAGGLE_FILE)
     if captions is None:
-        raise UserError(f"{corpus}: no captions: neither Flickr8k_text/{_TOKEN_FILE} nor {_KAGGLE_FILE}")
+        raise UserError(
+            f"{corpus}: no captions: neither Flickr8k_text/{_TOKEN_FILE} nor {_KAGGLE_FILE}. Add one of them."
+        )
     splits = {split: _require(corpus, roots, _TEXT_FOLDERS, f"Flickr_8k.{split}Images.txt") for split in SPLITS}
     return _Layout(
         images=_find_images(corpus, roots),
@@ -185,7 +190,7 @@ def _find(roots: list[Path], folders: tuple[str, ...], name: str) -> Path | None
 def _require(corpus: Path, roots: list[Path], folders: tuple[str, ...], name: str) -> Path:
     path = _find(roots, folders, name)
     if path is None:
-        raise UserError(f"{corpus}: {Path(folders[0]) / name} is missing")
+        raise UserError(f"{corpus}: {Path(folders[0]) / name} is missing. Add it.")
     return path
 
 
@@ -195,7 +200,10 @@ def _find_images(corpus: Path, roots: list[Path]) -> Path:
         for folder in _IMAGE_FOLDERS:
             if (root / folder).is_dir() and any(name.endswith(".jpg") for name in os.listdir(root / folder)):
                 return root / folder
-    raise UserError(f"{corpus}: no photographs: none of {', '.join(f'{name}/' for name in _IMAGE_FOLDERS)} with *.jpg")
+    raise UserError(
+        f"{corpus}: no photographs: none of {', '.join(f'{name}/' for name in _IMAGE_FOLDERS)} with *.jpg."
+        " Check the folder."
+    )
 
 
 def _match(
@@ -263,7 +271,9 @@ def _read_splits(paths: dict[str, Path]) -> dict[str, str]:
     for split, path in paths.items():
         for number, image in _lines(path):
             if split_of.setdefault(image, split) != split:
-                raise UserError(f"{path}:{number}: {image} is in {split_of[image]} as well")
+                raise UserError(
+                    f"{path}:{number}: {image} is in {split_of[image]} as well. Remove it from one of them."
+                )
     return split_of
 
 
@@ -273,7 +283,7 @@ def _read_captions(path: Path) -> dict[Caption, str]:
     rows = _token_rows(path) if path.name == _TOKEN_FILE else _kaggle_rows(path)
     for line, image, number, text in rows:
         if captions.setdefault((image, number), text) != text:
-            raise UserError(f"{path}:{line}: another caption {image}#{number}")
+            raise UserError(f"{path}:{line}: another caption {image}#{number}. Remove one of them.")
     return captions
 
 
@@ -284,7 +294,7 @@ def _token_rows(path: Path) -> Iterator[tuple[int, str, int, str]]:
         image, _, digits = key.rpartition("#")
         number = parse_count(digits)
         if not image or number is None or not (tab or content.endswith(key)):
-            raise UserError(f"{path}:{line}: not <image>#<number><tab><caption>")
+            raise UserError(f"{path}:{line}: not <image>#<number><tab><caption>. Correct the line.")
         yield line, image, number, " ".join(text.split())
 
 
@@ -299,13 +309,13 @@ def _kaggle_rows(path: Path) -> Iterator[tuple[int, str, int, str]]:
     line = 1
     try:
         if next(reader, None) != ["image", "caption"]:
-            raise UserError(f"{path}:1: the first line is not image,caption")
+            raise UserError(f"{path}:1: the first line is not image,caption. Use the original file.")
         line = reader.line_num + 1
         for row in reader:
             if row:
                 image, text = row[0].strip(), ",".join(row[1:])
                 if not image or not row[1:]:
-                    raise UserError(f"{path}:{line}: not <image>,<caption>")
+                    raise UserError(f"{path}:{line}: not <image>,<caption>. Correct the line.")
                 if any(_KAGGLE_ROW.match(part) for part in text.splitlines()[1:]):
                     raise UserError(f"{path}:{line}: a quote is not closed. Close it or double it.")
                 number = count.get(image, 0)
@@ -328,7 +338,7 @@ def _read_recordings(path: Path) -> tuple[dict[str, Caption], list[Skipped]]:
         fields = content.split()
         number = parse_count(fields[2][1:]) if len(fields) == 3 and fields[2].startswith("#") else None
         if number is None:
-            raise UserError(f"{path}:{line}: not <recording> <image> #<number>")
+            raise UserError(f"{path}:{line}: not <recording> <image> #<number>. Correct the line.")
         caption = (fields[1], number)
         if recordings.setdefault(fields[0], caption) != caption:
             skipped.append(Skipped(Path(fields[0]).stem, str(path), f"listed twice (line {line})"))
@@ -342,10 +352,10 @@ def _read_speakers(path: Path) -> dict[str, str]:
         fields = content.split()
         number = parse_count(fields[1]) if len(fields) == 2 else None
         if number is None:
-            raise UserError(f"{path}:{line}: not <recording> <speaker number>")
+            raise UserError(f"{path}:{line}: not <recording> <speaker number>. Correct the line.")
         speaker = f"spk{number:04d}"
         if speakers.setdefault(fields[0], speaker) != speaker:
-            raise UserError(f"{path}:{line}: {fields[0]} has two speakers")
+            raise UserError(f"{path}:{line}: {fields[0]} has two speakers. Remove one of them.")
     return speakers
 
 
@@ -363,4 +373,4 @@ def _read_text(path: Path) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x})") from error
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}). Use the original file.") from error

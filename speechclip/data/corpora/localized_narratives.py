@@ -142,7 +142,7 @@ def find_parts(corpus: Path) -> tuple[list[tuple[Path, str, str]], Path]:
         UserError: the annotations of a split or the recordings are missing.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     found = []
     for file in _annotation_files(corpus):
         if match := _LIST.fullmatch(file.name):

@@ -128,11 +128,14 @@ class Limits:
             UserError: a value is out of range.
         """
         if not 0 <= self.max_bad <= 1:
-            raise UserError(f"max_bad {self.max_bad:g}: not a fraction between 0 and 1")
+            raise UserError(f"max_bad {self.max_bad:g}: not a fraction between 0 and 1. Change the value.")
         if not 0 <= self.min_seconds < self.max_seconds:
-            raise UserError(f"min_seconds {self.min_seconds:g}, max_seconds {self.max_seconds:g}: no length fits")
+            raise UserError(
+                f"min_seconds {self.min_seconds:g}, max_seconds {self.max_seconds:g}: no length fits."
+                " Change one of them."
+            )
         if self.nj < 1:
-            raise UserError(f"nj {self.nj}: at least one process is needed")
+            raise UserError(f"nj {self.nj}: at least one process is needed. Change the value.")
 
 
 def caption_problem(text: Any) -> str | None:
@@ -237,7 +240,7 @@ def write_corpus(
         by_split[item.split].append(item)
     for split in SPLITS:
         if not by_split[split]:
-            raise UserError(f"{source}: no usable utterance for {split}")
+            raise UserError(f"{source}: no usable utterance for {split}. Check that the corpus is complete.")
     absent = [split for split in extra_splits if not by_split[split]]
     by_split = {split: usable for split, usable in by_split.items() if usable}
     part = data_dir.with_name(f".{data_dir.name}.part")

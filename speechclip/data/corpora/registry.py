@@ -82,7 +82,7 @@ def find_corpus(name: str) -> Corpus:
     """
     known = corpus_names()
     if name not in known:
-        raise UserError(f"unknown corpus '{name}' (known: {' '.join(known)})")
+        raise UserError(f"unknown corpus '{name}' (known: {' '.join(known)}). Choose a known one.")
     module = _module(name)
     return Corpus(
         name,

@@ -136,7 +136,7 @@ def find_parts(corpus: Path) -> tuple[list[_Set], Path]:
         UserError: a part is missing.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     sets = [_find_set(corpus, name) for name in _SETS]
     for folder in _IMAGE_FOLDERS:
         place = corpus / folder / "val2014"

@@ -94,7 +94,7 @@ def find_parts(corpus: Path) -> dict[str, Path]:
         UserError: a part is missing.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     first = [item for item in sorted(corpus.iterdir()) if item.is_dir()]
     small = [item for item in first if item.name not in _IMAGES and not item.name.startswith("flickr_audio")]
     roots = [corpus, *first, *(item for root in small for item in sorted(root.iterdir()) if item.is_dir())]

@@ -53,7 +53,10 @@ class WaveformEncoder(SpeechEncoder):
         for step in model.config.conv_stride:
             stride *= step
         if stride != HOP:
-            raise UserError(f"{description['path']}: one frame per {stride} samples; {HOP} (50 Hz) are needed")
+            raise UserError(
+                f"{description['path']}: one frame per {stride} samples; {HOP} (50 Hz) are needed."
+                " Use an encoder with this rate."
+            )
         self.min_samples = _receptive_field(model.config.conv_kernel, model.config.conv_stride)
         freeze_linears(self.model)
         self._recorder = StateRecorder(model.encoder.layers)

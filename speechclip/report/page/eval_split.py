@@ -62,7 +62,9 @@ def load_eval_split(
     split = Split.load(data_dir, dump_dir, run.retrieval.content.get("provenance", {}).get("languages", ()))
     speech = read_speech_embeddings(run.directory / SCORES, split.ids)
     if speech.shape[1] != split.images.shape[1]:
-        raise UserError(f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP")
+        raise UserError(
+            f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP. Score the run again."
+        )
     aligned = find_alignments(data_dir)
     heard = dict(_transcripts(Path(path), split.ids) for path in transcripts)
     return EvalSplit(

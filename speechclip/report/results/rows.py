@@ -111,7 +111,7 @@ def read_rows(path: Path) -> list[ResultRow]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error}). Correct the file.") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
