@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 
 from speechclip.bin import stage_script
@@ -14,35 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Pictures and recordings have ranks of their own. An id of a recording ends in its time: talk.wav#t=12.5,18.02.
     """
-    parser = ArgumentParser(prog="speechclip search", description=main.__doc__)
-    parser.add_argument("queries", nargs="*", metavar="QUERY.wav", help="recordings (wav, flac, mp3, ogg, ...)")
-    parser.add_argument("--index", default="", metavar="INDEX", help="folder that speechclip index wrote")
-    parser.add_argument("--demo", action="store_true", help="search the demo images; without a query, its recordings")
-    parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="typed queries")
-    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures as queries")
-    parser.add_argument("--like", nargs="+", default=[], metavar="ID", help="items of the index as queries")
-    parser.add_argument("--only", choices=("image", "recording"), default=None, help="kind of the hits; default: all")
-    parser.add_argument("--model", default="", help="place of the index's model, if it was moved")
-    parser.add_argument("--top_k", type=int, default=10, help="number of hits of each kind")
-    parser.add_argument("--neighbours", type=int, default=3, help="number of subwords per keyword")
-    parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="branch of a hybrid model")
-    parser.add_argument("--max_seconds", type=float, default=60.0, help="longest recording")
-    parser.add_argument("--exact", action="store_true", help="compare with every item, also in an ivf index")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON per query")
-    parser.add_argument(
-        "--export", default="", metavar="FILE", help="also write the hits with their paths to a .json or .csv file"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model")
-    args = parser.parse_args(argv)
-    if bool(args.index) == args.demo:
-        parser.error("either --index or --demo is needed")
-    typed = bool(args.text or args.image or args.like)
-    if not args.queries and not typed and not args.demo:
-        parser.error("QUERY.wav, --text, --image or --like is needed")
-    if min(args.top_k, args.neighbours) < 1:
-        parser.error("--top_k and --neighbours must be at least 1")
-    if not args.max_seconds > 0:  # also refuses nan
-        parser.error("--max_seconds must be above 0")
+    args = _parse(argv, main.__doc__)
 
     import json
     import sys
@@ -66,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.export:
         check_export(Path(args.export))
     index_path, recordings = args.index, args.queries
+    typed = bool(args.text or args.image or args.like)
     if args.demo:
         folder = demo_folder()
         index_path, args.model = str(folder / "index"), args.model or DEMO_MODEL
@@ -103,6 +77,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_answers(Path(args.export), answers)
     if failed:
         raise SystemExit(1)
+
+
+def _parse(argv: Sequence[str] | None, description: str | None) -> Namespace:
+    """Parse and check the options."""
+    parser = ArgumentParser(prog="speechclip search", description=description)
+    parser.add_argument("queries", nargs="*", metavar="QUERY.wav", help="recordings (wav, flac, mp3, ogg, ...)")
+    parser.add_argument("--index", default="", metavar="INDEX", help="folder that speechclip index wrote")
+    parser.add_argument("--demo", action="store_true", help="search the demo images; without a query, its recordings")
+    parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="typed queries")
+    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures as queries")
+    parser.add_argument("--like", nargs="+", default=[], metavar="ID", help="items of the index as queries")
+    parser.add_argument("--only", choices=("image", "recording"), default=None, help="kind of the hits; default: all")
+    parser.add_argument("--model", default="", help="place of the index's model, if it was moved")
+    parser.add_argument("--top_k", type=int, default=10, help="number of hits of each kind")
+    parser.add_argument("--neighbours", type=int, default=3, help="number of subwords per keyword")
+    parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="branch of a hybrid model")
+    parser.add_argument("--max_seconds", type=float, default=60.0, help="longest recording")
+    parser.add_argument("--exact", action="store_true", help="compare with every item, also in an ivf index")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per query")
+    parser.add_argument(
+        "--export", default="", metavar="FILE", help="also write the hits with their paths to a .json or .csv file"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model")
+    args = parser.parse_args(argv)
+    if bool(args.index) == args.demo:
+        parser.error("either --index or --demo is needed")
+    if not args.queries and not (args.text or args.image or args.like) and not args.demo:
+        parser.error("QUERY.wav, --text, --image or --like is needed")
+    if min(args.top_k, args.neighbours) < 1:
+        parser.error("--top_k and --neighbours must be at least 1")
+    if not args.max_seconds > 0:  # also refuses nan
+        parser.error("--max_seconds must be above 0")
+    return args
 
 
 if __name__ == "__main__":

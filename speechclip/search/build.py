@@ -70,16 +70,8 @@ def index_files(
     target = check_target(out)
     with only_one_writer(target):
         restore(target)
-        if sources.images:
-            model.network.require_clip()
-        keys = {IMAGE: joint_space(model)}
-        if sources.recordings:
-            keys[RECORDING] = f"{speech_fingerprint(model, branch)}:{windows.seconds:g}:{windows.overlap:g}"
-        journal = Journal(target, model.network.dimensions.joint, keys)
         old = check_updatable(target) if update else {}
-        if update:
-            journal.add_index(target)
-        journal.resume()
+        journal = _open_journal(model, target, sources, windows, branch, update)
         try:
             if journal.resumed:
                 logger.info("%d files were embedded by a run that did not end", journal.resumed)
@@ -88,13 +80,13 @@ def index_files(
                 count = len(sources.images) + len(sources.recordings)
                 raise UserError(f"{target}: not written. None of the {count} files can be read.")
             change = _describe_change(old, embedded)
-            if update and not change.differs and _same_list(target, embedded.not_indexed):
+            if update and _is_up_to_date(target, old, embedded, journal, structure):
                 logger.info("%s: nothing has changed", target)
             else:
                 reference = model_reference(name, target)
                 info = IndexInfo(
-                    "", 0, journal.dim, joint_space(model), reference, bool(sources.images),
-                    not_indexed=len(embedded.not_indexed), speech=keys.get(RECORDING, ""),
+                    "", 0, journal.dim, journal.keys[IMAGE], reference, bool(sources.images),
+                    not_indexed=len(embedded.not_indexed), speech=journal.keys.get(RECORDING, ""),
                 )  # fmt: skip
                 record = {"folders": dict(sources.folders), "branch": branch, "window": dataclasses.astuple(windows)}
                 replace_folder(target, lambda folder: _assemble(
@@ -108,6 +100,22 @@ def index_files(
             journal.close()
         journal.remove()
     return change._replace(info=read_info(target))
+
+
+def _open_journal(
+    model: SpeechCLIP, target: Path, sources: Sources, windows: WindowSettings, branch: str | None, update: bool
+) -> Journal:
+    """Return the embeddings that are known from a run that did not end and, for an update, from the present index."""
+    if sources.images:
+        model.network.require_clip()
+    keys = {IMAGE: joint_space(model)}
+    if sources.recordings:
+        keys[RECORDING] = f"{speech_fingerprint(model, branch)}:{windows.seconds:g}:{windows.overlap:g}"
+    journal = Journal(target, model.network.dimensions.joint, keys)
+    if update:
+        journal.add_index(target)
+    journal.resume()
+    return journal
 
 
 class Change(NamedTuple):
@@ -129,11 +137,6 @@ class Change(NamedTuple):
     removed: int
     recordings: int
 
-    @property
-    def differs(self) -> bool:
-        """True if any file is new, changed or removed."""
-        return bool(self.added or self.changed or self.removed)
-
 
 def _describe_change(old: dict[str, Any], embedded: Embedded) -> Change:
     before, now = old.get("files", {}), embedded.files
@@ -144,9 +147,17 @@ def _describe_change(old: dict[str, Any], embedded: Embedded) -> Change:
     )  # fmt: skip
 
 
-def _same_list(target: Path, not_indexed: Sequence[tuple[Path, str]]) -> bool:
-    path = target / NOT_INDEXED
-    return (path.read_text(encoding="utf-8") if path.is_file() else "") == _list_text(not_indexed)
+def _is_up_to_date(
+    target: Path, old: dict[str, Any], embedded: Embedded, journal: Journal, structure: Structure
+) -> bool:
+    """Return whether an index has these files, of this model, in this structure."""
+    info, listed = read_info(target), target / NOT_INDEXED
+    return (
+        old["files"] == {item: list(record) for item, record in embedded.files.items()}
+        and (listed.read_text(encoding="utf-8") if listed.is_file() else "") == _list_text(embedded.not_indexed)
+        and (info.space, info.speech) == (journal.keys[IMAGE], journal.keys.get(RECORDING, ""))
+        and structure.kind in ("auto", info.kind)
+    )
 
 
 def restore(target: Path) -> None:

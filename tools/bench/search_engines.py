@@ -203,7 +203,7 @@ def main() -> None:
             print(f"{name}: build {row['build_s']:.0f} s, {row['build_gb']:.2f} GB; recall {best['recall']:.3f} in "
                   f"{best['median_ms']:.2f} ms; add {row['add_s']:.1f} s", flush=True)  # fmt: skip
             if args.results:
-                record(Path(args.results), "search_engines", row)
+                record(Path(args.results), f"search_engines_{args.count}", row)
             import engines
 
             engines.remove(Path(folder))

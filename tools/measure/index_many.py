@@ -197,7 +197,8 @@ def main() -> None:
         cells = [f"{row[key]:.0f}" if key in row else "-" for key in ("seconds", "cpu", "peak_mb")]
         print(f"| {row['run']} | {row['known']:,} | {' | '.join(cells)} |")
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        kept = [{key: value for key, value in row.items() if key != "lines"} for row in rows]
+        Path(args.json).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
