@@ -165,7 +165,7 @@ def test_page_works_with_the_keyboard_alone(browser: Any, address: str, size: st
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#dialog-folder") + page.inner_text("#dialog-name") == found[1]
     page.keyboard.press("End")
-    page.keyboard.press("ArrowRight")  # there is no further result
+    page.keyboard.press("ArrowRight")  # the last result stays
     assert page.inner_text("#dialog-rank") == "6"
     page.keyboard.press("Escape")
     until(page, f"document.activeElement.title === {json.dumps('Picture ' + found[5])}")  # the focus is back
