@@ -33,7 +33,7 @@ class Corpus:
 
 
 #: Training corpora by name. mteb's Flickr tasks rank all 8,091 photographs of Flickr8k, 6,000 of them for training.
-#: SPEECH-COCO speaks the captions of COCO's val2014, most of which is in the training set of SpokenCOCO (Karpathy split).
+#: SPEECH-COCO speaks captions of COCO's val2014; most of these images are training images of SpokenCOCO.
 CORPORA = {
     "flickr8k": Corpus(
         frozenset({"FlickrAudioToImageRetrieval", "FlickrImageToAudioRetrieval"}),
@@ -64,7 +64,8 @@ _SPEECHCLIP = """@inproceedings{shih2022speechclip,
 _PLUS = """@misc{wang2024speechclipplus,
   author = {Wang, Hsuan-Fu and Shih, Yi-Jen and Chang, Heng-Jui and Berry, Layne and Peng, Puyuan and Lee, Hung-yi and
     Wang, Hsin-Min and Harwath, David},
-  title = {{SpeechCLIP+}: Self-Supervised Multi-Task Representation Learning for Speech via {CLIP} and Speech-Image Data},
+  title = {{SpeechCLIP+}: Self-Supervised Multi-Task Representation Learning for Speech via {CLIP} and
+    Speech-Image Data},
   eprint = {2402.06959},
   archiveprefix = {arXiv},
   year = {2024},
@@ -189,7 +190,7 @@ def revision(network: SpeechNetwork) -> str:
 
 
 def _origin(published: PublishedModel | None, config: ModelConfig) -> dict[str, Any]:
-    """Return licence, dates, links and papers. The authors' code is BSD-3-Clause; that of SpeechCLIP+ has no licence."""
+    """Return licence, dates, links and papers. SpeechCLIP is BSD-3-Clause; a licence of SpeechCLIP+ was not found."""
     plus = config.head.name in _PLUS_HEADS
     citation = f"{_SPEECHCLIP}\n{_PLUS}" if plus else _SPEECHCLIP
     if published is None:
