@@ -154,8 +154,9 @@ def test_hub_layout_loads_without_decoding(
 ) -> None:
     """The layout of mteb's tasks on the hub: parquet files with Audio and Image columns."""
     import datasets
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    monkeypatch.chdir(recipe)    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    monkeypatch.chdir(recipe)
 
     data, place = DataDir.load(recipe / "data/test"), recipe / "hub"
     speech = [{"bytes": (recipe / item.wav).read_bytes(), "path": None} for item in data.utterances]
