@@ -51,7 +51,8 @@ class _SpeechClipEncoder(encoder.MultiModalEncoder):
 
     def __init__(self, load: Loader) -> None:
         super().__init__()
-        self._load, self._model = load, None
+        self._load = load
+        self._model: SpeechCLIP | None = None
 
     def _setup(self) -> None:
         self._model = self._load()

@@ -79,8 +79,8 @@ class FineScorer:
         places: dict[int, list[int]] = {}
         for at, wave in enumerate(speech):
             places.setdefault(id(wave), []).append(at)
-        for at in places.values():
-            scores[at] = self._fine_scores([speech[at[0]]], [images[item] for item in at])[0].float().cpu()
+        for same in places.values():
+            scores[same] = self._fine_scores([speech[same[0]]], [images[at] for at in same])[0].float().cpu()
         return scores
 
 

@@ -32,6 +32,7 @@ class DataDirTask(AbsTaskRetrieval):
     """Retrieval between the utterances and the images of a data directory. :func:`data_dir_tasks` makes subclasses."""
 
     directory: DataDir
+    data_loaded: bool
 
     def load_data(self, **kwargs: Any) -> None:
         """Fill ``dataset``. The paths of the files are stored, not their content."""
