@@ -7,7 +7,7 @@ mteb calls both with batches that are dictionaries of lists: "audio", "image" an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from speechclip.api import BATCH, SpeechCLIP
 from speechclip.benchmarks.mteb_meta import describe, training_corpus
+from speechclip.common.constants import HOP
 from speechclip.common.devices import pick_device
 from speechclip.common.errors import UserError
+from speechclip.data.dataset import evaluation_batches
 from speechclip.data.images import as_image
 from speechclip.data.waveforms import as_wave
 
@@ -42,6 +44,44 @@ class PairScorer(Protocol):
 
     def score_pairs(self, speech: Sequence[Any], images: Sequence[Any]) -> Tensor:
         """Return the scores [N] of N pairs of features. Higher is better."""
+
+
+class FineScorer:
+    """The pairs of a reranker of this project, scored by its ``fine_scores(waves, images)``.
+
+    Args:
+        model: a model with a reranker.
+        source: its path, for errors.
+
+    Raises:
+        UserError: the model has no reranker.
+    """
+
+    def __init__(self, model: SpeechCLIP, source: str) -> None:
+        fine_scores = getattr(model, "fine_scores", None)
+        if fine_scores is None or "rerank" not in model.network.config.head.name:
+            raise UserError(
+                f"{source}: has a {model.network.config.head.name} head. Give the checkpoint of a reranker."
+            )
+        self._fine_scores: Callable[[list[Tensor], list[Image.Image]], Tensor] = fine_scores
+
+    def speech_features(self, waves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the recordings."""
+        return waves
+
+    def image_features(self, images: Sequence[Image.Image]) -> Sequence[Image.Image]:
+        """Return the images."""
+        return images
+
+    def score_pairs(self, speech: Sequence[Any], images: Sequence[Any]) -> Tensor:
+        """Score pairs. Each recording of a batch is scored once with all of its images."""
+        scores = torch.empty(len(speech))
+        places: dict[int, list[int]] = {}
+        for at, wave in enumerate(speech):
+            places.setdefault(id(wave), []).append(at)
+        for same in places.values():
+            scores[same] = self._fine_scores([speech[same[0]]], [images[at] for at in same])[0].float().cpu()
+        return scores
 
 
 class _Described:
@@ -78,7 +118,8 @@ class MtebEncoder(_Described):
         """Encode the items of a task. Instructions are not used.
 
         An item with several modalities is the normalised mean of their embeddings. Utterances are encoded in batches
-        of similar length: the group norm of HuBERT Base depends on the padding.
+        of similar length, as in stage 4: the last frame of an utterance, and the group norm of HuBERT Base, depend on
+        the padding.
 
         Args:
             inputs: batches with "audio", "image" or "text".
@@ -123,11 +164,9 @@ class MtebEncoder(_Described):
         return _unit(np.sum([np.concatenate(parts) for parts in rows.values()], axis=0))
 
     def _encode_sorted(self, waves: list[Tensor]) -> np.ndarray:
-        """Return the embeddings [N, J] of utterances. The longest are encoded first."""
-        order = sorted(range(len(waves)), key=lambda at: -len(waves[at]))
+        """Return the embeddings [N, J] of utterances, encoded in the batches of an evaluation of the recipes."""
         found = np.empty((len(waves), self.model.network.dimensions.joint), dtype=np.float32)
-        for at in range(0, len(order), BATCH):
-            part = order[at : at + BATCH]
+        for part in evaluation_batches(np.round(np.array([len(item) for item in waves]) / HOP), BATCH):
             found[part] = self.model.encode_speech([waves[item] for item in part], self.branch).float().cpu().numpy()
         return found
 
@@ -161,6 +200,23 @@ def load_encoder(
     model = SpeechCLIP.from_pretrained(path, device=device or str(pick_device()))
     meta = describe(model.network, path, name=name, loader=load_encoder, **settings)
     return MtebEncoder(model, meta, branch)
+
+
+def load_reranker(path: str, device: str | None = None, **settings: Any) -> MtebReranker:
+    """Return the reranker of a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        device: "cpu" or "cuda"; None for the GPU if there is one.
+        settings: see :func:`speechclip.benchmarks.mteb_meta.describe`.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded or has no reranker, or its training corpus is unknown.
+    """
+    training_corpus(path, settings.get("trained_on", ""))
+    model = SpeechCLIP.from_pretrained(path, device=device or str(pick_device()))
+    scorer = FineScorer(model, path)
+    return MtebReranker(scorer, describe(model.network, path, reranker=True, **settings))
 
 
 class MtebReranker(_Described):

@@ -33,7 +33,7 @@ class Corpus:
 
 
 #: Training corpora by name. mteb's Flickr tasks rank all 8,091 photographs of Flickr8k, 6,000 of them for training.
-#: SPEECH-COCO speaks the captions of COCO's val2014, most of which SpokenCOCO trains on (Karpathy split).
+#: SPEECH-COCO speaks captions of COCO's val2014; most of these images are training images of SpokenCOCO.
 CORPORA = {
     "flickr8k": Corpus(
         frozenset({"FlickrAudioToImageRetrieval", "FlickrImageToAudioRetrieval"}),
@@ -190,7 +190,7 @@ def revision(network: SpeechNetwork) -> str:
 
 
 def _origin(published: PublishedModel | None, config: ModelConfig) -> dict[str, Any]:
-    """Return licence, dates, links and papers. SpeechCLIP is BSD-3-Clause; the code of SpeechCLIP+ has no licence."""
+    """Return licence, dates, links and papers. SpeechCLIP is BSD-3-Clause; a licence of SpeechCLIP+ was not found."""
     plus = config.head.name in _PLUS_HEADS
     citation = f"{_SPEECHCLIP}\n{_PLUS}" if plus else _SPEECHCLIP
     if published is None:

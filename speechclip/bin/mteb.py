@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", default="", metavar="TASK,...", help="tasks of mteb, such as SpokenCOCOA2IRetrieval")
     parser.add_argument("--data", default="", metavar="DIR", help="data directory of a recipe, as two tasks")
     parser.add_argument("--out", default="mteb", metavar="DIR", help="folder of the results")
+    parser.add_argument("--reranker", default="", help="checkpoint of a reranker: scores the best documents again")
+    parser.add_argument("--top_k", type=int, default=100, help="number of documents for the reranker")
     parser.add_argument("--name", default="", metavar="OWNER/NAME", help="name of the model in the results")
     parser.add_argument("--trained_on", default="", help="training corpus: flickr8k, spokencoco, mini or none")
     parser.add_argument("--meta", default="", metavar="FILE.json", help="fields of mteb's ModelMeta to add or replace")
@@ -27,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [name for name in args.tasks.split(",") if name]
     if not names and not args.data:
         parser.error("--tasks or --data is needed")
-    if args.batch_size < 1:
-        parser.error("--batch_size must be at least 1")
+    if min(args.batch_size, args.top_k) < 1:
+        parser.error("--batch_size and --top_k must be at least 1")
 
     import importlib.util
     import sys
@@ -39,21 +41,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if importlib.util.find_spec("mteb") is None:
         raise UserError('mteb: is not installed. Run tools/install.sh --extras "mteb".')
-    from speechclip.benchmarks.mteb import load_encoder
+    from speechclip.benchmarks.mteb import load_encoder, load_reranker
     from speechclip.benchmarks.mteb_run import SCORES, evaluate
     from speechclip.benchmarks.mteb_tasks import data_dir_tasks, named_tasks
 
     check_folder(Path(args.out))
     changes = read_json(Path(args.meta)) if args.meta else {}
     tasks = named_tasks(names) + (data_dir_tasks(args.data) if args.data else [])
-    encoder = load_encoder(
-        args.name, device=None if args.device == "auto" else args.device, path=args.model, branch=args.branch,
-        trained_on=args.trained_on, changes=changes,
-    )  # fmt: skip
+    device = None if args.device == "auto" else args.device
+    settings = {"trained_on": args.trained_on, "changes": changes}
+    encoder = load_encoder(args.name, device=device, path=args.model, branch=args.branch, **settings)
+    reranker = load_reranker(args.reranker, device, **settings) if args.reranker else None
     width = max(len(task.metadata.name) for task in tasks)
     print(f"{'':{width}}  " + "  ".join(f"{name:>14}" for name in SCORES), flush=True)
     for row in evaluate(
-        encoder, tasks, Path(args.out), batch_size=args.batch_size, overwrite=args.overwrite,
+        encoder, tasks, Path(args.out), reranker=reranker, top_k=args.top_k, batch_size=args.batch_size,
+        overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     ):  # fmt: skip
         values = (f"{100 * row.scores[name]:14.2f}" if name in row.scores else f"{'-':>14}" for name in SCORES)
