@@ -70,6 +70,7 @@ def bounded(default: Any, bound: Bound) -> Any:
     return field(default=default, metadata=metadata)
 
 
+FINITE = Bound(-sys.float_info.max)
 POSITIVE = Bound(0, low_excluded=True)
 NOT_NEGATIVE = Bound(0)
 AT_LEAST_ONE = Bound(1)
@@ -257,6 +258,8 @@ class LossConfig:
     """The masked contrastive loss.
 
     Attributes:
+        name: "softmax", or "sigmoid" as SigLIP is trained: each pair of the batch is a binary decision.
+        bias: of the logits, sigmoid only; learned if the temperature is. SigLIP starts with -10 and temperature 0.1.
         temperature: tau in logits = cosine / tau; the initial value if it is learned.
         learn_temperature: train log(1 / tau). Published for Large, and for SpeechCLIP+ of both sizes except COCO's
             Large Hybrid.
@@ -268,6 +271,8 @@ class LossConfig:
         coarse_weight: of the head fast_vgs: weight of the loss on the dot products.
     """
 
+    name: Literal["softmax", "sigmoid"] = "softmax"
+    bias: float = bounded(-10.0, FINITE)
     temperature: float = bounded(0.07, POSITIVE)
     learn_temperature: bool = False
     parallel_weight: float = bounded(1.0, NOT_NEGATIVE)
@@ -414,6 +419,8 @@ class EvalConfig:
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        window_seconds: also score retrieval with utterances in windows of this length; 0 for no windows.
+        window_hop: seconds between the starts of two windows, at most ``window_seconds``.
         languages: score utterances in these languages only; empty for all, with a table by language.
     """
 
@@ -424,6 +431,8 @@ class EvalConfig:
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    window_seconds: float = bounded(0.0, NOT_NEGATIVE)
+    window_hop: float = bounded(5.0, POSITIVE)
     languages: list[str] = field(default_factory=list)
 
 

@@ -30,6 +30,8 @@ prepare_options=("${prepare_options[@]}")
 . "$utils/parse_options.sh" "$@"
 # shellcheck source=utils/stages.sh
 . "$utils/stages.sh"
+# shellcheck source=utils/asr_stages.sh
+. "$utils/asr_stages.sh"
 
 fail() {
     echo "error: ${0##*/}: $1" >&2
@@ -75,6 +77,10 @@ check_options() {
     [[ -z $coarse || " $head " == *" reranker "* ]] || fail "--coarse: is for --head reranker" 2
     for word in coarse rerank; do
         [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a folder"
+    done
+    [[ $augment =~ ^(0(\.[0-9]+)?|1(\.0*)?)$ ]] || fail "--augment: '$augment' is not between 0 and 1" 2
+    for word in noise_dir rir_dir; do
+        [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a directory"
     done
     for word in clip_embeddings text_embeddings config; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: is missing"
@@ -154,11 +160,17 @@ name_encoders() {
     [[ $has_clip == true || -z $rerank ]] || fail "--clip_embeddings: --rerank needs CLIP's patch tokens. Give --clip too" 2
     needs_regions=false
     [[ -z $rerank && " $head " != *" reranker "* ]] || needs_regions=true
+    [[ $has_clip == true || -z $asr ]] || fail "--asr: transcripts need CLIP's text tower. Give --clip, too" 2
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
     [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
     split_overrides
+    augment_overrides=()
+    [[ ! $augment =~ [1-9] ]] || augment_overrides=(--data.augment.probability "$augment" --data.augment.noise_dir="$noise_dir"
+        --data.augment.rir_dir="$rir_dir")
+    learned_overrides=("${augment_overrides[@]}" "${learned_overrides[@]}")
+    training_overrides=("${augment_overrides[@]}" "${training_overrides[@]}")
     if restricts_languages; then
         # shellcheck disable=SC2086 # a list
         word=$(printf '%s,' $languages)
@@ -374,18 +386,19 @@ run_stages() {
     step 2 features
     [[ $needs_regions == false ]] || step 2 regions
     [[ $needs_towers == false ]] || step 2 towers
-    exps=()
+    step 2 augment
+    exps=() all_weights=()
     for word in $head; do
         for run_number in $seed; do
             name_run "$word" "$run_number"
             [[ " ${exps[*]} " != *" $exp "* ]] || continue  # --checkpoint is one run for all heads and seeds
-            exps+=("$exp")
+            exps+=("$exp") all_weights+=("$weights")
             step 3 train
             step 4 retrieval
             step 5 keywords
         done
     done
-    label=
+    run_asr_stages
     step 6 report
     ((stage > 6 || stop_stage < 6)) || summarize
     local folder

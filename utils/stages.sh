@@ -184,10 +184,10 @@ stage_retrieval() {  # scores/retrieval.json
     begin "$exp/.done/4_retrieval" "$exp/log/4_retrieval.log"
     depends_on_weights
     depends_on_eval
-    depends_on_languages test
     local split
     local -a further
     mapfile -t further < <(have_splits test)
+    depends_on_languages test "${further[@]}"
     local -a second_stage=()
     if [[ -n $rerank ]]; then
         second_stage=(--rerank "$(checkpoint_of "$rerank")")
@@ -211,20 +211,16 @@ stage_retrieval() {  # scores/retrieval.json
         run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir "data/$split" \
             --dump_dir "$dump/$split" --out "$exp/scores/$split" "${second_stage[@]}" "${eval_overrides[@]}"
     done
-    for split in "" "${further[@]}"; do  # speech in one language to speech in another
-        [[ ! -f data/${split:-test}/utt2lang ]] || run "$python" -m speechclip.bin.score_cross_lingual \
-            --data_dir "data/${split:-test}" --scores "$exp/scores${split:+/$split}"
-    done
     finish
 }
 
-stage_keywords() {  # scores/keywords.json, for heads with keywords
+stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spotting.json, if the test set has labels
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
     depends_on_languages test
     local words
-    for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
+    for words in data/test/ctm data/test/textgrid data/test/utt2keywords; do [[ ! -e $words ]] || depends path "$words"; done
     [[ -n $checkpoint || $run_head == reranker ]] || without_text "$run_head" || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" "$weights_stage"
@@ -232,22 +228,37 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords
     claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
+    [[ ! -f data/test/utt2keywords || $has_clip == false ]] || run "$python" -m speechclip.bin.score_spotting \
+        --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" --spoken_from data/train --out "$exp/scores" \
+        "${eval_overrides[@]}"
     finish
 }
 
 stage_report() {  # exp/RESULTS.md, and the figures and the page of each run
     local folder
     begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
+    local -a transcripts=() figures=()
     for folder in "${exps[@]}"; do
         depends after "$folder/.done/4_retrieval"
         depends after "$folder/.done/5_keywords"
-        makes "$folder/figures" "$folder/report/index.html"
     done
+    for folder in "${asr_exps[@]}"; do
+        [[ $folder == *_text_head* ]] || depends after "$folder/.done/4_asr"
+        [[ $folder == *_text_head* || $folder == *_seed* ]] || transcripts+=("$folder/transcripts/test.jsonl")
+    done
+    for folder in "${exps[@]}" "${asr_exps[@]}"; do makes "$folder/figures" "$folder/report/index.html"; done
+    ((${#transcripts[@]} == 0)) || transcripts=(--transcripts "${transcripts[@]}")
+    if [[ $conditions == true ]]; then
+        depends after "exp/.done/4_conditions_$(printf '%s' "${exps[*]} ${asr_exps[*]}" | cksum | cut -d' ' -f1)"
+        makes exp/conditions.svg
+        figures=(--conditions_figure exp/conditions)
+    fi
     makes exp/RESULTS.md
     up_to_date && return
-    for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
+    for folder in "${exps[@]}" "${asr_exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     needs "$dump/test/image_embeddings.npz" 2
-    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
+    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" \
+        --exp "${exps[@]}" "${asr_exps[@]}" "${transcripts[@]}" "${figures[@]}"
     finish
 }
 

@@ -25,6 +25,7 @@ def main() -> None:
     options, overrides = parse_with_overrides(parser, "eval", known_keys(EvalConfig, "eval."))
 
     from speechclip.common.files import check_folder
+    from speechclip.data.windows import WindowSource
     from speechclip.eval.coarse_to_fine import REORDERED
     from speechclip.eval.languages import language_report
     from speechclip.eval.retrieval import branch_report
@@ -32,23 +33,25 @@ def main() -> None:
     from speechclip.eval.second_stage import SECTION
     from speechclip.eval.setup import load_for_scoring, rerank, result_provenance, score_towers
     from speechclip.model.heads.base import PARALLEL
-    from speechclip.model.inference import embed_branches
+    from speechclip.model.inference import embed_branches, embed_windows
     from speechclip.model.reranking import is_reranker
 
     check_folder(Path(options.out))
     model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
+    captions = None
+    if split.text_utterance is not None:
+        captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
     if split.regions is not None:
         report, ranks, speech = score_towers(model, split, source, config)
         branches = {PARALLEL: speech}
     else:
         branches = embed_branches(model, source, config.data.eval_batch_size)
-        captions = None
-        if split.text_utterance is not None:
-            captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
-        report, ranks = branch_report(
-            branches, split.utterance_image, split.images, split.texts, captions, split.text_utterance,
-            n_bootstrap=config.eval.bootstrap,
-        )  # fmt: skip
+        known = split.utterance_image, split.images, split.texts, captions, split.text_utterance, config.eval.bootstrap
+        report, ranks = branch_report(branches, *known)
+        if seconds := config.eval.window_seconds:
+            windows = WindowSource(source, seconds, config.eval.window_hop)
+            report["windows"], _ = branch_report(embed_windows(model, windows, config.data.eval_batch_size), *known)
+            report["windows"] |= {"seconds": seconds, "hop": config.eval.window_hop, "windows": len(windows.owner)}
     if options.rerank or is_reranker(model):
         rerank(
             report, ranks, model, next(iter(branches.values())), split, source, config,
@@ -69,6 +72,7 @@ def main() -> None:
             for name, rows in report.get(part, {}).items()
             for key, row in rows.items()
         },
+        **{f"in windows: {key}": row for key, row in report.get("windows", {}).items()},
         **{f"speech->speech {name}": row for name, row in report.get("across_languages", {}).items()},
         **{f"{key}{REORDERED}": row for key, row in report.get(SECTION, {}).items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from speechclip.bin import stage_script
@@ -10,14 +11,14 @@ from speechclip.config import build_parser, parse
 
 
 @stage_script
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train the configured head on data/train. The scores on data/dev choose the best weights.
 
     SIGTERM saves the current step and exits with status 75. The same command then resumes.
     """
     from jsonargparse.typing import NonNegativeInt
 
-    parser = build_parser("speechclip.bin.train", __doc__ or "")
+    parser = build_parser("speechclip train", __doc__ or "")
     parser.add_argument("--data_root", type=str, required=True, help="folder with the data directories train/ and dev/")
     parser.add_argument("--dump_root", type=str, required=True, help="folder with the features and embeddings of each")
     parser.add_argument(
@@ -31,7 +32,7 @@ def main() -> None:
         "--force", type=bool, default=False, help="start over, and delete the earlier weights after the first save"
     )
     parser.add_argument("--coarse", type=str, default="", help="checkpoint of the trained head, for the head reranker")
-    config, options = parse(parser)
+    config, options = parse(parser, argv)
 
     from contextlib import nullcontext
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from speechclip.common.constants import FRAME_SECONDS
 from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
 from speechclip.data.regions import Regions, RegionStore
+from speechclip.data.windows import WindowSource
 from speechclip.model.cross_modal import score_listed_pairs
 from speechclip.model.heads.base import SpeechOutput
 from speechclip.model.heads.fast_vgs import FastVgsHead
@@ -88,6 +89,21 @@ def embed_branches(
             unit = nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
             rows.setdefault(name, np.empty((len(source.lengths), unit.shape[1]), dtype=np.float32))
             rows[name][batch.indices.numpy()] = unit
+    return rows
+
+
+def embed_windows(model: SpeechNetwork, windows: WindowSource, batch_size: int) -> dict[str, np.ndarray]:
+    """Embed utterances as the mean of their windows' embeddings, weighted by length.
+
+    Returns:
+        By branch: [N, J] float32, L2-normalised, in the order of the utterances.
+    """
+    rows = {}
+    for name, parts in embed_branches(model, windows, batch_size).items():
+        sums = np.zeros((len(windows.source.lengths), parts.shape[1]))
+        np.add.at(sums, windows.owner, parts * windows.lengths[:, None])
+        norm = np.linalg.norm(sums, axis=1, keepdims=True)
+        rows[name] = (sums / np.where(norm > 0, norm, 1)).astype(np.float32)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Contrastive losses: with a temperature (Shih et al. 2022), and with a margin (Peng and Harwath 2022)."""
+"""Contrastive losses: softmax (Shih et al. 2022), sigmoid (Zhai et al. 2023), margin (Peng and Harwath 2022)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from speechclip.config import LossConfig
 
 
 def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float) -> Tensor:
@@ -38,6 +40,30 @@ def masked_cross_entropy(logits: Tensor, groups: Tensor) -> Tensor:
     diagonal = torch.arange(len(logits), device=logits.device)
     cross_entropy = nn.functional.cross_entropy
     return (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
+
+
+def masked_sigmoid_loss(
+    speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float, bias: Tensor | float
+) -> Tensor:
+    """Return the sigmoid loss of a batch: every pair is a binary decision. Two pairs of the same group are left out.
+
+    Args:
+        speech: [B, D], L2-normalised.
+        target: [B, D], L2-normalised; row i belongs to row i of ``speech``.
+        groups: [B] int, the image of each pair.
+        scale: 1 / temperature.
+        bias: added to every scaled cosine.
+
+    Returns:
+        The sum of -log(sigmoid(z)) over the pairs, divided by B, a scalar. z is the logit of a true pair, and minus the
+        logit of any other pair.
+    """
+    with torch.autocast(speech.device.type, enabled=False):
+        logits = speech.float() @ target.float().T * scale + bias
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    same = (groups[:, None] == groups[None, :]) & ~own
+    losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits))
+    return losses.masked_fill(same, 0.0).sum() / len(logits)
 
 
 def margin_loss(scores: Tensor, groups: Tensor, margin: float) -> Tensor:
@@ -82,3 +108,28 @@ class ContrastiveLoss(nn.Module):
     def forward(self, speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
         """Compute :func:`masked_contrastive_loss`."""
         return masked_contrastive_loss(speech, target, groups, self.scale)
+
+
+class SigmoidLoss(ContrastiveLoss):
+    """:func:`masked_sigmoid_loss` with a fixed or learned temperature and bias.
+
+    Args:
+        temperature: tau at the start; 0.1 in SigLIP.
+        bias: of the logits at the start; -10 in SigLIP.
+        learn: train log(1 / tau) and the bias.
+    """
+
+    def __init__(self, temperature: float, bias: float, *, learn: bool) -> None:
+        super().__init__(temperature, learn=learn)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn)
+
+    def forward(self, speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+        """Compute :func:`masked_sigmoid_loss`."""
+        return masked_sigmoid_loss(speech, target, groups, self.scale, self.bias)
+
+
+def make_loss(config: LossConfig) -> ContrastiveLoss:
+    """Return the configured loss."""
+    if config.name == "sigmoid":
+        return SigmoidLoss(config.temperature, config.bias, learn=config.learn_temperature)
+    return ContrastiveLoss(config.temperature, learn=config.learn_temperature)

@@ -17,7 +17,7 @@ from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.heads.base import CASCADED, PARALLEL, Head, HeadInputs, HeadOutput, SpeechOutput
 from speechclip.model.heads.factory import has_keywords, make_head
 from speechclip.model.heads.weighted_sum import WeightedSum
-from speechclip.model.losses import ContrastiveLoss
+from speechclip.model.losses import ContrastiveLoss, make_loss
 
 ENCODER_PREFIX = "speech_encoder."  # of the names of the encoder's trained tensors
 
@@ -350,7 +350,7 @@ def build_network(
         dimensions,
         weighted_sum=WeightedSum(dimensions.states, state_norm=config.speech_encoder.state_norm),
         head=head,
-        loss=ContrastiveLoss(config.loss.temperature, learn=config.loss.learn_temperature),
+        loss=make_loss(config.loss),
         speech_encoder=speech_encoder,
         clip=clip,
         vocabulary=vocabulary,

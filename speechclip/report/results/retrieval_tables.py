@@ -14,6 +14,12 @@ from speechclip.report.tables import Cell, Table
 CUTOFFS = ("R@1", "R@5", "R@10")
 CHANCE, TOPLINE = "*chance*", "*text→image topline*"
 IMAGES = "Speech and images"
+WER = "WER"
+RECOGNISERS = (
+    "A row 'asr' finds images with the transcripts of a recogniser through CLIP's text tower. WER: word error rate."
+    " 'text_head' adds a small head over the text embeddings, trained on the training images. 'mean' is the mean of the"
+    " frames with one linear layer."
+)
 #: Title of a table, and its directions with their short names.
 RETRIEVAL = {
     IMAGES: {"speech->image": "S→I", "image->speech": "I→S"},
@@ -36,9 +42,11 @@ def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
     for title, directions in RETRIEVAL.items():
         columns = [f"{short} {cutoff}" for short in directions.values() for cutoff in CUTOFFS]
         columns += ["mean R@10"] if title == IMAGES else []
+        recognised = any("recognition" in row.scores.content for row in rows if row.step == STEP)
+        columns += [WER] if title == IMAGES and recognised else []
         entries = [item for row in rows if row.step == STEP for item in _entries(row, directions, title == IMAGES)]
         if entries:
-            tables.append(assemble(title, "", columns, entries, digits=2))
+            tables.append(assemble(title, RECOGNISERS if WER in columns else "", columns, entries, digits=2))
     return tables
 
 
@@ -75,20 +83,23 @@ def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Ite
         return
     second = second_stage_scores(row.head, scores) if images else ()
     for head, part in [(coarse_head(row.head, scores), scores), *branch_scores(row.head, scores), *second]:
-        cells = _recalls(part, (), present)
+        cells = recalls(part, (), present)
         if images:
             cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)
+            if "recognition" in part.content:
+                cells[WER] = number(part.number("recognition", "wer"), digits=2)
         yield entry(row, cells, head)
     if images and "text->image" in scores.content:
-        yield seedless(row, _recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
-    chance = _recalls(scores, ("random",), present)
+        yield seedless(row, recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
+    chance = recalls(scores, ("random",), present)
     if images:
         both = [scores.number("random", name, "R@10") for name in present]
         chance["mean R@10"] = number(statistics.mean(both), digits=2)
     yield seedless(row, chance, CHANCE)
 
 
-def _recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+def recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+    """Return the cells of the directions that a mapping names and abbreviates."""
     return {
         f"{short} {cutoff}": number(scores.number(*path, name, cutoff), digits=2)
         for name, short in directions.items() for cutoff in CUTOFFS

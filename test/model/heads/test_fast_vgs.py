@@ -120,6 +120,6 @@ def test_transformer_equals_that_of_transformers(pre_norm: bool) -> None:
 def test_start_from_other_sizes_is_an_error() -> None:
     from transformers import HubertConfig, HubertModel
 
-    model = HubertModel(HubertConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, conv_dim=[7] * 7))
+    model = HubertModel(HubertConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, conv_dim=[7] * 7))
     with pytest.raises(UserError, match="other sizes than model.head.fast_vgs"):
         make_small().start_from(model, "here")
