@@ -276,7 +276,11 @@ class SpeechNetwork(nn.Module):
         return list(self._encoder_parameters().values())
 
     def _encoder_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: self.require_speech_encoder().get_parameter(name) for name in self._encoder_names}
+        if not self._encoder_names:
+            return {}
+        # a model for inference has merged the parametrised weights (speechclip/model/parametrizations.py)
+        every = dict(self.require_speech_encoder().named_parameters())
+        return {name: every[name] for name in self._encoder_names if name in every}
 
     def count_parameters(self) -> dict[str, int]:
         """Return the number of parameters, {"trained", "total"}. The total includes the loaded frozen encoders."""
