@@ -47,6 +47,9 @@ elif name == "extract_features":
     elif value("--job") == "0" or value("--jobs") == "1":
         for split in ("train", "dev", "test"):
             make(f"{value('--dump_root')}/{split}/feats.scp", content)
+elif name == "extract_regions":
+    for split in ("train", "dev", "test"):
+        make(f"{value('--dump_root')}/{split}/regions/feats.scp", content)
 elif name == "train":
     make(value("--out") + "/last/state")
     make(value("--out") + "/best/model.safetensors", os.environ.get("WEIGHTS", content))
@@ -99,7 +102,7 @@ done
 SCRIPTS = (
     "extract_clip_embeddings", "extract_features", "train", "score_retrieval", "score_keywords", "results",
     "validate_data_dir", "convert_checkpoint", "pack", "train_recognizer", "transcribe", "score_asr",
-    "score_conditions",
+    "score_conditions", "extract_regions",
 )  # fmt: skip
 
 

@@ -203,6 +203,27 @@ def test_another_download_option_runs_stage_0(done):
     assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false --languages en"]
 
 
+def test_languages_make_a_run_of_their_own(done):
+    for split in ("train", "dev", "test"):
+        (done.folder / "data" / split / "utt2lang").write_text("a en\nb es\n")
+    done.run("--stage", "3", "--stop_stage", "5", "--head", "cascaded", "--languages", "es")
+    train, retrieval, keywords = done.calls()
+    assert "--data.languages [es]" in train and "--out exp/tiny_cascaded_es" in train
+    assert retrieval.endswith("--eval.languages [es]") and keywords.endswith("--eval.languages [es]")
+    done.run("--stage", "3", "--stop_stage", "4", "--head", "cascaded", "--languages", "en es", "--tag", "b")
+    assert ["[en,es]" in call and "exp/tiny_cascaded_en_es_b" in call for call in done.calls()] == [True, True]
+    (done.folder / "data/test/utt2lang").write_text("a en\nb en\n")
+    done.run("--stage", "3", "--stop_stage", "5", "--head", "cascaded", "--languages", "es")
+    assert done.names() == ["score_retrieval", "score_keywords"]  # training does not read the test set
+
+
+def test_the_own_language_of_a_recipe_needs_no_table(done):
+    done.run("--stage", "3", "--stop_stage", "4", "--head", "parallel", "--languages", "en")
+    assert done.calls() == []
+    result = done.run("--languages", "e/s")
+    assert result.returncode == 2 and "--languages: 'e/s' is not the name of a language" in result.stderr
+
+
 def test_another_mirror_runs_only_stage_0(done):
     text = (done.folder / "run.sh").read_text()
     assert text.count("download_options=(scenes pretrain languages)") == 1
@@ -352,6 +373,9 @@ def test_a_missing_input_names_its_stage(recipe, options, missing, stage):
         (["--corpus", "nowhere"], "--corpus: nowhere: is not a folder"),
         (["--clip_embeddings", "no.npz"], "--clip_embeddings: no.npz: is missing"),
         (["--checkpoint", "exp/x"], "--checkpoint: exp/x: is missing"),
+        (["--coarse", "egs"], "--coarse: is for --head reranker"),
+        (["--head", "reranker", "--coarse", "nowhere"], "--coarse: nowhere: is not a folder"),
+        (["--rerank", "exp/none"], "--rerank: exp/none: is not a folder"),
         (["--nj", "0"], "--nj: 0 is too small. Use at least 1"),
         (["--num_nodes", "0"], "--num_nodes: 0 is too small. Use at least 1"),
         (["--python", "nopython"], "--python: nopython: is not a program"),
@@ -692,3 +716,58 @@ def test_log_keeps_the_last_state_of_a_redrawn_line(tmp_path: Path):
     ]
     assert os.spawnv(os.P_WAIT, sys.executable, command) == 0
     assert (tmp_path / "log").read_text() == "100%\nend\n"
+
+
+# -- rerankers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_reranker_trains_on_the_parallel_run_of_its_seed(done):
+    result = done.run("--head", "parallel reranker", "--seed", "0 2")
+    assert result.returncode == 0, result.stderr
+    calls = done.calls()
+    assert [call.split()[0] for call in calls].count("extract_regions") == 1
+    trained = {words[words.index("--out") + 1]: words for call in calls if (words := call.split())[0] == "train"}
+    assert list(trained) == ["exp/tiny_parallel_seed2", "exp/tiny_reranker", "exp/tiny_reranker_seed2"]
+    for seed in ("", "_seed2"):
+        words = trained[f"exp/tiny_reranker{seed}"]
+        assert words[words.index("--coarse") + 1] == f"exp/tiny_parallel{seed}/best"
+    assert "--coarse" not in trained["exp/tiny_parallel_seed2"]
+    again = done.run("--head", "parallel reranker", "--seed", "0 2")
+    assert done.calls() == [] and again.returncode == 0
+
+
+def test_a_reranker_follows_its_coarse_head(done):
+    assert done.run("--head", "reranker", "--coarse", "exp/tiny_cascaded").returncode == 0
+    words = next(call for call in done.calls() if call.startswith("train")).split()
+    assert words[words.index("--coarse") + 1] == "exp/tiny_cascaded/best"
+    (done.folder / "exp/tiny_cascaded/best/model.safetensors").write_text("other weights")
+    assert done.run("--head", "reranker", "--coarse", "exp/tiny_cascaded", "--stop_stage", "3").returncode == 0
+    assert done.names() == ["train"]
+    shutil.rmtree(done.folder / "exp/tiny_parallel/best")
+    result = done.run("--head", "reranker", "--stage", "3")
+    assert result.returncode == 1
+    assert "exp/tiny_parallel/best/model.safetensors is missing. Run stage 3 with --head parallel" in result.stderr
+
+
+def test_rerank_runs_stage_4_again_when_it_changes(done):
+    assert done.run("--head", "reranker").returncode == 0
+    done.calls()
+    options = ("--head", "parallel", "--rerank", "exp/tiny_reranker", "--stage", "4", "--stop_stage", "4")
+    assert done.run(*options).returncode == 0
+    (call,) = done.calls()
+    assert call.startswith("score_retrieval --checkpoint exp/tiny_parallel/best")
+    assert "--rerank exp/tiny_reranker/best" in call
+    assert done.run(*options).returncode == 0 and done.calls() == []
+    (done.folder / "exp/tiny_reranker/best/model.safetensors").write_text("other weights")
+    assert done.run(*options).returncode == 0
+    assert done.names() == ["score_retrieval"]
+    assert done.run("--head", "parallel", "--stage", "4", "--stop_stage", "4").returncode == 0
+    (call,) = done.calls()
+    assert "--rerank" not in call
+
+
+def test_rerank_needs_regions_of_stage_2(done):
+    (done.folder / "other").mkdir()
+    (done.folder / "other/model.safetensors").write_text("x")
+    assert done.run("--head", "parallel", "--rerank", "other", "--stage", "2", "--stop_stage", "4").returncode == 0
+    assert done.names() == ["extract_regions", "score_retrieval"]

@@ -7,6 +7,8 @@ published separately. They may be in one folder in any of these forms::
     Flickr8k.token.txt | captions.txt                        captions (Kaggle has the latter), also in Flickr8k_text/
     Flickr_8k.{train,dev,test}Images.txt                     splits, also in Flickr8k_text/
     flickr_audio/{wavs/,wav2capt.txt,wav2spk.txt}            recordings
+
+Labels that others published are read, too, see :mod:`speechclip.data.corpora.flickr8k_extras`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,21 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechclip.common.errors import UserError
+from speechclip.data.alignments import LabelSpool
 from speechclip.data.corpora.download import RemoteFile
+from speechclip.data.corpora.flickr8k_extras import (
+    PHONEMES,
+    WORDS,
+    find_extras,
+    read_keywords,
+    read_phonemes,
+    read_words,
+)
 from speechclip.data.corpora.preparation import (
     NO_SPLIT,
     SPLITS,
@@ -33,7 +45,7 @@ from speechclip.data.corpora.preparation import (
     without_repeats,
     write_corpus,
 )
-from speechclip.data.kaldi import StrPath, Utterance, parse_count
+from speechclip.data.kaldi import KEYWORD_TABLE, StrPath, Utterance, parse_count
 
 LIMITS = Limits()
 LICENCE = (
@@ -92,6 +104,7 @@ def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LI
     """Write ``data_dir/{train,dev,test}``, ``captions.tsv`` and ``skipped.tsv`` from the published corpus.
 
     Utterance ids are ``spk<speaker>-<image>_<number>``. Image ids are the photographs' file names without suffix.
+    ``ctm`` (words), ``phones.ctm`` and ``utt2keywords`` are written from the labels that the folder has.
     ``text`` has the captions as they are published, ``text_clip`` and ``captions.tsv`` have :func:`clip_caption` of
     them. Only images of the split lists are used. These items are skipped and listed: a caption, recording or speaker
     that the other files lack, a photograph that is missing, an unreadable file, a recording that is too short or long.
@@ -113,7 +126,20 @@ def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LI
     if not any(isinstance(item, Candidate) for item in items):
         raise UserError(f"{corpus}: no recording of {layout.wav2capt} belongs to an image of the split lists")
     every = [(split_of.get(image, NO_SPLIT), clip_caption(text, lower=lower)) for (image, _), text in captions.items()]
-    return write_corpus(corpus, Path(data_dir), items, limits=limits, captions=every)
+    extras = find_extras(corpus)
+    utterances = {item.utterance.wav.stem: item.utterance.id for item in items if isinstance(item, Candidate)}
+    with ExitStack() as stack:
+        labels, tables = {}, {}
+        for name, read in ((WORDS, read_words), (PHONEMES, read_phonemes)):
+            if name in extras:
+                labels[name] = spool = stack.enter_context(LabelSpool())
+                for recording, label in read(extras[name]):
+                    if recording in utterances:
+                        spool.add(utterances[recording], [label])
+        if KEYWORD_TABLE in extras:
+            found = read_keywords(extras[KEYWORD_TABLE])
+            tables[KEYWORD_TABLE] = {utterances[key]: words for key, words in found.items() if key in utterances}
+        return write_corpus(corpus, Path(data_dir), items, limits=limits, captions=every, labels=labels, tables=tables)
 
 
 def clip_caption(text: str, *, lower: bool = False) -> str:

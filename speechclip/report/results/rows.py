@@ -15,7 +15,7 @@ from speechclip.report.runs import UNKNOWN_SEED, Run, Scores
 
 TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS = "train", "retrieval", "keywords", "conditions"
 STEPS = (TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS)
-_TRAINING = ("trained", "total", "train_seconds", "step", "dev_mean_R@10")
+_TRAINING = ("trained", "total", "train_seconds", "step", "dev_mean_R@10", "dev_mean_R@1")
 _DECIMALS = 4  # of a stored number; tables show one or two
 _COMMIT = 7  # digits of a commit in a table
 

@@ -78,7 +78,7 @@
   const list = document.getElementById("list"), panel = document.getElementById("panel");
   const filter = document.getElementById("filter"), order = document.getElementById("order");
   const hasAudio = (place) => String(place) in media().audio;
-  const empty = document.getElementById("empty"), NOTHING = "No caption or id contains this text.";
+  const empty = document.getElementById("empty");
   let shown = [], chosen = -1, rows = [];
 
   // ---- the list -------------------------------------------------------------------------------------------------
@@ -104,9 +104,8 @@
       return row;
     });
     list.replaceChildren(...rows);
-    document.getElementById("count").textContent = shown.length ? `${shown.length} shown` : NOTHING;
+    document.getElementById("count").textContent = `${shown.length} shown`;
     empty.hidden = shown.length > 0;
-    empty.firstChild.textContent = `${NOTHING} `;
   };
   const mark = (place) => {
     const before = document.getElementById(`utterance-${chosen}`);
