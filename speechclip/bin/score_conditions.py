@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=[], help="kinds of conditions next to clean, such as white reverb; default: all"
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="utterances at a time")
+    parser.add_argument("--batch_seconds", type=float, default=60.0, help="the longest batch, with padding")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the images for the intervals")
     parser.add_argument("--seed", type=int, default=0, help="seed of noises and rooms")
     options = parser.parse_args()
@@ -81,7 +81,7 @@ def main() -> None:
     for recognizer, exp in options.asr_run:
         loaded.add_recognizer(recognizer, exp)
     scorer = ConditionScorer(
-        split, interference, loaded.systems, loaded.encoders, clip, unseen, batch_size=options.batch_size,
+        split, interference, loaded.systems, loaded.encoders, clip, unseen, batch_seconds=options.batch_seconds,
         n_bootstrap=options.bootstrap,
     )  # fmt: skip
     for condition in conditions:

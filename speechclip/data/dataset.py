@@ -134,6 +134,9 @@ class WaveSource:
     Args:
         data: the data directory.
 
+    Attributes:
+        samples: [N], samples of each utterance at 16 kHz.
+
     Raises:
         UserError: an audio file is missing or cannot be read.
     """
@@ -141,7 +144,8 @@ class WaveSource:
     def __init__(self, data: DataDir) -> None:
         self.paths = [utterance.wav for utterance in data.utterances]
         # in whole frames, like those of a store, so that both give the same batches
-        self.lengths = np.round(np.array([num_samples(path) for path in self.paths]) / HOP) / FRAME_RATE
+        self.samples = np.array([num_samples(path) for path in self.paths])
+        self.lengths = np.round(self.samples / HOP) / FRAME_RATE
 
     def read(self, index: int, crop: Crop | None = None) -> np.ndarray:
         """Return the waveform of one utterance, [n]. The crop is in samples."""

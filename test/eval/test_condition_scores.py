@@ -13,13 +13,17 @@ import torch
 from speechclip.config import ClipConfig, SpeechEncoderConfig
 from speechclip.data.conditioned import Interference
 from speechclip.data.conditions import Condition
-from speechclip.data.dataset import Batch, Split
+from speechclip.data.dataset import Batch, Split, StoreSource
 from speechclip.eval.condition_systems import condition_report
-from speechclip.eval.conditions import ConditionScorer, RecognizerSystem, overtakes
+from speechclip.eval.conditions import ConditionScorer, HeadSystem, RecognizerSystem, overtakes
 from speechclip.eval.recognition import load_text_head, recognition_report, save_text_head
 from speechclip.eval.score_files import write_conditions
 from speechclip.features.clip import embed_texts, encode_captions
+from speechclip.features.speech import extract_features
 from speechclip.model.encoders.clip import OpenClip, load_clip
+from speechclip.model.encoders.factory import load_speech_encoder
+from speechclip.model.inference import embed_branches
+from speechclip.model.network import Dimensions, build_network
 from speechclip.model.recognizers.base import Recognizer, waves_of
 from speechclip.model.text_head import TextHead
 from speechclip.report.results.condition_tables import condition_tables
@@ -116,7 +120,7 @@ def test_systems_are_scored_in_conditions(split: Split, clip: OpenClip, tmp_path
     systems = [RecognizerSystem("asr", 0, oracle, ""), RecognizerSystem("asr_head", 0, oracle, "", head)]
     unseen = np.array([utterance.speaker == "s1" for utterance in split.data.utterances])
     interference = Interference(split.data)
-    scorer = ConditionScorer(split, interference, systems, {}, clip, unseen, batch_size=4, n_bootstrap=20)
+    scorer = ConditionScorer(split, interference, systems, {}, clip, unseen, batch_seconds=4.0, n_bootstrap=20)
     conditions = [Condition("clean"), Condition("white", 5.0), Condition("telephone"), Condition("held_out_speakers")]
     for condition in conditions:
         scorer.score(condition)
@@ -132,6 +136,24 @@ def test_systems_are_scored_in_conditions(split: Split, clip: OpenClip, tmp_path
     report["provenance"] = {"data": {"test": "x"}}
     write_conditions(tmp_path / "scores", report, scorer.scores["asr"].ranks)
     assert json.loads((tmp_path / "scores" / "conditions.json").read_text())["conditions"].keys() == found.keys()
+
+
+def test_clean_heads_equal_their_stored_features(tmp_path: Path) -> None:
+    config = fixtures.with_paths(fixtures.settings(), hubert=fixtures.save_hubert(tmp_path / "hubert"))
+    data = fixtures.make_data(tmp_path / "test", images=5, each=2)
+    fixtures.store_embeddings(data, tmp_path / "dump")
+    extract_features(config, str(data.path), str(tmp_path / "dump"), batch_seconds=60.0)
+    split = Split.load(data.path, tmp_path / "dump")
+    model = build_network(config.model, Dimensions(fixtures.WIDTH, fixtures.STATES, fixtures.JOINT)).eval()
+    encoder = load_speech_encoder(config.model.speech_encoder)
+    system = HeadSystem("head", 0, model, "e", half=True)
+    unseen = np.ones(len(split.ids), bool)
+    scorer = ConditionScorer(split, Interference(data), [system], {"e": encoder}, None, unseen, n_bootstrap=0)
+    rows, _ = scorer._embed(Condition("clean"))
+    stored = embed_branches(model, StoreSource(tmp_path / "dump", split.ids), 4)
+    assert np.allclose(rows["head"], stored["parallel"], atol=1e-5)
+    noisy, _ = scorer._embed(Condition("white", 0.0))
+    assert not np.allclose(rows["head"], noisy["head"], atol=1e-2)
 
 
 def _row(head: str, seed: int, score: float, wer: float | None = None) -> ResultRow:
