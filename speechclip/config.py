@@ -602,7 +602,7 @@ def _check_layer(path: Path) -> None:
             if isinstance(value, dict) and any(item.startswith(f"{key}.") for item in known):
                 walk(value, f"{key}.")
             elif key not in known:
-                raise UserError(f"{path}: {_unknown(key)}. Check the path.")
+                raise UserError(f"{path}: {_unknown(key)}")
 
     walk(layer, "")
 

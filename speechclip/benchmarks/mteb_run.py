@@ -85,7 +85,7 @@ def evaluate(
                 again = "always" if overwrite else "only-missing"
                 yield from _scores(mteb.evaluate(reranker, task, overwrite_strategy=again, **settings), reranker, cache)
         except ValueError as error:
-            raise UserError(f"{task.metadata.name}: {first_line(error)}. Check the path.") from error
+            raise UserError(f"{task.metadata.name}: {first_line(error)}") from error
         finally:
             if task.data_loaded:
                 task.unload_data()

@@ -270,7 +270,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingFileError(path) from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Check the path.") from error
+        raise UserError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
         raise UserError(f"{path}: not valid JSON ({error}). Correct or delete the file.") from error
     if not isinstance(content, dict):

@@ -79,7 +79,7 @@ def read_published(path: str | Path) -> PublishedCheckpoint:
     try:
         config, state = layout(tensors)
     except UserError as error:
-        raise UserError(f"{source}: {error}. Check the path.") from error
+        raise UserError(f"{source}: {error}") from error
     hubert, clip = _take_prefix(tensors, _HUBERT), _take_prefix(tensors, _CLIP)
     full = tensors.pop(f"clip.{_FULL}", None)
     dropped = [] if full is None else [f"clip.{_FULL}"]

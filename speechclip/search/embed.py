@@ -255,7 +255,7 @@ def _identify(path: Path, kind: str) -> tuple[Stat, str]:
         UserError: the file cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"{path}: {'not a file' if path.exists() else f'missing {kind} file'}. Check the path.")
+        raise UserError(f"{path}: {'not a file' if path.exists() else f'missing {kind} file'}")
     try:
         return Stat.of(path), file_sha256(path)
     except OSError as error:

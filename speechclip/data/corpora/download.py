@@ -131,7 +131,7 @@ def announced_bytes(url: str, timeout: float = 10.0) -> int:
             found = response.headers.get("Content-Range", "").rpartition("/")[2] if partial else ""
             found = found or response.headers.get("Content-Length", "")
     except (urllib.error.URLError, HTTPException, OSError) as error:
-        raise UserError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}. Check the path.") from error
+        raise UserError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}") from error
     if not (found.isascii() and found.isdigit()):
         raise UserError(f"{url}: the host does not announce the size. Download the file to see its size.")
     return int(found)
@@ -293,13 +293,11 @@ def _unpack(archive: Path, folder: Path, most: int) -> None:
             _merge(part, folder)
     except _UNSAFE as error:
         name = getattr(getattr(error, "tarinfo", None), "name", "?")
-        raise UserError(
-            f"{archive.name}: damaged archive ({name} is outside of the folder). Download it again."
-        ) from error
+        raise UserError(f"{archive.name}: damaged archive ({name} is outside of the folder)") from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         with contextlib.suppress(OSError):
             archive.unlink()
-        raise UserError(f"{archive.name}: damaged archive ({error}). Download it again.") from error
+        raise UserError(f"{archive.name}: damaged archive ({error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -322,8 +320,7 @@ class _Sizes:
         self._bytes, self._files = self._bytes + size, self._files + 1
         if self._bytes > self._most or self._files > _MOST_FILES:
             raise UserError(
-                f"{self._archive.name}: refused: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files."
-                " Use the original archive."
+                f"{self._archive.name}: refused: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files"
             )
         return item
 
