@@ -42,14 +42,14 @@ def main() -> None:
         raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}")
 
     from speechclip.data.augmented import copy_folder
-    from speechclip.data.features import write_index
+    from speechclip.data.features import feature_folder, write_index
     from speechclip.data.kaldi import read_table
     from speechclip.features.speech import extract_features
     from speechclip.model.encoders.factory import load_speech_encoder
 
     encoder = load_speech_encoder(config.model.speech_encoder) if options.job else None
     for data in options.data_dirs:
-        out = str(Path(options.dump_root) / Path(data).name)
+        out = str(feature_folder(Path(options.dump_root) / Path(data).name, config.model.speech_encoder.part))
         if options.copy:
             out = str(copy_folder(Path(out), options.copy))
         if not options.job:

@@ -203,6 +203,35 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def only_one_writer(target: Path) -> Iterator[None]:
+    """Lock a file or folder that is replaced as a whole, with a hidden file next to it.
+
+    Args:
+        target: the file or folder. Its parent is created if it is missing.
+
+    Raises:
+        UserError: another process has locked it.
+    """
+    place = target.with_name(f".{target.name}{LOCK}")
+    make_folder(target.parent)
+    with place.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != os.stat(place).st_ino:
+                raise OSError("the file was replaced")
+        except OSError as error:
+            file.seek(0)
+            raise UserError(f"{target}: another run is at work in it (process {file.read().strip()})") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
 def lines_fingerprint(lines: Iterable[str]) -> str:
     """Return 16 hexadecimal digits that identify a list of lines."""
     digest = hashlib.sha256()

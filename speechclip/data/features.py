@@ -212,6 +212,11 @@ class FeatureWriter:
         self._pending, self._pending_bytes = {}, 0
 
 
+def feature_folder(dump: str | os.PathLike[str], part: str) -> Path:
+    """Return the folder of the stored features of a part of the speech encoder (``model.speech_encoder.part``)."""
+    return Path(dump) if part == "all" else Path(dump) / part
+
+
 def write_index(directory: Path, ids: Sequence[str]) -> None:
     """Write the index of a store that several writers have filled.
 

@@ -247,7 +247,7 @@ def find(
         top_k: number of hits of each kind.
         exact: compare with all vectors.
         kinds: the kinds of items that are searched; empty for all.
-        leave_out: a row that is no hit, and neither are windows that overlap it.
+        leave_out: a row that is left out, with the windows that overlap it.
 
     Raises:
         UserError: a kind is unknown, or the query has another dimension.

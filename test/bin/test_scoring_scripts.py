@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fixtures import make_data, store_embeddings, whole_model
 
@@ -135,6 +136,35 @@ def test_help_lists_the_eval_settings(call: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         call("keywords", "--help")
     assert "--eval.sweep" in capsys.readouterr().out
+
+
+def test_scripts_score_languages(call: Any, recipe: Path, capsys: Any) -> None:
+    """With two languages there is a table for each one and across them; ``eval.languages`` selects utterances."""
+    ids = list(read_table(recipe / "data/test/text"))
+    assert "languages" not in call("retrieval", "--eval.languages=[]")
+    for split in ("train", "test"):
+        written = dict(zip(read_table(recipe / "data" / split / "text"), ["de"] * 4 + ["en"] * 8, strict=True))
+        write_table(recipe / "data" / split / "utt2lang", written)
+    try:
+        both = call("retrieval")
+        assert "de: speech->image" in (said := capsys.readouterr().out) and "speech->speech de->en" in said
+        assert both["speech->image"]["n_queries"] == 12 and "languages" not in both["provenance"]
+        assert both["languages"]["de"]["speech->image"]["n_queries"] == 4
+        assert both["languages"]["en"]["speech->text"]["n_gallery"] == 8
+        assert set(both["across_languages"]) == {"de->en", "en->de"}
+        german = call("retrieval", "--eval.languages", "[de]")
+        assert german["speech->image"]["n_queries"] == 4 and "across_languages" not in german
+        assert german["provenance"]["languages"] == ["de"]
+        with np.load(recipe / "scores/speech_embeddings.npz") as stored:
+            assert stored["ids"].tolist() == ids[:4]
+        keywords = call("keywords", "--eval.languages", "[de]")
+        assert keywords["n_utterances"]["clean"] == 4
+        with pytest.raises(SystemExit):
+            call("retrieval", "--eval.languages", "[fr]")
+        assert "no utterance in the language 'fr'. Its languages: de en." in capsys.readouterr().err
+    finally:
+        for split in ("train", "test"):
+            (recipe / "data" / split / "utt2lang").unlink()
 
 
 def test_scripts_use_captions_for_clip(call: Any, recipe: Path) -> None:

@@ -218,9 +218,9 @@ def load_clip(config: ClipConfig) -> OpenClip:
     if not path:
         raise UserError("model.clip.path: not set. Give an open_clip folder, hf-hub:ID or NAME:PRETRAINED.")
     if is_siglip(Path(path)):
-        siglip, tokenizer, preprocess = load_siglip(Path(path))
-        description = {"path": path, "kind": "siglip", "weights": weights_fingerprint(siglip)}
-        return OpenClip(siglip, tokenizer, preprocess, description)
+        siglip, words, preprocess = load_siglip(Path(path))
+        described = {"path": path, "kind": "siglip", "weights": weights_fingerprint(siglip)}
+        return OpenClip(siglip, words, preprocess, described)
     if Path(path).is_file() or is_transformers_clip(Path(path)):
         return _load_original(Path(path))
     name, pretrained, folder = _model_name(path)

@@ -30,7 +30,7 @@ def make_head(settings: HeadConfig, inputs: HeadInputs) -> Head:
     Raises:
         UserError: an unknown head, or attention heads that do not divide the width of the speech features.
     """
-    if inputs.dim % settings.attention_heads:
+    if settings.name != "fast_vgs" and inputs.dim % settings.attention_heads:
         raise UserError(
             f"model.head.attention_heads: {settings.attention_heads} do not divide the width {inputs.dim} of the "
             "speech features"
