@@ -23,11 +23,17 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "report": Command("speechclip.bin.report", "write the HTML page of a run, or of two runs side by side"),
-    "index": Command("speechclip.bin.index", "index images, so that they can be searched by voice"),
-    "search": Command("speechclip.bin.search", "find images with a recording"),
-    "models": Command("speechclip.bin.models", "list the published models and those in the cache"),
+    "train": Command("speechclip.bin.train", "train a head on the data and features of a recipe"),
+    "embed": Command("speechclip.bin.embed", "write the embeddings of recordings, pictures or texts"),
+    "keywords": Command("speechclip.bin.keywords", "list the keywords of recordings with their times"),
+    "score": Command("speechclip.bin.score_embeddings", "score retrieval between two files of embeddings"),
+    "index": Command("speechclip.bin.index", "index pictures and recordings, so that they can be searched"),
+    "search": Command("speechclip.bin.search", "find pictures and recordings with speech, text or a picture"),
+    "mteb": Command("speechclip.bin.mteb", "score a model on tasks of mteb (extra mteb)"),
     "serve": Command("speechclip.bin.serve", "serve a local page for searching by voice"),
+    "report": Command("speechclip.bin.report", "write the HTML page of a run, or of two runs side by side"),
+    "models": Command("speechclip.bin.models", "list the published models and those in the cache"),
+    "convert": Command("speechclip.bin.convert_checkpoint", "convert a published checkpoint to a checkpoint folder"),
 }
 
 

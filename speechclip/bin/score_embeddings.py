@@ -12,7 +12,7 @@ from speechclip.common.arguments import ArgumentParser
 @stage_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Read two .npz files (ids, embeddings) and print the scores. An item is relevant if the groups are equal."""
-    parser = ArgumentParser(prog="speechclip.bin.score_embeddings", description=__doc__)
+    parser = ArgumentParser(prog="speechclip score", description=__doc__)
     parser.add_argument(
         "--queries", required=True, metavar="NPZ", help="embeddings of the queries, with the arrays ids and embeddings"
     )

@@ -196,11 +196,44 @@ def only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise UserError(f"{folder}: another run is at work in it (process {file.read().strip()})") from error
+            raise UserError(
+                f"{folder}: another run is at work in it (process {file.read().strip()}). Wait for it, or stop it."
+            ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def only_one_writer(target: Path) -> Iterator[None]:
+    """Lock a file or folder that is replaced as a whole, with a hidden file next to it.
+
+    Args:
+        target: the file or folder. Its parent is created if it is missing.
+
+    Raises:
+        UserError: another process has locked it.
+    """
+    place = target.with_name(f".{target.name}{LOCK}")
+    make_folder(target.parent)
+    with place.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != os.stat(place).st_ino:
+                raise OSError("the file was replaced")
+        except OSError as error:
+            file.seek(0)
+            raise UserError(
+                f"{target}: another run is at work in it (process {file.read().strip()}). Wait for it, or stop it."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def lines_fingerprint(lines: Iterable[str]) -> str:
@@ -237,11 +270,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingFileError(path) from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}. Check the path.") from error
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({error}). Correct or delete the file.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is needed, this is a {type(content).__name__}")
+        raise UserError(f"{path}: a JSON object is needed, this is a {type(content).__name__}. Correct the file.")
     return content
 
 

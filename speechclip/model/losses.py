@@ -1,4 +1,4 @@
-"""The masked contrastive losses: softmax (Shih et al. 2022), and sigmoid as in SigLIP (Zhai et al. 2023)."""
+"""Contrastive losses: softmax (Shih et al. 2022), sigmoid (Zhai et al. 2023), margin (Peng and Harwath 2022)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scal
     """
     with torch.autocast(speech.device.type, enabled=False):  # in bfloat16 a logit of 14 has steps of 1/16
         logits = speech.float() @ target.float().T * scale
+    return masked_cross_entropy(logits, groups)
+
+
+def masked_cross_entropy(logits: Tensor, groups: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies over rows and columns. Two pairs of the same group are not negatives.
+
+    Args:
+        logits: [B, B]; the diagonal belongs together.
+        groups: [B] int, the image of each pair.
+    """
     same = groups[:, None] == groups[None, :]
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, float("-inf"))
@@ -54,6 +64,28 @@ def masked_sigmoid_loss(
     same = (groups[:, None] == groups[None, :]) & ~own
     losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits))
     return losses.masked_fill(same, 0.0).sum() / len(logits)
+
+
+def margin_loss(scores: Tensor, groups: Tensor, margin: float) -> Tensor:
+    """Return the cross-entropy over rows plus that over columns. A margin is subtracted from the diagonal.
+
+    Two pairs of the same group (image) are not negatives. This is the loss of FaST-VGS (Peng and Harwath, ICASSP 2022).
+
+    Args:
+        scores: [B, B], of utterance i and image j. Pairs on the diagonal match.
+        groups: [B] int, the image of each pair.
+        margin: makes matching pairs harder.
+
+    Returns:
+        The sum of the mean cross-entropies of both directions, a scalar.
+    """
+    scores = scores.float()
+    same = groups[:, None] == groups[None, :]
+    same.fill_diagonal_(False)
+    logits = scores - margin * torch.eye(len(scores), device=scores.device)
+    logits = logits.masked_fill(same, float("-inf"))
+    diagonal = torch.arange(len(scores), device=scores.device)
+    return nn.functional.cross_entropy(logits, diagonal) + nn.functional.cross_entropy(logits.T, diagonal)
 
 
 class ContrastiveLoss(nn.Module):

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechclip.checkpoint.published import PUBLISHED_MODELS
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import SUMS, damaged_file, file_sha256, is_hub_id, previous, read_json
 from speechclip.search.items import IMAGE, ITEMS, RECORDING, Duplicate, Items, read_items
@@ -242,7 +243,10 @@ class ImageIndex:
             UserError: the queries have another dimension.
         """
         if queries.ndim != 2 or queries.shape[1] != self.info.dim:
-            raise UserError(f"{self.folder}: {self.info.dim} dimensions, the query has {queries.shape[-1]}")
+            raise UserError(
+                f"{self.folder}: {self.info.dim} dimensions, the query has {queries.shape[-1]}."
+                " Use the model of the index."
+            )
         within = range(len(self)) if rows is None else rows
         if self._lists is None or exact:
             found, cosines = exact_search(self.vectors[within.start : within.stop], queries, top_k)
@@ -288,19 +292,24 @@ class ImageIndex:
         return self._place.is_current()
 
     def model_path(self) -> str:
-        """Return the path or hub id of the index's model.
+        """Return the path or hub id of the index's model. See :func:`model_path`."""
+        return model_path(self.folder, self.info)
 
-        Raises:
-            UserError: the path does not exist.
-        """
-        moved = self.folder.resolve() / self.info.model
-        if moved.exists():
-            return os.path.relpath(moved)
-        if is_hub_id(self.info.model):
-            return self.info.model
-        raise UserError(
-            f"{self.folder}: its model {os.path.normpath(moved)} does not exist. Give its new place with --model."
-        )
+
+def model_path(folder: Path, info: IndexInfo) -> str:
+    """Return the path or hub id of an index's model.
+
+    Raises:
+        UserError: the path does not exist.
+    """
+    moved = folder.resolve() / info.model
+    if moved.exists():
+        return os.path.relpath(moved)
+    from speechclip.checkpoint.pretrained import MINI  # imports torch, which a search for a like item does not need
+
+    if is_hub_id(info.model) or info.model == MINI or info.model in PUBLISHED_MODELS:
+        return info.model
+    raise UserError(f"{folder}: its model {os.path.normpath(moved)} does not exist. Give its new place with --model.")
 
 
 class _Place:

@@ -247,7 +247,7 @@ def find(
         top_k: number of hits of each kind.
         exact: compare with all vectors.
         kinds: the kinds of items that are searched; empty for all.
-        leave_out: a row that is no hit, and neither are windows that overlap it.
+        leave_out: a row that is left out, with the windows that overlap it.
 
     Raises:
         UserError: a kind is unknown, or the query has another dimension.
@@ -331,7 +331,9 @@ def open_with_model(
     model = load_for_search(where, device)
     index.check_model(model, where)
     if branch is not None and branch not in model.branches:
-        raise UserError(f"--branch {branch}: {where} has only the branch {' and '.join(model.branches)}")
+        raise UserError(
+            f"--branch {branch}: {where} has only the branch {' and '.join(model.branches)}. Choose this one."
+        )
     return index, model
 
 

@@ -21,9 +21,10 @@ from fixtures import whole_model
 
 from speechclip.api import SpeechCLIP
 from speechclip.checkpoint.folder import save_checkpoint
-from speechclip.search.build import find_images, index_images
+from speechclip.search.build import index_files
 from speechclip.search.index import ImageIndex
 from speechclip.search.items import Duplicate, Items
+from speechclip.search.sources import Sources, find_images
 
 MINI = Path(__file__).resolve().parents[2] / "egs" / "mini" / "local"
 
@@ -63,7 +64,7 @@ def make_world(folder: Path, head: str = "cascaded") -> World:
         os.chdir(before)
     images = {name: path for name, path in find_images(folder / "corpus" / "images").items() if "test" in name}
     model = SpeechCLIP(network)
-    index_images(model, folder / "best", images, folder / "idx")
+    index_files(model, folder / "best", Sources(images=images), folder / "idx")
     spoken = sorted((folder / "corpus" / "audio").rglob("*test*.flac"))[0]
     shutil.copy(spoken, folder / "query.flac")
     return World(folder, model, ImageIndex.open(folder / "idx"), folder / "query.flac")

@@ -21,10 +21,13 @@ from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.common.devices import cpu_count
 from speechclip.common.errors import UserError
 from speechclip.data.embeddings import save_embeddings
-from speechclip.search import build
-from speechclip.search.build import BATCH, find_images, find_other_files, image_suffixes
+from speechclip.search import embed, write
+from speechclip.search.embed import BATCH, embed_files
 from speechclip.search.index import ImageIndex, joint_space
+from speechclip.search.journal import Journal
 from speechclip.search.query import open_with_model
+from speechclip.search.sources import Sources, find_images, find_other_files, image_suffixes
+from speechclip.search.windows import DEFAULT_WINDOWS
 
 ORIGIN = {"seed": 0, "trained": 1}
 
@@ -159,7 +162,7 @@ def test_index_memory_does_not_grow_with_the_images(tmp_path: Path, model: Speec
     """One decoded image per CPU is in memory, not a batch of them."""
     assert model.network.clip is not None
     for at in range(BATCH):
-        (tmp_path / f"{at}.png").write_bytes(b"x")
+        (tmp_path / f"{at}.png").write_bytes(b"%d" % at)
     alive, most, lock = 0, 0, threading.Lock()
 
     class Watched:
@@ -175,12 +178,16 @@ def test_index_memory_does_not_grow_with_the_images(tmp_path: Path, model: Speec
                 alive -= 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "load_image", lambda path: Watched())
-        patch.setattr(build, "_thumbnail", lambda image: b"")
+        patch.setattr(embed, "load_image", lambda path: Watched())
+        patch.setattr(embed, "make_thumbnail", lambda image: b"")
         patch.setattr(model.network.clip, "preprocess", lambda image: torch.zeros(1))
+        patch.setattr(model.network.clip, "encode_pixels", lambda pixels: torch.zeros(len(pixels), JOINT))
         images = {str(at): tmp_path / f"{at}.png" for at in range(BATCH)}
-        (batch,) = build._batches(images, model.network.clip, [])
-    assert len(batch) == BATCH and most <= cpu_count()
+        journal = Journal(tmp_path / "idx", JOINT, {"image": "any"})
+        journal.resume()
+        found = embed_files(model, Sources(images=images), journal, DEFAULT_WINDOWS, None)
+        journal.remove()
+    assert len(found.files) == BATCH and most <= cpu_count()
 
 
 def test_index_is_replaced_and_does_not_index_itself(model: SpeechCLIP) -> None:
@@ -208,7 +215,7 @@ def test_index_of_embeddings_has_thumbnails(model: SpeechCLIP) -> None:
 
 def test_index_of_many_vectors_has_an_inverted_file(model: SpeechCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss", reason="extra 'search' is not installed")
-    monkeypatch.setattr(build, "EXACT_UP_TO", 400)
+    monkeypatch.setattr(write, "EXACT_UP_TO", 400)
     rng = np.random.default_rng(4)
     for count, kind in ((400, "exact"), (401, "ivf")):
         save_embeddings("given.npz", [f"i{row}" for row in range(count)], rng.standard_normal((count, JOINT)))
@@ -269,7 +276,7 @@ def test_joint_space_of_a_model_without_clip(model: SpeechCLIP) -> None:
             ["--images", "empty"],
             "empty: no images and no img.scp. Every image format that Pillow decodes is supported.",
         ),
-        (["--images", "bad"], "idx: not written. None of the 1 images can be read."),
+        (["--images", "bad"], "idx: not written. None of the 1 files can be read."),
         (["--embeddings", "nothing.npz"], "nothing.npz: is missing"),
         (["--embeddings", "narrow.npz"], f"narrow.npz: 3 dimensions, best has {JOINT}"),
         (["--embeddings", "foreign.npz"], "foreign.npz: computed by another CLIP than that of best"),
@@ -277,7 +284,7 @@ def test_joint_space_of_a_model_without_clip(model: SpeechCLIP) -> None:
             ["--embeddings", "good.npz", "--images", "pictures"],
             "good.npz: none of its ids is one of the 6 images (the first is 'zzz')",
         ),
-        ([], "--images or --embeddings is needed"),
+        ([], "--images, --recordings or --embeddings is needed"),
         (["--images", "pictures", "--probes", "-1"], "--lists and --probes must not be negative"),
         (
             ["--images", "pictures", "--out", "pictures"],

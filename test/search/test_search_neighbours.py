@@ -18,6 +18,7 @@ from speechclip.search.neighbours import (
     default_probes,
     exact_search,
     read_inverted_file,
+    update_inverted_file,
     write_inverted_file,
 )
 
@@ -122,3 +123,31 @@ def test_build_without_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
 def test_default_lists_and_probes() -> None:
     assert [default_lists(count) for count in (1, 10_000, 1_000_000)] == [2, 200, 2000]
     assert [default_probes(lists) for lists in (1, 200, 2000)] == [1, 32, 101]
+
+
+def test_update_inverted_file_renumbers_removes_and_adds() -> None:
+    pytest.importorskip("faiss", reason="extra 'search' is not installed")
+    old, added = clustered(900, 1), clustered(60, 2)
+    index = build_inverted_file(old, 20, 0)
+    kept = np.setdiff1d(np.arange(900), np.arange(0, 900, 7))
+    new_rows = np.full(900, -1)
+    new_rows[kept] = np.arange(60, 60 + len(kept))  # the added ones come first
+    vectors = np.concatenate([added, old[kept]])
+    update_inverted_file(index, new_rows, vectors, np.arange(60))
+    assert index.ntotal == len(vectors)
+    queries = clustered(20, 3)
+    rows, cosines = InvertedFile(index, vectors, 20).search(queries, 10)
+    wanted = exact_search(vectors, queries, 10)
+    np.testing.assert_array_equal(rows, wanted[0])
+    np.testing.assert_allclose(cosines, wanted[1], atol=1e-6)
+
+
+def test_inverted_file_searches_a_range_of_rows() -> None:
+    pytest.importorskip("faiss", reason="extra 'search' is not installed")
+    vectors, queries = clustered(2000, 1), clustered(10, 2)
+    index = InvertedFile(build_inverted_file(vectors, 30, 0), vectors, 30)
+    for rows in (range(500), range(1990, 2000), range(700, 1700)):
+        found, cosines = index.search(queries, 5, rows)
+        wanted = exact_search(vectors[rows.start : rows.stop], queries, 5)
+        np.testing.assert_array_equal(found, wanted[0] + rows.start)
+        np.testing.assert_allclose(cosines, wanted[1], atol=1e-6)

@@ -22,11 +22,12 @@ pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 
 from speechclip.search import connections  # noqa: E402
-from speechclip.search.build import index_images  # noqa: E402
+from speechclip.search.build import index_files  # noqa: E402
 from speechclip.search.index import ImageIndex  # noqa: E402
 from speechclip.search.query import ask_like  # noqa: E402
 from speechclip.search.serve import is_loopback, make_app  # noqa: E402
 from speechclip.search.service import Limits  # noqa: E402
+from speechclip.search.sources import Sources  # noqa: E402
 
 LIMITS = Limits(seconds=6.0, size=300_000, top_k=4, neighbours=2)
 JSON = "application/json"
@@ -129,7 +130,12 @@ def test_server_names_paths_only_on_this_machine(world: World, address: str) -> 
     for options in ({"allowed_hosts": ["search.example"]}, {"host": "0.0.0.0"}):
         with serving(make_app(world.model, world.index, LIMITS, **options)) as where:
             body = request(where, "POST", "/search", query, Content_Type=JSON)[2]
-            assert b'"results"' in body and b'"file"' not in body and str(world.folder).encode() not in body
+            assert (
+                b'"results"' in body
+                and b'"file"' not in body
+                and b"_files" not in body
+                and str(world.folder).encode() not in body
+            )
     assert [is_loopback(name) for name in ("127.0.0.1", "::1", "localhost", "192.0.2.1", "example")] == [
         True, True, True, False, False,
     ]  # fmt: skip
@@ -143,7 +149,7 @@ def test_server_opens_a_replaced_index(world: World, tmp_path: Path) -> None:
     query = json.dumps({"text": "a boat"})
     with serving(make_app(world.model, index, LIMITS)) as where:
         before = results(where, query, JSON)
-        index_images(world.model, world.folder / "best", new, tmp_path / "idx")
+        index_files(world.model, world.folder / "best", Sources(images=new), tmp_path / "idx")
         assert request(where, "GET", f"/{before[0]['thumbnail']}")[0] == 404  # the picture of another index
         after = results(where, query, JSON)
         assert {e["id"] for e in before} <= set(names) and {e["id"] for e in after} <= set(new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from speechclip.common.files import replace_folder
-from speechclip.search.build import Structure, write_index
-from speechclip.search.index import LISTS, VECTORS, ImageIndex
+from speechclip.search.index import LISTS, VECTORS, ImageIndex, IndexInfo
+from speechclip.search.items import Items
 from speechclip.search.neighbours import (
     BLOCK,
     default_lists,
     import_faiss,
-    read_inverted_file,
-    update_inverted_file,
 )
+from speechclip.search.write import Reused, Structure, write_index
 
 Floats = np.ndarray
-SHORTLIST = 400  # vectors that are ranked again with their stored values
+BENCHMARK = IndexInfo("", 0, 0, "benchmark", "benchmark", thumbnails=False)
+SHORTLIST = 1000  # vectors that are ranked again with their stored values
 
 
 class Engine:
@@ -59,9 +58,7 @@ class Ours(Engine):
     def build(self, vectors: Floats, folder: Path) -> None:
         """See :class:`Engine`."""
         ids = [f"{row:08d}" for row in range(len(vectors))]
-        replace_folder(
-            folder, lambda part: write_index(part, ids, vectors, Structure("ivf"), space="benchmark", model="benchmark")
-        )
+        replace_folder(folder, lambda part: write_index(part, Items(ids), vectors, Structure("ivf"), BENCHMARK))
 
     def open(self, folder: Path, threads: int) -> None:
         """See :class:`Engine`."""
@@ -76,22 +73,12 @@ class Ours(Engine):
     def add(self, folder: Path, vectors: Floats, first: int) -> None:
         """See :class:`Engine`. The lists stay; all files are written again, with checksums, as an update does."""
         old = np.load(folder / VECTORS, mmap_mode="r")
-        ids = [f"{row:08d}" for row in range(first + len(vectors))]
+        rows = np.concatenate([np.arange(first), np.full(len(vectors), -1)])
 
         def write(part: Path) -> None:
-            stored = np.lib.format.open_memmap(
-                part / VECTORS, mode="w+", dtype=old.dtype, shape=(first + len(vectors), old.shape[1])
-            )
-            for start in range(0, first, BLOCK):
-                block = old[start : start + BLOCK]
-                stored[start : start + len(block)] = block
-            stored[first:] = vectors
-            lists = read_inverted_file(folder / LISTS)
-            update_inverted_file(lists, np.arange(first), stored, np.arange(first, first + len(vectors)))
-            import_faiss().write_index(lists, str(part / LISTS))
-            (part / "items.json").write_text(json.dumps({"ids": ids, "files": []}, indent=2))
-            info = json.loads((folder / "index.json").read_text())
-            (part / "index.json").write_text(json.dumps({**info, "count": len(ids)}))
+            table = np.concatenate([old, vectors.astype(old.dtype)])
+            items = Items([f"{row:08d}" for row in range(len(table))])
+            write_index(part, items, table, Structure("ivf"), BENCHMARK, Reused(folder, rows))
 
         replace_folder(folder, write)
 
@@ -139,7 +126,7 @@ class RaBitQ(Engine):
     """faiss's inverted file with RaBitQ codes, and our ranking with vectors in half precision, memory-mapped."""
 
     settings = (16, 32, 64, 128, 256)
-    bits = 4
+    bits = 1
 
     def build(self, vectors: Floats, folder: Path) -> None:
         """See :class:`Engine`."""

@@ -89,8 +89,10 @@ def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[
     import numpy as np
 
     from speechclip.data.embeddings import load_embeddings
-    from speechclip.search.build import Structure, write_index
+    from speechclip.search.index import IndexInfo
+    from speechclip.search.items import Items
     from speechclip.search.neighbours import exact_search
+    from speechclip.search.write import Structure, write_index
 
     real = load_embeddings(args.embeddings)[1]
     order = np.random.default_rng(args.seed).permutation(len(real))
@@ -104,7 +106,8 @@ def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[
     started, computed = time.perf_counter(), time.process_time()
     ids = [f"{row:07d}" for row in range(args.count)]
     structure = Structure("auto", args.lists, args.probes[0], args.seed)
-    info = write_index(folder, ids, vectors, structure, space="benchmark", model="benchmark")
+    origin = IndexInfo("", 0, 0, "benchmark", "benchmark", thumbnails=False)
+    info = write_index(folder, Items(ids), vectors, structure, origin)
     took, computed = time.perf_counter() - started, time.process_time() - computed
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
     figures = {"seconds": took, "computed": computed, "peak": peak, "vectors": vectors.nbytes / GB, "info": info}

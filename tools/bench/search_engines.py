@@ -7,7 +7,7 @@ reaches --recall. Memory is the process's own (anonymous) memory; files that are
 and usearch are not dependencies of this project: install them with `pip install lancedb usearch`.
 
 Usage: tools/bench/search_engines.py --embeddings NPZ [--count 1000000] [--engines ours usearch ...] [--number 300]
-       [--recall 0.95] [--threads 1] [--out DIR] [--json FILE]
+       [--recall 0.95] [--threads 1] [--out DIR] [--results FILE]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -144,6 +145,23 @@ def prepare(args: Any, scratch: Path) -> tuple[Path, np.ndarray, np.ndarray, np.
     return path, queries, exact_search(stored, queries, TOP_K)[0], new
 
 
+def record(path: Path, section: str, row: dict[str, Any]) -> None:
+    """Add a row to a section of the results. It replaces the row of the same engine and number of vectors."""
+    from measure import machine
+
+    from speechclip.common.provenance import commit
+
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = [
+        old for old in results.get(section, {}).get("rows", [])
+        if (old["engine"], old["count"]) != (row["engine"], row["count"])
+    ]  # fmt: skip
+    words = [word for word in sys.argv if not word.endswith(".npz")]
+    rows = sorted([*rows, row], key=lambda one: (one["count"], NAMES.index(one["engine"])))
+    results[section] = {"rows": rows, "machine": machine(), "commit": commit(), "command": " ".join(words)}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 @exit_on_user_error
 def main() -> None:
     """Measure each engine and print a table."""
@@ -156,7 +174,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="number of cores")
     parser.add_argument("--seed", type=int, default=0, help="seed of the vectors and the queries")
     parser.add_argument("--out", default="", metavar="DIR", help="parent of the temporary files")
-    parser.add_argument("--json", default="", metavar="FILE", help="add the figures to this file, one line per engine")
+    parser.add_argument(
+        "--results", default="", metavar="FILE", help="write the figures to this file of results, results.json"
+    )
     args = parser.parse_args()
     if min(args.count, args.number, args.threads) < 1:
         parser.error("--count, --number and --threads must be at least 1")
@@ -164,10 +184,6 @@ def main() -> None:
     os.sched_setaffinity(0, cores)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LANCE_CPU_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(len(cores))
-
-    from measure import machine
-
-    from speechclip.common.provenance import commit
 
     with tempfile.TemporaryDirectory(dir=args.out or None) as scratch:
         vectors, queries, truth, new = prepare(args, Path(scratch))
@@ -182,13 +198,12 @@ def main() -> None:
             ):
                 with context.Pool(1) as pool:
                     row.update(pool.apply(work, words))
-            row.update(number=args.number, seed=args.seed, commit=commit(), machine=machine())
+            row.update(number=args.number, seed=args.seed)
             best = row["settings"][-1]
             print(f"{name}: build {row['build_s']:.0f} s, {row['build_gb']:.2f} GB; recall {best['recall']:.3f} in "
                   f"{best['median_ms']:.2f} ms; add {row['add_s']:.1f} s", flush=True)  # fmt: skip
-            if args.json:
-                with Path(args.json).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            if args.results:
+                record(Path(args.results), f"search_engines_{args.count}", row)
             import engines
 
             engines.remove(Path(folder))

@@ -72,9 +72,11 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
         UserError: the corpus is incomplete.
     """
     from speechclip.api import SpeechCLIP
-    from speechclip.search.build import Structure, index_images
-    from speechclip.search.index import INFO
+    from speechclip.search.build import index_files
+    from speechclip.search.index import INFO, SOURCES
     from speechclip.search.items import ITEMS
+    from speechclip.search.sources import Sources
+    from speechclip.search.write import Structure
 
     records = [record for record in read_captions(corpus) if record.split == "test"]
     images = sorted({record.image for record in records})[:scenes]
@@ -102,7 +104,7 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
     model = SpeechCLIP.from_pretrained(head)
     built = models / ".demo_index"
     try:
-        index_images(model, head, found, built, Structure("exact"))
+        index_files(model, head, Sources(images=found), built, Structure("exact"))
         info, items = read_json(built / INFO), read_json(built / ITEMS)
 
         def finish(part: Path) -> None:
@@ -110,6 +112,7 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
             origin = {**info["provenance"], "command": "local/ship_model.py"}  # no paths of this machine
             write_json(part / INFO, {**info, "model": "../../hybrid", "provenance": origin})
             write_json(part / ITEMS, {**items, "files": []})
+            (part / SOURCES).unlink()
 
         replace_folder(target / "index", finish)
     finally:

@@ -132,7 +132,7 @@ class SentencePieceTokenizer(_Surrounded):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{model}: not a sentencepiece model") from error
+            raise UserError(f"{model}: not a sentencepiece model. Copy or download the file again.") from error
         self.sot: int = self._processor.get_piece_size()
         self.eot: int = self.sot + 1
 

@@ -1,0 +1,121 @@
+"""Write the vectors, the items and the lists of an index."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechclip.common.files import write_json
+from speechclip.common.provenance import provenance
+from speechclip.search.index import EXACT, INFO, INVERTED, LISTS, VECTORS, IndexInfo, read_info
+from speechclip.search.items import ITEMS, Items
+from speechclip.search.neighbours import (
+    BLOCK,
+    EXACT_UP_TO,
+    build_inverted_file,
+    default_lists,
+    default_probes,
+    read_inverted_file,
+    update_inverted_file,
+    write_inverted_file,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The structure of an index.
+
+    Attributes:
+        kind: "exact", "ivf", or "auto", which depends on the number of images.
+        lists: number of lists of ivf; 0 for the default.
+        probes: number of lists that a query searches; 0 for the default.
+        seed: seed of the k-means that finds the lists.
+    """
+
+    kind: str = "auto"
+    lists: int = 0
+    probes: int = 0
+    seed: int = 0
+
+
+DEFAULT_STRUCTURE = Structure()
+
+
+class Reused(NamedTuple):
+    """The index before an update.
+
+    Attributes:
+        folder: its folder.
+        old_rows: for each row of the new index, its row in the one before, [N]; -1 for new vectors.
+    """
+
+    folder: Path
+    old_rows: NDArray[np.int64]
+
+
+def write_index(
+    folder: Path, items: Items, vectors: NDArray[Any], structure: Structure, info: IndexInfo,
+    old: Reused | None = None,
+) -> IndexInfo:  # fmt: skip
+    """Write all files of an index except the thumbnails and the sources into an existing folder.
+
+    Args:
+        folder: the folder.
+        items: the items.
+        vectors: [N, D], L2-normalised.
+        structure: the structure of the index.
+        info: its joint space, model, thumbnails and number of files that are not indexed; the rest is filled in.
+        old: the index before, whose lists are used again if they still fit.
+    """
+    count, dim = vectors.shape
+    kind = structure.kind if structure.kind != "auto" else EXACT if count <= EXACT_UP_TO else INVERTED
+    lists = probes = 0
+    if kind == INVERTED:
+        index = _reuse_lists(vectors, structure, old) if old is not None else None
+        if index is None:
+            index = build_inverted_file(vectors, structure.lists or default_lists(count), structure.seed)
+        lists = int(index.nlist)
+        probes = min(structure.probes or default_probes(lists), lists)
+        write_inverted_file(index, folder / LISTS)
+    stored = np.lib.format.open_memmap(
+        folder / VECTORS, mode="w+", dtype=np.float32 if kind == EXACT else np.float16, shape=(count, dim)
+    )
+    for start in range(0, count, BLOCK):
+        stored[start : start + BLOCK] = vectors[start : start + BLOCK]
+    stored.flush()
+    write_json(folder / ITEMS, items.as_dict())
+    info = dataclasses.replace(
+        info, kind=kind, count=count, dim=dim, lists=lists, probes=probes, recordings=len(items.spans),
+        provenance=provenance(command=None, seed=structure.seed, data=[]),
+    )  # fmt: skip
+    save_info(folder, info)
+    return info
+
+
+def _reuse_lists(vectors: NDArray[Any], structure: Structure, old: Reused) -> Any | None:
+    """Return the inverted file of the index before with the new rows, None if its lists do not fit any more.
+
+    They fit if their number is the wanted one, or if the number of vectors is at most doubled or halved.
+    """
+    before = read_info(old.folder)
+    if before.kind != INVERTED:
+        return None
+    wanted, ratio = structure.lists or default_lists(len(vectors)), math.sqrt(2)
+    if wanted != before.lists and (structure.lists or not 1 / ratio <= wanted / before.lists <= ratio):
+        return None
+    index = read_inverted_file(old.folder / LISTS)
+    new_rows = np.full(before.count, -1, dtype=np.int64)
+    kept = np.flatnonzero(old.old_rows >= 0)
+    new_rows[old.old_rows[kept]] = kept
+    update_inverted_file(index, new_rows, vectors, np.flatnonzero(old.old_rows < 0))
+    return index
+
+
+def save_info(folder: Path, info: IndexInfo) -> None:
+    """Write ``index.json``."""
+    write_json(folder / INFO, dataclasses.asdict(info))
