@@ -21,6 +21,7 @@ from speechclip.model.heads.keyword_head import KeywordHead
 from speechclip.model.heads.spans import keyword_spans
 from speechclip.model.network import SpeechNetwork
 from speechclip.model.parametrizations import merge_parametrizations
+from speechclip.model.reranking import image_tokens, reranker_of, score_batch
 
 BATCH = 16  # utterances that are encoded at once
 CLIP_BATCH = 64  # images or texts that are encoded at once
@@ -148,6 +149,38 @@ class SpeechCLIP:
             parts.append(clip.encode_images([as_image(item, f"images[{number}]") for number, item in batch]))
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def fine_scores(
+        self, waves: Wave | Iterable[Wave], images: ImageInput | Iterable[ImageInput], *,
+        sampling_rate: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Score all pairs of utterances and images with the cross-modal layers of a reranker.
+
+        Use it for the best images of :meth:`encode_speech` and :meth:`encode_image`: it costs much more.
+
+        Args:
+            waves: one or several utterances; see :meth:`encode_speech`.
+            images: one or several images; see :meth:`encode_image`.
+            sampling_rate: rate of plain arrays and tensors in Hz, None for 16 kHz.
+
+        Returns:
+            [N, M]. Higher is better; the scores of one utterance are comparable, those of different ones are not.
+
+        Raises:
+            UserError: an argument is wrong, or an utterance or image cannot be read.
+            UserError: the model has no reranker.
+        """
+        reranker_of(self.network, "fine_scores")
+        clip, items = self.network.require_clip(), list_images(images)
+        parts = []
+        for at in range(0, len(items), CLIP_BATCH):
+            batch = [as_image(item, f"images[{at + n}]") for n, item in enumerate(items[at : at + CLIP_BATCH])]
+            pixels = torch.stack([clip.preprocess(image) for image in batch])
+            parts.append(image_tokens(self.network, clip.encode_patches(pixels), clip.encode_pixels(pixels)))
+        tokens = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        rows = [score_batch(self.network, batch, *tokens) for batch in self._batches(waves, sampling_rate)]
+        return torch.cat(rows)
+
     def encode_text(self, texts: str | Iterable[str]) -> Tensor:
         """Encode texts.
 
@@ -190,7 +223,10 @@ class SpeechCLIP:
             UserError: the head has no keywords.
         """
         if not self.has_keywords or self.network.vocabulary is None:
-            raise UserError(f"model.head.name: a {self.network.config.head.name} head has no keywords")
+            raise UserError(
+                f"model.head.name: a {self.network.config.head.name} head has no keywords."
+                " Use a cascaded or hybrid head."
+            )
         _check_top_k(top_k)
         found: list[list[Keyword]] = []
         for batch in self._batches(waves, sampling_rate):
@@ -253,7 +289,7 @@ class SpeechCLIP:
     def _check_branch(self, branch: str | None) -> None:
         if branch is not None and branch not in self.branches:
             name, known = self.network.config.head.name, " and ".join(self.branches)
-            raise UserError(f"branch: a {name} head has the branch {known}, not {branch}")
+            raise UserError(f"branch: a {name} head has the branch {known}, not {branch}. Choose one that it has.")
 
     def _choose(self, branches: dict[str, Tensor], branch: str | None) -> Tensor:
         return branches[branch or next(iter(branches))]

@@ -29,6 +29,7 @@ COMMANDS = {
     "score": Command("speechclip.bin.score_embeddings", "score retrieval between two files of embeddings"),
     "index": Command("speechclip.bin.index", "index pictures and recordings, so that they can be searched"),
     "search": Command("speechclip.bin.search", "find pictures and recordings with speech, text or a picture"),
+    "mteb": Command("speechclip.bin.mteb", "score a model on tasks of mteb (extra mteb)"),
     "serve": Command("speechclip.bin.serve", "serve a local page for searching by voice"),
     "report": Command("speechclip.bin.report", "write the HTML page of a run, or of two runs side by side"),
     "models": Command("speechclip.bin.models", "list the published models and those in the cache"),

@@ -70,6 +70,7 @@ def bounded(default: Any, bound: Bound) -> Any:
     return field(default=default, metadata=metadata)
 
 
+FINITE = Bound(-sys.float_info.max)
 POSITIVE = Bound(0, low_excluded=True)
 NOT_NEGATIVE = Bound(0)
 AT_LEAST_ONE = Bound(1)
@@ -88,6 +89,9 @@ class SpeechEncoderConfig:
         window_seconds: length that Whisper's input is padded to. Whisper was trained with 30; less is faster.
         layers: hidden states in the weighted sum, e.g. [0, 6, 12]; null takes all.
         state_norm: apply a LayerNorm without affine parameters to every hidden state first (published Large models).
+        part: "all", or "convolutions" for the output of the waveform convolutions alone. Head fast_vgs needs it.
+        train_seconds: with part "convolutions", waveforms are cut or padded with zeros to this length in training.
+        eval_seconds: the same in evaluation and in extracted features.
     """
 
     path: str = ""
@@ -95,6 +99,9 @@ class SpeechEncoderConfig:
     window_seconds: float = bounded(30.0, POSITIVE)
     layers: Optional[list[int]] = None
     state_norm: bool = False
+    part: Literal["all", "convolutions"] = "all"
+    train_seconds: float = bounded(8.0, POSITIVE)
+    eval_seconds: float = bounded(10.0, POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -134,12 +141,90 @@ class CIFConfig:
 
 
 @dataclass(frozen=True)
+class FastVgsConfig:
+    """Head fast_vgs: both towers and the cross-modal layers of FaST-VGS (Peng and Harwath 2022).
+
+    Attributes:
+        dim: width of both towers.
+        heads: attention heads of all transformer layers except those of wav2vec 2.0.
+        feed_forward: width of their feed-forward blocks.
+        speech_layers: transformer layers of wav2vec 2.0 in the speech tower.
+        speech_layer: number of the layer that the tower reads, from 1. Layers above it are not trained.
+        speech_heads: attention heads of these layers.
+        speech_feed_forward: width of their feed-forward blocks.
+        pre_norm: these layers are pre-norm (the mini HuBERT, wav2vec 2.0 Large).
+        position_kernel: width of the positional convolution, in frames.
+        position_groups: groups of the positional convolution.
+        widths: channels of ResDAVEnet after its Linear, and after each stage. Each stage halves the number of frames.
+        image_layers: transformer layers of the image tower.
+        cross_layers: cross-modal layers.
+        region_features: width of the features of a region.
+        regions: the kind of the regions: butd, frcnn or clip.
+        block: pairs whose fine scores are computed at a time. Less needs less memory.
+        top_k: candidates of coarse-to-fine retrieval, in each direction.
+    """
+
+    dim: int = bounded(768, AT_LEAST_ONE)
+    heads: int = bounded(12, AT_LEAST_ONE)
+    feed_forward: int = bounded(3072, AT_LEAST_ONE)
+    speech_layers: int = bounded(8, AT_LEAST_ONE)
+    speech_layer: int = bounded(8, AT_LEAST_ONE)
+    speech_heads: int = bounded(12, AT_LEAST_ONE)
+    speech_feed_forward: int = bounded(3072, AT_LEAST_ONE)
+    pre_norm: bool = False
+    position_kernel: int = bounded(128, AT_LEAST_ONE)
+    position_groups: int = bounded(16, AT_LEAST_ONE)
+    widths: list[int] = bounded([128, 128, 256, 512, 768], AT_LEAST_ONE)
+    image_layers: int = bounded(6, AT_LEAST_ONE)
+    cross_layers: int = bounded(2, AT_LEAST_ONE)
+    region_features: int = bounded(2048, AT_LEAST_ONE)
+    regions: Literal["butd", "frcnn", "clip"] = "butd"
+    block: int = bounded(256, AT_LEAST_ONE)
+    top_k: int = bounded(100, AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
+class RerankerConfig:
+    """The heads reranker and reranker_hybrid: cross-modal layers over a trained head and image regions.
+
+    Attributes:
+        dim: width of the cross-modal layers.
+        heads: their attention heads.
+        layers: number of cross-modal layers.
+        frames: "layer" reads the output of the trained head's layer at the frames, "input" the weighted sum below it,
+            which costs less.
+        stride: frames of 20 ms that are joined to one position.
+        region_features: width of the features of a region. Training sets it to that of the stored regions.
+        dropout: dropout of the cross-modal layers.
+        group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
+        pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
+        cache: keep the frames of all training utterances in memory, in half precision. They do not change, because the
+            trained head is frozen. It needs data.max_seconds 0.
+        block: pairs that are scored at a time in evaluation. Less needs less memory.
+        dev_top_k: candidates that are reordered for the scores on dev during training.
+    """
+
+    dim: int = bounded(256, AT_LEAST_ONE)
+    heads: int = bounded(4, AT_LEAST_ONE)
+    layers: int = bounded(2, AT_LEAST_ONE)
+    frames: Literal["layer", "input"] = "layer"
+    stride: int = bounded(4, AT_LEAST_ONE)
+    region_features: int = bounded(768, AT_LEAST_ONE)
+    dropout: float = bounded(0.1, PROBABILITY)
+    group: int = bounded(8, Bound(2))
+    pool: int = bounded(32, AT_LEAST_ONE)
+    cache: bool = False
+    block: int = bounded(256, AT_LEAST_ONE)
+    dev_top_k: int = bounded(20, AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The trained head.
 
     Attributes:
-        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, mean (a baseline), or a head that a module of
-            speechclip/model/heads registers.
+        name: parallel, cascaded, hybrid, cascaded_plus, hybrid_plus, fast_vgs, reranker, mean (a baseline), or a head
+            that a module of speechclip/model/heads registers.
         block: of a head with keywords: "attention", or "transformer" for a whole transformer layer and one more
             LayerNorm (COCO's Large Hybrid).
         attention_heads: heads of the self-attention.
@@ -150,6 +235,8 @@ class HeadConfig:
         parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
         quantizer_temperature: temperature of the softmax over the vocabulary.
         cif: settings of the heads that predict the number of keywords.
+        fast_vgs: settings of the head fast_vgs.
+        reranker: settings of the heads reranker and reranker_hybrid.
     """
 
     name: str = "parallel"
@@ -162,6 +249,8 @@ class HeadConfig:
     parallel_layers: Literal[1, 2] = 1
     quantizer_temperature: float = bounded(0.1, POSITIVE)
     cif: CIFConfig = field(default_factory=CIFConfig)
+    fast_vgs: FastVgsConfig = field(default_factory=FastVgsConfig)
+    reranker: RerankerConfig = field(default_factory=RerankerConfig)
 
 
 @dataclass(frozen=True)
@@ -169,19 +258,29 @@ class LossConfig:
     """The masked contrastive loss.
 
     Attributes:
+        name: "softmax", or "sigmoid" as SigLIP is trained: each pair of the batch is a binary decision.
+        bias: of the logits, sigmoid only; learned if the temperature is. SigLIP starts with -10 and temperature 0.1.
         temperature: tau in logits = cosine / tau; the initial value if it is learned.
         learn_temperature: train log(1 / tau). Published for Large, and for SpeechCLIP+ of both sizes except COCO's
             Large Hybrid.
         parallel_weight: weight of a hybrid head's loss on the parallel branch.
         cascaded_weight: weight of a hybrid head's loss on the cascaded branch.
         quantity_weight: weight of the quantity loss (cascaded_plus, hybrid_plus).
+        margin: of the head fast_vgs: it is subtracted from the scores of matching pairs.
+        fine_weight: of the head fast_vgs: weight of the loss on the scores of the cross-modal layers.
+        coarse_weight: of the head fast_vgs: weight of the loss on the dot products.
     """
 
+    name: Literal["softmax", "sigmoid"] = "softmax"
+    bias: float = bounded(-10.0, FINITE)
     temperature: float = bounded(0.07, POSITIVE)
     learn_temperature: bool = False
     parallel_weight: float = bounded(1.0, NOT_NEGATIVE)
     cascaded_weight: float = bounded(1.0, NOT_NEGATIVE)
     quantity_weight: float = bounded(0.25, NOT_NEGATIVE)
+    margin: float = bounded(1.0, NOT_NEGATIVE)
+    fine_weight: float = bounded(1.0, NOT_NEGATIVE)
+    coarse_weight: float = bounded(0.1, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -259,7 +358,9 @@ class OptimConfig:
         final_lr: learning rate at the last step.
         betas: Adam's decay rates.
         weight_decay: L2 penalty, added to the gradient ("adam") or decoupled ("adamw").
-        algorithm: the optimiser.
+        algorithm: the optimiser. "bert_adam" is Adam without bias correction, with decoupled weight decay and a
+            learning rate that starts from 0 (Devlin et al. 2019).
+        epsilon: added to the denominator of an update.
         warmup_steps: steps of linear warm-up, at most max_steps.
         max_steps: training ends after this step.
         clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
@@ -270,7 +371,8 @@ class OptimConfig:
     final_lr: float = bounded(1e-8, NOT_NEGATIVE)
     betas: tuple[float, float] = bounded((0.9, 0.999), PROBABILITY)
     weight_decay: float = bounded(1e-6, NOT_NEGATIVE)
-    algorithm: Literal["adam", "adamw"] = "adam"
+    algorithm: Literal["adam", "adamw", "bert_adam"] = "adam"
+    epsilon: float = bounded(1e-8, POSITIVE)
     warmup_steps: int = bounded(5000, NOT_NEGATIVE)
     max_steps: int = bounded(50000, AT_LEAST_ONE)
     clip_norm: float = bounded(4.0, NOT_NEGATIVE)
@@ -310,21 +412,27 @@ class EvalConfig:
     """Scoring.
 
     Attributes:
+        top_k: candidates that a reranker orders again, in each direction (K).
         bootstrap: resamples of the images for the confidence intervals; 0 for none.
         neighbours: number of subwords that are written for each keyword.
         sweep: numbers of neighbours for which keyword hit rates are computed.
         span_mass: fraction of a keyword's attention that its time span holds.
         boundary_tolerance: tolerance of word boundaries, in seconds.
         keep_attention: number of utterances whose attention is kept for the report; 0 for none.
+        window_seconds: also score retrieval with utterances in windows of this length; 0 for no windows.
+        window_hop: seconds between the starts of two windows, at most ``window_seconds``.
         languages: score utterances in these languages only; empty for all, with a table by language.
     """
 
+    top_k: int = bounded(100, AT_LEAST_ONE)
     bootstrap: int = bounded(1000, NOT_NEGATIVE)
     neighbours: int = bounded(5, AT_LEAST_ONE)
     sweep: list[int] = bounded([1, 3, 5, 10, 20], AT_LEAST_ONE)
     span_mass: float = bounded(0.5, FRACTION)
     boundary_tolerance: float = bounded(0.02, NOT_NEGATIVE)
     keep_attention: int = bounded(1000, NOT_NEGATIVE)
+    window_seconds: float = bounded(0.0, NOT_NEGATIVE)
+    window_hop: float = bounded(5.0, POSITIVE)
     languages: list[str] = field(default_factory=list)
 
 
@@ -346,9 +454,22 @@ class Config:
         _check_bounds(self, "")
         layers = self.model.speech_encoder.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
-            raise UserError(f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on")
+            raise UserError(
+                f"model.speech_encoder.layers: {layers} is not a list of different numbers from 0 on. Correct the list."
+            )
         if 0 < self.data.max_seconds < FRAME_SECONDS:
-            raise UserError(f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s")
+            raise UserError(
+                f"data.max_seconds: {self.data.max_seconds} is less than one frame of {FRAME_SECONDS} s."
+                " Choose a longer time."
+            )
+        fast_vgs = self.model.head.fast_vgs
+        if fast_vgs.speech_layer > fast_vgs.speech_layers:
+            raise UserError(
+                f"model.head.fast_vgs.speech_layer: {fast_vgs.speech_layer} is more than the "
+                f"{fast_vgs.speech_layers} layers (speech_layers)"
+            )
+        if len(fast_vgs.widths) < 2 or fast_vgs.widths[-1] != fast_vgs.dim:
+            raise UserError(f"model.head.fast_vgs.widths: {fast_vgs.widths} does not end with {fast_vgs.dim} (dim)")
         if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
             raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
@@ -356,7 +477,10 @@ class Config:
         if self.data.augment.probability and not self.data.augment.kinds:
             raise UserError("data.augment.kinds: is empty. Give at least one condition.")
         if self.optim.final_lr > self.optim.lr:
-            raise UserError(f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})")
+            raise UserError(
+                f"optim.final_lr: {self.optim.final_lr} is not at most optim.lr ({self.optim.lr})."
+                " Choose a smaller one."
+            )
         if self.optim.warmup_steps > self.optim.max_steps:
             raise UserError(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}] (optim.max_steps)"
@@ -370,7 +494,7 @@ def _check_bounds(node: Any, prefix: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_bounds(value, f"{key}.")
         elif (bound := item.metadata.get("bound")) is not None and not bound.holds(value):
-            raise UserError(f"{key}: {value} is not {bound}")
+            raise UserError(f"{key}: {value} is not {bound}. Change the value.")
 
 
 def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
@@ -438,7 +562,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Co
 def _check_null(node: Any, key: str) -> None:
     """Refuse null for keys that may not be null: jsonargparse accepts it for every key."""
     if node is None:
-        raise UserError(f"{key}: null is not allowed")
+        raise UserError(f"{key}: null is not allowed. Give a value.")
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)
         if dataclasses.is_dataclass(value) or (value is None and not str(item.type).startswith("Optional")):
@@ -451,20 +575,25 @@ def _check_layer(path: Path) -> None:
 
     try:
         if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path}: too large for a configuration, which has at most {_MAX_BYTES} bytes")
+            raise UserError(
+                f"{path}: too large for a configuration, which has at most {_MAX_BYTES} bytes."
+                " Remove what is not configuration."
+            )
         layer = yaml.safe_load(path.read_text(encoding="utf-8"))
         if _size(layer, {}) > _MAX_VALUES:
-            raise UserError(f"{path}: expands to more than {_MAX_VALUES} values")
+            raise UserError(f"{path}: expands to more than {_MAX_VALUES} values. Write out fewer anchors.")
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply for a configuration") from None
+        raise UserError(f"{path}: nested too deeply for a configuration. Remove some levels.") from None
     except FileNotFoundError:
         raise UserError(f"{path}: is missing. Give an existing configuration file.") from None
     except (ValueError, yaml.YAMLError, OSError) as error:  # ValueError: not UTF-8, or an impossible date
-        raise UserError(f"{path}: not a YAML file: {error}") from error
+        raise UserError(f"{path}: not a YAML file: {error}. Correct the YAML.") from error
     if layer is None:
         raise UserError(f"{path}: is empty. A configuration sets at least one key.")
     if not isinstance(layer, dict):
-        raise UserError(f"{path}: a configuration is a mapping of keys, not {type(layer).__name__}")
+        raise UserError(
+            f"{path}: a configuration is a mapping of keys, not {type(layer).__name__}. Write 'key: value' lines."
+        )
     known = known_keys()
 
     def walk(node: dict[Any, Any], prefix: str) -> None:
@@ -473,7 +602,7 @@ def _check_layer(path: Path) -> None:
             if isinstance(value, dict) and any(item.startswith(f"{key}.") for item in known):
                 walk(value, f"{key}.")
             elif key not in known:
-                raise UserError(f"{path}: {_unknown(key)}")
+                raise UserError(f"{path}: {_unknown(key)}. Check the path.")
 
     walk(layer, "")
 
@@ -559,7 +688,9 @@ def published_layers(model: str, head: str, corpus: str = "") -> list[Path]:
     folders = _folders(corpus)
     for kind, name, known in (("model", model, PUBLISHED_MODELS), ("head", head, PUBLISHED_HEADS)):
         if name not in known:
-            raise UserError(f"no published settings for the {kind} {name!r} (known: {', '.join(known)})")
+            raise UserError(
+                f"no published settings for the {kind} {name!r} (known: {', '.join(known)}). Choose a known one."
+            )
     files = [folder / f"{name}.yaml" for folder in folders for name in (model, head, f"{model}_{head}")]
     return [file for file in files if file.is_file()]
 
@@ -583,5 +714,5 @@ def _folders(corpus: str) -> list[Path]:
         return [shared]
     own = _INSTALLED / corpus if _INSTALLED.is_dir() else _CHECKOUT / corpus / "conf"
     if not own.is_dir():
-        raise UserError(f"no published settings for the corpus {corpus!r}")
+        raise UserError(f"no published settings for the corpus {corpus!r}. Choose a known corpus.")
     return [shared, own]

@@ -13,6 +13,7 @@ nj=2     #: not used
 models=  #: folder of the encoders' original files; empty: stage 2 downloads them from the hub
 model=   #: name of the model, which decides the encoders
 mirror=  #: URL of a folder with the corpus's files, tried first
+parts=   #: names that the downloaded files begin with, for a corpus with parts; empty: all
 # shellcheck source=utils/parse_options.sh
 . "$SPEECHCLIP_ROOT/utils/parse_options.sh" "$@"
 
@@ -21,7 +22,7 @@ if [[ -n $models ]]; then
 fi
 if [[ -z $corpus ]]; then
     corpus=corpus
-    "$SPEECHCLIP_PYTHON" -m speechclip.bin.download --what "$name" --to "$corpus" --mirror "$mirror"
+    "$SPEECHCLIP_PYTHON" -m speechclip.bin.download --what "$name" --to "$corpus" --mirror "$mirror" --only "$parts"
 fi
 "$SPEECHCLIP_PYTHON" "$SPEECHCLIP_ROOT/utils/check_corpus.py" "$name" "$corpus"
 # the output of stage 0 for a corpus without a small file of a known name

@@ -30,6 +30,8 @@ prepare_options=("${prepare_options[@]}")
 . "$utils/parse_options.sh" "$@"
 # shellcheck source=utils/stages.sh
 . "$utils/stages.sh"
+# shellcheck source=utils/asr_stages.sh
+. "$utils/asr_stages.sh"
 
 fail() {
     echo "error: ${0##*/}: $1" >&2
@@ -72,6 +74,14 @@ check_options() {
     [[ $tag =~ ^[A-Za-z0-9._-]*$ ]] || fail "--tag: '$tag' cannot be part of a folder's name. Use letters, digits, '.', '_' and '-'" 2
     [[ -z $corpus || -d $corpus ]] || fail "--corpus: $corpus: is not a folder"
     [[ -z $models || -d $models || $stage == 0 ]] || fail "--models: $models: is not a folder. Run stage 0"
+    [[ -z $coarse || " $head " == *" reranker "* ]] || fail "--coarse: is for --head reranker" 2
+    for word in coarse rerank; do
+        [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a folder"
+    done
+    [[ $augment =~ ^(0(\.[0-9]+)?|1(\.0*)?)$ ]] || fail "--augment: '$augment' is not between 0 and 1" 2
+    for word in noise_dir rir_dir; do
+        [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a directory"
+    done
     for word in clip_embeddings text_embeddings config; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: is missing"
     done
@@ -88,6 +98,7 @@ check_options() {
 
 # File names of the published encoders, by model; the original file first (see speechclip/data/corpora/sources.py).
 declare -A hubert_names=([base]="hubert_base_ls960.pt hubert-base-ls960" [large]="hubert_large_ll60k.pt hubert-large-ll60k")
+wav2vec_names="wav2vec_small.pt wav2vec2-base"  # of the head fast_vgs, whatever the model
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
 # Succeeds for a head without keywords: it needs neither a vocabulary nor CLIP's text transformer.
@@ -115,6 +126,12 @@ takes_recordings() { [[ -f $checkpoint ]] || grep -qs '^  feats: online$' "$chec
 # Sets names that several stages share: the dump folder, the configuration layers of the encoders, and the overrides.
 name_encoders() {
     local file word
+    needs_towers=false
+    [[ " $head " != *" fast_vgs "* ]] || needs_towers=true
+    if [[ $needs_towers == true && -n $models && -z $speech_encoder && -n ${hubert_names[$model]-} ]]; then
+        [[ ${head// /} == fast_vgs ]] || fail "--head: fast_vgs reads wav2vec 2.0 and other heads HuBERT. Run them one by one" 2
+        speech_encoder=$(find_encoder "$wav2vec_names") || lacks "$wav2vec_names"
+    fi
     if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
         [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") ||
             [[ -f $checkpoint ]] || lacks "${hubert_names[$model]}"  # a published checkpoint contains its encoder
@@ -138,13 +155,22 @@ name_encoders() {
     [[ -z $clip_embeddings || -n $clip ]] || has_clip=false
     for word in $head; do
         [[ $has_clip == true ]] || without_text "$word" ||
-            fail "--clip_embeddings: a $word head needs CLIP's text transformer. Give --clip too, or --head parallel" 2
+            fail "--clip_embeddings: a $word head needs CLIP itself. Give --clip too, or --head parallel" 2
     done
+    [[ $has_clip == true || -z $rerank ]] || fail "--clip_embeddings: --rerank needs CLIP's patch tokens. Give --clip too" 2
+    needs_regions=false
+    [[ -z $rerank && " $head " != *" reranker "* ]] || needs_regions=true
+    [[ $has_clip == true || -z $asr ]] || fail "--asr: transcripts need CLIP's text tower. Give --clip, too" 2
     encoder_overrides=()
     [[ -z $speech_encoder ]] || encoder_overrides+=(--model.speech_encoder.path "$speech_encoder")
     [[ -z $clip ]] || encoder_overrides+=(--model.clip.path "$clip")
     [[ $has_clip == true ]] || encoder_overrides+=(--model.clip.path=)
     split_overrides
+    augment_overrides=()
+    [[ ! $augment =~ [1-9] ]] || augment_overrides=(--data.augment.probability "$augment" --data.augment.noise_dir="$noise_dir"
+        --data.augment.rir_dir="$rir_dir")
+    learned_overrides=("${augment_overrides[@]}" "${learned_overrides[@]}")
+    training_overrides=("${augment_overrides[@]}" "${training_overrides[@]}")
     if restricts_languages; then
         # shellcheck disable=SC2086 # a list
         word=$(printf '%s,' $languages)
@@ -207,10 +233,17 @@ name_run() {
         [[ ! -f $checkpoint ]] || weights=$exp/converted weights_stage=4
         label=$(basename "$exp")
     fi
+    coarse_run=
+    [[ $1 != reranker ]] || coarse_run=${coarse:-${exp/_reranker/_parallel}}
     layers=()
     for file in {../conf,conf}/{"$model","$run_head","${model}_$run_head"}.yaml "$config"; do
         [[ ! -f $file ]] || layers+=(--config "$file")
     done
+}
+
+# checkpoint_of RUN: prints the folder of the best weights of a run; a checkpoint stays as it is.
+checkpoint_of() {
+    if [[ -f $1/model.safetensors ]]; then echo "${1%/}"; else echo "${1%/}/best"; fi
 }
 
 # Reports a mistake in the user's own configuration before anything is written.
@@ -351,18 +384,21 @@ run_stages() {
     step 1 prepare
     label=$(basename "$dump")
     step 2 features
-    exps=()
+    [[ $needs_regions == false ]] || step 2 regions
+    [[ $needs_towers == false ]] || step 2 towers
+    step 2 augment
+    exps=() all_weights=()
     for word in $head; do
         for run_number in $seed; do
             name_run "$word" "$run_number"
             [[ " ${exps[*]} " != *" $exp "* ]] || continue  # --checkpoint is one run for all heads and seeds
-            exps+=("$exp")
+            exps+=("$exp") all_weights+=("$weights")
             step 3 train
             step 4 retrieval
             step 5 keywords
         done
     done
-    label=
+    run_asr_stages
     step 6 report
     ((stage > 6 || stop_stage < 6)) || summarize
     local folder

@@ -2,7 +2,7 @@
 # The options of every recipe, with their defaults. A recipe sources this, changes defaults and adds its own options in the
 # same form. Then it sources utils/driver.sh. utils/parse_options.sh explains the marks.
 
-list_options="head seed languages"  # options that take several words
+list_options="head seed asr languages"  # options that take several words
 
 stage=0                  #: first stage
 stop_stage=6             #: last stage; 7 packs each run for other machines into exp/<run>/pack
@@ -27,7 +27,18 @@ clip_embeddings=         #: .npz (ids, embeddings) of the images, instead of CLI
 text_embeddings=         #: .npz (ids, embeddings) of the captions, instead of CLIP's text tower
 supervision=image        #: targets of training: image; or text for the supervised topline (tag "supervised")
 config=                  #: one more YAML layer on top of conf/
+coarse=                  #: run or checkpoint that --head reranker is trained on: a parallel or hybrid head; empty: the
+                         #: run of the parallel head with the same tag and seed
+rerank=                  #: run or checkpoint of a reranker: stage 4 orders the first eval.top_k candidates again
+asr=                     #: recognisers to compare with, one or more: ctc (trained on the captions), pocketsphinx (weak),
+                         #: or a folder or hub id of transformers (Whisper, CTC models). Needs the extra asr
+conditions=false         #: score all heads and recognisers in noise, in rooms, over the telephone and at other speeds
+noise_dir=               #: noises for --conditions and --augment in MUSAN's layout: noise/, music/, speech/
+rir_dir=                 #: impulse responses of rooms for both; without it rooms are simulated
+augment=0.0              #: share of the training utterances with noise and rooms, e.g. 0.5; give a --tag, too
 checkpoint=              #: checkpoint to score instead of training: a folder or a published .ckpt file
+region_files=            #: for fast_vgs: published features of 36 regions, hdf5 or LXMERT's tsv, separated by commas
+detector=                #: for fast_vgs with regions frcnn: weights of torchvision's Faster R-CNN
 push=                    #: in stage 7: hub repository (owner/name) that receives the pack of one run
 tag=                     #: suffix of the experiment folder, to keep runs apart
 dry_run=false            #: print all commands, and the Slurm script of stage 2, but run nothing

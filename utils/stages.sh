@@ -101,6 +101,44 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     finish
 }
 
+stage_regions() {  # CLIP's patch tokens, for rerankers
+    local split
+    local -a every
+    mapfile -t every < <(have_splits)
+    begin "$dump/.done/2_regions" "$dump/log/2_regions.log"
+    depends after data/.done/1_prepare
+    depends_on_encoders
+    for split in "${every[@]}"; do makes "$dump/$split/regions/feats.scp"; done
+    up_to_date && return
+    for split in "${splits[@]}"; do needs "data/$split/img.scp" 1; done
+    run "$python" -m speechclip.bin.extract_regions "${model_layers[@]}" "${encoder_overrides[@]}" \
+        --data_dirs "$(data_dirs)" --dump_root "$dump"
+    finish
+}
+
+stage_towers() {  # for the head fast_vgs: regions of the images, and the output of the waveform convolutions
+    local split file
+    local -a tower_layers=()
+    for file in {../conf,conf}/{"$model",fast_vgs,"${model}_fast_vgs"}.yaml "$config"; do
+        [[ ! -f $file ]] || tower_layers+=(--config "$file")
+    done
+    begin "$dump/.done/2_towers" "$dump/log/2_towers.log"
+    depends after data/.done/1_prepare
+    depends_on_encoders
+    depends_on_layers "${tower_layers[@]}"
+    depends value "feats=$feats overrides=${learned_overrides[*]}"
+    for file in ${region_files//,/ } "$detector"; do
+        [[ ! -e $file ]] || depends path "$file"
+    done
+    up_to_date && return
+    for split in "${splits[@]}"; do needs "data/$split/img.scp" 1; done
+    run "$python" -m speechclip.bin.extract_regions "${tower_layers[@]}" "${encoder_overrides[@]}" "${learned_overrides[@]}" \
+        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --region_files "$region_files" --detector "$detector"
+    [[ $feats == online ]] || run "$python" -m speechclip.bin.extract_features "${tower_layers[@]}" "${encoder_overrides[@]}" \
+        "${learned_overrides[@]}" --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump"
+    finish
+}
+
 # One head with one seed. bin/train.py decides whether a run resumes, is finished or starts over, and keeps earlier weights.
 stage_train() {
     if [[ -n $checkpoint ]]; then
@@ -118,6 +156,12 @@ stage_train() {
     depends value "feats=$feats"
     depends value "supervision=$supervision"
     depends_on_languages train dev
+    local -a first_stage=()
+    if [[ -n $coarse_run ]]; then
+        first_stage=(--coarse "$(checkpoint_of "$coarse_run")")
+        depends after "$dump/.done/2_regions"
+        depends file "${first_stage[1]}/model.safetensors"
+    fi
     depends later outputs
     makes "$exp/best/model.safetensors" "$exp/best/config.yaml"
     up_to_date && return
@@ -125,13 +169,14 @@ stage_train() {
     needs "$dump/train/image_embeddings.npz" 2
     [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
     without_text "$run_head" || needs "$vocabulary_file" 2
+    [[ -z $coarse_run ]] || needs "${first_stage[1]}/model.safetensors" "3 with --head parallel, or give --coarse"
     # glibc returns the memory of large tensors after each use and requests it again page by page: half of a step's time
     local -x MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-1000000000000}
     local -x MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-268435456}
     # shellcheck disable=SC2086 # the launcher may be several words
     run ${train_cmd-} "${launch[@]}" -m speechclip.bin.train "${layers[@]}" "${encoder_overrides[@]}" --data.feats "$feats" \
         --train.supervision "$supervision" "${training_overrides[@]}" --data_root data --dump_root "$dump" \
-        --vocabulary "$vocabulary_file" --out "$exp" --seed "$run_seed" --force "$force"
+        --vocabulary "$vocabulary_file" --out "$exp" --seed "$run_seed" --force "$force" "${first_stage[@]}"
     finish
 }
 
@@ -139,10 +184,16 @@ stage_retrieval() {  # scores/retrieval.json
     begin "$exp/.done/4_retrieval" "$exp/log/4_retrieval.log"
     depends_on_weights
     depends_on_eval
-    depends_on_languages test
     local split
     local -a further
     mapfile -t further < <(have_splits test)
+    depends_on_languages test "${further[@]}"
+    local -a second_stage=()
+    if [[ -n $rerank ]]; then
+        second_stage=(--rerank "$(checkpoint_of "$rerank")")
+        depends file "${second_stage[1]}/model.safetensors"
+    fi
+    [[ $needs_regions == false ]] || depends after "$dump/.done/2_regions"
     makes "$exp/scores/retrieval.json"
     for split in "${further[@]}"; do makes "$exp/scores/$split/retrieval.json"; done
     up_to_date && return
@@ -155,48 +206,59 @@ stage_retrieval() {  # scores/retrieval.json
         run "$python" -m speechclip.bin.convert_checkpoint --checkpoint "$checkpoint" --out "$weights" "${tower[@]}"
     fi
     run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
-        --out "$exp/scores" "${eval_overrides[@]}"
+        --out "$exp/scores" "${second_stage[@]}" "${eval_overrides[@]}"
     for split in "${further[@]}"; do
         run "$python" -m speechclip.bin.score_retrieval --checkpoint "$weights" --data_dir "data/$split" \
-            --dump_dir "$dump/$split" --out "$exp/scores/$split" "${eval_overrides[@]}"
-    done
-    for split in "" "${further[@]}"; do  # speech in one language to speech in another
-        [[ ! -f data/${split:-test}/utt2lang ]] || run "$python" -m speechclip.bin.score_cross_lingual \
-            --data_dir "data/${split:-test}" --scores "$exp/scores${split:+/$split}"
+            --dump_dir "$dump/$split" --out "$exp/scores/$split" "${second_stage[@]}" "${eval_overrides[@]}"
     done
     finish
 }
 
-stage_keywords() {  # scores/keywords.json, for heads with keywords
+stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spotting.json, if the test set has labels
     begin "$exp/.done/5_keywords" "$exp/log/5_keywords.log"
     depends_on_weights
     depends_on_eval
     depends_on_languages test
     local words
-    for words in data/test/ctm data/test/textgrid; do [[ ! -e $words ]] || depends path "$words"; done
-    [[ -n $checkpoint ]] || without_text "$run_head" || makes "$exp/scores/keywords.json"
+    for words in data/test/ctm data/test/textgrid data/test/utt2keywords; do [[ ! -e $words ]] || depends path "$words"; done
+    [[ -n $checkpoint || $run_head == reranker ]] || without_text "$run_head" || makes "$exp/scores/keywords.json"
     up_to_date && return
     needs "$weights" "$weights_stage"
     needs "$dump/test/image_embeddings.npz" 2
     claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
+    [[ ! -f data/test/utt2keywords || $has_clip == false ]] || run "$python" -m speechclip.bin.score_spotting \
+        --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" --spoken_from data/train --out "$exp/scores" \
+        "${eval_overrides[@]}"
     finish
 }
 
 stage_report() {  # exp/RESULTS.md, and the figures and the page of each run
     local folder
     begin "exp/.done/6_report_$(printf '%s' "${exps[*]}" | cksum | cut -d' ' -f1)" exp/log/6_report.log
+    local -a transcripts=() figures=()
     for folder in "${exps[@]}"; do
         depends after "$folder/.done/4_retrieval"
         depends after "$folder/.done/5_keywords"
-        makes "$folder/figures" "$folder/report/index.html"
     done
+    for folder in "${asr_exps[@]}"; do
+        [[ $folder == *_text_head* ]] || depends after "$folder/.done/4_asr"
+        [[ $folder == *_text_head* || $folder == *_seed* ]] || transcripts+=("$folder/transcripts/test.jsonl")
+    done
+    for folder in "${exps[@]}" "${asr_exps[@]}"; do makes "$folder/figures" "$folder/report/index.html"; done
+    ((${#transcripts[@]} == 0)) || transcripts=(--transcripts "${transcripts[@]}")
+    if [[ $conditions == true ]]; then
+        depends after "exp/.done/4_conditions_$(printf '%s' "${exps[*]} ${asr_exps[*]}" | cksum | cut -d' ' -f1)"
+        makes exp/conditions.svg
+        figures=(--conditions_figure exp/conditions)
+    fi
     makes exp/RESULTS.md
     up_to_date && return
-    for folder in "${exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
+    for folder in "${exps[@]}" "${asr_exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     needs "$dump/test/image_embeddings.npz" 2
-    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" --exp "${exps[@]}"
+    run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" \
+        --exp "${exps[@]}" "${asr_exps[@]}" "${transcripts[@]}" "${figures[@]}"
     finish
 }
 

@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on Flickr8k with spoken captions."
 models="base large"
-heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean reranker fast_vgs"
 downloaded="corpus/flickr_audio/wav2capt.txt corpus/Flickr8k_text/Flickr8k.token.txt"
 download_options=(models model mirror)
 prepare_options=(min_seconds max_seconds max_bad)

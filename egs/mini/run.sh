@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on a generated corpus of scenes and spoken captions."
 models="tiny"
-heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean reranker fast_vgs"
 downloaded="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
 download_options=(scenes pretrain languages)
 

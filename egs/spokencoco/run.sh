@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 title="Trains and scores SpeechCLIP heads on SpokenCOCO."
 models="base large"
-heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean reranker fast_vgs"
 downloaded="corpus/SpokenCOCO/ksplit corpus/annotations/captions_val2014.json"
 download_options=(models model mirror)
 prepare_options=(min_seconds max_seconds max_bad)

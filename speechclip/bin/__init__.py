@@ -28,6 +28,10 @@ STAGE_OF_FILE = {
     "keywords.jsonl": 5,
     "keywords.npz": 5,
     "attention.npz": 5,
+    "conditions.json": 4,
+    "conditions.npz": 4,
+    "recognizer.json": 3,
+    "text_head.json": 4,
 }
 
 

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechclip.checkpoint.pretrained import (
         SPEECH_ENCODER,
         converted_config,
+        load_fast_vgs,
         load_published,
         published_file,
         save_speech_encoder,
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechclip.common.files import check_replaceable, read_json
     from speechclip.common.provenance import provenance
     from speechclip.config import Config, DataConfig
+    from speechclip.convert.fast_vgs import FastVgsCheckpoint
 
     file = published_file(args.checkpoint)
     if file is None:
@@ -53,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, published = load_published(file, clip=args.clip)
     assert model.speech_encoder is not None
     encoder = model.speech_encoder
+    if isinstance(published, FastVgsCheckpoint):
+        whole, normalize = load_fast_vgs(published)[1], True
+    else:
+        whole, normalize = encoder.model, published.encoder_normalize
     config = Config(model=converted_config(model.config), data=DataConfig(feats="online"))
     origin = {
         **provenance(command=None, seed=None, data=[]),
@@ -67,8 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.trained_state(),
         config,
         origin,
-        extra=lambda folder: save_speech_encoder(encoder.model, published.encoder_normalize, folder / SPEECH_ENCODER),
+        extra=lambda folder: save_speech_encoder(whole, normalize, folder / SPEECH_ENCODER),
     )
+    if isinstance(published, FastVgsCheckpoint):
+        print(f"{args.checkpoint}: {published.parameters:,} parameters. {len(published.state) - 2} tensors are used,")
+        print(
+            f"  {len(published.convolutions)} of the frozen convolutions, {len(published.dropped)} no output depends on"
+        )
+        print(f"{args.out}: {dataclasses.asdict(model.dimensions)}, {origin['trained']:,} trained parameters")
+        return
     used, total = len(published.state), sum(map(len, (published.state, published.hubert, published.clip)))
     print(f"{args.checkpoint}: {config.model.head.name} head. All tensors are accounted for: {used} trained,")
     print(f"  {total - used} frozen, {len(published.table)} subword rows, {len(published.dropped)} dropped copies")

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechclip.model.encoders.base import weights_fingerprint
 
     if not Path(args.file).exists():
-        raise UserError(f"{args.file}: is missing")
+        raise UserError(f"{args.file}: is missing. Check the path.")
     if args.kind == "hubert" and Path(args.file).is_dir():
         raise UserError(f"{args.file}: is a directory. Give the .pt file of fairseq.")
     marker = PREPROCESSOR_CONFIG if args.kind == "hubert" else CLIP_CONFIG

@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--to", required=True, metavar="DIR", help="folder of the downloaded files")
     parser.add_argument("--mirror", default="", metavar="URL", help="folder of files that is tried first")
+    parser.add_argument("--only", default="", metavar="WORDS", help="download only files that begin with one of them")
     args = parser.parse_args(argv)
 
     from speechclip.data.corpora.download import download
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if get is None:
         known = [*ENCODERS, *(name for name in corpora if corpora[name])]
         parser.error(f"--what: unknown name '{args.what}' (known: {' '.join(known)})")
-    get(args.to, args.mirror)
+    get(args.to, args.mirror, args.only.split())
 
 
 if __name__ == "__main__":

@@ -39,17 +39,17 @@ def main() -> None:
             f"--copy: {options.copy} is not between 0 and data.augment.copies ({config.data.augment.copies})"
         )
     if not 0 <= options.job <= options.jobs or options.jobs < 1:
-        raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}")
+        raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}. Change the value.")
 
     from speechclip.data.augmented import copy_folder
-    from speechclip.data.features import write_index
+    from speechclip.data.features import feature_folder, write_index
     from speechclip.data.kaldi import read_table
     from speechclip.features.speech import extract_features
     from speechclip.model.encoders.factory import load_speech_encoder
 
     encoder = load_speech_encoder(config.model.speech_encoder) if options.job else None
     for data in options.data_dirs:
-        out = str(Path(options.dump_root) / Path(data).name)
+        out = str(feature_folder(Path(options.dump_root) / Path(data).name, config.model.speech_encoder.part))
         if options.copy:
             out = str(copy_folder(Path(out), options.copy))
         if not options.job:

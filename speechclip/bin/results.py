@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="with --commit_to: drop rows of these runs of other commits"
     )
+    parser.add_argument(
+        "--transcripts", nargs="+", default=[], metavar="FILE", help="transcripts of recognisers that the pages show"
+    )
+    parser.add_argument(
+        "--conditions_figure", metavar="STEM", help="path without a suffix of the figure of the listening conditions"
+    )
     args = parser.parse_args(argv)
     if bool(args.data_dir) != bool(args.dump_dir):
         parser.error("--data_dir and --dump_dir: give both or none")
@@ -52,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = update_results(out, runs, args.recipe)
     print(f"wrote {out.parent / DATA}: {len(rows)} rows")
     print(f"wrote {out}")
+    if args.conditions_figure:
+        from speechclip.report.figures.condition_curves import write_condition_figure
+
+        for path in write_condition_figure(runs, Path(args.conditions_figure)):
+            print(f"wrote {path}")
     for run in runs:
         for path in write_figures(run.directory):
             print(f"wrote {path}")
@@ -59,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             from speechclip.report.page.eval_split import load_eval_split
             from speechclip.report.page.page import write_page
 
-            eval_split = load_eval_split(run, args.data_dir, args.dump_dir)
+            eval_split = load_eval_split(run, args.data_dir, args.dump_dir, args.transcripts)
             print(f"wrote {write_page(run, eval_split, args.recipe, run.directory / 'report' / 'index.html')}")
 
 

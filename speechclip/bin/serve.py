@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model, index, limits, host=args.host, branch=args.branch, allowed_hosts=args.allowed_host,
             path_prefix=prefix,
         )  # fmt: skip
-        run(app, socket)
+        run(app, socket, prefix)
 
 
 if __name__ == "__main__":

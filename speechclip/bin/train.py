@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--force", type=bool, default=False, help="start over, and delete the earlier weights after the first save"
     )
+    parser.add_argument("--coarse", type=str, default="", help="checkpoint of the trained head, for the head reranker")
     config, options = parse(parser, argv)
 
     from contextlib import nullcontext
@@ -40,20 +41,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechclip.common.constants import EXIT_RESUMABLE
     from speechclip.common.files import only_one
     from speechclip.common.provenance import provenance
-    from speechclip.train.setup import frozen_parts, launch, training_data, training_model
-    from speechclip.train.trainer import Trainer
+    from speechclip.train.setup import frozen_parts, launch, make_trainer, prepare_training
 
     data_root, dump_root, out = Path(options.data_root), Path(options.dump_root), Path(options.out)
     fabric = launch(config.train.precision)
     with only_one(out) if fabric.global_rank == 0 else nullcontext():
         torch.manual_seed(options.seed)
-        model = training_model(config, dump_root / "train", options.vocabulary)
-        data = training_data(config, data_root, dump_root)
+        config, model, data = prepare_training(config, data_root, dump_root, options.vocabulary, options.coarse)
         origin = provenance(command=None, seed=options.seed, data=[data_root / "train", data_root / "dev"])
         origin["encoders"] = frozen_parts(data, dump_root / "train")
-        trainer = Trainer(
-            config, model, data, out, fabric=fabric, seed=options.seed, origin=origin, force=options.force
-        )
+        trainer = make_trainer(
+            config, model, data, out, fabric=fabric, seed=options.seed, origin=origin, force=options.force,
+            dump_root=dump_root, coarse=options.coarse,
+        )  # fmt: skip
         trainer.run()
     if trainer.stopped:
         if mark := os.environ.get("SPEECHCLIP_STOPPED"):  # torchrun replaces the exit status by its own

@@ -49,13 +49,13 @@ def main() -> None:
         )
         for name, directory in zip(("train", "dev"), directories)
     ]
+    origin = provenance(command=None, seed=options.seed, data=[train.path, dev.path])
     settings = CtcSettings(
         units=options.units, stride=options.stride, width=options.width, layers=options.layers, dropout=options.dropout
     )
     training = CtcTraining(batch_size=options.batch_size, steps=options.steps, lr=options.lr)
     shape = (sources[0].num_states, sources[0].dim)
     trained = train_ctc(train, sources[0], dev, sources[1], shape, settings, training, options.seed)
-    origin = provenance(command=None, seed=options.seed, data=[train.path, dev.path])
     origin |= {**trained.facts, "training": dataclasses.asdict(training)}
     origin["encoders"] = {"speech_encoder": sources[0].store.encoder}
     weights = trained.network.state_dict()

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         problems = [problem for directory in args.directories for problem in find_problems(directory)]
         print("\n".join(problems), end="\n" if problems else "")
         if problems:
-            raise UserError(f"{len(problems)} problems in {len(args.directories)} data directories")
+            raise UserError(f"{len(problems)} problems in {len(args.directories)} data directories. Correct them.")
     for directory in args.directories:
         data = DataDir.load(directory)
         counts = f"{len(data.utterances)} utterances, {len(data.images)} images, {len(data.speakers)} speakers"

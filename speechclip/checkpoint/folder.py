@@ -124,7 +124,9 @@ def read_checkpoint(path: str | Path, *, strict: bool = False) -> tuple[Path, Co
         origin = read_json(folder / PROVENANCE)
         Dimensions(**origin["dimensions"])
     except (TypeError, LookupError) as error:
-        raise UserError(f"{folder / PROVENANCE}: damaged: dimensions are missing or unknown") from error
+        raise UserError(
+            f"{folder / PROVENANCE}: damaged: dimensions are missing or unknown. Copy the checkpoint again."
+        ) from error
     return folder, load([folder / SETTINGS]), origin
 
 
@@ -140,7 +142,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged or truncated: {error}") from error
+        raise UserError(f"{file}: damaged or truncated: {error}. Copy the checkpoint again.") from error
 
 
 def load_weights(model: SpeechNetwork, weights: dict[str, Tensor], source: str | Path) -> None:
@@ -157,15 +159,19 @@ def load_weights(model: SpeechNetwork, weights: dict[str, Tensor], source: str |
     wanted = model.trained_state()
     for name, value in wanted.items():
         if name not in weights:
-            raise UserError(f"{source}: the tensor {name} is missing")
+            raise UserError(f"{source}: the tensor {name} is missing. Copy the checkpoint again.")
         if weights[name].shape != value.shape:
             raise UserError(
                 f"{source}: {name} is {list(weights[name].shape)}, but this model needs {list(value.shape)}: "
-                "a checkpoint for other dimensions"
+                "a checkpoint for other dimensions."
+                " Use the settings that it was trained with."
             )
     unknown = sorted(set(weights) - set(wanted))
     if unknown:
-        raise UserError(f"{source}: the tensor {unknown[0]} is unknown: a checkpoint of another head")
+        raise UserError(
+            f"{source}: the tensor {unknown[0]} is unknown: a checkpoint of another head."
+            " Use the settings that it was trained with."
+        )
     model.load_trained_state(weights)
 
 
@@ -202,7 +208,8 @@ def load_model(
     if speech_encoder is not None and speech_encoder.dim != dimensions.speech:
         raise UserError(
             f"{folder}: needs speech features of {dimensions.speech} dimensions, but {settings.speech_encoder.path} "
-            f"has {speech_encoder.dim}: a checkpoint for other dimensions"
+            f"has {speech_encoder.dim}: a checkpoint for other dimensions."
+            " Use the settings that it was trained with."
         )
     model = build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=vocabulary)
     weights = read_weights(folder / WEIGHTS)
@@ -238,7 +245,8 @@ def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     if origin.get("subwords", len(vocabulary)) != len(vocabulary):
         raise UserError(
-            f"{folder / VOCABULARY}: {len(vocabulary)} of {origin['subwords']} subwords: damaged or truncated"
+            f"{folder / VOCABULARY}: {len(vocabulary)} of {origin['subwords']} subwords: damaged or truncated."
+            " Copy the checkpoint again."
         )
     return vocabulary
 
@@ -246,4 +254,7 @@ def _vocabulary(folder: Path, origin: dict[str, Any]) -> Vocabulary:
 def _check_same(description: dict[str, str], origin: dict[str, Any], part: str, folder: Path) -> None:
     trained_with = origin.get("encoders", {}).get(part, {}).get("weights")
     if trained_with and trained_with != description["weights"]:
-        raise UserError(f"{folder}: trained with another {part} than {description['path']}: the weights differ")
+        raise UserError(
+            f"{folder}: trained with another {part} than {description['path']}: the weights differ."
+            " Use the encoder that it was trained with."
+        )

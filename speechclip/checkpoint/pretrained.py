@@ -13,16 +13,26 @@ import torch
 from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, find_checkpoint, load_model, load_weights
-from speechclip.checkpoint.published import PublishedModel, fetch_published, find_published
+from speechclip.checkpoint.published import (
+    MANUAL_MODELS,
+    PREFIX,
+    PublishedModel,
+    fetch_published,
+    find_published,
+    manual_file,
+)
 from speechclip.common.constants import PREPROCESSOR_CONFIG, SAMPLE_RATE
 from speechclip.common.errors import MissingFileError, UserError, first_line
 from speechclip.common.files import is_hub_id, write_json
 from speechclip.config import ClipConfig, ModelConfig
-from speechclip.convert.hubert import hubert_model
+from speechclip.convert.fast_vgs import FastVgsCheckpoint, is_fast_vgs, read_fast_vgs
+from speechclip.convert.hubert import convolutions_model, hubert_model
 from speechclip.convert.reader import PublishedCheckpoint, read_published
 from speechclip.convert.rows import match_rows
+from speechclip.convert.torchfile import read_torch_file
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.clip import OpenClip, load_clip
+from speechclip.model.encoders.front_end import front_end_of
 from speechclip.model.encoders.transformers import WaveformEncoder, waveform_encoder
 from speechclip.model.heads.factory import has_keywords
 from speechclip.model.network import Dimensions, SpeechNetwork, build_network
@@ -93,6 +103,8 @@ def published_file(path: str | Path) -> Path | None:
     """
     if Path(path).is_file():
         return Path(path)
+    if str(path).removeprefix(PREFIX) in MANUAL_MODELS:
+        return manual_file(str(path))
     model = find_published(str(path))
     return None if model is None else download_published(model)
 
@@ -149,8 +161,34 @@ def _download_from_hub(name: str) -> Path:
         ) from error
 
 
-def load_published(path: str | Path, *, clip: str | None = None) -> tuple[SpeechNetwork, PublishedCheckpoint]:
-    """Load a published ``.ckpt`` in eval mode, with the HuBERT in the file.
+def _bundle(path: str | Path) -> FastVgsCheckpoint | None:
+    """Return the content of a bundle of FaST-VGS, None for other files."""
+    content = read_torch_file(path)
+    return read_fast_vgs(path, content) if is_fast_vgs(content) else None
+
+
+def load_fast_vgs(bundle: FastVgsCheckpoint) -> tuple[SpeechNetwork, Any]:
+    """Build the network of a bundle of FaST-VGS in eval mode.
+
+    Returns:
+        The network, and a transformers model that holds its waveform convolutions.
+
+    Raises:
+        UserError: a tensor is missing or has another shape.
+    """
+    model = convolutions_model(bundle.convolutions, bundle.source)
+    settings = bundle.config.speech_encoder
+    encoder = front_end_of(model, settings, path=bundle.source, kind="wav2vec2", normalize=bool(settings.normalize))
+    dimensions = Dimensions(encoder.dim, 1, bundle.config.head.fast_vgs.dim)
+    network = build_network(bundle.config, dimensions, speech_encoder=encoder)
+    load_weights(network, bundle.state, bundle.source)
+    return network.eval(), model
+
+
+def load_published(
+    path: str | Path, *, clip: str | None = None
+) -> tuple[SpeechNetwork, PublishedCheckpoint | FastVgsCheckpoint]:
+    """Load a published ``.ckpt`` of SpeechCLIP or bundle of FaST-VGS in eval mode, with the speech encoder in the file.
 
     Args:
         path: the file.
@@ -163,6 +201,8 @@ def load_published(path: str | Path, *, clip: str | None = None) -> tuple[Speech
         UserError: see :func:`speechclip.convert.reader.read_published`.
         UserError: the CLIP is missing or another one.
     """
+    if (bundle := _bundle(path)) is not None:
+        return load_fast_vgs(bundle)[0], bundle
     published = read_published(path)
     width = int(published.table.shape[1])
     where = CLIP_OF_WIDTH.get(width) if clip is None else clip
@@ -189,6 +229,8 @@ def load_published_states(path: str | Path) -> SpeechNetwork:
     Raises:
         UserError: see :func:`speechclip.convert.reader.read_published`.
     """
+    if (bundle := _bundle(path)) is not None:
+        return load_fast_vgs(bundle)[0]
     published = read_published(path)
     encoder = dataclasses.replace(published.config.speech_encoder, normalize=published.encoder_normalize)
     config = dataclasses.replace(published.config, speech_encoder=encoder)
@@ -228,11 +270,13 @@ def _check_copy(published: PublishedCheckpoint, clip: OpenClip) -> None:
     for name, value in (published.clip | full).items():
         if name not in loaded or loaded[name].shape != value.shape:
             raise UserError(
-                f"{published.source}: its CLIP has {name} {list(value.shape)}, but {clip.description['path']} does not"
+                f"{published.source}: its CLIP has {name} {list(value.shape)}, but {clip.description['path']} does not."
+                " Name its CLIP with --clip."
             )
         if not torch.equal(loaded[name].half().cpu(), value.half()):
             raise UserError(
-                f"{published.source}: trained with another CLIP than {clip.description['path']}: {name} differs"
+                f"{published.source}: trained with another CLIP than {clip.description['path']}: {name} differs."
+                " Name its CLIP with --clip."
             )
 
 

@@ -100,6 +100,29 @@ PUBLISHED_MODELS = {
 }  # fmt: skip
 
 
+#: Models of FaST-VGS (Peng and Harwath 2022). Their host has no addresses of single files: put best_bundle.pth and
+#: args.pkl into the cache.
+MANUAL_MODELS = {"fast_vgs_coco": "FaST-VGS", "fast_vgs_plus_coco": "FaST-VGS+"}
+BUNDLE = "best_bundle.pth"
+_DRIVE = "https://drive.google.com/drive/folders/1AOSXSaEgP8vnBR3cjLI7k_IYsFk_uZD3"
+
+
+def manual_file(name: str) -> Path:
+    """Return the bundle of a model of FaST-VGS in the cache.
+
+    Raises:
+        UserError: it is missing. The message names the folder of the authors and the place for the files.
+    """
+    name = name.removeprefix(PREFIX)
+    file = cache_folder() / name / BUNDLE
+    if not file.is_file():
+        raise UserError(
+            f"{file}: is missing. Download {BUNDLE} and args.pkl of {MANUAL_MODELS[name]} from {_DRIVE} into its "
+            "folder."
+        )
+    return file
+
+
 def find_published(name: str) -> PublishedModel | None:
     """Return the published model of a name, with or without "speechclip_" in front; None for other names."""
     return PUBLISHED_MODELS.get(name.removeprefix(PREFIX))

@@ -196,7 +196,9 @@ def only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise UserError(f"{folder}: another run is at work in it (process {file.read().strip()})") from error
+            raise UserError(
+                f"{folder}: another run is at work in it (process {file.read().strip()}). Wait for it, or stop it."
+            ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -222,7 +224,9 @@ def only_one_writer(target: Path) -> Iterator[None]:
                 raise OSError("the file was replaced")
         except OSError as error:
             file.seek(0)
-            raise UserError(f"{target}: another run is at work in it (process {file.read().strip()})") from error
+            raise UserError(
+                f"{target}: another run is at work in it (process {file.read().strip()}). Wait for it, or stop it."
+            ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -266,11 +270,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingFileError(path) from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}. Check the path.") from error
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({error}). Correct or delete the file.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is needed, this is a {type(content).__name__}")
+        raise UserError(f"{path}: a JSON object is needed, this is a {type(content).__name__}. Correct the file.")
     return content
 
 

@@ -46,7 +46,8 @@ def clip_settings(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         ]
     except KeyError as error:
         raise UserError(
-            f"{source}: the tensor {error.args[0]} is missing: not a CLIP with a vision transformer"
+            f"{source}: the tensor {error.args[0]} is missing: not a CLIP with a vision transformer."
+            " Use a CLIP with a vision transformer."
         ) from error
     width, size = int(patches.shape[0]), int(patches.shape[-1])
     grid = round((position.shape[0] - 1) ** 0.5)
@@ -93,10 +94,11 @@ def clip_model(tensors: Mapping[str, Tensor], settings: dict[str, Any], source: 
     for name in sorted(set(state) | set(wanted)):
         if name not in wanted or name not in state:
             problem = "is unknown" if name in state else "is missing"
-            raise UserError(f"{source}: the tensor {name} of its CLIP {problem}")
+            raise UserError(f"{source}: the tensor {name} of its CLIP {problem}. Copy or download the file again.")
         if state[name].shape != wanted[name].shape:
             raise UserError(
-                f"{source}: {name} is {list(state[name].shape)}, but this CLIP needs {list(wanted[name].shape)}"
+                f"{source}: {name} is {list(state[name].shape)}, but this CLIP needs {list(wanted[name].shape)}."
+                " Copy or download the file again."
             )
     model.load_state_dict(state)
     model.visual.preprocess_cfg = {**PREPROCESS, "size": settings["vision_cfg"]["image_size"]}
@@ -221,4 +223,4 @@ def _renamed(part: str, table: Mapping[str, str], name: str, source: str) -> str
     for old, new in table.items():
         if part.startswith(old):
             return new + part[len(old) :]
-    raise UserError(f"{source}: the tensor {name} of its CLIP is unknown")
+    raise UserError(f"{source}: the tensor {name} of its CLIP is unknown. Copy or download the file again.")

@@ -38,7 +38,9 @@ def tower_settings(config: Any, settings: dict[str, Any], source: str) -> None:
             known = ", ".join(_ACTIVATIONS)
             raise UserError(f"{source}: hidden_act is {tower.hidden_act!r}. Supported are {known}.")
     if "quick_gelu" in (vision.hidden_act, text.hidden_act) and vision.hidden_act != text.hidden_act:
-        raise UserError(f"{source}: hidden_act is quick_gelu in one tower only. open_clip has one for both.")
+        raise UserError(
+            f"{source}: hidden_act is quick_gelu in one tower only. open_clip has one for both. Use another CLIP."
+        )
     settings["quick_gelu"] = vision.hidden_act == "quick_gelu"
     settings["vision_cfg"]["head_width"] = vision.hidden_size // vision.num_attention_heads
     settings["text_cfg"]["heads"] = text.num_attention_heads
@@ -94,11 +96,13 @@ def image_processor(folder: Path) -> tuple[Any, str] | None:
     if kind not in ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"):
         raise UserError(f"{source}: image_processor_type is {kind}. Only CLIPImageProcessor is supported.")
     if content.get("do_pad"):
-        raise UserError(f"{source}: do_pad is not supported.")
+        raise UserError(f"{source}: do_pad is not supported. Use another CLIP.")
     try:
         return transformers.CLIPImageProcessor.from_pretrained(folder), str(source)
     except Exception as error:  # whatever a broken setting raises there
-        raise UserError(f"{source}: not readable as CLIP's image preprocessing: {first_line(error)}") from error
+        raise UserError(
+            f"{source}: not readable as CLIP's image preprocessing: {first_line(error)}. Correct the file."
+        ) from error
 
 
 def open_clip_preprocess(processor: Any, source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""fairseq's HuBERT as a model of transformers. It is read from fairseq's files and from SpeechCLIP checkpoints."""
+"""fairseq's HuBERT or wav2vec 2.0 as a model of transformers, from fairseq's files and from SpeechCLIP checkpoints."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ HEAD_WIDTH = 64  # of every published HuBERT; a file without settings does not h
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 #: Parts of the pretraining objective. An encoder does not need them.
 _PRETRAINING = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
+_PRETRAINING_PARTS = ("quantizer.", "project_q.")  # of wav2vec 2.0
 _PARTS = (
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
     ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
@@ -46,14 +47,18 @@ def hubert_settings(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], 
         position = tensors["encoder.pos_conv.0.weight_v"]
         inner = tensors["encoder.layers.0.fc1.weight"].shape[0]
     except KeyError as error:
-        raise UserError(f"{source}: the tensor {error.args[0]} is missing: not a fairseq HuBERT") from error
+        raise UserError(
+            f"{source}: the tensor {error.args[0]} is missing: not a fairseq HuBERT. Use a HuBERT of fairseq."
+        ) from error
     width = int(position.shape[0])
     layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")})
     # Two variants were published: group norm with post-norm layers, and LayerNorms with pre-norm layers.
     layered = "feature_extractor.conv_layers.0.2.1.weight" in tensors
     heads = settings.get("encoder_attention_heads", width // HEAD_WIDTH)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{source}: {heads} attention heads do not divide the width {width}")
+        raise UserError(
+            f"{source}: {heads} attention heads do not divide the width {width}. Copy or download the file again."
+        )
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": int(inner),
@@ -117,19 +122,64 @@ def hubert_model(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sou
     state = {
         transformers_name(name, layered): value.to(wanted["encoder.layer_norm.weight"].dtype)
         for name, value in tensors.items()
-        if name not in _PRETRAINING
+        if name not in _PRETRAINING and not name.startswith(_PRETRAINING_PARTS)
     }
     for name, value in state.items():
         if name not in wanted:
-            raise UserError(f"{source}: unknown tensor {name} in its HuBERT")
+            raise UserError(f"{source}: unknown tensor {name} in its HuBERT. Copy or download the file again.")
         if value.shape != wanted[name].shape:
             raise UserError(
-                f"{source}: {name} is {list(value.shape)}, but a HuBERT of this width needs {list(wanted[name].shape)}"
+                f"{source}: {name} is {list(value.shape)}, but a HuBERT of this width needs {list(wanted[name].shape)}."
+                " Copy or download the file again."
             )
     missing = sorted(set(wanted) - set(state) - {"masked_spec_embed"})
     if missing:
-        raise UserError(f"{source}: the tensor for {missing[0]} of its HuBERT is missing")
+        raise UserError(
+            f"{source}: the tensor for {missing[0]} of its HuBERT is missing. Copy or download the file again."
+        )
     model.load_state_dict(state, strict=False)  # only the mask of the pretraining may be missing
+    return model.eval()
+
+
+def convolutions_model(tensors: Mapping[str, Tensor], source: str) -> Any:
+    """Return a transformers ``HubertModel`` with the waveform convolutions of a Base model, and no other part in use.
+
+    Args:
+        tensors: the convolutions under fairseq's names, below "feature_extractor.".
+        source: the file, for errors.
+
+    Raises:
+        UserError: a tensor is missing, unknown or of another shape. The message names it.
+    """
+    from speechclip.common.compat import prepare
+
+    prepare()
+    import transformers
+
+    state = {
+        transformers_name(f"feature_extractor.{name}", False).removeprefix("feature_extractor."): value
+        for name, value in tensors.items()
+    }
+    weights = [state.get(f"conv_layers.{i}.conv.weight") for i in range(len(_STRIDES))]
+    missing = next((i for i, weight in enumerate(weights) if weight is None or weight.ndim != 3), None)
+    if missing is not None:
+        raise UserError(f"{source}: the convolution feature_extractor.conv_layers.{missing}.0.weight is missing")
+    found = [weight for weight in weights if weight is not None]
+    config = transformers.HubertConfig(
+        hidden_size=HEAD_WIDTH, num_hidden_layers=1, num_attention_heads=1, intermediate_size=HEAD_WIDTH,
+        conv_dim=[int(weight.shape[0]) for weight in found], conv_kernel=[int(weight.shape[2]) for weight in found],
+        conv_stride=list(_STRIDES), conv_bias="conv_layers.0.conv.bias" in state, feat_extract_norm="group",
+    )  # fmt: skip
+    model = transformers.HubertModel(config)
+    wanted = model.feature_extractor.state_dict()
+    for name in sorted(wanted.keys() ^ state.keys()):
+        raise UserError(
+            f"{source}: {name} of the waveform convolutions is {'missing' if name in wanted else 'unknown'}"
+        )
+    for name, value in wanted.items():
+        if state[name].shape != value.shape:
+            raise UserError(f"{source}: {name} is {list(state[name].shape)}, not {list(value.shape)}")
+    model.feature_extractor.load_state_dict(state)
     return model.eval()
 
 
@@ -146,7 +196,7 @@ def read_hubert(path: str | Path) -> tuple[Any, bool]:
     content = read_torch_file(path)
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: not a fairseq checkpoint: 'model' is missing")
+        raise UserError(f"{path}: not a fairseq checkpoint: 'model' is missing. Use a HuBERT of fairseq.")
     if any(name.startswith("w2v_encoder.") for name in tensors):
         raise UserError(f"{path}: a fine-tuned checkpoint. Give the pretrained HuBERT.")
     settings, task = _section(content, "model"), _section(content, "task")

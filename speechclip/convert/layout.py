@@ -46,7 +46,10 @@ def layout_of(tensors: dict[str, Tensor], source: str) -> Layout:
         return convert_parallel
     if heads == {"cascaded"}:
         return convert_cascaded
-    raise UserError(f"{source}: not a checkpoint of SpeechCLIP: it has neither a parallel_branch nor a cascaded_branch")
+    raise UserError(
+        f"{source}: not a checkpoint of SpeechCLIP: it has neither a parallel_branch nor a cascaded_branch."
+        " Use a published file."
+    )
 
 
 def _has(tensors: dict[str, Tensor], prefix: str) -> bool:

@@ -90,7 +90,9 @@ def _hybrid_cls(tensors: dict[str, Tensor]) -> Tensor:
     else:
         cls = torch.cat([take_cls(tensors, f"{_BRANCH}.parallel_cls", 1), take_cls(tensors, f"{_BRANCH}.cascaded_cls")])
     if len(cls) < 2:
-        raise UserError(f"{_BRANCH}.cls has {len(cls)} vectors; a hybrid head needs at least 2")
+        raise UserError(
+            f"{_BRANCH}.cls has {len(cls)} vectors; a hybrid head needs at least 2. Copy or download the file again."
+        )
     return cls
 
 

@@ -68,28 +68,38 @@ def read_published(path: str | Path) -> PublishedCheckpoint:
     content = read_torch_file(path)
     tensors = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise UserError(f"{source}: not a Lightning checkpoint: state_dict is missing")
+        raise UserError(f"{source}: not a Lightning checkpoint: state_dict is missing. Use a published file.")
     tensors = dict(tensors)
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+            raise UserError(
+                f"{source}: {name} is a {type(value).__name__}, not a tensor. Copy or download the file again."
+            )
     layout = layout_of(tensors, source)
     try:
         config, state = layout(tensors)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}. Check the path.") from error
     hubert, clip = _take_prefix(tensors, _HUBERT), _take_prefix(tensors, _CLIP)
     full = tensors.pop(f"clip.{_FULL}", None)
     dropped = [] if full is None else [f"clip.{_FULL}"]
     originals = {f"model.{name}": value for name, value in clip.items()} | ({} if full is None else {_FULL: full})
     dropped += [*_drop_copy(tensors, originals, source), *_drop_buffers(tensors)]
     if tensors:
-        raise UserError(f"{source}: unknown tensor {sorted(tensors)[0]}, and {len(tensors) - 1} more")
+        raise UserError(
+            f"{source}: unknown tensor {sorted(tensors)[0]}, and {len(tensors) - 1} more. Use a published file."
+        )
     if not hubert or _TABLE not in clip:
-        raise UserError(f"{source}: tensors under {_HUBERT if not hubert else _CLIP + _TABLE} are missing")
+        raise UserError(
+            f"{source}: tensors under {_HUBERT if not hubert else _CLIP + _TABLE} are missing."
+            " Copy or download the file again."
+        )
     table = clip.pop(_TABLE)
     if full is not None and (full.ndim != 2 or full.shape[1:] != table.shape[1:]):
-        raise UserError(f"{source}: clip.{_FULL} is {list(full.shape)}, {_CLIP}{_TABLE} is {list(table.shape)}")
+        raise UserError(
+            f"{source}: clip.{_FULL} is {list(full.shape)}, {_CLIP}{_TABLE} is {list(table.shape)}."
+            " Copy or download the file again."
+        )
     encoder_normalize, facts = bool(config.speech_encoder.normalize), _facts(content)
     config = _follow_settings(config, content.get("hyper_parameters"))
     if config.speech_encoder.normalize and not encoder_normalize:
@@ -116,10 +126,12 @@ def _drop_copy(tensors: dict[str, Tensor], originals: Mapping[str, Tensor], sour
     for name, value in _take_prefix(tensors, _CLIP_COPY).items():
         original = originals.get(name)
         if original is None or original.shape != value.shape:
-            raise UserError(f"{source}: {_CLIP_COPY}{name} is not below clip. with the same shape")
+            raise UserError(
+                f"{source}: {_CLIP_COPY}{name} is not below clip. with the same shape. Copy or download the file again."
+            )
         shared = original.data_ptr() == value.data_ptr() and original.stride() == value.stride()
         if not shared and not torch.equal(original, value):
-            raise UserError(f"{source}: {_CLIP_COPY}{name} differs from clip.{name}")
+            raise UserError(f"{source}: {_CLIP_COPY}{name} differs from clip.{name}. Copy or download the file again.")
         yield _CLIP_COPY + name
 
 

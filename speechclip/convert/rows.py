@@ -27,7 +27,8 @@ def match_rows(reduced: Tensor, full: Tensor, source: str) -> tuple[int, ...]:
     """
     if reduced.ndim != 2 or full.ndim != 2 or reduced.shape[1] != full.shape[1]:
         raise UserError(
-            f"{source}: subword embeddings {list(reduced.shape)}, CLIP's table {list(full.shape)}: another CLIP"
+            f"{source}: subword embeddings {list(reduced.shape)}, CLIP's table {list(full.shape)}: another CLIP."
+            " Name its CLIP with --clip."
         )
     # CLIP was published in half precision. Single precision represents both sides exactly. Adding 0.0 removes -0.0.
     known: dict[bytes, list[int]] = {}
@@ -38,11 +39,20 @@ def match_rows(reduced: Tensor, full: Tensor, source: str) -> tuple[int, ...]:
     for at, row in enumerate((reduced.detach().float().cpu() + 0.0).numpy()):
         found = known.get(row.tobytes(), [])
         if not found:
-            raise UserError(f"{source}: row {at} of the subword embeddings is not in CLIP's table: another CLIP")
+            raise UserError(
+                f"{source}: row {at} of the subword embeddings is not in CLIP's table: another CLIP."
+                " Name its CLIP with --clip."
+            )
         if len(found) > 1:
-            raise UserError(f"{source}: row {at} of the subword embeddings is both subword {found[0]} and {found[1]}")
+            raise UserError(
+                f"{source}: row {at} of the subword embeddings is both subword {found[0]} and {found[1]}."
+                " Copy or download the file again."
+            )
         if found[0] in first:
-            raise UserError(f"{source}: rows {first[found[0]]} and {at} of the subword embeddings are the same subword")
+            raise UserError(
+                f"{source}: rows {first[found[0]]} and {at} of the subword embeddings are the same subword."
+                " Copy or download the file again."
+            )
         first[found[0]] = at
         ids.append(found[0])
     return tuple(ids)

@@ -54,7 +54,9 @@ def take_cls(tensors: dict[str, Tensor], name: str, count: int | None = None) ->
     """
     cls = take(tensors, name)
     if cls.ndim != 3 or cls.shape[0] != 1 or (count is not None and cls.shape[1] != count):
-        raise UserError(f"{name} is {list(cls.shape)}, not [1, {count or 'vectors'}, width]")
+        raise UserError(
+            f"{name} is {list(cls.shape)}, not [1, {count or 'vectors'}, width]. Copy or download the file again."
+        )
     return cls[0]
 
 
@@ -73,7 +75,10 @@ def take_batch_norm(tensors: dict[str, Tensor], old: str, new: str, keywords: in
     for part in ("weight", "bias", "running_mean", "running_var"):
         flat = take(tensors, f"{old}.{part}")
         if flat.ndim != 1 or len(flat) % keywords:
-            raise UserError(f"{old}.{part} is {list(flat.shape)}: not a multiple of {keywords} keywords")
+            raise UserError(
+                f"{old}.{part} is {list(flat.shape)}: not a multiple of {keywords} keywords."
+                " Copy or download the file again."
+            )
         state[f"{new}.{part}"] = flat.reshape(-1, keywords).T.reshape(-1).contiguous()
     return state
 

@@ -60,12 +60,14 @@ def read_torch_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: is missing")
+        raise UserError(f"{path}: is missing. Check the path.")
     if zipfile.is_zipfile(path):
         return _Archive(path).read()
     with path.open("rb") as stream:
         if stream.read(4) == b"PK\x03\x04":
-            raise UserError(f"{path}: damaged or truncated: a zip archive without its end")
+            raise UserError(
+                f"{path}: damaged or truncated: a zip archive without its end. Copy or download the file again."
+            )
         stream.seek(0)
         return _read_stream(path, stream)
 
@@ -81,7 +83,7 @@ def script_state(value: Any, source: str) -> dict[str, Tensor]:
         UserError: the value is not a TorchScript module.
     """
     if not isinstance(value, Record) or not value.kind.startswith("__torch__."):
-        raise UserError(f"{source}: not a TorchScript module")
+        raise UserError(f"{source}: not a TorchScript module. Use a checkpoint file.")
     found: dict[str, Tensor] = {}
     visited = 0
 
@@ -89,7 +91,7 @@ def script_state(value: Any, source: str) -> dict[str, Tensor]:
         nonlocal visited
         visited += 1
         if visited > _MAX_MODULES:  # a module may hold another one twice, and so on
-            raise UserError(f"{source}: more than {_MAX_MODULES} modules")
+            raise UserError(f"{source}: more than {_MAX_MODULES} modules. Use a file from a source that you trust.")
         for name, item in record.items():
             if isinstance(item, Tensor):
                 found[prefix + name] = item
@@ -99,7 +101,7 @@ def script_state(value: Any, source: str) -> dict[str, Tensor]:
     try:
         walk(value, "")
     except RecursionError:
-        raise UserError(f"{source}: modules nested too deeply") from None
+        raise UserError(f"{source}: modules nested too deeply. Use a file from a source that you trust.") from None
     return found
 
 
@@ -111,13 +113,18 @@ class _Archive:
         try:
             self.file = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path}: damaged or truncated ({error})") from error
+            raise UserError(f"{path}: damaged or truncated ({error}). Copy or download the file again.") from error
         unpacked, packed = sum(info.file_size for info in self.file.infolist()), path.stat().st_size
         if unpacked > _MAX_EXPANSION * packed:
-            raise UserError(f"{path}: would unpack from {packed} to {unpacked} bytes: refused")
+            raise UserError(
+                f"{path}: would unpack from {packed} to {unpacked} bytes: refused."
+                " Use a file from a source that you trust."
+            )
         pickles = [name for name in self.file.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if not pickles:
-            raise UserError(f"{path}: data.pkl is missing in the zip archive: not written by torch")
+            raise UserError(
+                f"{path}: data.pkl is missing in the zip archive: not written by torch. Use a checkpoint file."
+            )
         self.pickle = min(pickles, key=len)
         self.prefix = self.pickle.removesuffix("data.pkl")
         self._storages: dict[str, _Storage] = {}
@@ -128,7 +135,7 @@ class _Archive:
             self.memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         order = f"{self.prefix}byteorder"
         if order in self.file.namelist() and self._bytes(order) != b"little":
-            raise UserError(f"{self.path}: written by a big-endian machine")
+            raise UserError(f"{self.path}: written by a big-endian machine. Save it again on a little-endian machine.")
         unpickler = Unpickler(str(self.path), functions=_FUNCTIONS, records=RECORDS, storage=self._storage)
         return unpickler.load(io.BytesIO(self._bytes(self.pickle)))
 
@@ -136,7 +143,7 @@ class _Archive:
         try:
             return self.file.read(name)
         except (KeyError, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self.path}: {name} is missing or damaged") from error
+            raise UserError(f"{self.path}: {name} is missing or damaged. Copy or download the file again.") from error
 
     def _storage(self, persistent: Any) -> _Storage:
         dtype, key, count = _described(persistent, str(self.path))
@@ -151,9 +158,14 @@ class _Archive:
         try:
             info = self.file.getinfo(name)
         except KeyError:
-            raise UserError(f"{self.path}: {name} is missing: damaged or truncated") from None
+            raise UserError(
+                f"{self.path}: {name} is missing: damaged or truncated. Copy or download the file again."
+            ) from None
         if info.file_size != size:
-            raise UserError(f"{self.path}: {name} has {info.file_size} bytes, its tensor needs {size}: damaged")
+            raise UserError(
+                f"{self.path}: {name} has {info.file_size} bytes, its tensor needs {size}: damaged."
+                " Copy or download the file again."
+            )
         if not count:
             return torch.empty(0, dtype=dtype)
         if info.compress_type != zipfile.ZIP_STORED:
@@ -161,7 +173,9 @@ class _Archive:
         lengths = self.memory[info.header_offset + 26 : info.header_offset + 30]
         start = info.header_offset + 30 + sum(struct.unpack("<HH", lengths))
         if start + size > len(self.memory):
-            raise UserError(f"{self.path}: {name} ends after the end of the file: truncated")
+            raise UserError(
+                f"{self.path}: {name} ends after the end of the file: truncated. Copy or download the file again."
+            )
         if start % dtype.itemsize:
             return torch.frombuffer(bytearray(self.memory[start : start + size]), dtype=dtype)
         return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
@@ -180,37 +194,43 @@ def _read_stream(path: Path, stream: BinaryIO) -> Any:
     unpickler = Unpickler(str(path), functions=_FUNCTIONS, records=RECORDS, storage=storage)
     magic = unpickler.load(stream)
     if magic != _LEGACY_MAGIC:
-        raise UserError(f"{path}: a pickle, but not written by torch")
+        raise UserError(f"{path}: a pickle, but not written by torch. Use a checkpoint file.")
     unpickler.load(stream)  # protocol version
     system = unpickler.load(stream)
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise UserError(f"{path}: written by a big-endian machine")
+        raise UserError(f"{path}: written by a big-endian machine. Save it again on a little-endian machine.")
     value = unpickler.load(stream)
     for key in unpickler.load(stream):
         if key not in storages:
-            raise UserError(f"{path}: no tensor uses the storage {key!r}: damaged")
+            raise UserError(f"{path}: no tensor uses the storage {key!r}: damaged. Copy or download the file again.")
         target = storages.pop(key)
         head = stream.read(8)
         data = stream.read(target.count * target.dtype.itemsize)
         if head != struct.pack("<q", target.count) or len(data) != target.count * target.dtype.itemsize:
-            raise UserError(f"{path}: damaged or truncated in storage {key!r}")
+            raise UserError(f"{path}: damaged or truncated in storage {key!r}. Copy or download the file again.")
         target.values = torch.frombuffer(bytearray(data or bytes(8)), dtype=target.dtype)
     if storages:
-        raise UserError(f"{path}: the values of {len(storages)} storages are missing: damaged or truncated")
+        raise UserError(
+            f"{path}: the values of {len(storages)} storages are missing: damaged or truncated."
+            " Copy or download the file again."
+        )
     try:
         return _materialise(value)
     except RecursionError:
-        raise UserError(f"{path}: containers nested too deeply") from None
+        raise UserError(f"{path}: containers nested too deeply. Use a file from a source that you trust.") from None
 
 
 def _described(persistent: Any, source: str) -> tuple[torch.dtype, str, int]:
     """Return dtype, key and number of values of a persistent id ``("storage", type, key, device, count)``."""
     fits = isinstance(persistent, tuple) and len(persistent) >= 5 and persistent[0] == "storage"
     if not fits or not isinstance(persistent[4], int) or persistent[4] < 0:
-        raise UserError(f"{source}: a reference is not a storage")
+        raise UserError(f"{source}: a reference is not a storage. Copy or download the file again.")
     kind = str(persistent[1]).rsplit(".", 1)[-1]
     if not isinstance(persistent[1], Name) or kind not in _DTYPES:
-        raise UserError(f"{source}: a storage has the type {persistent[1]}, not one of {', '.join(_DTYPES)}")
+        raise UserError(
+            f"{source}: a storage has the type {persistent[1]}, not one of {', '.join(_DTYPES)}."
+            " Copy or download the file again."
+        )
     return _DTYPES[kind], str(persistent[2]), persistent[4]
 
 

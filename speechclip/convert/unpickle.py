@@ -75,7 +75,10 @@ class Unpickler:
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if count > _MAX_ITEMS:
-                    raise UserError(f"{self.source}: more than {_MAX_ITEMS} pickle operations")
+                    raise UserError(
+                        f"{self.source}: more than {_MAX_ITEMS} pickle operations."
+                        " Use a file from a source that you trust."
+                    )
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._step(opcode.name, argument)
@@ -87,7 +90,7 @@ class Unpickler:
             raise UserError(
                 f"{self.source}: damaged pickle ({type(error).__name__}: {error}). Give a file of torch."
             ) from error
-        raise UserError(f"{self.source}: damaged pickle (its end is missing)")
+        raise UserError(f"{self.source}: damaged pickle (its end is missing). Copy or download the file again.")
 
     def _step(self, name: str, argument: Any) -> None:
         """Execute one operation."""
@@ -100,7 +103,10 @@ class Unpickler:
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
         else:
-            raise UserError(f"{self.source}: needs the pickle operation {name}, which is refused")
+            raise UserError(
+                f"{self.source}: needs the pickle operation {name}, which is refused."
+                " Use a file from a source that you trust."
+            )
 
     def _since_mark(self) -> list[Any]:
         at = next((i for i in range(len(self._stack) - 1, -1, -1) if self._stack[i] is _MARK), None)
@@ -146,12 +152,18 @@ class Unpickler:
             try:
                 return self._functions[function](*arguments)
             except (TypeError, ValueError, KeyError, RuntimeError) as error:
-                raise UserError(f"{self.source}: {function} has arguments that do not fit ({error})") from error
+                raise UserError(
+                    f"{self.source}: {function} has arguments that do not fit ({error})."
+                    " Copy or download the file again."
+                ) from error
         if function.startswith(self._records):
             record = Record(function, arguments)
             record.update(named or {})
             return record
-        raise UserError(f"{self.source}: calls {function}, which is refused: only plain values are read")
+        raise UserError(
+            f"{self.source}: calls {function}, which is refused: only plain values are read."
+            " Use a file from a source that you trust."
+        )
 
     def _build(self) -> None:
         state = self._stack.pop()
@@ -161,7 +173,10 @@ class Unpickler:
         elif type(target) is dict and isinstance(state, dict):
             return  # attributes of an ordered dictionary; torch writes them for state dicts, and they hold no data
         else:
-            raise UserError(f"{self.source}: changes the state of a {type(target).__name__}, which is refused")
+            raise UserError(
+                f"{self.source}: changes the state of a {type(target).__name__}, which is refused."
+                " Use a file from a source that you trust."
+            )
 
     def _new(self, count: int) -> None:
         (*head,) = self._stack[-count:]

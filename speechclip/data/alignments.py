@@ -68,15 +68,23 @@ class LabelSpool:
             folders: the folder of each utterance. Labels of other utterances are left out.
         """
         self._file.seek(0)
+        paths = {folder: folder / name for folder in set(folders.values())}
         with ExitStack() as stack:
-            files = {}
-            for line in self._file:
-                folder = folders.get(line.partition(" ")[0])
-                if folder is None:
-                    continue
-                if folder not in files:
-                    files[folder] = stack.enter_context((folder / name).open("w", encoding="utf-8", newline="\n"))
-                files[folder].write(line)
+            files = {
+                folder: stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+                for folder, path in paths.items()
+            }
+            last, file = "", None
+            for line in self._file:  # the lines of an utterance follow each other
+                utterance = line.partition(" ")[0]
+                if utterance != last:
+                    folder = folders.get(utterance)
+                    last, file = utterance, None if folder is None else files[folder]
+                if file is not None:
+                    file.write(line)
+        for path in paths.values():
+            if not path.stat().st_size:
+                path.unlink()
 
 
 def timed_words(text: str, start: float, end: float) -> list[AlignedWord]:
@@ -89,6 +97,8 @@ def timed_words(text: str, start: float, end: float) -> list[AlignedWord]:
         start: in seconds.
         end: in seconds.
     """
+    if text.isalnum():
+        return [AlignedWord(text, start, end)]
     words = text.split()
     total = sum(map(len, words))
     found, done = [], 0

@@ -158,7 +158,7 @@ def _reading(source: Source, name: str) -> Iterator[tuple[str, BinaryIO, list[_P
             contents: Sequence[bytes | None] = find_parts(handle, size) or [None]
             yield name, handle, [_read_header(name, handle, item) for item in contents]
         except AudioProblem as problem:
-            raise UserError(f"{name}: {problem}") from problem
+            raise UserError(f"{name}: {problem}. Check the path.") from problem
 
 
 def _read_header(name: str, handle: BinaryIO, content: bytes | None) -> _Part:

@@ -141,7 +141,7 @@ class ConditionedSource(WaveSource):
         super().__init__(interference.data)
         self.interference, self.condition = interference, condition
         if condition.kind == c.SPEED and condition.value:
-            self.lengths = self.lengths / condition.value
+            self.lengths, self.samples = self.lengths / condition.value, self.samples / condition.value
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
         """Read utterances. See :class:`speechclip.data.dataset.SpeechSource`."""

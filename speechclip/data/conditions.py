@@ -54,7 +54,7 @@ class Condition:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the condition adds a noise at an SNR."""
+        """True if the condition adds a noise at an SNR."""
         return self.value is not None and self.kind != SPEED
 
 

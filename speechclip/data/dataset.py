@@ -19,6 +19,7 @@ from speechclip.data.audio import load_audio, num_samples
 from speechclip.data.embeddings import load_embeddings
 from speechclip.data.features import INDEX, FeatureStore
 from speechclip.data.kaldi import DataDir
+from speechclip.data.regions import RegionStore, load_regions
 
 
 class Batch(NamedTuple):
@@ -133,6 +134,9 @@ class WaveSource:
     Args:
         data: the data directory.
 
+    Attributes:
+        samples: [N], samples of each utterance at 16 kHz.
+
     Raises:
         UserError: an audio file is missing or cannot be read.
     """
@@ -140,7 +144,8 @@ class WaveSource:
     def __init__(self, data: DataDir) -> None:
         self.paths = [utterance.wav for utterance in data.utterances]
         # in whole frames, like those of a store, so that both give the same batches
-        self.lengths = np.round(np.array([num_samples(path) for path in self.paths]) / HOP) / FRAME_RATE
+        self.samples = np.array([num_samples(path) for path in self.paths])
+        self.lengths = np.round(self.samples / HOP) / FRAME_RATE
 
     def read(self, index: int, crop: Crop | None = None) -> np.ndarray:
         """Return the waveform of one utterance, [n]. The crop is in samples."""
@@ -178,7 +183,10 @@ def bucketed_batches(
         UserError: there are fewer utterances than ``batch_size``.
     """
     if len(lengths) < batch_size:
-        raise UserError(f"data.batch_size: {batch_size} is more than the {len(lengths)} training utterances")
+        raise UserError(
+            f"data.batch_size: {batch_size} is more than the {len(lengths)} training utterances."
+            " Choose a smaller batch."
+        )
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
     order = order[: len(order) // batch_size * batch_size]
@@ -256,6 +264,7 @@ class Split:
         utterance_image: [U], position of each utterance's image in ``image_ids``.
         texts: [M, J] float32, CLIP embeddings of captions, or None.
         text_utterance: [M], position of the utterance of each caption, or None.
+        regions: the regions of the images, in a split that is loaded with them.
     """
 
     data: DataDir
@@ -264,6 +273,7 @@ class Split:
     utterance_image: np.ndarray
     texts: np.ndarray | None
     text_utterance: np.ndarray | None
+    regions: RegionStore | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -271,13 +281,14 @@ class Split:
         return [utterance.id for utterance in self.data.utterances]
 
     @classmethod
-    def load(cls, data: str | Path, dump: str | Path, languages: Collection[str] = ()) -> Split:
+    def load(cls, data: str | Path, dump: str | Path, languages: Collection[str] = (), regions: str = "") -> Split:
         """Read a data directory and its embeddings.
 
         Args:
             data: the data directory.
             dump: folder of ``image_embeddings.npz`` and, optionally, ``text_embeddings.npz``.
             languages: keep the utterances in these languages only, with their images; empty for all.
+            regions: kind of the image regions that are loaded too; empty for none.
 
         Raises:
             MissingFileError: the image embeddings are missing, or the embeddings are of another data directory.
@@ -304,5 +315,9 @@ class Split:
             texts = texts if len(kept) == len(text_ids) else texts[kept]
             text_utterance = np.array([at[text_ids[number]] for number in kept], dtype=np.int64)
             if texts.shape[1] != images.shape[1]:
-                raise UserError(f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}")
-        return cls(directory, image_ids, images, utterance_image, texts, text_utterance)
+                raise UserError(
+                    f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}."
+                    " Extract both with one CLIP."
+                )
+        store = load_regions(dump, regions, image_ids) if regions else None
+        return cls(directory, image_ids, images, utterance_image, texts, text_utterance, store)

@@ -28,14 +28,14 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         _check_unpacked(Path(path))
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            raise UserError(f"{path}: not a readable .npz file")
+            raise UserError(f"{path}: not a readable .npz file. Save it with numpy.savez.")
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise MissingFileError(path) from None
     # zlib.error: a damaged compressed array; MemoryError: a header with an impossible shape
     except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a readable .npz file") from error
+        raise UserError(f"{path}: not a readable .npz file. Save it with numpy.savez.") from error
 
 
 def _check_unpacked(path: Path) -> None:
@@ -45,7 +45,7 @@ def _check_unpacked(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
     if unpacked > _MAX_RATIO * packed:
-        raise UserError(f"{path}: refused: {packed} bytes would unpack to {unpacked}")
+        raise UserError(f"{path}: refused: {packed} bytes would unpack to {unpacked}. Save it again uncompressed.")
 
 
 def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
@@ -65,17 +65,17 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     """
     arrays = read_arrays(path)
     if not {"ids", "embeddings"} <= arrays.keys():
-        raise UserError(f"{path}: needs the arrays ids and embeddings")
+        raise UserError(f"{path}: needs the arrays ids and embeddings. Save it with both.")
     if arrays["ids"].ndim != 1:
-        raise UserError(f"{path}: the ids are not a list")
+        raise UserError(f"{path}: the ids are not a list. Save it with an array of ids.")
     stored, table = [str(item) for item in arrays["ids"]], arrays["embeddings"]
     if table.dtype.kind not in "fiu":
-        raise UserError(f"{path}: the embeddings are not numbers")
+        raise UserError(f"{path}: the embeddings are not numbers. Save it with an array of numbers.")
     if table.ndim != 2 or len(stored) != len(table):
-        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}")
+        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}. Store a row for each id.")
     row_of = {item: row for row, item in enumerate(stored)}
     if len(row_of) != len(stored):
-        raise UserError(f"{path}: duplicate ids")
+        raise UserError(f"{path}: duplicate ids. Save each id once.")
     wanted = stored if ids is None else list(ids)
     missing = [item for item in wanted if item not in row_of]
     if missing:
@@ -86,7 +86,7 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     norms = row_norms(rows)
     if not np.isfinite(norms).all() or (norms == 0).any():
         bad = wanted[int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])]
-        raise UserError(f"{path}: the embedding of {bad} is zero or not finite")
+        raise UserError(f"{path}: the embedding of {bad} is zero or not finite. Remove or correct it.")
     rows /= norms  # in place: a million rows are two gigabytes
     return wanted, rows
 

@@ -67,9 +67,9 @@ class FeatureWriter:
         replace: bool = False,
     ) -> None:
         if dtype not in DTYPES:
-            raise UserError(f"feature dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
+            raise UserError(f"feature dtype {dtype!r} is not known (known: {', '.join(DTYPES)}). Choose a known one.")
         if not layers:
-            raise UserError("no layers to store")
+            raise UserError("no layers to store. Name at least one layer.")
         self.directory = Path(directory)
         self._metadata = make_metadata(encoder, layers)
         self._layers = len(layers)
@@ -105,17 +105,24 @@ class FeatureWriter:
         tensor = torch.as_tensor(np.asarray(array) if not isinstance(array, torch.Tensor) else array).detach()
         where = f"{self.directory}: utterance {utt_id!r}"
         if utt_id in self._index or utt_id in self._pending:
-            raise UserError(f"{where}: features were added before")
+            raise UserError(f"{where}: features were added before. Add each utterance once.")
         if tensor.ndim != 3 or tensor.shape[0] != self._layers or not tensor.shape[1]:
-            raise UserError(f"{where}: features of shape {tuple(tensor.shape)}, not [{self._layers}, frames, width]")
+            raise UserError(
+                f"{where}: features of shape {tuple(tensor.shape)}, not [{self._layers}, frames, width]."
+                " Add all layers of the store."
+            )
         if self._dim is None:
             self._dim = tensor.shape[2]
         if tensor.shape[2] != self._dim:
-            raise UserError(f"{where}: features of width {tensor.shape[2]} in a store of width {self._dim}")
+            raise UserError(
+                f"{where}: features of width {tensor.shape[2]} in a store of width {self._dim}."
+                " Extract all features with one encoder."
+            )
         tensor = tensor.to(device="cpu", dtype=self._dtype, copy=True).contiguous()
         if not all(bound.isfinite() for bound in tensor.aminmax()):  # NaN propagates; much faster than isfinite().all()
             raise UserError(
-                f"{where}: features are NaN or beyond the range of {str(self._dtype).removeprefix('torch.')}"
+                f"{where}: features are NaN or beyond the range of {str(self._dtype).removeprefix('torch.')}."
+                " Use dtype float32."
             )
         self._pending[utt_id] = tensor
         self._pending_bytes += tensor.nbytes
@@ -140,7 +147,7 @@ class FeatureWriter:
         if self._job is not None:
             return
         if not self._index:
-            raise UserError(f"{self.directory}: no features to store")
+            raise UserError(f"{self.directory}: no features to store. Check the data directory.")
         write_table(self.directory / INDEX, self._index)
 
     def __enter__(self) -> FeatureWriter:
@@ -212,6 +219,11 @@ class FeatureWriter:
         self._pending, self._pending_bytes = {}, 0
 
 
+def feature_folder(dump: str | os.PathLike[str], part: str) -> Path:
+    """Return the folder of the stored features of a part of the speech encoder (``model.speech_encoder.part``)."""
+    return Path(dump) if part == "all" else Path(dump) / part
+
+
 def write_index(directory: Path, ids: Sequence[str]) -> None:
     """Write the index of a store that several writers have filled.
 
@@ -270,7 +282,10 @@ class FeatureStore:
             shard, _, frames = value.rpartition(" ")
             count = parse_count(frames)
             if not shard or shard != os.path.basename(shard) or count is None:
-                raise UserError(f"{self.directory / INDEX}: {utt_id!r}: not a shard and a number of frames: {value}")
+                raise UserError(
+                    f"{self.directory / INDEX}: {utt_id!r}: not a shard and a number of frames: {value}."
+                    " Extract the features again."
+                )
             self._shard_of[utt_id] = shard
             self.num_frames[utt_id] = count
         self._check_shards()
@@ -298,7 +313,9 @@ class FeatureStore:
             UserError: the store does not have the utterance.
         """
         if utt_id not in self._shard_of:
-            raise UserError(f"{self.directory / INDEX}: no features of utterance {utt_id!r}")
+            raise UserError(
+                f"{self.directory / INDEX}: no features of utterance {utt_id!r}. Extract the features again."
+            )
         handle = self._handle(self._shard_of[utt_id])
         features: torch.Tensor = handle.get_slice(utt_id)[rows, start:stop]
         return features.clone(memory_format=torch.contiguous_format)
@@ -324,7 +341,9 @@ class FeatureStore:
             try:
                 self._handles[shard] = safe_open(os.fspath(path), framework="pt")
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: truncated or corrupt features ({error})") from error
+                raise UserError(
+                    f"{path}: truncated or corrupt features ({error}). Extract the features again."
+                ) from error
         return self._handles[shard]
 
     def _check_shards(self) -> None:
@@ -342,4 +361,6 @@ class FeatureStore:
             expected = (len(self.layers), self.num_frames[utt_id], self.dim)
             if shape != expected:
                 found = "is missing" if shape is None else f"has shape {list(shape)}, not {list(expected)}"
-                raise UserError(f"{self.directory / name}: utterance {utt_id!r} {found} (see {INDEX})")
+                raise UserError(
+                    f"{self.directory / name}: utterance {utt_id!r} {found} (see {INDEX}). Extract the features again."
+                )

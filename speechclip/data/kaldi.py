@@ -15,16 +15,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechclip.common.errors import MissingFileError, UserError, writing
-from speechclip.common.files import replace_file
+from speechclip.common.files import replacing
 
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
 CLIP_TABLE = "text_clip"
 LANGUAGE_TABLE = "utt2lang"
+#: Fitting keywords of some utterances, for keyword spotting: an id and words on each line. It is not validated.
+KEYWORD_TABLE = "utt2keywords"
 #: Optional tables with a value for every utterance.
 OPTIONAL_TABLES = (CLIP_TABLE, LANGUAGE_TABLE)
 #: Tables that change what an utterance is, with the reason. An utterance here is a whole recording, all channels mixed.
@@ -160,17 +162,15 @@ def write_table(path: StrPath, mapping: Mapping[str, str]) -> None:
             break).
     """
     path = Path(path)
-    lines = []
-    for key in sorted(mapping):
-        problem = key_problem(key) or value_problem(mapping[key])
-        if problem:
-            raise UserError(f"{path}: {key!r}: {problem}")
-        lines.append(f"{key} {mapping[key]}\n")
-    try:
-        data = "".join(lines).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: cannot be written as UTF-8 ({error.reason})") from error
-    replace_file(path, data)
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for key in sorted(mapping):
+            problem = key_problem(key) or value_problem(mapping[key])
+            if problem:
+                raise UserError(f"{path}: {key!r}: {problem}. Rename it.")
+            try:
+                file.write(f"{key} {mapping[key]}\n")
+            except UnicodeEncodeError as error:
+                raise UserError(f"{path}: cannot be written as UTF-8 ({error.reason}). Rename it.") from error
 
 
 def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> None:
@@ -190,14 +190,19 @@ def write_data_dir(path: StrPath, utterances: Iterable[Utterance], images: Mappi
             command instead of a path, an utterance without language next to one with a language, or an id or caption
             that the tables cannot hold.
     """
-    path = Path(path)
-    tables = _tables(path, utterances, images)
+    path, utterances = Path(path), sorted(utterances, key=lambda item: item.id)
+    _check_utterances(path, utterances, images)
     part = path.with_name(f".{path.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
-        for name, table in tables.items():
-            with writing(path / name):
-                write_table(part / name, table)
+        for name in (
+            *TABLES,
+            *OPTIONAL_TABLES,
+        ):  # one table at a time: together they take more memory than all utterances
+            table = _table(name, utterances, images)
+            if table is not None:
+                with writing(path / name):
+                    write_table(part / name, table)
         move_into_place(part, path, replaces=OPTIONAL_TABLES)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -258,40 +263,57 @@ def is_command(value: str) -> bool:
     return value.endswith("|") or value.startswith(("|", "<"))
 
 
-def _tables(path: Path, utterances: Iterable[Utterance], images: Mapping[str, StrPath]) -> dict[str, dict[str, str]]:
-    """Return the tables of ``utterances``, after checking them against each other."""
-    tables: dict[str, dict[str, str]] = {name: {} for name in (*TABLES, *OPTIONAL_TABLES)}
-    by_speaker: dict[str, list[str]] = {}
-    for utterance in sorted(utterances, key=lambda item: item.id):
-        if utterance.id in tables["wav.scp"]:
-            raise UserError(f"{path}: duplicate utterance id {utterance.id!r}")
+def _check_utterances(path: Path, utterances: Sequence[Utterance], images: Mapping[str, StrPath]) -> None:
+    """Check utterances, sorted by id, and images against each other. UserError as in :func:`write_data_dir`."""
+    last, used = None, set()
+    for utterance in utterances:
+        if utterance.id == last:
+            raise UserError(f"{path}: duplicate utterance id {utterance.id!r}. Rename one of them.")
         if utterance.image_id not in images:
-            raise UserError(f"{path}: utterance {utterance.id!r}: its image {utterance.image_id!r} is not given")
-        tables["wav.scp"][utterance.id] = os.fspath(utterance.wav)
-        tables["text"][utterance.id] = utterance.text
-        tables[CLIP_TABLE][utterance.id] = utterance.clip_text
-        tables[LANGUAGE_TABLE][utterance.id] = utterance.language
-        tables["utt2spk"][utterance.id] = utterance.speaker
-        tables["utt2img"][utterance.id] = utterance.image_id
-        by_speaker.setdefault(utterance.speaker, []).append(utterance.id)
-    if tables[CLIP_TABLE] == tables["text"]:
-        del tables[CLIP_TABLE]
-    if not any(tables[LANGUAGE_TABLE].values()):
-        del tables[LANGUAGE_TABLE]
-    tables["spk2utt"] = {speaker: " ".join(ids) for speaker, ids in by_speaker.items()}
-    tables["img.scp"] = {key: os.fspath(value) for key, value in images.items()}
-    for key in sorted(set(images) - set(tables["utt2img"].values())):
-        raise UserError(f"{path}: image {key!r} has no utterance")
+            raise UserError(
+                f"{path}: utterance {utterance.id!r}: its image {utterance.image_id!r} is not given."
+                " Add the image, or remove the utterance."
+            )
+        last = utterance.id
+        used.add(utterance.image_id)
+    for key in sorted(set(images) - used):
+        raise UserError(f"{path}: image {key!r} has no utterance. Add one, or remove the image.")
     for name in ("wav.scp", "img.scp"):
-        for key, value in tables[name].items():
+        for key, value in (_table(name, utterances, images) or {}).items():
             if is_command(value):
-                raise UserError(f"{path / name}: {key!r}: a command, not a path: {value}")
+                raise UserError(
+                    f"{path / name}: {key!r}: a command, not a path: {value}."
+                    " Write the output of the command to a file, and give its path."
+                )
     for name in _ID_TABLES:
-        for key, value in tables.get(name, {}).items():
+        for key, value in (_table(name, utterances, images) or {}).items():
             problem = "no language" if name == LANGUAGE_TABLE and not value else key_problem(value)
             if problem:
                 raise UserError(f"{path / name}: {key!r}: {value!r}: {problem}")
-    return tables
+
+
+def _table(name: str, utterances: Sequence[Utterance], images: Mapping[str, StrPath]) -> dict[str, str] | None:
+    """Return one table. None for an optional table that is not needed."""
+    if name == "img.scp":
+        return {key: os.fspath(value) for key, value in images.items()}
+    if name == "spk2utt":
+        by_speaker: dict[str, list[str]] = {}
+        for utterance in utterances:
+            by_speaker.setdefault(utterance.speaker, []).append(utterance.id)
+        return {speaker: " ".join(ids) for speaker, ids in by_speaker.items()}
+    if name == CLIP_TABLE and all(item.clip_text == item.text for item in utterances):
+        return None
+    if name == LANGUAGE_TABLE and not any(item.language for item in utterances):
+        return None
+    values: dict[str, Callable[[Utterance], str]] = {
+        "wav.scp": lambda item: os.fspath(item.wav),
+        "text": lambda item: item.text,
+        CLIP_TABLE: lambda item: item.clip_text,
+        LANGUAGE_TABLE: lambda item: item.language,
+        "utt2spk": lambda item: item.speaker,
+        "utt2img": lambda item: item.image_id,
+    }
+    return {utterance.id: values[name](utterance) for utterance in utterances}
 
 
 def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:

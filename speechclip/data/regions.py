@@ -18,6 +18,7 @@ from speechclip.common.errors import MissingFileError, UserError
 from speechclip.data.features import INDEX, FeatureStore, FeatureWriter
 
 FOLDER = "regions"  # next to the embeddings of a split
+CLIP_KIND = "clip"
 BOX = 4  # x1, y1, x2, y2
 _OUTSIDE = 1e-2  # detectors exceed the picture a little
 
@@ -25,7 +26,7 @@ _OUTSIDE = 1e-2  # detectors exceed the picture a little
 ROW_NAMES = {
     "butd": "FaST-VGS (BUTD-36)",
     "frcnn": "FaST-style (TV-FRCNN)",
-    "clip": "FaST-style (CLIP patches)",
+    CLIP_KIND: "FaST-style (CLIP patches)",
 }
 
 
@@ -55,6 +56,10 @@ class RegionWriter(FeatureWriter):
         self, directory: str | Path, source: Mapping[str, str], dtype: str = "float16", **options: Any
     ) -> None:
         super().__init__(directory, encoder=source, layers=[0], dtype=dtype, **options)
+
+    def __enter__(self) -> RegionWriter:
+        """Return the writer itself."""
+        return self
 
     def add_image(self, image_id: str, regions: Regions) -> None:
         """Add the regions of an image.
@@ -124,6 +129,25 @@ class RegionStore:
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise MissingFileError(self.directory / INDEX, f"no regions of image {missing[0]!r}{more}")
+
+
+def region_folder(dump: str | Path, kind: str) -> Path:
+    """Return the folder of the regions of a kind, next to the embeddings of a split."""
+    return Path(dump) / (FOLDER if kind == CLIP_KIND else f"{FOLDER}_{kind}")
+
+
+def load_regions(dump: str | Path, kind: str, image_ids: Sequence[str]) -> RegionStore:
+    """Open the regions of a kind for the images of a split.
+
+    Raises:
+        MissingFileError: the store or the regions of an image are missing.
+        UserError: the store is damaged, or it holds regions of another kind.
+    """
+    store = RegionStore(region_folder(dump, kind))
+    if store.source.get("kind") != kind:
+        raise UserError(f"{store.directory}: regions of kind {store.source.get('kind')!r}, not {kind!r}")
+    store.check_images(image_ids)
+    return store
 
 
 def grid_boxes(rows: int, columns: int) -> Tensor:

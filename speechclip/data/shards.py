@@ -69,18 +69,23 @@ def read_header(path: Path) -> Shard:
         shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
         dtypes = {entry["dtype"] for entry in header.values()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: truncated or corrupt features (no readable header)") from error
+        raise UserError(
+            f"{path}: truncated or corrupt features (no readable header). Extract the features again."
+        ) from error
     if size != end:
-        raise UserError(f"{path}: truncated or corrupt features ({size} of {end} bytes)")
+        raise UserError(f"{path}: truncated or corrupt features ({size} of {end} bytes). Extract the features again.")
     if metadata.get("format") != FORMAT or not shapes or any(len(shape) != 3 for shape in shapes.values()):
-        raise UserError(f"{path}: not a shard of features")
+        raise UserError(f"{path}: not a shard of features. Extract the features again.")
     return Shard(metadata, shapes, dtypes)
 
 
 def dtype_of(path: Path, shard: Shard) -> torch.dtype:
     """Return the dtype of a shard. UserError if it has several or another one."""
     if len(shard.dtypes) != 1 or not shard.dtypes <= _DTYPE_CODES.keys():
-        raise UserError(f"{path}: features of dtype {', '.join(sorted(shard.dtypes))}, not one of {', '.join(DTYPES)}")
+        raise UserError(
+            f"{path}: features of dtype {', '.join(sorted(shard.dtypes))}, not one of {', '.join(DTYPES)}."
+            " Extract the features again."
+        )
     return _DTYPE_CODES[next(iter(shard.dtypes))]
 
 

@@ -58,21 +58,23 @@ class Vocabulary:
         except FileNotFoundError:
             raise MissingFileError(path) from None
         except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8") from None
+            raise UserError(f"{path}: not UTF-8. Extract the CLIP embeddings again.") from None
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
             parts = line.split("\t")
             token, count = (parse_count(part) for part in parts[:2]) if len(parts) == 3 else (None, None)
             if token is None or count is None:
-                raise UserError(f"{path}: line {number}: expected id, count and subword, separated by tabs")
+                raise UserError(
+                    f"{path}: line {number}: expected id, count and subword, separated by tabs. Correct the line."
+                )
             ids.append(token)
             counts.append(count)
             subwords.append(parts[2])
         if len(set(ids)) != len(ids):
-            raise UserError(f"{path}: an id occurs twice")
+            raise UserError(f"{path}: an id occurs twice. Extract the CLIP embeddings again.")
         if not ids:
-            raise UserError(f"{path}: empty")
+            raise UserError(f"{path}: empty. Extract the CLIP embeddings again.")
         return cls(tuple(ids), tuple(counts), tuple(subwords))
 
     def save(self, path: str | Path) -> None:

@@ -27,6 +27,7 @@ from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.recognizers.base import Recognizer
 from speechclip.model.recognizers.ctc import CtcRecognizer
 
+PAIRED_SCORES = ("R@1", "R@10")
 TEXT_HEAD = "text_head"  # the folder of a text head in its experiment folder
 
 
@@ -102,7 +103,7 @@ def condition_report(
         conditions: all conditions.
     Returns:
         "conditions": the scores by condition.
-        "paired": for a head, by system of the same seed, the paired tests of :func:`paired_conditions`.
+        "paired": for a head, by system of the same seed, the R@1 and R@10 of :func:`paired_conditions`.
         "overtakes": for a head, by system and noise, the SNR of :func:`overtakes` for R@1.
     """
     mine = scores[system.name]
@@ -111,7 +112,13 @@ def condition_report(
         return report
     kinds = list(dict.fromkeys(condition.kind for condition in conditions if condition.is_noise))
     compared = [other for other in others if _comparable(system, other)]
-    report["paired"] = {Path(o.name).name: paired_conditions(mine, scores[o.name]) for o in compared}
+    report["paired"] = {
+        Path(o.name).name: {
+            name: {score: tests[score] for score in PAIRED_SCORES}
+            for name, tests in paired_conditions(mine, scores[o.name]).items()
+        }
+        for o in compared
+    }
     report["overtakes"] = {
         Path(o.name).name: {kind: overtakes(mine.conditions, scores[o.name].conditions, kind) for kind in kinds}
         for o in compared

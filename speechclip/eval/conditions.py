@@ -13,12 +13,13 @@ from torch import nn
 
 from speechclip.data.conditioned import ConditionedSource, Interference
 from speechclip.data.conditions import CLEAN, HELD_OUT, Condition
-from speechclip.data.dataset import Batch, Split, evaluation_batches, read_batches
+from speechclip.data.dataset import Batch, Split, read_batches
 from speechclip.eval.ranking import Ints, first_hit_ranks
 from speechclip.eval.retrieval import evaluate
 from speechclip.eval.significance import paired_test
 from speechclip.eval.transcripts import wer_report
 from speechclip.features.clip import encode_captions
+from speechclip.features.speech import batches_by_seconds
 from speechclip.model.encoders.base import SpeechEncoder
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.network import SpeechNetwork
@@ -95,18 +96,18 @@ class ConditionScorer:
         encoders: the speech encoders by key. Each runs once per batch, for all of its systems.
         clip: CLIP with its text tower; needed for recognisers.
         unseen: True for the utterances of speakers that training has not heard, [U].
-        batch_size: utterances at a time.
+        batch_seconds: the longest batch, with padding. With that of the feature store, clean speech has its states.
         n_bootstrap: number of resamples; 0 for no intervals.
     """
 
     def __init__(
         self, split: Split, interference: Interference, systems: Sequence[System],
         encoders: Mapping[str, SpeechEncoder], clip: OpenClip | None, unseen: NDArray[np.bool_], *,
-        batch_size: int = 32, n_bootstrap: int = 1000,
+        batch_seconds: float = 60.0, n_bootstrap: int = 1000,
     ) -> None:  # fmt: skip
         self.split, self.interference, self.systems = split, interference, systems
         self.encoders, self.clip, self.unseen = encoders, clip, unseen
-        self.batch_size, self.n_bootstrap = batch_size, n_bootstrap
+        self.batch_seconds, self.n_bootstrap = batch_seconds, n_bootstrap
         self.scores = {system.name: SystemScores() for system in systems}
         self._clean: tuple[dict[str, Floats], dict[str, list[str]]] | None = None
 
@@ -156,7 +157,7 @@ class ConditionScorer:
         count = len(source.lengths)
         rows: dict[str, Floats] = {}
         heard: dict[int, list[str]] = {id(s.recognizer): [""] * count for s in self._recognizers}
-        for batch in read_batches(source, evaluation_batches(source.lengths, self.batch_size)):
+        for batch in read_batches(source, list(batches_by_seconds(source.samples, self.batch_seconds))):
             assert batch.waves is not None
             features = {key: encoder(batch.waves) for key, encoder in self.encoders.items()}
             stored = {

@@ -58,7 +58,7 @@ def language_report(
         if text_rows is not None and len(kept):
             written = {"texts": text_rows[kept], "text_utterances": np.searchsorted(mine, of_text[kept])}
             if captions is not None:
-                written["captions"] = [captions[at] for at in kept]
+                written["captions"] = [captions[int(at)] for at in kept]
         each[name] = retrieval_report(rows[mine], owner[mine], images, **written, n_bootstrap=n_bootstrap)
     pairs = [(first, second) for first in names for second in names if first != second]
     found = {

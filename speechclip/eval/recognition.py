@@ -40,7 +40,7 @@ def recognition_report(
         embeddings: their embeddings in the joint space, [U, J].
         n_bootstrap: number of resamples; 0 for no intervals.
     Returns:
-        :func:`speechclip.eval.retrieval.retrieval_report` with the transcripts in the place of the speech, and
+        :func:`speechclip.eval.retrieval.retrieval_report` with the transcripts instead of the speech, and
         "recognition" with :func:`speechclip.eval.transcripts.wer_report`.
         the rank and the image of every query, by direction.
     """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,20 @@ from speechclip.common.provenance import provenance
 from speechclip.config import AugmentConfig, Config, load, to_dict
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
 from speechclip.data.embeddings import embeddings_source
+from speechclip.data.features import feature_folder
+from speechclip.data.regions import FOLDER as REGIONS
+from speechclip.data.regions import ROW_NAMES, RegionStore
+from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.gold import Word, count_utterances
 from speechclip.eval.neighbours import Subwords
+from speechclip.eval.ranking import Ints
+from speechclip.eval.second_stage import SECTION, Counted, add_second_stage
 from speechclip.eval.stopwords import stop_word_ids
 from speechclip.model.encoders.tokenizers import add_special_tokens, join_subwords
+from speechclip.model.heads.fast_vgs import check_regions, region_kind
+from speechclip.model.inference import embed_towers, pair_scores
 from speechclip.model.network import SpeechNetwork, reduced_subword_embeddings
+from speechclip.model.reranking import encode_candidates, reranker_of, score_candidates
 
 
 def load_for_scoring(
@@ -45,23 +55,32 @@ def load_for_scoring(
     folder, config, origin = read_checkpoint(checkpoint, strict=True)
     if overrides:
         config = load([folder / SETTINGS], overrides)
-    stored = config.data.feats == "dump" and (Path(dump) / "feats.scp").is_file()
+    features = feature_folder(dump, config.model.speech_encoder.part)
+    stored = config.data.feats == "dump" and (features / "feats.scp").is_file()
     model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
-    split = Split.load(data, dump, config.eval.languages)
-    if split.images.shape[1] != model.dimensions.joint:
+    kind = region_kind(config.model)
+    split = Split.load(data, dump, config.eval.languages, kind)
+    check_regions(config.model, split.regions)
+    if split.regions is not None:
+        _check_same_regions(split.regions, origin, checkpoint)
+    elif split.images.shape[1] != model.dimensions.joint:
         raise UserError(
             f"{dump}/image_embeddings.npz: {split.images.shape[1]} dimensions, {checkpoint} has "
             f"{model.dimensions.joint}. Use embeddings of the CLIP model that the checkpoint was trained with."
         )
     embedded_by = embeddings_source(Path(dump) / "image_embeddings.npz").get("weights")
-    if embedded_by and embedded_by != origin.get("encoders", {}).get("clip", {}).get("weights", embedded_by):
+    if (
+        not kind
+        and embedded_by
+        and embedded_by != origin.get("encoders", {}).get("clip", {}).get("weights", embedded_by)
+    ):
         raise UserError(
             f"{dump}/image_embeddings.npz: embedded with another CLIP than {checkpoint} was trained with. "
             "Extract the embeddings again."
         )
     if not stored:
         return model, config, split, WaveSource(split.data)
-    source = StoreSource(dump, split.ids, config.model.speech_encoder.layers)
+    source = StoreSource(features, split.ids, config.model.speech_encoder.layers)
     if (source.dim, source.num_states) != (model.dimensions.speech, model.dimensions.states):
         raise UserError(
             f"{dump}/feats.scp: {source.num_states} states of {source.dim} dimensions, {checkpoint} needs "
@@ -75,6 +94,83 @@ def load_for_scoring(
                 f"({key} differs). Extract the features again."
             )
     return model, config, split, source
+
+
+def rerank(
+    report: dict[str, Any], ranks: dict[str, Any], model: SpeechNetwork, speech: np.ndarray, split: Split,
+    source: SpeechSource, config: Config, *, data: str, dump: str, reranker: str = "",
+) -> None:  # fmt: skip
+    """Add the scores after reranking to a report: see :func:`speechclip.eval.second_stage.add_second_stage`.
+
+    Args:
+        report, ranks: of the coarse scores; they are changed.
+        model: the scored network. Without ``reranker`` it has one itself.
+        speech: [U, J], its embeddings of the utterances.
+        split, source: see :func:`load_for_scoring`.
+        config: ``eval.top_k`` is K.
+        data, dump: see :func:`load_for_scoring`.
+        reranker: run folder or checkpoint of a reranker.
+
+    Raises:
+        UserError: the checkpoint has no reranker, or the regions of an image are missing or of another width.
+    """
+    name = config.model.head.name
+    if reranker:
+        folder = Path(reranker) / "best" if (Path(reranker) / "best").is_dir() else Path(reranker)
+        model, its, _, source = load_for_scoring(str(folder), data, dump)
+        name = f"{name} + {its.model.head.name}"
+        reranker_of(model, str(folder))
+        report_of = {"checkpoint": str(folder)}
+    else:
+        report_of = {}
+    store, settings = RegionStore(Path(dump) / REGIONS), model.config.head.reranker
+    store.check_images(split.image_ids)
+    if store.width != settings.region_features:
+        raise UserError(
+            f"{store.directory}: features of width {store.width}, but the reranker reads {settings.region_features}. "
+            "Extract the regions with the CLIP that it was trained with."
+        )
+    found = encode_candidates(model, source, store, split.image_ids, split.images, config.data.eval_batch_size)
+    add_second_stage(
+        report, ranks, lambda: speech @ split.images.T, split.utterance_image, config.eval.top_k,
+        lambda pairs: score_candidates(model, found, pairs, settings.block), name=name,
+        n_bootstrap=config.eval.bootstrap,
+    )  # fmt: skip
+    report[SECTION] |= report_of
+
+
+def _check_same_regions(store: RegionStore, origin: dict[str, Any], checkpoint: str) -> None:
+    """Raise UserError if regions are of another model than those that a checkpoint was trained with."""
+    trained, found = origin.get("encoders", {}).get("regions", {}).get("weights"), store.source.get("weights")
+    if trained and found and trained != found:
+        raise UserError(
+            f"{store.directory}: made with another model than {checkpoint} was trained with. Extract the regions again."
+        )
+
+
+def score_towers(model: SpeechNetwork, split: Split, source: SpeechSource, config: Config) -> TowerScores:
+    """Score a fast_vgs head: coarse rows by dot products, and coarse-to-fine rows for the best ``eval.top_k``.
+
+    Args:
+        model: the network.
+        split: with regions.
+        source: its speech.
+        config: settings of the evaluation.
+    """
+    assert split.regions is not None
+    settings = config.model.head.fast_vgs
+    towers = embed_towers(model, source, split.regions, split.image_ids, config.data.eval_batch_size)
+    started = time.perf_counter()
+    coarse = towers.coarse()
+    counted = Counted(lambda pairs: pair_scores(model, towers, pairs, settings.block))
+    seconds = time.perf_counter() - started
+    report, ranks = two_stage_report(
+        coarse, split.utterance_image, config.eval.top_k, counted, config.eval.bootstrap
+    )  # fmt: skip
+    section = report[SECTION]
+    section["name"] = f"{ROW_NAMES[settings.regions]}, coarse to fine"
+    section["cost"] = counted.cost(section, seconds)
+    return TowerScores(report, ranks, towers.speech.numpy())
 
 
 def settings_fingerprint(config: Config) -> str:
@@ -95,7 +191,17 @@ def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, A
     """
     _, _, trained = read_checkpoint(checkpoint)
     now = provenance(command=None, seed=trained["seed"], data=[Path(data)])
-    keys = ("command", "recipe_command", "commit", "trained", "total", "train_seconds", "step", "dev_mean_R@10")
+    keys = (
+        "command",
+        "recipe_command",
+        "commit",
+        "trained",
+        "total",
+        "train_seconds",
+        "step",
+        "dev_mean_R@10",
+        "dev_mean_R@1",
+    )
     training = {key: trained[key] for key in keys if key in trained}
     named: dict[str, str] = {"head": config.model.head.name}
     if "converted_from" in trained:  # a published checkpoint: the name of its folder is arbitrary
@@ -107,6 +213,14 @@ def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, A
         **now, **named, **scored, "settings": settings_fingerprint(config), "checkpoint": checkpoint,
         "training": training,
     }  # fmt: skip
+
+
+class TowerScores(NamedTuple):
+    """Report and ranks as of :func:`speechclip.eval.coarse_to_fine.two_stage_report`, and the embeddings [U, d]."""
+
+    report: dict[str, Any]
+    ranks: dict[str, tuple[Ints, Ints]]
+    speech: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def extract_features(
     if max(layers) >= encoder.num_states:
         raise UserError(
             f"model.speech_encoder.layers: {max(layers)}; {encoder.description['path']} has states 0 to "
-            f"{encoder.num_states - 1}"
+            f"{encoder.num_states - 1}."
+            " Choose from these."
         )
     device = pick_device()
     encoder.to(device)

@@ -13,91 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_EPSILON = 1e-12  # of every LayerNorm
-_INIT_STD = 0.02  # of every Linear, as in BERT
-
-
-def init_bert(module: nn.Module) -> None:
-    """Initialise one module as BERT does: Linear from N(0, 0.02) with zero bias, LayerNorm with ones and zeros."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=_INIT_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
-class BareAttention(nn.Module):
-    """Multi-head attention without an output projection.
-
-    Args:
-        dim: d, width of both sequences.
-        heads: number of attention heads.
-        dropout: probability of dropping an attention weight.
-    """
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.heads, self.dropout = heads, dropout
-
-    def split(self, projected: Tensor) -> Tensor:
-        """Return [N, T, d] as [N, heads, T, d / heads]."""
-        return projected.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
-
-    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of a sequence [N, T, d], each [N, heads, T, d / heads]."""
-        return self.split(self.query(tokens)), self.split(self.key(tokens)), self.split(self.value(tokens))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-        """Attend with split queries to split keys and values, each [N, heads, T, d / heads].
-
-        Args:
-            query: of the positions that attend.
-            key, value: of the context.
-            valid: [N, T] bool, True at the positions of the context that count; None for all.
-
-        Returns:
-            [N, T, d].
-        """
-        mask = None if valid is None else valid[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
-
-    def forward(self, tokens: Tensor, context: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Attend from ``tokens`` [N, T, d] to ``context`` [N, S, d] with its mask ``valid`` [N, S]."""
-        key, value = self.split(self.key(context)), self.split(self.value(context))
-        return self.attend(self.split(self.query(tokens)), key, value, valid)
-
-
-class Residual(nn.Module):
-    """Linear, dropout, addition of the input, LayerNorm."""
-
-    def __init__(self, inner: int, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(inner, dim)
-        self.norm = nn.LayerNorm(dim, eps=_EPSILON)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, inner: Tensor, tokens: Tensor) -> Tensor:
-        """Add the projection of ``inner`` [..., inner] to ``tokens`` [..., dim]."""
-        out: Tensor = self.norm(self.dropout(self.dense(inner)) + tokens)
-        return out
-
-
-class FeedForward(nn.Module):
-    """Linear, GELU, and a :class:`Residual`."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(dim, hidden)
-        self.output = Residual(hidden, dim, dropout)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Apply the block to tokens [..., dim]."""
-        out: Tensor = self.output(nn.functional.gelu(self.dense(tokens)), tokens)
-        return out
+from speechclip.model.bert import BareAttention, FeedForward, Residual, init_bert
 
 
 class CrossModalLayer(nn.Module):
@@ -196,14 +112,18 @@ class CrossModalScorer(nn.Module):
         Returns:
             [P].
         """
-        first = self.layers[0].cross_attend(speech, valid, regions)  # type: ignore[operator]
-        return self._finish(*first, valid)
+        layer = self.layers[0]
+        assert isinstance(layer, CrossModalLayer)
+        tokens, image = layer.cross_attend(speech, valid, regions)
+        return self._finish(tokens, image, valid)
 
     def score_grid(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
         """Score all pairs of A utterances and B images: [A, B]. See :meth:`score_pairs`."""
-        first = self.layers[0].cross_attend_grid(speech, valid, regions)  # type: ignore[operator]
+        layer = self.layers[0]
+        assert isinstance(layer, CrossModalLayer)
+        tokens, image = layer.cross_attend_grid(speech, valid, regions)
         every = valid[:, None].expand(-1, len(regions), -1).flatten(0, 1)
-        return self._finish(*first, every).view(len(speech), len(regions))
+        return self._finish(tokens, image, every).view(len(speech), len(regions))
 
     def _finish(self, speech: Tensor, image: Tensor, valid: Tensor) -> Tensor:
         """Return the scores from the output of the first cross-attention."""
@@ -247,6 +167,32 @@ def score_all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, reg
                 tiles.append(scorer.score_grid(*part))
         lines.append(torch.cat(tiles, dim=1))
     return torch.cat(lines)
+
+
+@torch.no_grad()
+def score_listed_pairs(
+    scorer: CrossModalScorer, speech: Tensor, valid: Tensor, regions: Tensor, pairs: Tensor, block: int
+) -> Tensor:
+    """Score some pairs in blocks, without gradients, as coarse-to-fine retrieval needs them.
+
+    Args:
+        scorer: the cross-modal layers.
+        speech: [A, T, d], on any device.
+        valid: [A, T] bool.
+        regions: [B, R, d], on any device.
+        pairs: [P, 2] int64, an utterance and an image each.
+        block: pairs that are scored at a time.
+
+    Returns:
+        [P] float32, on the CPU.
+    """
+    device = next(scorer.parameters()).device
+    scores = []
+    for part in pairs.split(block):
+        rows, columns = part[:, 0].to(speech.device), part[:, 1].to(regions.device)
+        inputs = (speech[rows], valid[rows], regions[columns])
+        scores.append(scorer.score_pairs(*(x.to(device) for x in inputs)).float().cpu())
+    return torch.cat(scores) if scores else torch.empty(0)
 
 
 def _tile(block: int, rows: int, columns: int) -> tuple[int, int]:

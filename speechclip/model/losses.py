@@ -1,4 +1,4 @@
-"""The masked contrastive loss (Shih et al. 2022)."""
+"""Contrastive losses: softmax (Shih et al. 2022), sigmoid (Zhai et al. 2023), margin (Peng and Harwath 2022)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from speechclip.config import LossConfig
 
 
 def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float) -> Tensor:
@@ -22,12 +24,68 @@ def masked_contrastive_loss(speech: Tensor, target: Tensor, groups: Tensor, scal
     """
     with torch.autocast(speech.device.type, enabled=False):  # in bfloat16 a logit of 14 has steps of 1/16
         logits = speech.float() @ target.float().T * scale
+    return masked_cross_entropy(logits, groups)
+
+
+def masked_cross_entropy(logits: Tensor, groups: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies over rows and columns. Two pairs of the same group are not negatives.
+
+    Args:
+        logits: [B, B]; the diagonal belongs together.
+        groups: [B] int, the image of each pair.
+    """
     same = groups[:, None] == groups[None, :]
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, float("-inf"))
     diagonal = torch.arange(len(logits), device=logits.device)
     cross_entropy = nn.functional.cross_entropy
     return (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
+
+
+def masked_sigmoid_loss(
+    speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float, bias: Tensor | float
+) -> Tensor:
+    """Return the sigmoid loss of a batch: every pair is a binary decision. Two pairs of the same group are left out.
+
+    Args:
+        speech: [B, D], L2-normalised.
+        target: [B, D], L2-normalised; row i belongs to row i of ``speech``.
+        groups: [B] int, the image of each pair.
+        scale: 1 / temperature.
+        bias: added to every scaled cosine.
+
+    Returns:
+        The sum of -log(sigmoid(z)) over the pairs, divided by B, a scalar. z is the logit of a true pair, and minus the
+        logit of any other pair.
+    """
+    with torch.autocast(speech.device.type, enabled=False):
+        logits = speech.float() @ target.float().T * scale + bias
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    same = (groups[:, None] == groups[None, :]) & ~own
+    losses = -nn.functional.logsigmoid(torch.where(own, logits, -logits))
+    return losses.masked_fill(same, 0.0).sum() / len(logits)
+
+
+def margin_loss(scores: Tensor, groups: Tensor, margin: float) -> Tensor:
+    """Return the cross-entropy over rows plus that over columns. A margin is subtracted from the diagonal.
+
+    Two pairs of the same group (image) are not negatives. This is the loss of FaST-VGS (Peng and Harwath, ICASSP 2022).
+
+    Args:
+        scores: [B, B], of utterance i and image j. Pairs on the diagonal match.
+        groups: [B] int, the image of each pair.
+        margin: makes matching pairs harder.
+
+    Returns:
+        The sum of the mean cross-entropies of both directions, a scalar.
+    """
+    scores = scores.float()
+    same = groups[:, None] == groups[None, :]
+    same.fill_diagonal_(False)
+    logits = scores - margin * torch.eye(len(scores), device=scores.device)
+    logits = logits.masked_fill(same, float("-inf"))
+    diagonal = torch.arange(len(scores), device=scores.device)
+    return nn.functional.cross_entropy(logits, diagonal) + nn.functional.cross_entropy(logits.T, diagonal)
 
 
 class ContrastiveLoss(nn.Module):
@@ -50,3 +108,28 @@ class ContrastiveLoss(nn.Module):
     def forward(self, speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
         """Compute :func:`masked_contrastive_loss`."""
         return masked_contrastive_loss(speech, target, groups, self.scale)
+
+
+class SigmoidLoss(ContrastiveLoss):
+    """:func:`masked_sigmoid_loss` with a fixed or learned temperature and bias.
+
+    Args:
+        temperature: tau at the start; 0.1 in SigLIP.
+        bias: of the logits at the start; -10 in SigLIP.
+        learn: train log(1 / tau) and the bias.
+    """
+
+    def __init__(self, temperature: float, bias: float, *, learn: bool) -> None:
+        super().__init__(temperature, learn=learn)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn)
+
+    def forward(self, speech: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+        """Compute :func:`masked_sigmoid_loss`."""
+        return masked_sigmoid_loss(speech, target, groups, self.scale, self.bias)
+
+
+def make_loss(config: LossConfig) -> ContrastiveLoss:
+    """Return the configured loss."""
+    if config.name == "sigmoid":
+        return SigmoidLoss(config.temperature, config.bias, learn=config.learn_temperature)
+    return ContrastiveLoss(config.temperature, learn=config.learn_temperature)

@@ -17,7 +17,7 @@ from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.heads.base import CASCADED, PARALLEL, Head, HeadInputs, HeadOutput, SpeechOutput
 from speechclip.model.heads.factory import has_keywords, make_head
 from speechclip.model.heads.weighted_sum import WeightedSum
-from speechclip.model.losses import ContrastiveLoss
+from speechclip.model.losses import ContrastiveLoss, make_loss
 
 ENCODER_PREFIX = "speech_encoder."  # of the names of the encoder's trained tensors
 
@@ -193,7 +193,13 @@ class SpeechNetwork(nn.Module):
         if output.keywords is not None:
             counts = output.keywords.mask.sum(dim=1)
             branches[CASCADED] = self.require_clip().encode_keywords(output.keywords.quantized, counts)
-        return SpeechOutput(branches, output.keywords, output.quantity_loss, output.attention, frames)
+        return SpeechOutput(
+            branches, output.keywords, output.quantity_loss, output.attention, frames, output.sequence, output.valid
+        )
+
+    def mixed_frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the input of the head for a batch: the weighted sum [B, T, d] and the padding mask [B, T]."""
+        return self._mix(*self.features(batch))
 
     def find_keywords(self, features: SpeechFeatures) -> HeadOutput:
         """Apply the weighted sum and the head alone, without CLIP's text transformer."""
@@ -209,10 +215,10 @@ class SpeechNetwork(nn.Module):
         Raises:
             UserError: no speech encoder is loaded.
         """
-        states, frames = self.require_speech_encoder()(waves)
+        states, frames = self.require_speech_encoder().encode_whole(waves)
         layers = self.config.speech_encoder.layers
         mixed, padding = self._mix(states if layers is None else states[:, layers], frames)
-        return [*states.unbind(dim=1), self.head.frame_states(mixed, padding)], frames
+        return self.head.upstream_states(states, mixed, padding), frames
 
     def _head_output(self, states: Tensor, frames: Tensor) -> HeadOutput:
         mixed, padding = self._mix(states, frames)
@@ -270,7 +276,11 @@ class SpeechNetwork(nn.Module):
         return list(self._encoder_parameters().values())
 
     def _encoder_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: self.require_speech_encoder().get_parameter(name) for name in self._encoder_names}
+        if not self._encoder_names:
+            return {}
+        # a model for inference has merged the parametrised weights (speechclip/model/parametrizations.py)
+        every = dict(self.require_speech_encoder().named_parameters())
+        return {name: every[name] for name in self._encoder_names if name in every}
 
     def count_parameters(self) -> dict[str, int]:
         """Return the number of parameters, {"trained", "total"}. The total includes the loaded frozen encoders."""
@@ -284,7 +294,10 @@ class SpeechNetwork(nn.Module):
             UserError: none is loaded.
         """
         if self.speech_encoder is None:
-            raise UserError("model.speech_encoder.path: this needs the speech encoder, which is not loaded")
+            raise UserError(
+                "model.speech_encoder.path: this needs the speech encoder, which is not loaded."
+                " Load the model with its speech encoder."
+            )
         return self.speech_encoder
 
     def require_clip(self) -> OpenClip:
@@ -329,17 +342,21 @@ def build_network(
                 "Precomputed embeddings are not enough."
             )
         if vocabulary is None:
-            raise UserError(f"model.head.name: a {settings.name} head needs the reduced vocabulary")
+            raise UserError(
+                f"model.head.name: a {settings.name} head needs the reduced vocabulary."
+                " Run the extraction of CLIP embeddings first, or name a vocabulary."
+            )
         subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.room
     embeddings, valid_mask = subwords or (None, None)
-    inputs = HeadInputs(dimensions.speech, dimensions.joint, embeddings, valid_mask, room)
+    seconds = (config.speech_encoder.train_seconds, config.speech_encoder.eval_seconds)
+    inputs = HeadInputs(dimensions.speech, dimensions.joint, embeddings, valid_mask, room, seconds)
     head = make_head(settings, inputs)
     return SpeechNetwork(
         config,
         dimensions,
         weighted_sum=WeightedSum(dimensions.states, state_norm=config.speech_encoder.state_norm),
         head=head,
-        loss=ContrastiveLoss(config.loss.temperature, learn=config.loss.learn_temperature),
+        loss=make_loss(config.loss),
         speech_encoder=speech_encoder,
         clip=clip,
         vocabulary=vocabulary,
@@ -352,13 +369,15 @@ def _check_layers(config: ModelConfig, dimensions: Dimensions, speech_encoder: S
         return
     if layers is not None and max(layers) >= speech_encoder.num_states:
         raise UserError(
-            f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}"
+            f"model.speech_encoder.layers: {max(layers)}; the encoder has states 0 to {speech_encoder.num_states - 1}."
+            " Choose from these."
         )
     available = len(layers) if layers is not None else speech_encoder.num_states
     if available != dimensions.states:
         raise UserError(
             f"model.speech_encoder.layers: {available} hidden states, the checkpoint mixes {dimensions.states}: "
-            "a checkpoint for other dimensions"
+            "a checkpoint for other dimensions."
+            " Use the encoder and the layers that it was trained with."
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechclip.common.constants import KEYWORDS, RETRIEVAL, SCORES
+from speechclip.common.constants import CONDITIONS, KEYWORDS, RETRIEVAL, SCORES
 from speechclip.common.errors import UserError
 from speechclip.eval.score_files import read_scores
 
@@ -71,7 +71,7 @@ class Scores:
             return None
         number = self.number(*keys)
         if number != int(number):
-            raise UserError(f"{self.path}: the seed is {number}, not a whole number")
+            raise UserError(f"{self.path}: the seed is {number}, not a whole number. Correct it.")
         return int(number)
 
 
@@ -88,6 +88,7 @@ class Run:
         retrieval: the content of retrieval.json.
         keywords: the content of keywords.json; None for a head without keywords.
         training: the provenance of the training; None for weights without one.
+        conditions: the content of conditions.json; None if it was not scored under listening conditions.
     """
 
     directory: Path
@@ -98,6 +99,7 @@ class Run:
     retrieval: Scores
     keywords: Scores | None
     training: Scores | None
+    conditions: Scores | None = None
 
     @property
     def seed_text(self) -> str:
@@ -120,9 +122,11 @@ def load_run(directory: str | Path) -> Run:
     retrieval = Scores.read(folder / SCORES / RETRIEVAL)
     keywords_path, training_path = folder / SCORES / KEYWORDS, folder / "best" / "provenance.json"
     keywords = Scores.read(keywords_path) if keywords_path.exists() else None
+    conditions_path = folder / SCORES / CONDITIONS
+    conditions = Scores.read(conditions_path) if conditions_path.exists() else None
     training = Scores.read(training_path) if training_path.exists() else _training_of(retrieval)
     for key in _REQUIRED:
-        for scores in (retrieval, keywords):
+        for scores in (retrieval, keywords, conditions):
             if scores:
                 scores.get("provenance", key)
         if training:
@@ -143,7 +147,7 @@ def load_run(directory: str | Path) -> Run:
             f"{folder}: the name has no model and head, nor has {retrieval.path}. Rename it <model>_<head>."
         )
     tag = origin["tag"] if origin.get("tag") is not None else named.get("tag")
-    return Run(folder, str(model), str(head), str(tag or ""), seed, retrieval, keywords, training)
+    return Run(folder, str(model), str(head), str(tag or ""), seed, retrieval, keywords, training, conditions)
 
 
 def _training_of(retrieval: Scores) -> Scores | None:

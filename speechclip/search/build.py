@@ -280,14 +280,20 @@ def index_embeddings(
     target = check_target(out)
     ids, table = load_embeddings(embeddings)
     if table.shape[1] != model.network.dimensions.joint:
-        raise UserError(f"{embeddings}: {table.shape[1]} dimensions, {name} has {model.network.dimensions.joint}")
+        raise UserError(
+            f"{embeddings}: {table.shape[1]} dimensions, {name} has {model.network.dimensions.joint}."
+            " Use the embeddings of one CLIP."
+        )
     source, space = embeddings_source(embeddings).get("weights"), joint_space(model)
     if source and model.network.clip is not None and space != f"clip:{source}":
-        raise UserError(f"{embeddings}: computed by another CLIP than that of {name}")
+        raise UserError(f"{embeddings}: computed by another CLIP than that of {name}. Use the embeddings of one CLIP.")
     by_id = _by_id(images or {})
     files = [str(by_id[item].resolve()) if item in by_id else "" for item in ids]
     if images and not any(files):
-        raise UserError(f"{embeddings}: none of its ids is one of the {len(images)} images (the first is {ids[0]!r})")
+        raise UserError(
+            f"{embeddings}: none of its ids is one of the {len(images)} images (the first is {ids[0]!r})."
+            " Use the ids of the images."
+        )
     rows = [row for row, file in enumerate(files) if file]
 
     def write(folder: Path) -> None:

@@ -139,7 +139,9 @@ def listen_on(host: str, port: int) -> Iterator[socket.socket]:
         bound.bind(address)
     except (OSError, UnicodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
-        raise UserError(f"--host {host} --port {port}: cannot listen there: {reason}") from error
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there: {reason}. Choose another address or port."
+        ) from error
     with bound:
         yield bound
 
@@ -174,12 +176,12 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def run(app: Starlette, bound: socket.socket) -> None:
+def run(app: Starlette, bound: socket.socket, path_prefix: str = "") -> None:
     """Serve on a bound socket until an interrupt, and log the address of the page."""
     raise_file_limit()
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    logger.info("http://%s:%d/ (stop with Ctrl-C)", name, port)
+    logger.info("http://%s:%d%s/ (stop with Ctrl-C)", name, port, path_prefix)
     if host in ("0.0.0.0", "::"):
         logger.warning("everyone on the network can send queries and see the thumbnails")
     make_server(app).run(sockets=[bound])

@@ -243,7 +243,10 @@ class ImageIndex:
             UserError: the queries have another dimension.
         """
         if queries.ndim != 2 or queries.shape[1] != self.info.dim:
-            raise UserError(f"{self.folder}: {self.info.dim} dimensions, the query has {queries.shape[-1]}")
+            raise UserError(
+                f"{self.folder}: {self.info.dim} dimensions, the query has {queries.shape[-1]}."
+                " Use the model of the index."
+            )
         within = range(len(self)) if rows is None else rows
         if self._lists is None or exact:
             found, cosines = exact_search(self.vectors[within.start : within.stop], queries, top_k)

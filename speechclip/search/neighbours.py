@@ -76,7 +76,7 @@ def build_inverted_file(vectors: NDArray[Any], lists: int, seed: int) -> Any:
     faiss = import_faiss()
     count, dim = vectors.shape
     if not 1 <= lists <= count:
-        raise UserError(f"--lists: {lists} is not 1 to {count}, the number of vectors")
+        raise UserError(f"--lists: {lists} is not 1 to {count}, the number of vectors. Change the value.")
     centres = faiss.IndexFlatIP(dim)
     index = faiss.IndexIVFScalarQuantizer(
         centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT

@@ -331,7 +331,9 @@ def open_with_model(
     model = load_for_search(where, device)
     index.check_model(model, where)
     if branch is not None and branch not in model.branches:
-        raise UserError(f"--branch {branch}: {where} has only the branch {' and '.join(model.branches)}")
+        raise UserError(
+            f"--branch {branch}: {where} has only the branch {' and '.join(model.branches)}. Choose this one."
+        )
     return index, model
 
 

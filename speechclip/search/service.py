@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from speechclip.common.errors import UserError
 from speechclip.data.images import load_image
+from speechclip.search.export import answer_record
 from speechclip.search.index import ImageIndex
 from speechclip.search.query import MIN_SECONDS, Answer, ask, ask_image, ask_like, ask_text, read_query
 
@@ -138,10 +139,10 @@ class Service:
             found = self._find(index, query, wave)
         except UserError as error:
             raise HTTPException(422, str(error)) from error
-        report = found.as_dict()
+        report = answer_record("", found)
         for hit, entry in zip(found.hits, report["results"]):
             if not self.paths:
-                del entry["file"]
+                del entry["file"], entry["duplicate_files"]
             has_thumbnail = index.thumbnail(hit.row) is not None
             entry["thumbnail"] = f"thumbnails/{index.version}/{hit.row}" if has_thumbnail else None
             entry["recording"] = f"recordings/{index.version}/{hit.row}" if hit.file and hit.span else None

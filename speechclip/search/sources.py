@@ -108,7 +108,7 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> dict[str, 
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise UserError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}. Check the path.")
     if (folder / "img.scp").is_file():
         return {key: Path(value) for key, value in sorted(read_table(folder / "img.scp").items())}
     suffixes = image_suffixes()
@@ -126,7 +126,7 @@ def find_recordings(source: str | Path, leave_out: Path | None = None) -> dict[s
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise UserError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}. Check the path.")
     if (folder / "wav.scp").is_file():
         return {key: Path(value) for key, value in sorted(read_table(folder / "wav.scp").items())}
     found = [path for path in _walk(folder, leave_out) if path.suffix.lower() in AUDIO_SUFFIXES]

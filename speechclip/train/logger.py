@@ -86,6 +86,9 @@ class TrainLogger:
         """
         scores = {name: {k: v for k, v in row.items() if k in ("R@1", "R@5", "R@10", "MRR")}
                   for name, row in report.items() if isinstance(row, dict) and "R@1" in row}  # fmt: skip
+        second = report.get("coarse_to_fine", {})
+        scores |= {f"{name} (coarse to fine)": {k: second[name][k] for k in ("R@1", "R@5", "R@10", "MRR")}
+                   for name in list(scores) if name in second}  # fmt: skip
         self._record({"step": step, "dev": {**scores, "mean_R@10": report["mean_R@10"]}})
         for name, row in scores.items():
             for key, value in row.items():
@@ -95,8 +98,12 @@ class TrainLogger:
         line = (
             f"step {step} dev R@1/R@5/R@10 speech->image {there['R@1']:.1f}/{there['R@5']:.1f}/{there['R@10']:.1f} "
             f"image->speech {back['R@1']:.1f}/{back['R@5']:.1f}/{back['R@10']:.1f} "
-            f"mean R@10 {report['mean_R@10']:.2f}" + (" (best)" if best else "")
+            f"mean R@10 {report['mean_R@10']:.2f}"
         )
+        if second:
+            fine = [second[name]["R@1"] for name in ("speech->image", "image->speech")]
+            line += f", reordered R@1 {fine[0]:.1f} and {fine[1]:.1f}, mean {second['mean_R@1']:.2f}"
+        line += " (best)" if best else ""
         if self._bar is not None:
             self._bar.write(line)
         else:

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from speechclip.config import Config
 from speechclip.data.dataset import Batch
+from speechclip.data.regions import Regions
+from speechclip.model.cross_modal import score_all_pairs
 from speechclip.model.heads.base import CASCADED, PARALLEL, SpeechOutput
+from speechclip.model.heads.fast_vgs import FastVgsHead
+from speechclip.model.losses import margin_loss
 from speechclip.model.network import SpeechNetwork
 
 
@@ -24,10 +28,11 @@ class TrainBatch:
         batch: B utterances.
         targets: [B, J], L2-normalised.
         groups: [B] int, the image of each utterance.
+        regions: of the image of each utterance, for the head fast_vgs; else None.
     """
 
-    def __init__(self, batch: Batch, targets: Tensor, groups: Tensor) -> None:
-        self.batch, self.targets, self.groups = batch, targets, groups
+    def __init__(self, batch: Batch, targets: Tensor, groups: Tensor, regions: Regions | None = None) -> None:
+        self.batch, self.targets, self.groups, self.regions = batch, targets, groups, regions
 
 
 class LossStep(nn.Module):
@@ -47,6 +52,8 @@ class LossStep(nn.Module):
         """Return the loss of a batch, a scalar."""
         batch, targets, groups = train_batch.batch, train_batch.targets, train_batch.groups
         output: SpeechOutput = self.model(batch)
+        if train_batch.regions is not None:
+            return self._region_loss(output, train_batch.regions, groups)
         world = self._fabric.world_size
         # Gradients are averaged over processes, whatever the share of each: undo that.
         share = len(groups) * world / self._config.data.batch_size if world > 1 else 1.0
@@ -63,6 +70,26 @@ class LossStep(nn.Module):
             weight = weight if len(output.branches) > 1 else 1.0
             total = total + weight * self.model.loss(speech, targets, groups)
         return cast(Tensor, total)
+
+    def _region_loss(self, output: SpeechOutput, regions: Regions, groups: Tensor) -> Tensor:
+        """Return the weighted losses on the coarse and fine scores of all pairs of the global batch.
+
+        Each process scores its utterances with all images. So the cross-modal layers of a pair run once.
+        """
+        head, settings = self.model.head, self._config.model.loss
+        assert isinstance(head, FastVgsHead) and output.sequence is not None and output.valid is not None
+        image, target = head.image(regions)
+        speech = output.embedding
+        if self._fabric.world_size > 1:
+            image, target, speech = (self._gather(part, sync_grads=True) for part in (image, target, speech))
+            groups = self._gather(groups)
+        fine = score_all_pairs(head.scorer, output.sequence, output.valid, image, head.settings.block)
+        if self._fabric.world_size > 1:
+            fine = self._gather(fine, sync_grads=True)
+        with torch.autocast(speech.device.type, enabled=False):
+            coarse = speech.float() @ target.float().T
+        loss = settings.fine_weight * margin_loss(fine, groups, settings.margin)
+        return loss + settings.coarse_weight * margin_loss(coarse, groups, settings.margin)
 
     def _gather(self, rows: Tensor, sync_grads: bool = False) -> Tensor:
         """Return the rows [b, ...] of all processes in order of rank: [B, ...]. Shares may differ by one row."""

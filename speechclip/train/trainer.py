@@ -6,9 +6,10 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,8 +30,10 @@ from speechclip.common.files import damaged_file
 from speechclip.common.shutdown import GracefulShutdown
 from speechclip.config import Config
 from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_batches, read_batches
+from speechclip.data.regions import Regions
+from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
-from speechclip.model.inference import embed_speech
+from speechclip.model.inference import Towers, embed_speech, embed_towers, pair_scores
 from speechclip.model.network import SpeechNetwork, TimeMask
 from speechclip.train.checks import check_batch_size, check_data, check_encoder
 from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
@@ -65,6 +68,19 @@ class TrainingData:
     dev_speech: SpeechSource
 
 
+class DevScores(NamedTuple):
+    """The scores of dev, and the embeddings of its utterances [U, J]."""
+
+    report: dict[str, Any]
+    embeddings: np.ndarray
+
+    @property
+    def choice(self) -> float:
+        """The score that chooses the best weights: mean R@10, or the fine mean R@1 of a head with two stages."""
+        second = self.report.get("coarse_to_fine")
+        return float(self.report["mean_R@10"] if second is None else second["mean_R@1"])
+
+
 class Trainer:
     """One training run in one folder.
 
@@ -73,7 +89,8 @@ class Trainer:
     time. Then they move to ``replaced/<number>``.
 
     The best weights are those with the highest mean R@10 between speech and images of dev. This also holds for the
-    supervised topline (``train.supervision: text``): captions of dev choose nothing.
+    supervised topline (``train.supervision: text``): captions of dev choose nothing. The head fast_vgs is chosen by its
+    mean fine R@1, as published.
 
     Args:
         config: the whole configuration.
@@ -104,20 +121,27 @@ class Trainer:
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.fabric, self.seed, self._force = fabric, seed, force
         model.train_encoder(config.train.encoder)
-        inputs = data_fingerprints(data, model, config)
-        self.origin = {**origin, **model.count_parameters(), "inputs": inputs}
+        self.origin = {**origin, **model.count_parameters(), "inputs": self._inputs()}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
         plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
-        self.step_module, self.optimizer = fabric.setup(LossStep(model, config, fabric), plain)
+        self.step_module, self.optimizer = fabric.setup(self._step_module(), plain)
         self.ema = EmaWeights(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self._targets = self._training_targets()
         self._groups = torch.from_numpy(data.train.utterance_image).to(fabric.device)
         self._logger: TrainLogger | None = None
         self._replaces = False  # the folder holds another run until the first save
         self._resume(plain)
+
+    def _inputs(self) -> dict[str, str]:
+        """Return fingerprints of everything that training reads, except the encoders."""
+        return data_fingerprints(self.data, self.model, self.config)
+
+    def _step_module(self) -> nn.Module:
+        """Return the module that computes the loss of a :class:`TrainBatch`."""
+        return LossStep(self.model, self.config, self.fabric)
 
     def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
         encoder = self.model.encoder_parameters()
@@ -273,18 +297,26 @@ class Trainer:
 
     def _epoch(self, epoch: int, position: int) -> Any:
         """Read this process's share of an epoch's batches, from batch number ``position`` on."""
+        return self._read(self._batches(epoch, position), epoch)
+
+    def _read(self, batches: Sequence[list[int]], epoch: int) -> Any:
         data = self.config.data
-        batches = bucketed_batches(
-            self.data.train_speech.lengths,
-            data.batch_size,
-            bucket_batches=data.bucket_batches,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        mine = [batch[rank::world] for batch in batches[position:]]
         crop = Crop(data.max_seconds, self.seed, epoch)
-        return read_batches(self.data.train_speech, mine, crop=crop, workers=data.workers)
+        return read_batches(self.data.train_speech, batches, crop=crop, workers=data.workers)
+
+    def _batches(self, epoch: int, position: int) -> Sequence[list[int]]:
+        """Return this process's share of the batches of an epoch from number ``position`` on."""
+        data, rank, world = self.config.data, self.fabric.global_rank, self.fabric.world_size
+        batches = bucketed_batches(
+            self.data.train_speech.lengths, data.batch_size, bucket_batches=data.bucket_batches, seed=self.seed,
+            epoch=epoch,
+        )  # fmt: skip
+        return [batch[rank::world] for batch in batches[position:]]
+
+    def _train_batch(self, batch: Batch) -> TrainBatch:
+        indices = batch.indices.to(self.fabric.device)
+        groups = self._groups[indices]
+        return TrainBatch(batch, self._targets[indices], groups, self._region_batch(groups))
 
     def _update(self, batch: Batch) -> Tensor:
         """Do one optimiser step, and return the loss, detached.
@@ -299,8 +331,7 @@ class Trainer:
             group["lr"] = learning_rate(step, optim) * group.get("lr_scale", 1.0)
         self.model.train()
         self.model.head.set_step(step)
-        indices = batch.indices.to(fabric.device)
-        loss = self.step_module(TrainBatch(batch, self._targets[indices], self._groups[indices]))
+        loss = self.step_module(self._train_batch(batch))
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.data.train.data.path}: the loss is {loss.item()} at step {step + 1}. {self._suspects(batch)}"
@@ -314,6 +345,14 @@ class Trainer:
             self.ema.update(step)
         self.progress.step += 1
         return cast(Tensor, loss.detach())
+
+    def _region_batch(self, images: Tensor) -> Regions | None:
+        """Read the regions of images [b], positions in the training split; None for a head without regions."""
+        split = self.data.train
+        if split.regions is None:
+            return None
+        found = split.regions.batch([split.image_ids[at] for at in images.tolist()])
+        return Regions(*(part.to(self.fabric.device) for part in found))
 
     def _suspects(self, batch: Batch) -> str:
         """Name utterances whose features are not finite, or the first of the batch if all features are finite."""
@@ -337,37 +376,64 @@ class Trainer:
         """Score dev if ``evaluate`` is set, then save. The moving average is scored and saved if there is one."""
         unaveraged = {name: value.clone() for name, value in self.model.trained_state().items()}
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            embeddings = self._dev_embeddings() if evaluate else None
+            scores = self._dev_report() if evaluate else None
             if self._is_main:
-                self._write(embeddings, unaveraged)
+                self._write(scores, unaveraged)
         self.fabric.barrier()
         vars(self.progress).update(vars(self.fabric.broadcast(self.progress)))
+
+    def _dev_report(self) -> DevScores:
+        """Score dev. All processes take part; the scores of the first one count."""
+        dev = self.data.dev
+        if dev.regions is None:
+            rows = self._dev_embeddings()
+            if not self._is_main:
+                return DevScores({}, rows)
+            return DevScores(retrieval_report(rows, dev.utterance_image, dev.images, n_bootstrap=0), rows)
+        share = (self.fabric.global_rank, self.fabric.world_size)
+        towers = embed_towers(
+            self.model, self.data.dev_speech, dev.regions, dev.image_ids, self.config.data.eval_batch_size, share
+        )
+        if share[1] > 1:  # every row is zero in all processes but one
+            summed = [torch.from_numpy(self._summed(part.float().numpy())) for part in towers]
+            towers = Towers(summed[0], summed[1], summed[2] > 0, summed[3], summed[4])
+        if not self._is_main:
+            return DevScores({}, towers.speech.numpy())
+        settings = self.config.model.head.fast_vgs
+        report, _ = two_stage_report(
+            towers.coarse(), dev.utterance_image, settings.top_k,
+            lambda pairs: pair_scores(self.model, towers, pairs, settings.block), n_bootstrap=0,
+        )  # fmt: skip
+        return DevScores(report, towers.speech.numpy())
 
     def _dev_embeddings(self) -> np.ndarray:
         """Return the embeddings of all dev utterances, [U, J]. Each process embeds its share of the batches."""
         share = (self.fabric.global_rank, self.fabric.world_size)
         rows = embed_speech(self.model, self.data.dev_speech, self.config.data.eval_batch_size, share=share)
+        return self._summed(rows)
+
+    def _summed(self, rows: np.ndarray) -> np.ndarray:
+        """Return the sum of an array over all processes. Every row is zero in all processes but one."""
         if self.fabric.world_size == 1:
             return rows
-        # Every row is zero in all processes but one.
         summed = self.fabric.all_reduce(torch.from_numpy(rows).to(self.fabric.device), reduce_op="sum")
         return cast(Tensor, summed).cpu().numpy()
 
-    def _write(self, embeddings: np.ndarray | None, unaveraged: dict[str, Tensor]) -> None:
-        """Score dev if its embeddings are given, and write the checkpoints."""
-        config, progress, dev = self.config, self.progress, self.data.dev
+    def _write(self, scores: DevScores | None, unaveraged: dict[str, Tensor]) -> None:
+        """Log the scores of dev if they are given, and write the checkpoints."""
+        config, progress = self.config, self.progress
         weights, origin = self.model.trained_state(), {**self.origin, "step": progress.step}
         origin["train_seconds"] = round(progress.seconds, 1)
         earlier = self._take_over_folder() if self._replaces else None
         assert self._logger is not None
         better = False
-        if embeddings is not None:
-            report = retrieval_report(embeddings, dev.utterance_image, dev.images, n_bootstrap=0)
-            score = float(report["mean_R@10"])
-            better = progress.record_score(score, config.optim.max_steps, config.train.patience)
-            self._logger.dev(progress.step, report, better)
-            self._logger.samples(progress.step, self.model, embeddings)
-            origin["dev_mean_R@10"] = score
+        if scores is not None:
+            better = progress.record_score(scores.choice, config.optim.max_steps, config.train.patience)
+            self._logger.dev(progress.step, scores.report, better)
+            self._logger.samples(progress.step, self.model, scores.embeddings)
+            origin["dev_mean_R@10"] = float(scores.report["mean_R@10"])
+            if "coarse_to_fine" in scores.report:
+                origin["dev_mean_R@1"] = scores.choice
         if better:
             save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
         save_checkpoint(

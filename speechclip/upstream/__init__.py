@@ -74,7 +74,9 @@ def register() -> list[str]:
 
     for name, entry in ENTRIES.items():
         if getattr(hub, name, entry) is not entry:
-            raise UserError(f"s3prl.hub.{name}: this s3prl already has an upstream with that name.")
+            raise UserError(
+                f"s3prl.hub.{name}: this s3prl already has an upstream with that name. Remove the other one."
+            )
     for name, entry in ENTRIES.items():
         setattr(hub, name, entry)
     return sorted(ENTRIES)

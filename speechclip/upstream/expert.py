@@ -107,7 +107,10 @@ class UpstreamExpert(nn.Module):
 def _load(ckpt: str | Path, model_config: str | None) -> SpeechNetwork:
     if Path(ckpt).is_file():  # a published one
         if model_config is not None:
-            raise UserError(f"{model_config}: a configuration needs a checkpoint folder, but {ckpt} is a file.")
+            raise UserError(
+                f"{model_config}: a configuration needs a checkpoint folder, but {ckpt} is a file."
+                " Convert the file with speechclip convert, or leave the configuration out."
+            )
         return load_published_states(ckpt)
     folder, _, origin = read_checkpoint(ckpt)
     config = load([folder / SETTINGS] + ([Path(model_config)] if model_config is not None else []))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from speechclip.checkpoint.pretrained import download_published
-from speechclip.checkpoint.published import PREFIX, PUBLISHED_MODELS, cached_file
+from speechclip.checkpoint.published import MANUAL_MODELS, PREFIX, PUBLISHED_MODELS, cached_file, manual_file
 from speechclip.common.errors import UserError
 from speechclip.upstream.expert import UpstreamExpert
 
@@ -89,6 +89,21 @@ def _published(name: str) -> Entry:
     return entry
 
 
+def _manual(name: str) -> Entry:
+    def entry(
+        ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **options: Any
+    ) -> UpstreamExpert:
+        expert = UpstreamExpert(ckpt or manual_file(name), model_config, **options)
+        found = expert.model.config.head.name
+        if found != "fast_vgs":
+            raise UserError(f"{ckpt}: has a {found} head, but {name} is a FaST-VGS. Use speechclip_local.")
+        return expert
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"Load {MANUAL_MODELS[name]} from the cache, or ``ckpt``: its best_bundle.pth or a folder."
+    return entry
+
+
 def _fetch(url: str, refresh: bool) -> str:
     """Return the local path of a file: of a published model in this project's cache, of others in s3prl's."""
     published = next((model for model in PUBLISHED_MODELS.values() if model.url == url), None)
@@ -110,6 +125,7 @@ ENTRIES: dict[str, Entry] = {
     "speechclip_url": speechclip_url,
     "speechclip_encoder_local": speechclip_encoder_local,
     **{name: _published(name) for name in PUBLISHED},
+    **{name: _manual(name) for name in MANUAL_MODELS},
 }
 globals().update(ENTRIES)  # for `from speechclip.upstream.hubconf import *`; register() takes ENTRIES
 __all__ = sorted(ENTRIES)  # noqa: PLE0605

@@ -64,11 +64,11 @@ def _sound(path: str | Path) -> Any:
     import soundfile
 
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such audio file.")
+        raise UserError(f"{path}: no such audio file. Check the path.")
     try:
         return soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: not readable as audio ({error})") from error
+        raise UserError(f"{path}: not readable as audio ({error}). Convert it to wav or flac.") from error
 
 
 def info(path: str | Path) -> AudioMetaData:
@@ -147,7 +147,7 @@ def apply_effects_tensor(
         elif name == "silence" and len(arguments) == 6 and arguments == ["1", *arguments[1:3], "-1", *arguments[1:3]]:
             wave = _without_silence(wave, rate, float(arguments[1]), float(arguments[2].removesuffix("%")) / 100)
         else:
-            raise UserError(f"sox effect {' '.join([name, *arguments])!r}: is not supported.")
+            raise UserError(f"sox effect {' '.join([name, *arguments])!r}: is not supported. Remove it.")
     return (wave if channels_first else wave.T), rate
 
 

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fixtures import make_data, store_embeddings, whole_model
 
-from speechclip.bin import score_keywords, score_retrieval
+from speechclip.bin import score_keywords, score_retrieval, score_spotting
 from speechclip.checkpoint.folder import save_checkpoint
 from speechclip.data.kaldi import read_table, write_table
 
@@ -37,7 +38,7 @@ def call(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(name: str, *words: str) -> dict[str, Any]:
         options = ["--checkpoint", "best", "--data_dir", "data/test", "--dump_dir", "dump/test", "--out", "scores"]
-        script = {"retrieval": score_retrieval, "keywords": score_keywords}[name]
+        script = {"retrieval": score_retrieval, "keywords": score_keywords, "spotting": score_spotting}[name]
         options += ["--train_data", "data/train"] if name == "keywords" else []
         monkeypatch.setattr(sys, "argv", [f"score_{name}", *options, *words])
         script.main()
@@ -58,6 +59,59 @@ def test_eval_options_override_the_checkpoint(call: Any) -> None:
     assert shlex.split(given["provenance"]["command"])[-3:] == ["--eval.sweep", "[1,2,7]", "--eval.bootstrap=0"]
     assert "ci95" in call("retrieval")["speech->image"]
     assert "ci95" not in call("retrieval", "--eval.bootstrap", "0")["speech->image"]
+
+
+def test_retrieval_is_scored_in_windows_on_request(call: Any) -> None:
+    whole = call("retrieval", "--eval.bootstrap", "0")
+    assert "windows" not in whole
+    long = call("retrieval", "--eval.bootstrap", "0", "--eval.window_seconds", "60")
+    assert long["windows"]["windows"] == 12  # one window each: the same scores
+    assert long["windows"]["speech->image"] == whole["speech->image"] == long["speech->image"]
+    short = call("retrieval", "--eval.bootstrap", "0", "--eval.window_seconds", "0.2", "--eval.window_hop", "0.1")
+    assert short["windows"]["windows"] > 12 and set(short["windows"]["speech->image"]) == set(whole["speech->image"])
+
+
+def test_spotting_ranks_utterances_by_keywords(call: Any) -> None:
+    text = read_table("data/test/text")
+    words = sorted({word for caption in text.values() for word in caption.split()})[:5]
+    Path("words.txt").write_text("\n".join(words))
+    ids = sorted(read_table("data/train/wav.scp"))
+    lines = [f"{name} 1 0.{at % 3} 0.1 {words[at % 2].upper()}\n" for at, name in enumerate(ids)]
+    Path("data/train/ctm").write_text("".join(lines))
+    found = call("spotting", "--keywords", "words.txt", "--spoken_from", "data/train", "--eval.bootstrap", "20")
+    assert set(found) == {"written", "spoken", "attention", "provenance"}
+    assert set(found["written"]) == {"exact"} and found["written"]["exact"]["n_utterances"] == len(text)
+    assert found["spoken"]["exact"]["n_keywords"] <= 2 and "ci95" in found["attention"]["exact"]
+    chosen = sorted(text)[:4]
+    table = [f"{name} {words[0]}" if at % 2 else name for at, name in enumerate(chosen)]
+    Path("data/test/utt2keywords").write_text("".join(f"{line}\n" for line in table))
+    found = call("spotting", "--keywords", "words.txt", "--eval.bootstrap", "0")
+    semantic = found["attention"]["semantic"]
+    assert list(semantic["keywords"]) == [words[0]] and semantic["n_utterances"] == 4
+    assert semantic["keywords"][words[0]]["N"] == 2 and "spoken" not in found
+    Path("data/test/utt2keywords").unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "reason"),
+    [
+        (None, [], "data/test/utt2keywords: is missing"),
+        ("", [], "data/test/utt2keywords: empty"),
+        ("a x\na y\n", [], "data/test/utt2keywords: an utterance is listed twice"),
+        ("other dog\n", [], "none of its utterances is in data/test"),
+        (None, ["--keywords", "no.txt"], "no.txt: cannot be read as UTF-8 text"),
+    ],
+)
+def test_spotting_reports_bad_labels(
+    call: Any, content: str | None, options: list[str], reason: str, capsys: Any
+) -> None:
+    if content is not None:
+        Path("data/test/utt2keywords").write_text(content)
+    with pytest.raises(SystemExit):
+        call("spotting", *options)
+    Path("data/test/utt2keywords").unlink(missing_ok=True)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and reason in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -82,6 +136,35 @@ def test_help_lists_the_eval_settings(call: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         call("keywords", "--help")
     assert "--eval.sweep" in capsys.readouterr().out
+
+
+def test_scripts_score_languages(call: Any, recipe: Path, capsys: Any) -> None:
+    """With two languages there is a table for each one and across them; ``eval.languages`` selects utterances."""
+    ids = list(read_table(recipe / "data/test/text"))
+    assert "languages" not in call("retrieval", "--eval.languages=[]")
+    for split in ("train", "test"):
+        written = dict(zip(read_table(recipe / "data" / split / "text"), ["de"] * 4 + ["en"] * 8, strict=True))
+        write_table(recipe / "data" / split / "utt2lang", written)
+    try:
+        both = call("retrieval")
+        assert "de: speech->image" in (said := capsys.readouterr().out) and "speech->speech de->en" in said
+        assert both["speech->image"]["n_queries"] == 12 and "languages" not in both["provenance"]
+        assert both["languages"]["de"]["speech->image"]["n_queries"] == 4
+        assert both["languages"]["en"]["speech->text"]["n_gallery"] == 8
+        assert set(both["across_languages"]) == {"de->en", "en->de"}
+        german = call("retrieval", "--eval.languages", "[de]")
+        assert german["speech->image"]["n_queries"] == 4 and "across_languages" not in german
+        assert german["provenance"]["languages"] == ["de"]
+        with np.load(recipe / "scores/speech_embeddings.npz") as stored:
+            assert stored["ids"].tolist() == ids[:4]
+        keywords = call("keywords", "--eval.languages", "[de]")
+        assert keywords["n_utterances"]["clean"] == 4
+        with pytest.raises(SystemExit):
+            call("retrieval", "--eval.languages", "[fr]")
+        assert "no utterance in the language 'fr'. Its languages: de en." in capsys.readouterr().err
+    finally:
+        for split in ("train", "test"):
+            (recipe / "data" / split / "utt2lang").unlink()
 
 
 def test_scripts_use_captions_for_clip(call: Any, recipe: Path) -> None:

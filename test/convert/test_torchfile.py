@@ -126,7 +126,7 @@ def test_script_state_refuses_module_bomb() -> None:
         outer = Record(Name("__torch__.M"), ())
         outer.update(a=record, b=record)
         record = outer
-    with pytest.raises(UserError, match="^f: more than 1000000 modules$"):
+    with pytest.raises(UserError, match="^f: more than 1000000 modules. Use a file from a source that you trust.$"):
         script_state(record, "f")
 
 

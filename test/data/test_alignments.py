@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from speechclip.common.errors import UserError
-from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments, read_textgrid
+from speechclip.data.alignments import (
+    AlignedWord,
+    LabelSpool,
+    find_alignments,
+    load_alignments,
+    read_ctm,
+    read_textgrid,
+)
 
 
 def test_load_alignments_sorts_the_words_of_a_ctm(tmp_path: Path) -> None:
@@ -154,3 +161,23 @@ def test_load_alignments_reads_a_folder_of_textgrids(tmp_path: Path) -> None:
         load_alignments(folder, ["u2"])
     (tmp_path / "ctm").write_text("u1 1 0 1 dog\n")
     assert find_alignments(tmp_path) == tmp_path / "ctm"
+
+
+def test_label_spool_writes_the_labels_of_each_folder(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("train", "test", "dev")}
+    for folder in folders.values():
+        folder.mkdir()
+    with LabelSpool() as spool:
+        spool.add("b", [AlignedWord("d\u00f3g", 0.5, 0.75), AlignedWord("\ud800", 1, 2)])
+        spool.add("lost", [AlignedWord("x", 0, 1)])
+        spool.add("a", [AlignedWord("cat", 0, 0.1)])
+        spool.add("b", [AlignedWord("runs", 2, 2.5)])
+        places = {"a": folders["train"], "b": folders["test"], "c": folders["dev"]}
+        spool.write("ctm", places)
+        spool.write("again.ctm", places)
+    assert (
+        folders["test"] / "ctm"
+    ).read_text() == "b 1 0.500 0.250 d\u00f3g\nb 1 1.000 1.000 \\ud800\nb 1 2.000 0.500 runs\n"
+    assert read_ctm(folders["train"] / "ctm") == {"a": [AlignedWord("cat", 0, 0.1)]}
+    assert (folders["test"] / "again.ctm").read_bytes() == (folders["test"] / "ctm").read_bytes()
+    assert not (folders["dev"] / "ctm").exists()

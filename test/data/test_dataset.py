@@ -26,6 +26,7 @@ from speechclip.data.dataset import (
 )
 from speechclip.data.embeddings import load_embeddings, save_embeddings
 from speechclip.data.features import FeatureStore
+from speechclip.data.kaldi import write_table
 from speechclip.data.vocabulary import Vocabulary
 
 LENGTHS = np.random.default_rng(0).permutation(103) / 10  # seconds, all different
@@ -204,6 +205,25 @@ def test_split_accepts_some_captions_in_any_order(tmp_path: Path) -> None:
     assert split.texts[:, :2].tolist() == [[1, 0], [0, 1]]
     (tmp_path / "text_embeddings.npz").unlink()
     assert Split.load(tmp_path / "d", tmp_path).texts is None
+
+
+def test_split_selects_languages(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "d", images=3, each=2)
+    store_embeddings(data, tmp_path)
+    whole = Split.load(tmp_path / "d", tmp_path)
+    first = data.utterances[0].image_id
+    languages = {u.id: "de" if u.image_id == first and u.id.startswith("s0") else "en" for u in data.utterances}
+    write_table(tmp_path / "d" / "utt2lang", languages)
+    split = Split.load(tmp_path / "d", tmp_path, ["de"])
+    assert split.ids == [data.utterances[0].id] and split.image_ids == (first,)
+    np.testing.assert_array_equal(split.images, whole.images[[whole.image_ids.index(first)]])
+    assert split.utterance_image.tolist() == split.text_utterance.tolist() == [0]
+    np.testing.assert_array_equal(split.texts, whole.texts[:1])
+    english = Split.load(tmp_path / "d", tmp_path, ["en"])
+    assert len(english.ids) == len(english.texts) == 5 and len(english.image_ids) == 3
+    assert Split.load(tmp_path / "d", tmp_path, ["en", "de"]).ids == whole.ids
+    with pytest.raises(UserError, match="no utterance in the language 'fr'"):
+        Split.load(tmp_path / "d", tmp_path, ["fr"])
 
 
 def test_split_errors_name_the_file(tmp_path: Path) -> None:

@@ -284,6 +284,20 @@ def test_data_dir_reads_languages(corpus: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "data/train: valid: 3 utterances, 2 images, 2 speakers, languages: de en\n"
 
 
+def test_data_dir_selects_languages(corpus: Path) -> None:
+    data = DataDir.load("data/train")
+    assert data.only([]) is data
+    with pytest.raises(UserError, match="language 'de'. Its languages: none, because utt2lang is missing"):
+        data.only(["de"])
+    Path("data/train/utt2lang").write_text("s1-x_0 de\ns1-x_1 en\ns2-y_0 en\n")
+    data = DataDir.load("data/train")
+    german = data.only(["de"])
+    assert [utterance.id for utterance in german.utterances] == ["s1-x_0"] and list(german.images) == ["x"]
+    assert data.only(["en", "de"]) == data
+    with pytest.raises(UserError, match="^data/train: no utterance in the language 'fr'. Its languages: de en."):
+        data.only(["de", "fr"])
+
+
 def test_write_data_dir_writes_languages_if_known(corpus: Path) -> None:
     data = DataDir.load("data/train")
     spoken = [dataclasses.replace(u, language="de" if u.id == "s1-x_0" else "en") for u in data.utterances]

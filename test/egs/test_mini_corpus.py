@@ -6,6 +6,7 @@ import csv
 import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ MINI = Path(__file__).resolve().parents[2] / "egs" / "mini"
 sys.path.insert(0, str(MINI / "local"))
 
 import captions  # noqa: E402
+import captions_es  # noqa: E402
 import generate  # noqa: E402
 import prepare  # noqa: E402
 import render  # noqa: E402
@@ -108,6 +110,65 @@ def test_voices_of_the_splits_are_disjoint() -> None:
     assert len(speak.VOICES["train"]) >= 12
     assert len(speak.VOICES["dev"]) >= 2
     assert len(speak.VOICES["test"]) == 4
+
+
+def test_spanish_captions_describe_the_same_scenes() -> None:
+    nouns = captions_es._NOUNS
+    shapes = {form for singular, plural, _ in nouns.values() for form in (singular, plural)}
+    assert set(nouns) == set(scenes.SHAPES) and set(captions_es._COLOURS) == set(scenes.COLOURS)
+    assert set(captions_es._BACKGROUNDS) == set(scenes.BACKGROUNDS)
+    for index in range(200):
+        scene = scenes.random_scene(3, "train", index)
+        names = {form for thing in scene.things for form in nouns[thing.shape][:2]}
+        found = captions.captions_of(3, "train", index, scene, 3, language="es")
+        assert found == captions.captions_of(3, "train", index, scene, 3, language="es")
+        for caption in found:
+            words = caption.split()
+            assert 5 <= len(words) <= 15 and caption.replace(" ", "").isalpha() and caption == caption.lower()
+            assert len(names & set(words)) >= 2 and shapes & set(words) <= names
+            assert " de el " not in caption and " a el " not in caption
+
+
+@pytest.mark.parametrize(
+    ("word", "feminine", "plural", "expected"),
+    [("rojo", True, False, "roja"), ("rojo", False, True, "rojos"), ("verde", True, True, "verdes"),
+     ("azul", False, True, "azules"), ("carmesí", True, True, "carmesíes"), ("lima", True, True, "lima"),
+     ("a rayas", True, True, "a rayas")],
+)  # fmt: skip
+def test_spanish_adjectives_agree(word: str, feminine: bool, plural: bool, expected: str) -> None:
+    assert captions_es._agree(word, feminine, plural) == expected
+
+
+def test_a_second_language_leaves_the_first_unchanged(plan: list[generate.Record]) -> None:
+    both = generate.plan_corpus(0, {"train": 40, "dev": 2, "test": 2}, 3, ("en", "es"))
+    small = generate.plan_corpus(0, {"train": 40, "dev": 2, "test": 2}, 3)
+    english, spanish = both[: len(small)], both[len(small) :]
+    assert [replace(record, language="") for record in english] == small
+    assert {record.language for record in spanish} == {"es"} and len(spanish) == len(small)
+    assert {record.image for record in spanish} == {record.image for record in small}
+    assert not {r.utterance for r in spanish} & {r.utterance for r in small}
+    assert all(r.speaker in speak.voices_of(r.split, "es") for r in spanish)
+    assert generate.caption_overlap(both) == set()
+    variants = {split: {v.variant for v in speak.voices_of(split, "es").values()} for split in COUNTS}
+    assert not variants["train"] & (variants["dev"] | variants["test"])
+
+
+def test_corpus_of_two_languages_has_utt2lang(corpus: Path, tmp_path: Path) -> None:
+    from speechclip.data.kaldi import DataDir
+
+    out = tmp_path / "corpus"
+    shutil.copytree(corpus, out)
+    counts = {"train": 1, "dev": 1, "test": 1}
+    generate.generate(out, 0, counts, 1, 1, ("en", "es"))
+    assert (out / "captions.tsv").read_text().startswith("utterance\timage\tsplit\tspeaker\tcaption\tlanguage\n")
+    prepare.prepare(out, tmp_path / "data")
+    data = DataDir.load(tmp_path / "data/test")
+    assert data.languages == ("en", "es") and len(data.utterances) == 2 and len(data.images) == 1
+    ctm = {line.split()[4] for line in (tmp_path / "data/test/ctm").read_text().splitlines()}
+    assert ctm == {word for utterance in data.utterances for word in utterance.text.split()}
+    generate.generate(out, 0, counts, 1, 1)
+    prepare.prepare(out, tmp_path / "data")
+    assert not (tmp_path / "data/test/utt2lang").exists()
 
 
 def test_say_does_not_depend_on_earlier_utterances() -> None:

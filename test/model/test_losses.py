@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from speechclip.model.losses import ContrastiveLoss, masked_contrastive_loss
+from speechclip.common.compat import prepare
+from speechclip.config import LossConfig
+from speechclip.model.losses import (
+    ContrastiveLoss,
+    SigmoidLoss,
+    make_loss,
+    masked_contrastive_loss,
+    masked_sigmoid_loss,
+)
 
 DISTINCT = torch.tensor([0, 1, 2])
 
@@ -95,3 +103,52 @@ def test_loss_ignores_half_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         halved = masked_contrastive_loss(speech, target, groups, 1 / 0.07)
     assert torch.equal(halved, masked_contrastive_loss(speech, target, groups, 1 / 0.07))
+
+
+def test_sigmoid_loss_of_two_pairs_by_hand() -> None:
+    # logits [[2, 1], [0, 3]] x 0.5 - 1: true pairs 0 and 0.5, the others -0.5 and -1
+    speech, target = _from_logits([[2.0, 1.0], [0.0, 3.0]])
+    terms = [math.log(1 + math.exp(-z)) for z in (0.0, 0.5, 0.5, 1.0)]
+    loss = masked_sigmoid_loss(speech, target, torch.tensor([4, 9]), 0.5, -1.0)
+    assert float(loss) == pytest.approx(sum(terms) / 2, abs=1e-6)
+
+
+def test_sigmoid_loss_equals_open_clip_with_gradients() -> None:
+    prepare()
+    from open_clip.loss import SigLipLoss
+
+    torch.manual_seed(0)
+    values = torch.nn.functional.normalize(torch.randn(2, 6, 5), dim=-1)
+    gradients = []
+    for ours in (True, False):
+        speech, target = values.clone().requires_grad_()
+        loss = SigmoidLoss(0.1, -10.0, learn=True)
+        value = (
+            loss(speech, target, torch.arange(6))
+            if ours
+            else SigLipLoss()(speech, target, loss.scale, loss.bias)
+        )  # fmt: skip
+        gradients.append((value, *torch.autograd.grad(value, [speech, target, loss.log_scale, loss.bias])))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_sigmoid_loss_leaves_out_pairs_of_one_image() -> None:
+    speech = torch.tensor([[1.0, 2.0, 50.0], [3.0, 1.0, 0.0], [50.0, 1.0, 4.0]], requires_grad=True)
+    loss = masked_sigmoid_loss(speech, torch.eye(3), torch.tensor([7, 3, 7]), 1.0, 0.0)
+    kept = [-1.0, 2.0, 3.0, -1.0, 0.0, 1.0, -4.0]
+    assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(z)) for z in kept) / 3, abs=1e-6)
+    loss.backward()
+    assert speech.grad is not None and speech.grad[0, 2] == speech.grad[2, 0] == 0
+    assert (speech.grad != 0).sum() == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "learn", "trained"), [("softmax", True, 1), ("sigmoid", True, 2), ("sigmoid", False, 0)]
+)
+def test_make_loss_counts_parameters(name: str, learn: bool, trained: int) -> None:
+    loss = make_loss(LossConfig(name=name, learn_temperature=learn, bias=-7.0))  # type: ignore[arg-type]
+    assert sum(p.numel() for p in loss.parameters() if p.requires_grad) == trained
+    assert set(loss.state_dict()) == {"log_scale", *(["bias"] if name == "sigmoid" else [])}
+    if name == "sigmoid":
+        assert loss.bias.item() == -7.0

@@ -136,7 +136,9 @@ def test_search_command_continues_after_a_bad_query(
 
 
 def test_open_with_model_refuses_a_branch_the_model_lacks(world: World) -> None:
-    with pytest.raises(UserError, match=r"^--branch parallel: \S*best has only the branch cascaded$"):
+    with pytest.raises(
+        UserError, match=r"^--branch parallel: \S*best has only the branch cascaded\. Choose this one\.$"
+    ):
         open_with_model(world.folder / "idx", branch="parallel", device="cpu")
 
 

@@ -20,6 +20,7 @@ from browser import Watched, open_page, until
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 
+from speechclip.search.export import HIT_COLUMNS  # noqa: E402
 from speechclip.search.query import ask  # noqa: E402
 from speechclip.search.serve import make_app  # noqa: E402
 from speechclip.search.service import Limits  # noqa: E402
@@ -164,7 +165,7 @@ def test_page_works_with_the_keyboard_alone(browser: Any, address: str, size: st
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#dialog-folder") + page.inner_text("#dialog-name") == found[1]
     page.keyboard.press("End")
-    page.keyboard.press("ArrowRight")  # there is no further result
+    page.keyboard.press("ArrowRight")  # the last result stays
     assert page.inner_text("#dialog-rank") == "6"
     page.keyboard.press("Escape")
     until(page, f"document.activeElement.title === {json.dumps('Picture ' + found[5])}")  # the focus is back
@@ -184,13 +185,14 @@ def test_dialog_copies_finds_similar_and_exports(world: World, browser: Any, add
         with page.expect_download() as download:
             page.click(f"#export-{name}")
         download.value.save_as(tmp_path / f"results.{name}")
-    exported = json.loads((tmp_path / "results.json").read_text())
+    exported = json.loads((tmp_path / "results.json").read_text())[0]
+    assert set(exported) == {"query", "seconds", "results", "keywords", "encode_ms", "search_ms"}
     assert exported["query"] == "a boat" and [entry["id"] for entry in exported["results"]] == found
     files = [world.index.files[world.index.ids.index(name)] for name in found]
     assert [entry["file"] for entry in exported["results"]] == files
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["rank", "kind", "id", "cosine", "start", "end", "file"]
+    assert list(rows[0]) == list(HIT_COLUMNS)  # as speechclip search --export
     assert [row["id"] for row in rows] == found and [row["file"] for row in rows] == files
     page.locator(".hit").nth(2).click()
     until(page, "document.querySelector('#dialog-item img').naturalWidth > 0")
@@ -214,7 +216,11 @@ def test_page_plays_recordings_that_were_found(world: World, browser: Any) -> No
         assert page.locator("#results h3").all_inner_texts() == ["Pictures", "Recordings"]
         assert page.locator("#results .when").all_inner_texts()[-2:] == ["0.0 s – 1.0 s", "1.3 s – 2.0 s"]
         assert names(page)[-1] == "talks/query.flac"
+        page.locator(".hit", has_text=world.index.ids[0].split("/")[-1]).click()
+        assert page.inner_text("#dialog-same") == "The same content: copy.png"
+        page.keyboard.press("Escape")
         page.locator(".hit").last.click()
+        assert page.is_hidden("#dialog-same")
         assert page.inner_text(".place") == "2 of 2"
         until(page, "document.querySelector('#dialog-item audio').readyState >= 1")
         assert page.evaluate("document.querySelector('#dialog-item audio').duration") == pytest.approx(0.75, abs=0.01)

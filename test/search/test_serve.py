@@ -287,7 +287,9 @@ def test_listen_on_refuses_a_port_in_use() -> None:
 
 def test_serve_command_uses_loopback_by_default(world: World, monkeypatch: Any, capsys: Any) -> None:
     seen: list[tuple[Any, socket.socket, str]] = []
-    monkeypatch.setattr(connections, "run", lambda app, bound: seen.append((app, bound, bound.getsockname()[0])))
+    monkeypatch.setattr(
+        connections, "run", lambda app, bound, prefix: seen.append((app, bound, bound.getsockname()[0]))
+    )
     main(["--index", str(world.folder / "idx"), "--port", "0", "--device", "cpu"])
     assert [where for _, _, where in seen] == ["127.0.0.1"]
 

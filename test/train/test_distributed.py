@@ -31,6 +31,7 @@ HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
 STEPS = 20
 RUNS = {  # name: head, utterances in the global batch; 7 are 4 and 3, and dev's 5 batches are 3 and 2
     **{head: (head, 8) for head in HEADS}, "uneven_parallel": ("parallel", 7), "uneven_hybrid_plus": ("hybrid_plus", 7),
+    "uneven_sigmoid_parallel": ("parallel", 7),
 }  # fmt: skip
 ENCODER = "trained_encoder"  # a parallel head and the transformer of the speech encoder, with an uneven batch
 RUNS[ENCODER] = ("parallel", 7)
@@ -45,6 +46,7 @@ def _config(name: str) -> Config:
         **(trained if name == ENCODER else {}),
         # the encoder sees padding, which depends on the batch: one utterance at a time
         data__encode_batch_size=1,
+        model__loss__name="sigmoid" if "sigmoid" in name else "softmax",
         model__head__name=head, model__head__dropout=0, model__loss__learn_temperature=True, optim__lr=1e-4,
         optim__max_steps=STEPS, train__eval_interval=5, train__log_interval=1, model__head__cif__dropout=0,
         model__head__cif__frames_per_keyword=4, data__batch_size=batch, data__eval_batch_size=2,

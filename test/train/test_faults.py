@@ -122,7 +122,10 @@ def test_script_exits_with_75_and_a_second_one_is_refused(corpus: Path, tmp_path
     _wait_for(out / "metrics.jsonl", process)
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 1
-    assert second.stderr == f"error: {out}: another run is at work in it (process {process.pid})\n"
+    assert (
+        second.stderr
+        == f"error: {out}: another run is at work in it (process {process.pid}). Wait for it, or stop it.\n"
+    )
     os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the loader's workers get the signal too
     said, _ = process.communicate(timeout=60)
     assert process.returncode == STOPPED == 75

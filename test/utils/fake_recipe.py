@@ -42,9 +42,14 @@ if name == "extract_clip_embeddings":
     if "--model.clip.path=" not in sys.argv:
         make(value("--vocabulary"))
 elif name == "extract_features":
-    if value("--job") == "0" or value("--jobs") == "1":
+    if "--copy" in sys.argv:
+        make(f"{value('--dump_root')}/train_augment1/feats.scp", content)
+    elif value("--job") == "0" or value("--jobs") == "1":
         for split in ("train", "dev", "test"):
             make(f"{value('--dump_root')}/{split}/feats.scp", content)
+elif name == "extract_regions":
+    for split in ("train", "dev", "test"):
+        make(f"{value('--dump_root')}/{split}/regions/feats.scp", content)
 elif name == "train":
     make(value("--out") + "/last/state")
     make(value("--out") + "/best/model.safetensors", os.environ.get("WEIGHTS", content))
@@ -53,6 +58,18 @@ elif name == "score_retrieval":
     make(value("--out") + "/retrieval.json", content)
 elif name == "score_keywords" and "parallel" not in value("--out"):
     make(value("--out") + "/keywords.json", content)
+elif name == "train_recognizer":
+    make(value("--out") + "/model.safetensors", content)
+elif name == "transcribe":
+    make(value("--out") + "/test.jsonl", content)
+elif name == "score_asr":
+    make(value("--out") + "/scores/retrieval.json", content)
+    if "--text_head" in sys.argv:
+        make(value("--text_head") + "/scores/retrieval.json", content)
+elif name == "score_conditions":
+    for at, word in enumerate(sys.argv):
+        if word in ("--run", "--asr_run"):
+            make(sys.argv[at + 2] + "/scores/conditions.json", content)
 elif name == "convert_checkpoint":
     make(value("--out") + "/model.safetensors", content)
 elif name == "pack":
@@ -60,7 +77,11 @@ elif name == "pack":
     make(value("--out") + "/README.md")
 elif name == "results":
     make(value("--out"))
-    for folder in sys.argv[sys.argv.index("--exp") + 1:]:
+    if "--conditions_figure" in sys.argv:
+        make(value("--conditions_figure") + ".svg")
+    folders = sys.argv[sys.argv.index("--exp") + 1:]
+    stop = [at for at, word in enumerate(folders) if word.startswith("--")]
+    for folder in folders[:stop[0] if stop else None]:
         make(f"{folder}/figures/training.svg")
         make(f"{folder}/report/index.html")
 """
@@ -80,7 +101,8 @@ done
 """
 SCRIPTS = (
     "extract_clip_embeddings", "extract_features", "train", "score_retrieval", "score_keywords", "results",
-    "validate_data_dir", "convert_checkpoint", "pack",
+    "validate_data_dir", "convert_checkpoint", "pack", "train_recognizer", "transcribe", "score_asr",
+    "score_conditions", "extract_regions",
 )  # fmt: skip
 
 

@@ -203,6 +203,27 @@ def test_another_download_option_runs_stage_0(done):
     assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false --languages en"]
 
 
+def test_languages_make_a_run_of_their_own(done):
+    for split in ("train", "dev", "test"):
+        (done.folder / "data" / split / "utt2lang").write_text("a en\nb es\n")
+    done.run("--stage", "3", "--stop_stage", "5", "--head", "cascaded", "--languages", "es")
+    train, retrieval, keywords = done.calls()
+    assert "--data.languages [es]" in train and "--out exp/tiny_cascaded_es" in train
+    assert retrieval.endswith("--eval.languages [es]") and keywords.endswith("--eval.languages [es]")
+    done.run("--stage", "3", "--stop_stage", "4", "--head", "cascaded", "--languages", "en es", "--tag", "b")
+    assert ["[en,es]" in call and "exp/tiny_cascaded_en_es_b" in call for call in done.calls()] == [True, True]
+    (done.folder / "data/test/utt2lang").write_text("a en\nb en\n")
+    done.run("--stage", "3", "--stop_stage", "5", "--head", "cascaded", "--languages", "es")
+    assert done.names() == ["score_retrieval", "score_keywords"]  # training does not read the test set
+
+
+def test_the_own_language_of_a_recipe_needs_no_table(done):
+    done.run("--stage", "3", "--stop_stage", "4", "--head", "parallel", "--languages", "en")
+    assert done.calls() == []
+    result = done.run("--languages", "e/s")
+    assert result.returncode == 2 and "--languages: 'e/s' is not the name of a language" in result.stderr
+
+
 def test_another_mirror_runs_only_stage_0(done):
     text = (done.folder / "run.sh").read_text()
     assert text.count("download_options=(scenes pretrain languages)") == 1
@@ -352,10 +373,15 @@ def test_a_missing_input_names_its_stage(recipe, options, missing, stage):
         (["--corpus", "nowhere"], "--corpus: nowhere: is not a folder"),
         (["--clip_embeddings", "no.npz"], "--clip_embeddings: no.npz: is missing"),
         (["--checkpoint", "exp/x"], "--checkpoint: exp/x: is missing"),
+        (["--coarse", "egs"], "--coarse: is for --head reranker"),
+        (["--head", "reranker", "--coarse", "nowhere"], "--coarse: nowhere: is not a folder"),
+        (["--rerank", "exp/none"], "--rerank: exp/none: is not a folder"),
         (["--nj", "0"], "--nj: 0 is too small. Use at least 1"),
         (["--num_nodes", "0"], "--num_nodes: 0 is too small. Use at least 1"),
         (["--python", "nopython"], "--python: nopython: is not a program"),
         (["--moodel", "tiny"], "unknown option --moodel, did you mean --model?"),
+        (["--augment", "2"], "--augment: '2' is not between 0 and 1"),
+        (["--noise_dir", "nowhere"], "--noise_dir: nowhere: is not a directory"),
         (["--", "--bad.key", "1"], "unknown configuration key bad.key"),
     ],
 )
@@ -366,6 +392,36 @@ def test_a_wrong_option_is_one_line_and_writes_nothing(recipe, options, reason):
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert sorted(recipe.folder.rglob("*")) == before
+
+
+def test_recognisers_and_conditions_are_stages(done):
+    options = ("--head", "parallel", "--asr", "ctc pocketsphinx", "--seed", "0 1", "--conditions", "true")
+    result = done.run(*options)
+    assert result.returncode == 0, result.stderr
+    calls = done.calls()
+    asr = ["train_recognizer", "transcribe", "score_asr"]
+    assert [call.split()[0] for call in calls] == [
+        *HEAD, *asr, *asr, "transcribe", "score_asr", "score_conditions", "results"
+    ]  # fmt: skip
+    assert "--data_dirs data/train data/dev data/test" in calls[4]
+    assert "--text_head exp/tiny_asr_ctc_text_head_seed1 --seed 1" in calls[8]
+    weak, scored, conditions, results = calls[9:]
+    assert "--data_dirs data/test --dump_root" in weak and "--text_head" not in scored
+    assert "--run exp/tiny_parallel_seed1/best exp/tiny_parallel_seed1" in conditions
+    assert "--asr_run exp/tiny_asr_ctc_seed1/recognizer exp/tiny_asr_ctc_text_head_seed1" in conditions
+    assert "pocketsphinx" not in conditions
+    assert "--transcripts exp/tiny_asr_ctc/transcripts/test.jsonl exp/tiny_asr_pocketsphinx/transcripts" in results
+    assert done.run(*options).returncode == 0 and done.calls() == []  # everything is up to date
+
+
+def test_augmentation_stores_copies_and_trains_again(done):
+    result = done.run("--head", "parallel", "--augment", "0.5", "--tag", "noisy", "--nj", "1", "--stop_stage", "3")
+    assert result.returncode == 0, result.stderr
+    copies, training = done.calls()
+    assert copies.startswith("extract_features") and "--copy 1" in copies and "[data/train]" in copies
+    for call in (copies, training):
+        assert "--data.augment.probability 0.5" in call
+    assert "--out exp/tiny_parallel_noisy" in training
 
 
 def test_help_fits_80_columns_and_names_all(recipe):
@@ -660,3 +716,58 @@ def test_log_keeps_the_last_state_of_a_redrawn_line(tmp_path: Path):
     ]
     assert os.spawnv(os.P_WAIT, sys.executable, command) == 0
     assert (tmp_path / "log").read_text() == "100%\nend\n"
+
+
+# -- rerankers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_reranker_trains_on_the_parallel_run_of_its_seed(done):
+    result = done.run("--head", "parallel reranker", "--seed", "0 2")
+    assert result.returncode == 0, result.stderr
+    calls = done.calls()
+    assert [call.split()[0] for call in calls].count("extract_regions") == 1
+    trained = {words[words.index("--out") + 1]: words for call in calls if (words := call.split())[0] == "train"}
+    assert list(trained) == ["exp/tiny_parallel_seed2", "exp/tiny_reranker", "exp/tiny_reranker_seed2"]
+    for seed in ("", "_seed2"):
+        words = trained[f"exp/tiny_reranker{seed}"]
+        assert words[words.index("--coarse") + 1] == f"exp/tiny_parallel{seed}/best"
+    assert "--coarse" not in trained["exp/tiny_parallel_seed2"]
+    again = done.run("--head", "parallel reranker", "--seed", "0 2")
+    assert done.calls() == [] and again.returncode == 0
+
+
+def test_a_reranker_follows_its_coarse_head(done):
+    assert done.run("--head", "reranker", "--coarse", "exp/tiny_cascaded").returncode == 0
+    words = next(call for call in done.calls() if call.startswith("train")).split()
+    assert words[words.index("--coarse") + 1] == "exp/tiny_cascaded/best"
+    (done.folder / "exp/tiny_cascaded/best/model.safetensors").write_text("other weights")
+    assert done.run("--head", "reranker", "--coarse", "exp/tiny_cascaded", "--stop_stage", "3").returncode == 0
+    assert done.names() == ["train"]
+    shutil.rmtree(done.folder / "exp/tiny_parallel/best")
+    result = done.run("--head", "reranker", "--stage", "3")
+    assert result.returncode == 1
+    assert "exp/tiny_parallel/best/model.safetensors is missing. Run stage 3 with --head parallel" in result.stderr
+
+
+def test_rerank_runs_stage_4_again_when_it_changes(done):
+    assert done.run("--head", "reranker").returncode == 0
+    done.calls()
+    options = ("--head", "parallel", "--rerank", "exp/tiny_reranker", "--stage", "4", "--stop_stage", "4")
+    assert done.run(*options).returncode == 0
+    (call,) = done.calls()
+    assert call.startswith("score_retrieval --checkpoint exp/tiny_parallel/best")
+    assert "--rerank exp/tiny_reranker/best" in call
+    assert done.run(*options).returncode == 0 and done.calls() == []
+    (done.folder / "exp/tiny_reranker/best/model.safetensors").write_text("other weights")
+    assert done.run(*options).returncode == 0
+    assert done.names() == ["score_retrieval"]
+    assert done.run("--head", "parallel", "--stage", "4", "--stop_stage", "4").returncode == 0
+    (call,) = done.calls()
+    assert "--rerank" not in call
+
+
+def test_rerank_needs_regions_of_stage_2(done):
+    (done.folder / "other").mkdir()
+    (done.folder / "other/model.safetensors").write_text("x")
+    assert done.run("--head", "parallel", "--rerank", "other", "--stage", "2", "--stop_stage", "4").returncode == 0
+    assert done.names() == ["extract_regions", "score_retrieval"]

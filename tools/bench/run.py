@@ -90,6 +90,10 @@ def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | Non
         import store
 
         return lambda: store.run("base", count, repeats)
+    if name == "rerank":
+        import rerank
+
+        return lambda: rerank.run(images=1000, top_k=100, repeats=max(5, repeats))
     if name == "growth":
         import growth
 

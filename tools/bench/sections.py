@@ -2,4 +2,15 @@
 
 SHAPES = ("base", "large")
 HEADS = ("parallel", "cascaded", "hybrid", "cascaded_plus", "hybrid_plus")
-SECTIONS = ("heads", "epoch", "extraction", "extraction_cuda", "scoring", "store", "startup", "mini", "growth")
+SECTIONS = (
+    "heads",
+    "epoch",
+    "extraction",
+    "extraction_cuda",
+    "scoring",
+    "store",
+    "startup",
+    "mini",
+    "growth",
+    "rerank",
+)

@@ -33,6 +33,7 @@ from speechclip.common.files import make_folder
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without a byte
 _SLACK = 1 << 25  # bytes; an archive may unpack to twice its documented size and this
+_MOST_UNKNOWN = 20 << 30  # bytes that an archive of unknown size may unpack to
 _MOST_FILES = 10_000_000  # in an archive
 _ATTEMPTS = 5  # in a row without a byte
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -49,7 +50,7 @@ class RemoteFile:
 
     Attributes:
         name: of the file.
-        urls: mirrors, tried in order.
+        urls: mirrors, tried in order; empty if no address is known.
         bytes: approximate size of the file; 0 if it is not known.
         leaves: paths, relative to the folder, that exist if this part is complete.
         unpacked: approximate size of the unpacked content in bytes; 0 for a file that is not unpacked.
@@ -100,7 +101,8 @@ def download(
         try:
             archive = _fetch(remote, folder, pause, progress)
             if remote.into is not None:
-                _unpack(archive, folder / remote.into, _SLACK + 2 * remote.unpacked)
+                most = _SLACK + 2 * remote.unpacked if remote.unpacked else _MOST_UNKNOWN
+                _unpack(archive, folder / remote.into, most)
                 archive.unlink()
             if not _is_complete(remote, folder):
                 raise UserError(f"{remote.name}: does not contain {' and '.join(remote.leaves)}")
@@ -129,9 +131,9 @@ def announced_bytes(url: str, timeout: float = 10.0) -> int:
             found = response.headers.get("Content-Range", "").rpartition("/")[2] if partial else ""
             found = found or response.headers.get("Content-Length", "")
     except (urllib.error.URLError, HTTPException, OSError) as error:
-        raise UserError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}") from error
+        raise UserError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}. Check the path.") from error
     if not (found.isascii() and found.isdigit()):
-        raise UserError(f"{url}: the host does not announce the size.")
+        raise UserError(f"{url}: the host does not announce the size. Download the file to see its size.")
     return int(found)
 
 
@@ -170,8 +172,8 @@ def _fetch(remote: RemoteFile, folder: Path, pause: float, progress: Progress | 
             part.unlink()
         origin.write_text(url)
         try:
-            _download(url, part, pause, progress)
-        except _Failure as failure:
+            transfer_file(url, part, pause, progress)
+        except MirrorFailure as failure:
             reasons.append(f"{url}: {failure}")
             continue
         if not _matches(part, remote.checksum):
@@ -181,24 +183,24 @@ def _fetch(remote: RemoteFile, folder: Path, pause: float, progress: Progress | 
         part.replace(target)
         origin.unlink()
         return target
-    raise UserError(f"{remote.name}: no host provides it: {'; '.join(reasons)}")
+    raise UserError(f"{remote.name}: no host provides it: {'; '.join(reasons) or 'no address is known'}")
 
 
-class _Failure(Exception):
+class MirrorFailure(Exception):
     """A mirror does not provide the file."""
 
 
-def _download(url: str, part: Path, pause: float, progress: Progress | None) -> None:
+def transfer_file(url: str, part: Path, pause: float, progress: Progress | None, *, quiet: bool = False) -> None:
     """Append the missing bytes to ``part``. Try again after an interruption, as long as there is progress."""
     fruitless = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, before, progress)
+            _transfer(url, part, before, progress, logging.DEBUG if quiet else logging.INFO)
             return
         except (urllib.error.URLError, HTTPException, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
-                raise _Failure(f"HTTP status {error.code}") from error
+                raise MirrorFailure(f"HTTP status {error.code}") from error
             # the number of a TLS error is not an errno
             number = getattr(error, "errno", None)
             if number in _DISK_ERRORS and not isinstance(error, (urllib.error.URLError, ssl.SSLError)):
@@ -206,7 +208,7 @@ def _download(url: str, part: Path, pause: float, progress: Progress | None) -> 
             after = part.stat().st_size if part.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
             if fruitless >= _ATTEMPTS or _hopeless(error):
-                raise _Failure(str(getattr(error, "reason", error)) or type(error).__name__) from error
+                raise MirrorFailure(str(getattr(error, "reason", error)) or type(error).__name__) from error
             logger.info("%s: interrupted after %.1f MB (%s), trying again", part.stem, after / 1e6, error)
             time.sleep(min(60.0, pause * 2**fruitless))
 
@@ -217,7 +219,7 @@ def _hopeless(error: Exception) -> bool:
     return isinstance(reason, (socket.gaierror, ConnectionRefusedError))
 
 
-def _transfer(url: str, part: Path, have: int, progress: Progress | None) -> None:
+def _transfer(url: str, part: Path, have: int, progress: Progress | None, level: int) -> None:
     """Send one request, from byte ``have`` if the server supports it. OSError if the response is too short."""
     request = urllib.request.Request(
         url, headers={"User-Agent": "speechclip"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -237,7 +239,7 @@ def _transfer(url: str, part: Path, have: int, progress: Progress | None) -> Non
         start = have if partial else 0
         total = start + int(length) if length is not None else None
         whole = "?" if total is None else f"{total / 1e6:.1f}"
-        logger.info("%s: %.1f of %s MB, from %s", part.stem, start / 1e6, whole, url)
+        logger.log(level, "%s: %.1f of %s MB, from %s", part.stem, start / 1e6, whole, url)
         with part.open("ab" if partial else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -291,11 +293,13 @@ def _unpack(archive: Path, folder: Path, most: int) -> None:
             _merge(part, folder)
     except _UNSAFE as error:
         name = getattr(getattr(error, "tarinfo", None), "name", "?")
-        raise UserError(f"{archive.name}: damaged archive ({name} is outside of the folder)") from error
+        raise UserError(
+            f"{archive.name}: damaged archive ({name} is outside of the folder). Download it again."
+        ) from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         with contextlib.suppress(OSError):
             archive.unlink()
-        raise UserError(f"{archive.name}: damaged archive ({error})") from error
+        raise UserError(f"{archive.name}: damaged archive ({error}). Download it again.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -318,7 +322,8 @@ class _Sizes:
         self._bytes, self._files = self._bytes + size, self._files + 1
         if self._bytes > self._most or self._files > _MOST_FILES:
             raise UserError(
-                f"{self._archive.name}: refused: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files"
+                f"{self._archive.name}: refused: would unpack to over {self._most / 1e6:.0f} MB or {_MOST_FILES} files."
+                " Use the original archive."
             )
         return item
 

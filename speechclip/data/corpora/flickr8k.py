@@ -7,6 +7,8 @@ published separately. They may be in one folder in any of these forms::
     Flickr8k.token.txt | captions.txt                        captions (Kaggle has the latter), also in Flickr8k_text/
     Flickr_8k.{train,dev,test}Images.txt                     splits, also in Flickr8k_text/
     flickr_audio/{wavs/,wav2capt.txt,wav2spk.txt}            recordings
+
+Labels that others published are read, too, see :mod:`speechclip.data.corpora.flickr8k_extras`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,21 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechclip.common.errors import UserError
+from speechclip.data.alignments import LabelSpool
 from speechclip.data.corpora.download import RemoteFile
+from speechclip.data.corpora.flickr8k_extras import (
+    PHONEMES,
+    WORDS,
+    find_extras,
+    read_keywords,
+    read_phonemes,
+    read_words,
+)
 from speechclip.data.corpora.preparation import (
     NO_SPLIT,
     SPLITS,
@@ -33,7 +45,7 @@ from speechclip.data.corpora.preparation import (
     without_repeats,
     write_corpus,
 )
-from speechclip.data.kaldi import StrPath, Utterance, parse_count
+from speechclip.data.kaldi import KEYWORD_TABLE, StrPath, Utterance, parse_count
 
 LIMITS = Limits()
 LICENCE = (
@@ -92,6 +104,7 @@ def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LI
     """Write ``data_dir/{train,dev,test}``, ``captions.tsv`` and ``skipped.tsv`` from the published corpus.
 
     Utterance ids are ``spk<speaker>-<image>_<number>``. Image ids are the photographs' file names without suffix.
+    ``ctm`` (words), ``phones.ctm`` and ``utt2keywords`` are written from the labels that the folder has.
     ``text`` has the captions as they are published, ``text_clip`` and ``captions.tsv`` have :func:`clip_caption` of
     them. Only images of the split lists are used. These items are skipped and listed: a caption, recording or speaker
     that the other files lack, a photograph that is missing, an unreadable file, a recording that is too short or long.
@@ -111,9 +124,25 @@ def prepare_flickr8k(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LI
     lower = layout.captions.name == _KAGGLE_FILE
     items = _match(layout, split_of, captions, lower=lower)
     if not any(isinstance(item, Candidate) for item in items):
-        raise UserError(f"{corpus}: no recording of {layout.wav2capt} belongs to an image of the split lists")
+        raise UserError(
+            f"{corpus}: no recording of {layout.wav2capt} belongs to an image of the split lists."
+            " Check that the files belong together."
+        )
     every = [(split_of.get(image, NO_SPLIT), clip_caption(text, lower=lower)) for (image, _), text in captions.items()]
-    return write_corpus(corpus, Path(data_dir), items, limits=limits, captions=every)
+    extras = find_extras(corpus)
+    utterances = {item.utterance.wav.stem: item.utterance.id for item in items if isinstance(item, Candidate)}
+    with ExitStack() as stack:
+        labels, tables = {}, {}
+        for name, read in ((WORDS, read_words), (PHONEMES, read_phonemes)):
+            if name in extras:
+                labels[name] = spool = stack.enter_context(LabelSpool())
+                for recording, label in read(extras[name]):
+                    if recording in utterances:
+                        spool.add(utterances[recording], [label])
+        if KEYWORD_TABLE in extras:
+            found = read_keywords(extras[KEYWORD_TABLE])
+            tables[KEYWORD_TABLE] = {utterances[key]: words for key, words in found.items() if key in utterances}
+        return write_corpus(corpus, Path(data_dir), items, limits=limits, captions=every, labels=labels, tables=tables)
 
 
 def clip_caption(text: str, *, lower: bool = False) -> str:
@@ -134,11 +163,13 @@ def find_parts(corpus: Path) -> _Layout:
         UserError: a part is missing.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     roots = [corpus, *sorted(item for item in corpus.iterdir() if item.is_dir())]
     captions = _find(roots, _TEXT_FOLDERS, _TOKEN_FILE) or _find(roots, _TEXT_FOLDERS, _KAGGLE_FILE)
     if captions is None:
-        raise UserError(f"{corpus}: no captions: neither Flickr8k_text/{_TOKEN_FILE} nor {_KAGGLE_FILE}")
+        raise UserError(
+            f"{corpus}: no captions: neither Flickr8k_text/{_TOKEN_FILE} nor {_KAGGLE_FILE}. Add one of them."
+        )
     splits = {split: _require(corpus, roots, _TEXT_FOLDERS, f"Flickr_8k.{split}Images.txt") for split in SPLITS}
     return _Layout(
         images=_find_images(corpus, roots),
@@ -159,7 +190,7 @@ def _find(roots: list[Path], folders: tuple[str, ...], name: str) -> Path | None
 def _require(corpus: Path, roots: list[Path], folders: tuple[str, ...], name: str) -> Path:
     path = _find(roots, folders, name)
     if path is None:
-        raise UserError(f"{corpus}: {Path(folders[0]) / name} is missing")
+        raise UserError(f"{corpus}: {Path(folders[0]) / name} is missing. Add it.")
     return path
 
 
@@ -169,7 +200,10 @@ def _find_images(corpus: Path, roots: list[Path]) -> Path:
         for folder in _IMAGE_FOLDERS:
             if (root / folder).is_dir() and any(name.endswith(".jpg") for name in os.listdir(root / folder)):
                 return root / folder
-    raise UserError(f"{corpus}: no photographs: none of {', '.join(f'{name}/' for name in _IMAGE_FOLDERS)} with *.jpg")
+    raise UserError(
+        f"{corpus}: no photographs: none of {', '.join(f'{name}/' for name in _IMAGE_FOLDERS)} with *.jpg."
+        " Check the folder."
+    )
 
 
 def _match(
@@ -237,7 +271,9 @@ def _read_splits(paths: dict[str, Path]) -> dict[str, str]:
     for split, path in paths.items():
         for number, image in _lines(path):
             if split_of.setdefault(image, split) != split:
-                raise UserError(f"{path}:{number}: {image} is in {split_of[image]} as well")
+                raise UserError(
+                    f"{path}:{number}: {image} is in {split_of[image]} as well. Remove it from one of them."
+                )
     return split_of
 
 
@@ -247,7 +283,7 @@ def _read_captions(path: Path) -> dict[Caption, str]:
     rows = _token_rows(path) if path.name == _TOKEN_FILE else _kaggle_rows(path)
     for line, image, number, text in rows:
         if captions.setdefault((image, number), text) != text:
-            raise UserError(f"{path}:{line}: another caption {image}#{number}")
+            raise UserError(f"{path}:{line}: another caption {image}#{number}. Remove one of them.")
     return captions
 
 
@@ -258,7 +294,7 @@ def _token_rows(path: Path) -> Iterator[tuple[int, str, int, str]]:
         image, _, digits = key.rpartition("#")
         number = parse_count(digits)
         if not image or number is None or not (tab or content.endswith(key)):
-            raise UserError(f"{path}:{line}: not <image>#<number><tab><caption>")
+            raise UserError(f"{path}:{line}: not <image>#<number><tab><caption>. Correct the line.")
         yield line, image, number, " ".join(text.split())
 
 
@@ -273,13 +309,13 @@ def _kaggle_rows(path: Path) -> Iterator[tuple[int, str, int, str]]:
     line = 1
     try:
         if next(reader, None) != ["image", "caption"]:
-            raise UserError(f"{path}:1: the first line is not image,caption")
+            raise UserError(f"{path}:1: the first line is not image,caption. Use the original file.")
         line = reader.line_num + 1
         for row in reader:
             if row:
                 image, text = row[0].strip(), ",".join(row[1:])
                 if not image or not row[1:]:
-                    raise UserError(f"{path}:{line}: not <image>,<caption>")
+                    raise UserError(f"{path}:{line}: not <image>,<caption>. Correct the line.")
                 if any(_KAGGLE_ROW.match(part) for part in text.splitlines()[1:]):
                     raise UserError(f"{path}:{line}: a quote is not closed. Close it or double it.")
                 number = count.get(image, 0)
@@ -302,7 +338,7 @@ def _read_recordings(path: Path) -> tuple[dict[str, Caption], list[Skipped]]:
         fields = content.split()
         number = parse_count(fields[2][1:]) if len(fields) == 3 and fields[2].startswith("#") else None
         if number is None:
-            raise UserError(f"{path}:{line}: not <recording> <image> #<number>")
+            raise UserError(f"{path}:{line}: not <recording> <image> #<number>. Correct the line.")
         caption = (fields[1], number)
         if recordings.setdefault(fields[0], caption) != caption:
             skipped.append(Skipped(Path(fields[0]).stem, str(path), f"listed twice (line {line})"))
@@ -316,10 +352,10 @@ def _read_speakers(path: Path) -> dict[str, str]:
         fields = content.split()
         number = parse_count(fields[1]) if len(fields) == 2 else None
         if number is None:
-            raise UserError(f"{path}:{line}: not <recording> <speaker number>")
+            raise UserError(f"{path}:{line}: not <recording> <speaker number>. Correct the line.")
         speaker = f"spk{number:04d}"
         if speakers.setdefault(fields[0], speaker) != speaker:
-            raise UserError(f"{path}:{line}: {fields[0]} has two speakers")
+            raise UserError(f"{path}:{line}: {fields[0]} has two speakers. Remove one of them.")
     return speakers
 
 
@@ -337,4 +373,4 @@ def _read_text(path: Path) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x})") from error
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}). Use the original file.") from error

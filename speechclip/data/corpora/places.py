@@ -146,7 +146,7 @@ def find_parts(corpus: Path) -> list[tuple[Path, str, str]]:
         UserError: a list is missing, or the recordings or photographs of the smallest list.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     folders = [place for root in _roots(corpus) for place in (root / "metadata", root)]
     new = {split: _find(folders, f"{name}_2020.json") for split, name in _NEW.items()}
     old = {split: _find(folders, name) for split, name in _OLD.items()}
@@ -183,7 +183,7 @@ def _read(corpus: Path, file: Path, language: str, split: str) -> _List:
     content: Mapping[str, Any] = {"data": list(_text_entries(file))} if file.suffix == ".txt" else read_json(file)
     entries = content.get("data")
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{file}: no list under 'data'")
+        raise UserError(f"{file}: no list under 'data'. Use the original file.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not _image(entry):
             raise UserError(f"{file}: entry {number}: needs 'image'")

@@ -128,11 +128,14 @@ class Limits:
             UserError: a value is out of range.
         """
         if not 0 <= self.max_bad <= 1:
-            raise UserError(f"max_bad {self.max_bad:g}: not a fraction between 0 and 1")
+            raise UserError(f"max_bad {self.max_bad:g}: not a fraction between 0 and 1. Change the value.")
         if not 0 <= self.min_seconds < self.max_seconds:
-            raise UserError(f"min_seconds {self.min_seconds:g}, max_seconds {self.max_seconds:g}: no length fits")
+            raise UserError(
+                f"min_seconds {self.min_seconds:g}, max_seconds {self.max_seconds:g}: no length fits."
+                " Change one of them."
+            )
         if self.nj < 1:
-            raise UserError(f"nj {self.nj}: at least one process is needed")
+            raise UserError(f"nj {self.nj}: at least one process is needed. Change the value.")
 
 
 def caption_problem(text: Any) -> str | None:
@@ -201,6 +204,7 @@ def write_corpus(
     captions: Iterable[tuple[str, str]] = (),
     extra_splits: Sequence[str] = (),
     labels: Mapping[str, LabelSpool] | None = None,
+    tables: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Summary:
     """Check every file, skip the bad ones, and write ``data_dir/<split>/`` and ``data_dir/skipped.tsv``.
 
@@ -216,6 +220,7 @@ def write_corpus(
             ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
         extra_splits: names of further splits, such as a second test set.
         labels: by file name, such as ``ctm``, labels with times. Each split gets a file of its utterances.
+        tables: by file name, a text for each of some utterances. Each split gets the rows of its utterances.
 
     Raises:
         UserError: more than ``limits.max_bad`` would be skipped, or a split would be empty.
@@ -235,7 +240,7 @@ def write_corpus(
         by_split[item.split].append(item)
     for split in SPLITS:
         if not by_split[split]:
-            raise UserError(f"{source}: no usable utterance for {split}")
+            raise UserError(f"{source}: no usable utterance for {split}. Check that the corpus is complete.")
     absent = [split for split in extra_splits if not by_split[split]]
     by_split = {split: usable for split, usable in by_split.items() if usable}
     part = data_dir.with_name(f".{data_dir.name}.part")
@@ -245,16 +250,25 @@ def write_corpus(
             for split, usable in by_split.items():
                 images = {item.utterance.image_id: item.image for item in usable}
                 write_data_dir(part / split, [item.utterance for item in usable], images)
-            for name, spool in (labels or {}).items():
-                folders = {item.utterance.id: part / split for split, usable in by_split.items() for item in usable}
-                spool.write(name, folders)
+            if labels:
+                places = {split: part / split for split in by_split}
+                folders = {item.utterance.id: places[split] for split, usable in by_split.items() for item in usable}
+                for name, spool in labels.items():
+                    spool.write(name, folders)
+            for name, table in (tables or {}).items():
+                for split, usable in by_split.items():
+                    ids = sorted(item.utterance.id for item in usable if item.utterance.id in table)
+                    if ids:
+                        _write_lines(part / split / name, (f"{key} {table[key]}".rstrip() for key in ids))
             _write_rows(part / SKIPPED_FILE, [("id", "file", "reason"), *((i.id, i.file, i.reason) for i in bad)])
-            rows = list(captions)
-            if rows:
-                _write_rows(part / CAPTIONS_FILE, rows)
+            _write_rows(part / CAPTIONS_FILE, captions)
+            if not (part / CAPTIONS_FILE).stat().st_size:
+                (part / CAPTIONS_FILE).unlink()
             for split in absent:
                 shutil.rmtree(data_dir / split, ignore_errors=True)
-            move_into_place(part, data_dir, replaces={*OPTIONAL_TABLES, *(labels or ()), CAPTIONS_FILE})
+            move_into_place(
+                part, data_dir, replaces={*OPTIONAL_TABLES, *(labels or ()), *(tables or ()), CAPTIONS_FILE}
+            )
     finally:
         shutil.rmtree(part, ignore_errors=True)
     sizes = {split: _size(usable, seconds) for split, usable in by_split.items()}
@@ -263,8 +277,12 @@ def write_corpus(
 
 def _write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Write tab-separated rows. White space in a field becomes one blank; invalid Unicode is escaped."""
-    lines = ("\t".join(" ".join(field.split()) for field in row) + "\n" for row in rows)
-    path.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+    _write_lines(path, ("\t".join(" ".join(field.split()) for field in row) for row in rows))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _is_utf8(text: str) -> bool:

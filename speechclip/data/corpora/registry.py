@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,11 @@ class Corpus:
     download_more: Callable[[Path, str], None] | None = None
 
     @property
-    def download(self) -> Callable[[str, str], None] | None:
-        """Download the parts that a folder lacks: (corpus folder, URL of a mirror or ""); None without sources.
+    def download(self) -> Callable[[str, str, Sequence[str]], None] | None:
+        """Download the parts that a folder lacks; None without sources.
+
+        The arguments are the corpus folder, the URL of a mirror or "", and words: only files with one of these words at
+        the start of their names are downloaded. Without words, all are.
 
         Raises:
             UserError: too little free space, or a part that no host provides.
@@ -53,8 +56,12 @@ class Corpus:
         if not self.sources:
             return None
 
-        def get(corpus_dir: str, mirror: str) -> None:
-            download(self.sources, Path(corpus_dir), mirror=mirror)
+        def get(corpus_dir: str, mirror: str, only: Sequence[str] = ()) -> None:
+            wanted = [item for item in self.sources if not only or item.name.startswith(tuple(only))]
+            if not wanted:
+                names = ", ".join(item.name for item in self.sources)
+                raise UserError(f"{self.name}: no file begins with {' or '.join(only)} (files: {names})")
+            download(wanted, Path(corpus_dir), mirror=mirror)
             if self.download_more is not None:
                 self.download_more(Path(corpus_dir), mirror)
 
@@ -75,7 +82,7 @@ def find_corpus(name: str) -> Corpus:
     """
     known = corpus_names()
     if name not in known:
-        raise UserError(f"unknown corpus '{name}' (known: {' '.join(known)})")
+        raise UserError(f"unknown corpus '{name}' (known: {' '.join(known)}). Choose a known one.")
     module = _module(name)
     return Corpus(
         name,

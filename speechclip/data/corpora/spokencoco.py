@@ -103,11 +103,11 @@ def prepare_spokencoco(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = 
     audio, images, files = find_parts(corpus)
     entries = [(split, file, *entry) for split, file in files.items() for entry in _entries(file)]
     if not entries:
-        raise UserError(f"{corpus}: no utterance in the split files")
+        raise UserError(f"{corpus}: no utterance in the split files. Use the original files.")
     split_of: dict[str, str] = {}
     for split, file, image, _ in entries:
         if split_of.setdefault(image, split) != split:
-            raise UserError(f"{file}: {image} is in the split {split_of[image]} as well")
+            raise UserError(f"{file}: {image} is in the split {split_of[image]} as well. Remove it from one of them.")
     image_ids = make_image_ids(split_of)
     items = [
         _candidate(file, audio, images, image, image_ids[image], caption, split)
@@ -138,11 +138,11 @@ def find_parts(corpus: Path) -> tuple[Path, Path, dict[str, Path]]:
         UserError: a part is missing.
     """
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such corpus folder")
+        raise UserError(f"{corpus}: no such corpus folder. Check the path.")
     audio = corpus / "SpokenCOCO" if (corpus / "SpokenCOCO").is_dir() else corpus
     images = _image_root(corpus)
     if not (audio / "wavs").is_dir():
-        raise UserError(f"{corpus}: no recordings: no SpokenCOCO/wavs/ or wavs/")
+        raise UserError(f"{corpus}: no recordings: no SpokenCOCO/wavs/ or wavs/. Add one of them.")
     return audio, images, {split: _split_file(audio, _PUBLISHED[split]) for split in SPLITS}
 
 
@@ -165,7 +165,8 @@ def _split_file(folder: Path, published: str) -> Path:
     if not found:
         raise UserError(
             f"{folder}: no file of the Karpathy split for {published}: SpokenCOCO_ksplit_{published}.json, or with "
-            "karpathy, unrolled or reassign_id in its name"
+            "karpathy, unrolled or reassign_id in its name."
+            " Add the file."
         )
     return min(found)[1]
 
@@ -176,7 +177,8 @@ def _image_root(corpus: Path) -> Path:
         if (corpus / name / "val2014").is_dir():
             return corpus / name
     raise UserError(
-        f"{corpus}: no photographs: no val2014/ in it or in {', '.join(f'{n}/' for n in _IMAGE_FOLDERS if n)}"
+        f"{corpus}: no photographs: no val2014/ in it or in {', '.join(f'{n}/' for n in _IMAGE_FOLDERS if n)}."
+        " Add the folder."
     )
 
 
@@ -184,7 +186,7 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield image path and caption of every utterance of a split, in the order of the file."""
     data = read_json(file).get("data")
     if not isinstance(data, list):
-        raise UserError(f"{file}: no list under 'data'")
+        raise UserError(f"{file}: no list under 'data'. Use the original file.")
     for number, entry in enumerate(data):
         captions = (
             entry.get("captions", [entry["caption"]] if "caption" in entry else None)
@@ -192,10 +194,12 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             else None
         )
         if not isinstance(captions, list) or not isinstance(entry.get("image"), str):
-            raise UserError(f"{file}: entry {number}: needs 'image' and 'captions' or 'caption'")
+            raise UserError(
+                f"{file}: entry {number}: needs 'image' and 'captions' or 'caption'. Use the original file."
+            )
         for caption in captions:
             if not isinstance(caption, dict):
-                raise UserError(f"{file}: entry {number}: a caption is not a JSON object")
+                raise UserError(f"{file}: entry {number}: a caption is not a JSON object. Use the original file.")
             yield entry["image"], caption
 
 
@@ -217,11 +221,14 @@ def _written_captions(corpus: Path, split_of: Mapping[str, str]) -> tuple[list[t
             return [], []
         annotations = read_json(file).get("annotations")
         if not isinstance(annotations, list):
-            raise UserError(f"{file}: not COCO's captions: no list under 'annotations'")
+            raise UserError(f"{file}: not COCO's captions: no list under 'annotations'. Use the original file.")
         for number, item in enumerate(annotations):
             key = item.get("image_id") if isinstance(item, dict) else None
             if not isinstance(key, int) or "caption" not in item:
-                raise UserError(f"{file}: not COCO's captions: annotation {number} needs 'image_id' and 'caption'")
+                raise UserError(
+                    f"{file}: not COCO's captions: annotation {number} needs 'image_id' and 'caption'."
+                    " Use the original file."
+                )
             if problem := caption_problem(item["caption"]):
                 skipped.append(Skipped(f"annotation {number} of image {key}", str(file), problem))
             else:

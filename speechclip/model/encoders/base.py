@@ -55,6 +55,11 @@ class SpeechEncoder(nn.Module, ABC):
     def forward(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         """Encode 16 kHz mono waveforms, each [n_i] float."""
 
+    def encode_whole(self, waves: Sequence[Tensor]) -> SpeechFeatures:
+        """Encode waveforms without a fixed length, as the s3prl upstream needs them."""
+        features: SpeechFeatures = self(waves)
+        return features
+
     def unfreeze(self, part: str | int, states: int) -> None:
         """Let a part of the encoder get gradients.
 

@@ -180,9 +180,15 @@ def _check_towers(model: Any, text: Any, tokenizer: Tokenizer, tower: TextTower,
 
     subwords, joint_dim, own = tower.table.num_embeddings, tower.joint_dim, isinstance(tower, OpenClipText)
     if text is model and len(text.positional_embedding) != text.context_length:
-        raise UserError(f"{path}: text_cfg.embed_cls needs custom_text, without which open_clip cannot run it.")
+        raise UserError(
+            f"{path}: text_cfg.embed_cls needs custom_text, without which open_clip cannot run it."
+            " Correct the configuration of the folder."
+        )
     if subwords < tokenizer.size:
-        raise UserError(f"{path}: its text tower has {subwords} subwords, but its tokenizer {tokenizer.size}.")
+        raise UserError(
+            f"{path}: its text tower has {subwords} subwords, but its tokenizer {tokenizer.size}."
+            " Use the tokenizer of this model."
+        )
     if (
         own
         and getattr(text, "cls_emb", None) is None
@@ -190,10 +196,16 @@ def _check_towers(model: Any, text: Any, tokenizer: Tokenizer, tower: TextTower,
     ):
         raise UserError(f"{path}: text_cfg.pool_type none gives one vector per subword. One per text is needed.")
     if bool(getattr(model.visual, "output_tokens", False)) != isinstance(model, CoCa):
-        raise UserError(f"{path}: vision_cfg.output_tokens must be true for CoCa and false for other models.")
+        raise UserError(
+            f"{path}: vision_cfg.output_tokens must be true for CoCa and false for other models."
+            " Correct the configuration of the folder."
+        )
     width = getattr(model.visual, "output_dim", joint_dim)
     if width != joint_dim:
-        raise UserError(f"{path}: image embeddings have {width} dimensions, text embeddings {joint_dim}.")
+        raise UserError(
+            f"{path}: image embeddings have {width} dimensions, text embeddings {joint_dim}."
+            " Use a model with one joint space."
+        )
 
 
 def load_clip(config: ClipConfig) -> OpenClip:
@@ -218,9 +230,9 @@ def load_clip(config: ClipConfig) -> OpenClip:
     if not path:
         raise UserError("model.clip.path: not set. Give an open_clip folder, hf-hub:ID or NAME:PRETRAINED.")
     if is_siglip(Path(path)):
-        siglip, tokenizer, preprocess = load_siglip(Path(path))
-        description = {"path": path, "kind": "siglip", "weights": weights_fingerprint(siglip)}
-        return OpenClip(siglip, tokenizer, preprocess, description)
+        siglip, words, preprocess = load_siglip(Path(path))
+        described = {"path": path, "kind": "siglip", "weights": weights_fingerprint(siglip)}
+        return OpenClip(siglip, words, preprocess, described)
     if Path(path).is_file() or is_transformers_clip(Path(path)):
         return _load_original(Path(path))
     name, pretrained, folder = _model_name(path)
@@ -292,7 +304,7 @@ def _model_name(path: str) -> tuple[str, str | None, Path | None]:
         settings = folder / CLIP_CONFIG
         try:
             if "model_cfg" not in read_json(settings):
-                raise UserError(f"{settings}: the key model_cfg is missing")
+                raise UserError(f"{settings}: the key model_cfg is missing. Copy or download the file again.")
         except MissingFileError:
             raise UserError(f"{settings}: is missing. A CLIP folder has open_clip's format.") from None
         return f"local-dir:{path}", None, folder

@@ -56,5 +56,5 @@ def _kind(path: str) -> str:
         raise UserError(f"{path}: {absent}not readable as a speech encoder: {first_line(error)}") from error
     if kind not in known:
         supported = ", ".join(sorted(set(known) - {"file", "s3prl"}))
-        raise UserError(f"{path}: model type {kind!r} is not supported (supported: {supported})")
+        raise UserError(f"{path}: model type {kind!r} is not supported (supported: {supported}). Use a supported one.")
     return kind

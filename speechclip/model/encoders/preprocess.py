@@ -167,14 +167,20 @@ def preprocess_of_transformers(processor: Any, size: tuple[int, int], source: st
         elif "height" in processor.size and "width" in processor.size:
             resize, target = "squash", (int(processor.size["height"]), int(processor.size["width"]))
         else:
-            raise UserError(f"{source}: size has the keys {', '.join(processor.size)}. shortest_edge is needed.")
+            raise UserError(
+                f"{source}: size has the keys {', '.join(processor.size)}. shortest_edge is needed."
+                " Correct the preprocessor configuration."
+            )
     if getattr(processor, "do_center_crop", False):  # SigLIP's processor has no crop
         result: tuple[int, int] | None = (int(processor.crop_size["height"]), int(processor.crop_size["width"]))
     else:
         result = target if resize == "squash" else None
     if result != size:
         found = "images of different sizes" if result is None else f"images of {result[0]} x {result[1]} pixels"
-        raise UserError(f"{source}: it makes {found}, but the vision tower needs {size[0]} x {size[1]}.")
+        raise UserError(
+            f"{source}: it makes {found}, but the vision tower needs {size[0]} x {size[1]}."
+            " Correct the preprocessing in the folder."
+        )
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
     if processor.do_normalize:

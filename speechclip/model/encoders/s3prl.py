@@ -52,7 +52,8 @@ class S3prlEncoder(SpeechEncoder):
         rate = upstream.get_downsample_rates("hidden_states")
         if rate < 1 or HOP % rate:
             raise UserError(
-                f"{description['path']}: has a frame every {rate} samples, which does not divide {HOP} (50 Hz)"
+                f"{description['path']}: has a frame every {rate} samples, which does not divide {HOP} (50 Hz)."
+                " Use an upstream that fits."
             )
         self.every = HOP // rate  # one of this many frames is kept
         wave = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -83,7 +84,10 @@ class S3prlEncoder(SpeechEncoder):
         states = self.upstream(rows)["hidden_states"]
         if len({state.shape for state in states}) != 1:
             shapes = ", ".join(str(list(state.shape)) for state in states)
-            raise UserError(f"{self.description['path']}: hidden states of different shapes cannot be mixed: {shapes}")
+            raise UserError(
+                f"{self.description['path']}: hidden states of different shapes cannot be mixed: {shapes}."
+                " Choose layers of one shape with model.speech_encoder.layers."
+            )
         return torch.stack([state[:, :: self.every] for state in states], dim=1)
 
 
@@ -111,7 +115,7 @@ def load_s3prl_encoder(config: SpeechEncoderConfig) -> S3prlEncoder:
     if config.normalize is not None:
         raise UserError("model.speech_encoder.normalize: s3prl's upstreams decide themselves; leave it null")
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).exists():
-        raise UserError(f"{checkpoint}: no such checkpoint for s3prl's {name}")
+        raise UserError(f"{checkpoint}: no such checkpoint for s3prl's {name}. Check the path.")
     try:
         with _plain_loading():
             upstream = getattr(hub, name)(**({"ckpt": checkpoint} if checkpoint else {}))

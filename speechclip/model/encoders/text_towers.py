@@ -110,7 +110,9 @@ class OpenClipText(TextTower):
         tokenizer, path = self._tokenizer, self._path
         end = tokenizer.suffix[-1] if tokenizer.suffix else None
         if self._cls is None and self._pool_type == "first" and self._text.attn_mask is not None:
-            raise UserError(f"{path}: its text embedding (pool_type first) does not depend on the text.")
+            raise UserError(
+                f"{path}: its text embedding (pool_type first) does not depend on the text. Use another model."
+            )
         if self._cls is None and self._pool_type == "eos" and self._eos_id != end:
             raise UserError(
                 f"{path}: text_cfg.eos_id is {self._eos_id}, but texts end with {end}. "

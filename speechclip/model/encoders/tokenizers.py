@@ -132,7 +132,7 @@ class SentencePieceTokenizer(_Surrounded):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{model}: not a sentencepiece model") from error
+            raise UserError(f"{model}: not a sentencepiece model. Copy or download the file again.") from error
         self.sot: int = self._processor.get_piece_size()
         self.eot: int = self.sot + 1
 
@@ -205,7 +205,7 @@ class TransformersTokenizer:
         return piece.removeprefix(_CONTINUED) if piece.startswith(_CONTINUED) else WORD_START + piece
 
     def retokenize(self, row: Sequence[int]) -> list[int]:
-        """Return the row unchanged, because special tokens are no text for these tokenizers."""
+        """Return the row unchanged, because these tokenizers do not write special tokens as text."""
         return list(row)
 
     def _ends(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -25,6 +25,7 @@ from speechclip.model.encoders.base import (
     top_layers,
     weights_fingerprint,
 )
+from speechclip.model.encoders.front_end import front_end_of
 from speechclip.model.encoders.kernels.convolutions import can_run, convolve
 from speechclip.model.encoders.kernels.linear import freeze_linears
 
@@ -52,7 +53,10 @@ class WaveformEncoder(SpeechEncoder):
         for step in model.config.conv_stride:
             stride *= step
         if stride != HOP:
-            raise UserError(f"{description['path']}: one frame per {stride} samples; {HOP} (50 Hz) are needed")
+            raise UserError(
+                f"{description['path']}: one frame per {stride} samples; {HOP} (50 Hz) are needed."
+                " Use an encoder with this rate."
+            )
         self.min_samples = _receptive_field(model.config.conv_kernel, model.config.conv_stride)
         freeze_linears(self.model)
         self._recorder = StateRecorder(model.encoder.layers)
@@ -116,7 +120,7 @@ def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
 
 
 @register_encoder("hubert", "wav2vec2", "wavlm", "data2vec-audio")
-def load_waveform_encoder(config: SpeechEncoderConfig) -> WaveformEncoder:
+def load_waveform_encoder(config: SpeechEncoderConfig) -> SpeechEncoder:
     """Load a transformers folder or hub id.
 
     Raises:
@@ -126,18 +130,36 @@ def load_waveform_encoder(config: SpeechEncoderConfig) -> WaveformEncoder:
         config.path, lambda module, path: module.AutoModel.from_pretrained(path)
     )
     normalize = config.normalize if config.normalize is not None else bool(getattr(extractor, "do_normalize", False))
-    return waveform_encoder(model, config.path, kind, normalize)
+    return _configured(model, config, kind, normalize)
 
 
 @register_encoder("file")
-def load_fairseq_encoder(config: SpeechEncoderConfig) -> WaveformEncoder:
-    """Load a HuBERT from fairseq's original file.
+def load_fairseq_encoder(config: SpeechEncoderConfig) -> SpeechEncoder:
+    """Load a HuBERT or wav2vec 2.0 from fairseq's original file.
 
     Raises:
         UserError: the file cannot be read or holds another model.
     """
     model, normalized = read_hubert(config.path)
-    return waveform_encoder(model, config.path, "hubert", normalized if config.normalize is None else config.normalize)
+    return _configured(model, config, "hubert", normalized if config.normalize is None else config.normalize)
+
+
+def _configured(model: Any, config: SpeechEncoderConfig, kind: str, normalize: bool) -> SpeechEncoder:
+    """Wrap a transformers model, or its waveform convolutions alone."""
+    if config.part == "convolutions":
+        return front_end_of(model, config, path=config.path, kind=kind, normalize=normalize)
+    return waveform_encoder(model, config.path, kind, normalize)
+
+
+def load_transformers_model(path: str) -> Any:
+    """Load the transformers model of a folder, a hub id or fairseq's file, whose weights a head starts from.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    if Path(path).is_file():
+        return read_hubert(path)[0]
+    return load_from_transformers(path, lambda module, name: module.AutoModel.from_pretrained(name))[0]
 
 
 def waveform_encoder(model: Any, path: str, kind: str, normalize: bool) -> WaveformEncoder:

@@ -50,7 +50,8 @@ class WhisperSpeechEncoder(SpeechEncoder):
         if not HOP <= self.window <= longest or self.window % HOP:
             raise UserError(
                 f"model.speech_encoder.window_seconds: {window_seconds} is not between "
-                f"{FRAME_SECONDS} and {longest / SAMPLE_RATE}, in steps of {FRAME_SECONDS}"
+                f"{FRAME_SECONDS} and {longest / SAMPLE_RATE}, in steps of {FRAME_SECONDS}."
+                " Change the value."
             )
         freeze_linears(self.model)
         self._recorder = StateRecorder(model.layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -43,12 +43,16 @@ class HeadOutput(NamedTuple):
         keywords: the input of CLIP's text transformer (cascaded branch); or None.
         quantity_loss: scalar, difference between the number of keywords and its target; None if the number is fixed.
         attention: [B, 1, T], weights of the [CLS] over the frames for a head without keywords; None in training.
+        sequence: [B, S, d], [CLS] and frames for cross-modal layers (fast_vgs); else None.
+        valid: [B, S] bool, True at the positions of ``sequence`` that count.
     """
 
     embedding: Tensor | None
     keywords: Keywords | None
     quantity_loss: Tensor | None = None
     attention: Tensor | None = None
+    sequence: Tensor | None = None
+    valid: Tensor | None = None
 
 
 class SpeechOutput(NamedTuple):
@@ -58,6 +62,7 @@ class SpeechOutput(NamedTuple):
         branches: embeddings [B, J] by branch, not normalised. "parallel" comes before "cascaded".
         keywords, quantity_loss, attention: see :class:`HeadOutput`.
         frames: [B] int64, valid frames of each utterance.
+        sequence, valid: see :class:`HeadOutput`.
     """
 
     branches: dict[str, Tensor]
@@ -65,6 +70,8 @@ class SpeechOutput(NamedTuple):
     quantity_loss: Tensor | None
     attention: Tensor | None
     frames: Tensor
+    sequence: Tensor | None = None
+    valid: Tensor | None = None
 
     @property
     def embedding(self) -> Tensor:
@@ -99,6 +106,24 @@ class Head(nn.Module, ABC):
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
         """Return the output of the head's own layer at the frames, without the [CLS] positions: [B, T, d]."""
 
+    def upstream_states(self, states: Tensor, frames: Tensor, padding: Tensor) -> list[Tensor]:
+        """Return the hidden states of the s3prl upstream, each [B, T, d].
+
+        Args:
+            states: [B, L, T, D], of the speech encoder.
+            frames: [B, T, d], their weighted sum.
+            padding: [B, T] bool.
+        """
+        return [*states.unbind(dim=1), self.frame_states(frames, padding)]
+
+    def start_from(self, model: Any, source: str) -> None:
+        """Copy weights of the speech encoder before training. Most heads start from random weights.
+
+        Args:
+            model: the encoder's transformers model.
+            source: its path, for errors.
+        """
+
     def set_step(self, step: int) -> None:
         """Announce the training step that comes next, counted from 0. Most heads do not depend on it."""
 
@@ -113,6 +138,7 @@ class HeadInputs:
         subword_embeddings: [V, D], of the reduced vocabulary; None for a head without keywords.
         valid_mask: [V] bool, False for special tokens; None for a head without keywords.
         max_keywords: number of keywords that fit into the text transformer.
+        fixed_seconds: fixed lengths of utterances in training and in evaluation, for a head that needs them.
     """
 
     dim: int
@@ -120,6 +146,7 @@ class HeadInputs:
     subword_embeddings: Tensor | None = None
     valid_mask: Tensor | None = None
     max_keywords: int = 75
+    fixed_seconds: tuple[float, float] = (8.0, 10.0)
 
     @property
     def subwords(self) -> tuple[Tensor, Tensor]:

@@ -30,10 +30,11 @@ def make_head(settings: HeadConfig, inputs: HeadInputs) -> Head:
     Raises:
         UserError: an unknown head, or attention heads that do not divide the width of the speech features.
     """
-    if inputs.dim % settings.attention_heads:
+    if settings.name != "fast_vgs" and inputs.dim % settings.attention_heads:
         raise UserError(
             f"model.head.attention_heads: {settings.attention_heads} do not divide the width {inputs.dim} of the "
-            "speech features"
+            "speech features."
+            " Choose a divisor."
         )
     return _registered(settings.name).build(settings, inputs)
 
@@ -41,5 +42,7 @@ def make_head(settings: HeadConfig, inputs: HeadInputs) -> Head:
 def _registered(name: str) -> RegisteredHead:
     known = registered_heads()
     if name not in known:
-        raise UserError(f"model.head.name: unknown head {name!r} (known: {', '.join(sorted(known))})")
+        raise UserError(
+            f"model.head.name: unknown head {name!r} (known: {', '.join(sorted(known))}). Choose a known one."
+        )
     return known[name]

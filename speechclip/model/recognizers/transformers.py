@@ -53,18 +53,34 @@ class TransformersRecognizer(Recognizer):
         rate = int(self._pipeline.feature_extractor.sampling_rate)
         if rate != SAMPLE_RATE:
             raise UserError(f"{path}: reads audio at {rate} Hz; {SAMPLE_RATE} Hz are needed")
+        if self._pipeline.tokenizer.pad_token is None:  # the pipeline needs one for batches
+            self._pipeline.tokenizer.pad_token = self._pipeline.tokenizer.eos_token
+        if self._ctc and not getattr(self._pipeline.feature_extractor, "return_attention_mask", False):
+            self.batch_size = 1  # such a model (group norm, no mask) reads the padding of a batch as speech
         kind = str(model.config.model_type)
         self.description = {"path": path, "kind": kind, "weights": weights_fingerprint(model)}
 
     def transcribe(self, batch: Batch) -> list[str]:
         """Return the transcripts of the waveforms of a batch."""
-        items = [{"raw": wave.cpu().numpy(), "sampling_rate": SAMPLE_RATE} for wave in waves_of(batch, self.name)]
-        options: dict[str, Any] = {"batch_size": self.batch_size}
-        longest = max(len(wave) for wave in waves_of(batch, self.name)) / SAMPLE_RATE
+        waves = waves_of(batch, self.name)
+        limit = CHUNK_SECONDS * SAMPLE_RATE
+        # a sequence-to-sequence model decodes a long recording alone, window by window
+        alone = {at for at, wave in enumerate(waves) if len(wave) > limit and not self._ctc}
+        together = [at for at in range(len(waves)) if at not in alone]
+        texts = dict(zip(together, self._run([waves[at] for at in together], long=False)))
+        for at in alone:
+            texts[at] = self._run([waves[at]], long=True)[0]
+        return [texts[at] for at in range(len(waves))]
+
+    @torch.no_grad()
+    def _run(self, waves: list[torch.Tensor], *, long: bool) -> list[str]:
+        """Return the transcripts of recordings. long: the model decodes them window by window."""
+        if not waves:
+            return []
+        options: dict[str, Any] = {"batch_size": 1 if long else self.batch_size}
         if self._ctc:
             options |= {"chunk_length_s": CHUNK_SECONDS, "stride_length_s": STRIDE_SECONDS}
-        elif self._whisper and longest > CHUNK_SECONDS:
-            options |= {"return_timestamps": True}
-        with torch.no_grad():
-            found = self._pipeline(items, **options)
-        return [" ".join(str(item["text"]).split()) for item in found]
+        elif long:
+            options |= {"return_timestamps": True} if self._whisper else {"chunk_length_s": CHUNK_SECONDS}
+        items = [{"raw": wave.cpu().numpy(), "sampling_rate": SAMPLE_RATE} for wave in waves]
+        return [" ".join(str(item["text"]).split()) for item in self._pipeline(items, **options)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from speechclip.data.alignments import AlignedWord, find_alignments, load_alignm
 from speechclip.data.dataset import Split
 from speechclip.data.kaldi import Utterance
 from speechclip.eval.score_files import read_speech_embeddings
+from speechclip.eval.transcripts import read_transcripts
 from speechclip.report.runs import Run
 
 
@@ -30,6 +32,7 @@ class EvalSplit:
         image_files: files of the images, I.
         utterance_image: the image row of each utterance, [U].
         words: aligned words by utterance id; not every utterance has them.
+        transcripts: by recogniser, the transcripts of the utterances, U.
     """
 
     utterances: tuple[Utterance, ...]
@@ -39,15 +42,19 @@ class EvalSplit:
     image_files: tuple[Path, ...]
     utterance_image: NDArray[np.int64]
     words: dict[str, list[AlignedWord]]
+    transcripts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load_eval_split(run: Run, data_dir: str | Path, dump_dir: str | Path) -> EvalSplit:
+def load_eval_split(
+    run: Run, data_dir: str | Path, dump_dir: str | Path, transcripts: Sequence[str | Path] = ()
+) -> EvalSplit:
     """Read the split of a run.
 
     Args:
         run: the run.
         data_dir: data directory of the split.
         dump_dir: folder of the features and embeddings of the split.
+        transcripts: files of transcripts of the split.
 
     Raises:
         UserError: a file is missing, or the run was scored on another split or with another CLIP.
@@ -55,13 +62,22 @@ def load_eval_split(run: Run, data_dir: str | Path, dump_dir: str | Path) -> Eva
     split = Split.load(data_dir, dump_dir, run.retrieval.content.get("provenance", {}).get("languages", ()))
     speech = read_speech_embeddings(run.directory / SCORES, split.ids)
     if speech.shape[1] != split.images.shape[1]:
-        raise UserError(f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP")
+        raise UserError(
+            f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP. Score the run again."
+        )
     aligned = find_alignments(data_dir)
+    heard = dict(_transcripts(Path(path), split.ids) for path in transcripts)
     return EvalSplit(
         split.data.utterances, speech, np.asarray(split.images), tuple(split.image_ids),
         tuple(split.data.images[name] for name in split.image_ids), np.asarray(split.utterance_image),
-        load_alignments(aligned, split.ids) if aligned else {},
+        load_alignments(aligned, split.ids) if aligned else {}, heard,
     )  # fmt: skip
+
+
+def _transcripts(path: Path, ids: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the name of a recogniser and its transcripts."""
+    texts, recognizer = read_transcripts(path, ids)
+    return recognizer.get("name", path.parent.parent.name), texts
 
 
 def scored_on(run: Run) -> tuple[str, str]:

@@ -112,6 +112,8 @@ def utterance_data(
         }  # fmt: skip
         if utterance.id in eval_split.words:
             entry["words"] = [[w.text, round(w.start, 3), round(w.end, 3)] for w in eval_split.words[utterance.id]]
+        if eval_split.transcripts:
+            entry["heard"] = [[name, texts[row]] for name, texts in eval_split.transcripts.items()]
         if utterance.id in keywords:
             entry["keywords"] = _keywords(keywords[utterance.id], attention.get(utterance.id))
         listed.append(entry)

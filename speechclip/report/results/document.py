@@ -8,7 +8,14 @@ from pathlib import Path
 
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import replace_file
-from speechclip.report.results import heads_table, keyword_tables, published, retrieval_tables
+from speechclip.report.results import (
+    condition_tables,
+    heads_table,
+    keyword_tables,
+    language_tables,
+    published,
+    retrieval_tables,
+)
 from speechclip.report.results.rows import STEPS, TRAIN, ResultRow, merge_rows, read_rows, rows_of_run, write_rows
 from speechclip.report.runs import Run
 from speechclip.report.tables import ABSENT, Cell, Row, Table, inline_code, render_markdown
@@ -20,7 +27,9 @@ Section = tuple[str, Callable[[], list[Table]]]  # an introduction, and the func
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[ResultRow], str], list[Table]]]] = {
     "heads": (heads_table.INTRODUCTION, lambda rows, recipe: heads_table.heads_tables(rows)),
     "retrieval": (retrieval_tables.INTRODUCTION, lambda rows, recipe: retrieval_tables.retrieval_tables(rows)),
+    "languages": (language_tables.INTRODUCTION, lambda rows, recipe: language_tables.language_tables(rows)),
     "keywords": (keyword_tables.INTRODUCTION, lambda rows, recipe: keyword_tables.keyword_tables(rows)),
+    "conditions": (condition_tables.INTRODUCTION, lambda rows, recipe: condition_tables.condition_tables(rows)),
     "published": (published.INTRODUCTION, lambda rows, recipe: published.published_tables(recipe, _own_tables(rows))),
     "commands": ("The commands and commits that made the tables.", lambda rows, recipe: command_tables(rows)),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from speechclip.report.results.assemble import Entry, assemble, entry, number
-from speechclip.report.results.retrieval_tables import branch_scores
+from speechclip.report.results.retrieval_tables import branch_scores, coarse_head, second_stage_scores
 from speechclip.report.results.rows import KEYWORDS, RETRIEVAL, TRAIN, ResultRow, related
 from speechclip.report.runs import Scores
 from speechclip.report.tables import Cell, Table
@@ -42,8 +42,8 @@ def _entries(row: ResultRow, rows: Sequence[ResultRow]) -> Iterator[Entry]:
         value = training.scores.content.get(key) if training else None
         if isinstance(value, int | float):
             cells[column] = Cell(value, 0)
-    yield entry(row, {**cells, **(_keywords(keywords.scores) if keywords else {})})
-    for head, scores in branch_scores(row.head, row.scores):
+    yield entry(row, {**cells, **(_keywords(keywords.scores) if keywords else {})}, coarse_head(row.head, row.scores))
+    for head, scores in [*branch_scores(row.head, row.scores), *second_stage_scores(row.head, row.scores)]:
         yield entry(row, _recalls(scores), head)
 
 

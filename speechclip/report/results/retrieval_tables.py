@@ -14,6 +14,12 @@ from speechclip.report.tables import Cell, Table
 CUTOFFS = ("R@1", "R@5", "R@10")
 CHANCE, TOPLINE = "*chance*", "*text→image topline*"
 IMAGES = "Speech and images"
+WER = "WER"
+RECOGNISERS = (
+    "A row 'asr' finds images with the transcripts of a recogniser through CLIP's text tower. WER: word error rate."
+    " 'text_head' adds a small head over the text embeddings, trained on the training images. 'mean' is the mean of the"
+    " frames with one linear layer."
+)
 #: Title of a table, and its directions with their short names.
 RETRIEVAL = {
     IMAGES: {"speech->image": "S→I", "image->speech": "I→S"},
@@ -25,8 +31,9 @@ RETRIEVAL = {
 }
 INTRODUCTION = """\
 Recall in percent. S→I: a recording finds its image. I→S: an image finds any of its recordings. S→T and T→S: recordings
-and written captions. No head is trained on captions. The topline finds images by their true captions. Chance is exact.
-`results.jsonl` has the mean reciprocal rank and 95% intervals over images."""
+and written captions. "Coarse to fine": a reranker orders the best K candidates of each query again. No head is trained
+on captions. The topline finds images by their true captions. Chance is exact. `results.jsonl` has the mean reciprocal
+rank and 95% intervals over images."""
 
 
 def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
@@ -35,15 +42,31 @@ def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
     for title, directions in RETRIEVAL.items():
         columns = [f"{short} {cutoff}" for short in directions.values() for cutoff in CUTOFFS]
         columns += ["mean R@10"] if title == IMAGES else []
+        recognised = any("recognition" in row.scores.content for row in rows if row.step == STEP)
+        columns += [WER] if title == IMAGES and recognised else []
         entries = [item for row in rows if row.step == STEP for item in _entries(row, directions, title == IMAGES)]
         if entries:
-            tables.append(assemble(title, "", columns, entries, digits=2))
+            tables.append(assemble(title, RECOGNISERS if WER in columns else "", columns, entries, digits=2))
     return tables
 
 
 def branch_head(head: str, branch: str) -> str:
     """Return the name that tables use for a further branch of a head."""
     return f"{head} ({branch} branch)"
+
+
+def coarse_head(head: str, scores: Scores) -> str:
+    """Return the name of the row before reranking. A head with a reranker of its own says that it is coarse."""
+    content = scores.content.get("coarse_to_fine")
+    return f"{head} (coarse)" if isinstance(content, Mapping) and content.get("name") == head else head
+
+
+def second_stage_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
+    """Yield name and scores after reranking, if there are any. The name has the number of candidates."""
+    content = scores.content.get("coarse_to_fine")
+    if isinstance(content, Mapping):
+        name = content.get("name", head)
+        yield f"{name} (coarse to fine, K={content.get('top_k')})", Scores(scores.path, dict(content))
 
 
 def branch_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
@@ -58,21 +81,25 @@ def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Ite
     present = {name: short for name, short in directions.items() if images or name in scores.content}
     if not present:
         return
-    for head, part in [(row.head, scores), *branch_scores(row.head, scores)]:
-        cells = _recalls(part, (), present)
+    second = second_stage_scores(row.head, scores) if images else ()
+    for head, part in [(coarse_head(row.head, scores), scores), *branch_scores(row.head, scores), *second]:
+        cells = recalls(part, (), present)
         if images:
             cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)
+            if "recognition" in part.content:
+                cells[WER] = number(part.number("recognition", "wer"), digits=2)
         yield entry(row, cells, head)
     if images and "text->image" in scores.content:
-        yield seedless(row, _recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
-    chance = _recalls(scores, ("random",), present)
+        yield seedless(row, recalls(scores, (), {"text->image": "S→I"}), TOPLINE)
+    chance = recalls(scores, ("random",), present)
     if images:
         both = [scores.number("random", name, "R@10") for name in present]
         chance["mean R@10"] = number(statistics.mean(both), digits=2)
     yield seedless(row, chance, CHANCE)
 
 
-def _recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+def recalls(scores: Scores, path: tuple[str, ...], directions: Mapping[str, str]) -> dict[str, Cell]:
+    """Return the cells of the directions that a mapping names and abbreviates."""
     return {
         f"{short} {cutoff}": number(scores.number(*path, name, cutoff), digits=2)
         for name, short in directions.items() for cutoff in CUTOFFS

@@ -13,9 +13,9 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import replace_file
 from speechclip.report.runs import UNKNOWN_SEED, Run, Scores
 
-TRAIN, RETRIEVAL, KEYWORDS = "train", "retrieval", "keywords"
-STEPS = (TRAIN, RETRIEVAL, KEYWORDS)
-_TRAINING = ("trained", "total", "train_seconds", "step", "dev_mean_R@10")
+TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS = "train", "retrieval", "keywords", "conditions"
+STEPS = (TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS)
+_TRAINING = ("trained", "total", "train_seconds", "step", "dev_mean_R@10", "dev_mean_R@1")
 _DECIMALS = 4  # of a stored number; tables show one or two
 _COMMIT = 7  # digits of a commit in a table
 
@@ -86,7 +86,7 @@ def rows_of_run(run: Run, recipe: str) -> list[ResultRow]:
     if run.training:
         content = run.training.content
         steps.append((TRAIN, run.training, content, {key: content[key] for key in _TRAINING if key in content}))
-    for step, scores in ((RETRIEVAL, run.retrieval), (KEYWORDS, run.keywords)):
+    for step, scores in ((RETRIEVAL, run.retrieval), (KEYWORDS, run.keywords), (CONDITIONS, run.conditions)):
         if scores:
             content = {key: value for key, value in scores.content.items() if key != "provenance"}
             steps.append((step, scores, scores.get("provenance"), content))
@@ -111,7 +111,7 @@ def read_rows(path: Path) -> list[ResultRow]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error}). Correct the file.") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

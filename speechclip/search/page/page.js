@@ -51,7 +51,7 @@ async function search(prepare, show) {
     const query = await prepare();
     const answer = await send(query, abort.signal);
     clearAnswer();
-    showResults(answer.results, query.name);
+    showResults(answer, query.name);
     show(answer, query);
     showStatus(`${answer.results.length} results in ${Math.round(answer.encode_ms + answer.search_ms)} ms`);
   } catch (error) {

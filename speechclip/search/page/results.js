@@ -4,22 +4,24 @@ import { at, clock, make, save } from "./dom.js";
 
 const TITLES = { image: "Pictures", recording: "Recordings" };
 
+let answer = {};
 let results = [];
 let query = "";
 let shown = 0; // place of the result in the dialog
 
 /** Show the results of a query. name: a description of the query, for the export. */
 export function showResults(found, name) {
-  results = found;
+  answer = found;
+  results = found.results;
   query = name;
-  const kinds = [...new Set(found.map((entry) => entry.kind))]; // their cosines cannot be compared
+  const kinds = [...new Set(results.map((entry) => entry.kind))]; // their cosines cannot be compared
   at("results").replaceChildren(...kinds.flatMap((kind) => [
     ...(kinds.length > 1 ? [make("h3", {}, TITLES[kind])] : []),
-    make("ol", {}, ...found.map((entry, place) => (entry.kind === kind ? tile(entry, place) : null)).filter(Boolean)),
+    make("ol", {}, ...results.map((entry, place) => (entry.kind === kind ? tile(entry, place) : null)).filter(Boolean)),
   ]));
-  at("nothing").hidden = found.length > 0;
+  at("nothing").hidden = results.length > 0;
   at("found").hidden = false;
-  for (const id of ["export-json", "export-csv"]) at(id).hidden = !found.length;
+  for (const id of ["export-json", "export-csv"]) at(id).hidden = !results.length;
 }
 
 /** Remove all results. */
@@ -55,7 +57,7 @@ export function connectResults(onLike) {
     at("dialog-item").replaceChildren(); // stops a recording
     at("results").querySelectorAll(".hit")[shown]?.focus();
   });
-  at("export-json").addEventListener("click", () => save("results.json", "application/json", `${JSON.stringify({ query, results: results.map(exported) }, null, 2)}\n`));
+  at("export-json").addEventListener("click", () => save("results.json", "application/json", json()));
   at("export-csv").addEventListener("click", () => save("results.csv", "text/csv", csv()));
 }
 
@@ -136,14 +138,21 @@ async function copyPath() {
   }
 }
 
-/** Return a result as the command speechclip search exports it. */
-function exported({ rank, id, cosine, file, kind, span: time }) {
-  const [start, end] = time ?? [null, null];
-  return { rank, kind, id, cosine, start, end, file: file ?? "" };
+// The formats are those of speechclip search --export.
+const COLUMNS = ["query", "rank", "kind", "id", "cosine", "start", "end", "file", "duplicates", "duplicate_files"];
+const BETWEEN = " | "; // the values of one cell
+
+function json() {
+  const shown = results.map(({ thumbnail, recording, ...entry }) => entry);
+  const { peaks, ...rest } = answer;
+  return `${JSON.stringify([{ ...rest, query, results: shown }], null, 2)}\n`;
 }
 
 function csv() {
-  const quoted = (value) => (/[",\r\n]/.test(`${value}`) ? `"${`${value}`.replaceAll('"', '""')}"` : `${value ?? ""}`);
-  const rows = results.map(exported);
-  return [Object.keys(rows[0]), ...rows.map(Object.values)].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
+  const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const rows = results.map((entry) => [
+    query, `${entry.rank}`, entry.kind, entry.id, entry.cosine.toFixed(4), ...(entry.span ?? ["", ""]).map((end) => (end === "" ? "" : end.toFixed(3))),
+    entry.file ?? "", entry.duplicates.join(BETWEEN), (entry.duplicate_files ?? []).join(BETWEEN),
+  ]);
+  return [COLUMNS, ...rows].map((row) => `${row.map(quoted).join(",")}\n`).join("");
 }

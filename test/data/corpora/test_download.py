@@ -318,7 +318,8 @@ def test_readmes_have_the_sizes_of_the_corpora() -> None:
 def test_sources_are_complete() -> None:
     for remotes in [*ENCODERS.values(), *(find_corpus(name).sources for name in corpus_names())]:
         for item in remotes:
-            assert item.urls and item.leaves and item.about and (item.bytes > 1e6 or item.bytes == 0)
+            assert item.leaves and item.about and (item.bytes > 1e6 or item.bytes == 0)
+            assert item.urls or item.name == "CORPUS-MSCOCO.tar.gz"  # its address is not known
             assert all(url.startswith(("http://", "https://")) for url in item.urls)
             assert item.bytes == 0 or (item.into is None) == (item.unpacked == 0)
             kind, _, digest = item.checksum.partition(":")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from speechclip.bin.prepare_corpus import main
 from speechclip.common.errors import UserError
+from speechclip.data.alignments import read_ctm
 from speechclip.data.corpora.flickr8k import clip_caption, prepare_flickr8k
 from speechclip.data.corpora.preparation import Limits, Summary
 from speechclip.data.kaldi import DataDir, find_problems, read_table
@@ -491,3 +492,73 @@ def test_script_help_is_fast() -> None:
         subprocess.run(command, check=True, capture_output=True, env={"PYTHONPATH": ":".join(sys.path)})
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5
+
+
+EXTRAS = {
+    "flickr_audio/flickr_8k.ctm": "10_aa.jpg_#0 1 0.10 0.20 A\n10_aa.jpg_#0 1 0.30 0.10 DOG\n30_ee.jpg#1 1 0 0.2 SIL\n"
+    "99_zz.jpg_#0 1 0 0.2 CAT\n30_ee.jpg#1 1 0.2 0.2 RUNS\n",
+    "semantic_flickraudio/data/semantic_flickraudio_labels.csv": '30_ee_0,"a dog , runs","dogs|running"\n'
+    '30_ee_1,"x",""\n',
+    "rosetta/flickr_labels/align_10_aa_0.txt": "SIL 0.0 0.1\nDH 0.1 0.15\n+NOISE+ 0.15 0.2\nAH 0.2 0.3\n",
+}
+
+
+def write_extras(corpus: Path, **changes: str) -> None:
+    for name, content in {**EXTRAS, **changes}.items():
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / name).write_text(content)
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_prepare_flickr8k_reads_labels_of_others(corpus: Path, form: str) -> None:
+    write_extras(corpus)
+    if form == "file":
+        folder = corpus / "rosetta/flickr_labels"
+        content = (folder / "align_10_aa_0.txt").read_text()
+        (corpus / "flickr_labels.txt").write_text(f"align_10_aa_0.txt\n{content}")
+        (folder / "align_10_aa_0.txt").unlink()
+        folder.rmdir()
+    prepare_flickr8k(corpus, "data")
+    train = DataDir.load("data/train").utterances[0]
+    words = read_ctm("data/train/ctm")
+    assert list(words) == [train.id]
+    assert [(word.text, word.start, round(word.end, 3)) for word in words[train.id]] == [
+        ("a", 0.1, 0.3),
+        ("dog", 0.3, 0.4),
+    ]
+    assert [item.text for item in read_ctm("data/train/phones.ctm")[train.id]] == ["DH", "AH"]
+    first, second = DataDir.load("data/test").utterances
+    assert [item.text for item in read_ctm("data/test/ctm")[second.id]] == ["runs"]
+    assert Path("data/test/utt2keywords").read_text() == f"{first.id} dogs running\n{second.id}\n"
+    assert not Path("data/train/utt2keywords").exists() and not Path("data/test/phones.ctm").exists()
+    assert not Path("data/dev/ctm").exists()
+    for name in EXTRAS:
+        (corpus / name).unlink(missing_ok=True)
+    (corpus / "flickr_labels.txt").unlink(missing_ok=True)
+    prepare_flickr8k(corpus, "data")  # old labels do not stay next to new utterances
+    assert not Path("data/train/utt2keywords").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("flickr_audio/flickr_8k.ctm", "10_aa 1 0 1 A\n", "flickr_8k.ctm:1: not <image>.jpg_#<number> <channel>"),
+        ("flickr_audio/flickr_8k.ctm", "10_aa.jpg#0 1 0 nan A\n", "flickr_8k.ctm:1: not <image>.jpg_#<number> <chan"),
+        ("flickr_audio/flickr_8k.ctm", "10_aa.jpg#0 1 0 1\n", "flickr_8k.ctm:1: not <image>.jpg_#<number> <channel>"),
+        ("rosetta/flickr_labels/align_10_aa_0.txt", "DH 0.1\n", "align_10_aa_0.txt:1: not <phoneme> <start> <end>"),
+        ("rosetta/flickr_labels/align_10_aa_0.txt", "DH 0.2 0.1\n", "align_10_aa_0.txt:1: not <phoneme> <start> <end>"),
+        ("semantic_flickraudio/data/semantic_flickraudio_labels.csv", "30_ee_0,a\n", "labels.csv:1: not <recording>,"),
+        ("semantic_flickraudio/data/semantic_flickraudio_labels.csv", '30_ee_0,"a\n', "labels.csv:1: not a CSV row"),
+        (
+            "semantic_flickraudio/data/semantic_flickraudio_labels.csv",
+            "a_0,x,y\na_0,x,y\n",
+            "csv:2: another row of a_0",
+        ),
+    ],
+)
+def test_prepare_flickr8k_reports_bad_labels(corpus: Path, name: str, content: str, message: str) -> None:
+    write_extras(corpus, **{name: content})
+    with pytest.raises(UserError) as caught:
+        prepare_flickr8k(corpus, "data")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path("data").exists()

@@ -31,7 +31,9 @@ def test_registry_finds_the_corpora() -> None:
     for name in corpus_names():
         corpus = find_corpus(name)
         assert corpus.name == name and corpus.download is not None and corpus.sources and corpus.licence
-    with pytest.raises(UserError, match=rf"^unknown corpus 'sources' \(known: {' '.join(corpus_names())}\)$"):
+    with pytest.raises(
+        UserError, match=rf"^unknown corpus 'sources' \(known: {' '.join(corpus_names())}\)\. Choose a known one\.$"
+    ):
         find_corpus("sources")
 
 

@@ -239,6 +239,27 @@ def test_tower_equals_open_clip(tmp_path: Path, pieces: Callable[..., Path], nam
     assert [word for word, _ in join_subwords(spelt)] == ["two", "dogs", "run"]
 
 
+@pytest.mark.slow
+def test_siglip_of_published_size_equals_open_clip(tmp_path: Path, pieces: Callable[..., Path]) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "clip"
+    t5(pieces, folder)
+    write_config(folder, dict(open_clip.get_model_config("ViT-B-16-SigLIP")))
+    model = reference_model(folder)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    clip = load_clip(ClipConfig(str(folder)))
+    assert (clip.context_length, clip.room, clip.subword_dim, clip.joint_dim) == (64, 63, 768, 768)
+    assert sum(parameter.numel() for parameter in clip.parameters()) == sum(p.numel() for p in model.parameters())
+    rows = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    pixels = torch.stack([clip.preprocess(item) for item in pictures()])
+    with torch.no_grad():
+        assert_same_direction(clip.encode_texts(TEXTS), model.encode_text(rows))
+        assert_same_direction(clip.encode_pixels(pixels), model.encode_image(pixels))
+    assert_keywords_are_texts(clip, model.encode_text, rows)
+
+
 @pytest.mark.parametrize("make", [t5, gemma], ids=["siglip", "siglip2"])
 def test_siglip_equals_transformers(tmp_path: Path, pieces: Callable[..., Path], make: Callable[..., None]) -> None:
     import transformers
@@ -265,8 +286,42 @@ def test_siglip_equals_transformers(tmp_path: Path, pieces: Callable[..., Path],
     assert (clip.context_length, clip.room, clip.joint_dim) == (32, 31, 32)
 
 
+@pytest.mark.parametrize("head", ["cascaded", "cascaded_plus"])
+@pytest.mark.parametrize("name", ["siglip", "xlmr_mean"])
+def test_keyword_head_equals_the_text_of_its_subwords(
+    tmp_path: Path, pieces: Callable[..., Path], name: str, head: str
+) -> None:
+    """The selected subwords, as a text, have open_clip's embedding; no special token is selected."""
+    from fixtures import settings
+
+    from speechclip.features.clip import count_vocabulary
+    from speechclip.model.network import Dimensions, build_network
+
+    folder = save_tower(tmp_path / "clip", pieces, name)
+    clip, model = load_clip(ClipConfig(str(folder))), reference_model(folder)
+    config = settings(model__head__name=head, model__head__keywords=5, model__head__cif__frames_per_keyword=4).model
+    torch.manual_seed(0)
+    network = build_network(
+        config, Dimensions(16, 3, WIDTH), clip=clip, vocabulary=count_vocabulary(TEXTS, clip)
+    ).eval()  # fmt: skip
+    output = network.apply_head(torch.randn(4, 3, 40, 16), torch.tensor([40, 37, 20, 31]))
+    keywords, tokenizer = output.keywords, clip.tokenizer
+    assert keywords is not None and network.vocabulary is not None
+    ids = torch.tensor(network.vocabulary.ids)[keywords.rows]
+    texts = [row[kept].tolist() for row, kept in zip(ids, keywords.mask, strict=True)]
+    assert not {token for row in texts for token in row} & tokenizer.special
+    assert all(1 <= len(row) <= clip.room for row in texts)
+    rows = [[*tokenizer.prefix, *row, *tokenizer.suffix] for row in texts]
+    padded = torch.tensor([row + [tokenizer.pad] * (clip.context_length - len(row)) for row in rows])
+    with torch.no_grad():
+        assert_same_direction(output.branches["cascaded"], model.encode_text(padded))
+    output.branches["cascaded"].square().sum().backward()
+    assert all(p.grad is None for p in clip.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.head.parameters())
+
+
 def test_reduced_vocabulary_masks_special_tokens_by_id(tmp_path: Path, pieces: Callable[..., Path]) -> None:
-    """Start, end, padding, unknown pieces and language codes are no keywords, wherever their rows are."""
+    """Start, end, padding, unknown pieces and language codes cannot be keywords, wherever their rows are."""
     from speechclip.features.clip import count_vocabulary
     from speechclip.model.network import reduced_subword_embeddings
 

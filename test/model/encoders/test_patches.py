@@ -56,8 +56,8 @@ def test_a_tower_without_patches_is_one_line() -> None:
 
 def test_patches_are_stored_with_cells_and_resume(tmp_path: Path) -> None:
     clip = load_clip(ClipConfig(str(save_clip(tmp_path / "clip"))))
-    data = make_data(tmp_path / "data", images=70, each=1)  # two batches of 64
-    with pytest.raises(Stopped, match="stopped after 64 of 70 images"):
+    data = make_data(tmp_path / "data", images=70, each=1)
+    with pytest.raises(Stopped, match="stopped after 1 of 70 images"):
         store_patches(data, tmp_path / "dump", clip, stop=lambda: True)
     assert store_patches(data, tmp_path / "dump", clip) == 70
     store = RegionStore(tmp_path / "dump" / FOLDER)

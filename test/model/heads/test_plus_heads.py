@@ -48,7 +48,10 @@ def _block(head: KeywordHead, frames: Tensor, padding: Tensor) -> Tensor:
 
 def test_make_head_lists_the_known_heads() -> None:
     for call in (lambda: has_keywords("choir"), lambda: make_head(HeadConfig(name="choir"), HeadInputs(8, 4))):
-        with pytest.raises(UserError, match=r"model.head.name: unknown head 'choir' \(known: cascaded, .*parallel\)$"):
+        with pytest.raises(
+            UserError,
+            match=r"model.head.name: unknown head 'choir' \(known: cascaded, .*parallel\)\. Choose a known one\.$",
+        ):
             call()
 
 

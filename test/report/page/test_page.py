@@ -88,8 +88,8 @@ def test_page_fetches_nothing_and_has_unique_ids(page: Page) -> None:
 
 def test_page_has_alternative_texts(page: Page) -> None:
     pictures = [attributes for tag, attributes in page.elements if tag == "img"]
-    figures = [attributes for tag, attributes in page.elements if tag == "svg"]
-    recordings = [attributes for tag, attributes in page.elements if tag == "audio"]
+    figures = [attributes for tag, attributes in page.elements if tag == "svg" and "aria-hidden" not in attributes]
+    recordings = [attributes for tag, attributes in page.elements if tag == "button" and "data-audio" in attributes]
     assert len(pictures) > 20 and all(attributes["alt"] for attributes in pictures)
     assert len(figures) >= 8 and all(attributes["aria-label"] for attributes in figures)
     assert len(recordings) > 10 and all(attributes["aria-label"] for attributes in recordings)
@@ -97,17 +97,45 @@ def test_page_has_alternative_texts(page: Page) -> None:
 
 def test_page_has_all_sections(page: Page) -> None:
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
-    assert sections == ["retrieval", "keywords", "utterances", "gallery", "space", "training", "commands"]
+    assert sections == [
+        "overview", "retrieval", "utterances", "gallery", "keywords", "space", "training", "commands",
+    ]  # fmt: skip
     for title in ("Training loss", "Layer weights", "Hit rate of every keyword", "Hit rate by neighbours"):
         assert f'aria-label="{title}' in page.text
     for title in ("Speech and images", "Keyword hit rate, clean", "Time of the named word"):
         assert f"<strong>{title}.</strong>" in page.text
 
 
+def test_page_starts_with_scores_and_a_picture(page: Page, recipe: Path) -> None:
+    start = page.text[page.text.index('<section id="overview"') :].split("</section>")[0]
+    folder = recipe / "exp" / "tiny_cascaded" / "scores"
+    scores, keywords = (json.loads((folder / f"{name}.json").read_text()) for name in ("retrieval", "keywords"))
+    wanted = [
+        (scores[way][key], scores[way]["ci95"][key], f"chance {scores['random'][way][key]:.1f}")
+        for way, key in (("speech->image", "R@1"), ("speech->image", "R@10"), ("image->speech", "R@10"))
+    ]
+    control = keywords["shuffled_speech"]["content_top1"]["avg"]
+    interval = keywords["ci95"]["content_top1"]["avg"]
+    wanted.append((keywords["content_top1"]["avg"], interval, f"shuffled speech {control:.1f}"))
+    shown = re.findall(
+        r'<b>([\d.]+)</b> % <span class="muted">\[([\d.]+), ([\d.]+)\]</span> <span class="muted">(.*?)</span>', start
+    )
+    assert shown == [(f"{value:.1f}", f"{low:.1f}", f"{high:.1f}", chance) for value, (low, high), chance in wanted]
+    assert start.count("<img") >= 5 and "data-audio" in start
+
+
+def test_page_folds_keyword_tables_under_a_chart(page: Page) -> None:
+    section = page.text[page.text.index('<section id="keywords"') :].split("</section>")[0]
+    before, folded = section.split('<details class="more">')
+    assert before.count("<figure") == 1 and "<table" not in before
+    tables = folded.count("<table")
+    assert tables > 5 and f"<summary>All keyword scores ({tables} tables)</summary>" in folded
+
+
 def test_page_data_agree_with_the_scores(page: Page, recipe: Path) -> None:
     data, media = page.load("data"), page.load("media")
     assert len(data["utterances"]) == 24 and len(media["spectrograms"]) == 24
-    heard = {attributes["data-audio"] for tag, attributes in page.elements if tag == "audio"}
+    heard = {attributes["data-audio"] for tag, attributes in page.elements if "data-audio" in attributes}
     assert (
         heard <= set(media["audio"]) and max(len(heard), 22) == len(media["audio"]) < 24
     )  # examples always have their recording

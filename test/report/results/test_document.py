@@ -14,6 +14,7 @@ from speechclip.report.results import keyword_tables as keywords
 from speechclip.report.results.document import SECTIONS, commit_results, render, update_results
 from speechclip.report.results.heads_table import heads_tables
 from speechclip.report.results.keyword_tables import keyword_tables
+from speechclip.report.results.language_tables import language_tables
 from speechclip.report.results.retrieval_tables import retrieval_tables
 from speechclip.report.results.rows import ResultRow, rows_of_run
 from speechclip.report.runs import Run, load_run
@@ -49,6 +50,26 @@ def test_retrieval_tables_by_hand(make: Make) -> None:
         "I→S R@10": "5.00", "mean R@10": "5.00",
     }  # fmt: skip
     assert own.title == "Speech and captions, own caption" and cells_of(own, "cascaded")["S→T R@1"] == "42.00"
+
+
+def test_language_tables_by_hand(make: Make) -> None:
+    assert language_tables(rows_of(make("tiny_parallel", 40))) == []
+    run = make("tiny_parallel_en_es", 40)
+    scores = json.loads(run.retrieval.path.read_text())
+    own = {key: scores[key] for key in ("speech->image", "image->speech", "mean_R@10", "random", "text->image")}
+    spanish = {**own, "speech->image": {**own["speech->image"], "R@1": 7.0}}
+    across = {"R@1": 12.0, "R@5": 20.0, "R@10": 30.0, "MRR": 15.0}
+    chance = {"R@1": 0.5, "R@5": 2.5, "R@10": 5.0, "MRR": 3.0}
+    scores |= {"languages": {"en": own, "es": spanish}, "across_languages": {"en->es": {**across, "random": chance}}}
+    run.retrieval.path.write_text(json.dumps(scores))
+    each, between = language_tables(rows_of(load_run(run.directory)))
+    assert cells_of(each, "parallel (en)")["S→I R@1"] == "40.00"
+    assert cells_of(each, "parallel (es)")["S→I R@1"] == "7.00"
+    assert cells_of(each, "parallel (es)")["mean R@10"] == "60.50"
+    assert cells_of(each, "*chance* (es)", "")["I→S R@10"] == "5.00"
+    assert cells_of(each, "*text→image topline* (en)", "")["S→I R@1"] == "70.00"
+    assert cells_of(between, "parallel (en → es)") == {"R@1": "12.00", "R@5": "20.00", "R@10": "30.00", "MRR": "15.00"}
+    assert cells_of(between, "*chance* (en → es)", "")["R@5"] == "2.50"
 
 
 def test_heads_table_by_hand(make: Make) -> None:

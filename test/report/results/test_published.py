@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from speechclip.report.results.document import render
-from speechclip.report.results.published import SIZES, TABLES, published_tables
+from speechclip.report.results.published import QUOTED_OMNI, SIZES, TABLES, published_tables
 from speechclip.report.tables import Cell, Row, Table
 
 COLUMNS = [f"{short} R@{k}" for short in ("S→I", "I→S") for k in (1, 5, 10)]
@@ -46,6 +46,7 @@ def test_own_row_follows_the_quoted_row() -> None:
         ("SpeechCLIP Parallel Large", "this project, seed 0", "30.00"),
         ("SpeechCLIP Cascaded Large", "quoted: Shih et al. 2022", "6.4"),
         ("SpeechCLIP Cascaded Large", "not run: `./run.sh --model large --head cascaded`", "–"),
+        ("jina-v5-omni-nano", QUOTED_OMNI, "–"),
     ]
     assert {row.name[1] for row in table.rows[:2]} == {"quoted: Peng and Harwath 2022, in Shih et al. 2022"}
 

@@ -78,7 +78,7 @@
   const list = document.getElementById("list"), panel = document.getElementById("panel");
   const filter = document.getElementById("filter"), order = document.getElementById("order");
   const hasAudio = (place) => String(place) in media().audio;
-  const empty = document.getElementById("empty"), NOTHING = "No caption or id contains this text.";
+  const empty = document.getElementById("empty");
   let shown = [], chosen = -1, rows = [];
 
   // ---- the list -------------------------------------------------------------------------------------------------
@@ -104,9 +104,8 @@
       return row;
     });
     list.replaceChildren(...rows);
-    document.getElementById("count").textContent = shown.length ? `${shown.length} shown` : NOTHING;
+    document.getElementById("count").textContent = `${shown.length} shown`;
     empty.hidden = shown.length > 0;
-    empty.firstChild.textContent = `${NOTHING} `;
   };
   const mark = (place) => {
     const before = document.getElementById(`utterance-${chosen}`);
@@ -294,6 +293,9 @@
     if (item.words) { words = wordLane(item); tracks.append(track("spoken words", words)); }
     (item.keywords || []).forEach((keyword, at) => tracks.append(keywordRow(item, keyword, at)));
     parts.push(tracks, create("p", { className: "caption", textContent: `“${item.caption}”` }), create("p", { className: "muted", textContent: "Caption" }));
+    for (const [name, text] of item.heard || []) {
+      parts.push(create("p", { className: "caption", textContent: `“${text}”` }), create("p", { className: "muted", textContent: `Transcript of ${name}` }));
+    }
     if (item.keywords) {
       parts.push(create("div", { className: "detail" }));
       if (!item.keywords.length) parts.push(create("p", { textContent: "This utterance has no keywords." }));

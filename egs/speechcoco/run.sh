@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# SpeechCLIP on SPEECH-COCO: the 616,767 captions of COCO 2014, spoken by eight synthetic voices.
+#
+#   stage 0  download   corpus/, unless --corpus DIR is given
+#   stage 1  prepare    data/{train,dev,test}/
+#   stage 2  features   dump/: CLIP embeddings and hidden states of the speech encoder
+#   stage 3  train      exp/<run>/best/
+#   stage 4  retrieval  exp/<run>/scores/retrieval.json
+#   stage 5  keywords   exp/<run>/scores/keywords.json
+#   stage 6  report     exp/RESULTS.md, exp/<run>/{figures,report}/
+#   stage 7  pack       exp/<run>/pack/, with --stop_stage 7
+#
+# ./run.sh --help prints the options. The stages are defined in utils/stages.sh.
+# shellcheck disable=SC2034 # utils/driver.sh reads these variables
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./path.sh
+. ./cmd.sh
+. ../../utils/options.sh
+
+title="Trains and scores SpeechCLIP heads on SPEECH-COCO."
+models="base large"
+heads="parallel cascaded hybrid cascaded_plus hybrid_plus"
+downloaded="corpus/.complete"
+download_options=(models model mirror)
+prepare_options=(min_seconds max_seconds max_bad)
+
+model=large
+head=parallel
+feats=online  # 616,767 utterances of 3.5 s
+mirror=                  #: URL of a folder with the files of the corpus, tried first
+min_seconds=0.3          #: shorter recordings are skipped and counted
+max_seconds=60.0         #: longer recordings are skipped and counted
+max_bad=0.01             #: largest share of skipped utterances
+
+. ../../utils/driver.sh "$@"
