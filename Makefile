@@ -2,7 +2,7 @@
 .PHONY: install test lint doctor readme bench bench-check
 
 install:
-	tools/install.sh --extras "dev s3prl fairseq search"
+	tools/install.sh --extras "dev s3prl fairseq search asr"
 
 test:
 	tools/test.sh

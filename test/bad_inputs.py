@@ -149,7 +149,8 @@ def archive(name: str, content: bytes, **changes: Any) -> Act:
     def act(t: Path) -> None:
         wrote(t, name, content)
         remote = RemoteFile(**{
-            "name": name, "urls": (), "bytes": 1, "unpacked": 1, "leaves": ("x",), "into": "", "about": "ask", **changes,
+            "name": name, "urls": (), "bytes": 1, "unpacked": 1, "leaves": ("x",), "into": "", "about": "ask",
+            **changes,
         })  # fmt: skip
         download([remote], t)
 

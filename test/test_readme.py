@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "egs").glob("*/README.md")), ROOT / "egs" / "README.md",
          ROOT / "utils" / "README.md"]  # fmt: skip
 RUN = "tools/install.sh && (cd egs/mini && ./run.sh)"
-TEST = 'tools/install.sh --extras "dev s3prl fairseq search" && tools/test.sh'
+TEST = 'tools/install.sh --extras "dev s3prl fairseq search asr" && tools/test.sh'
 
 
 def code_blocks(language: str) -> list[str]:

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=utils/path.sh
 . utils/path.sh
 if ! "$SPEECHCLIP_PYTHON" -c 'import pytest, hypothesis, xdist' 2>/dev/null; then
-    echo 'error: pytest is not installed: tools/install.sh --extras "dev s3prl fairseq search"' >&2
+    echo 'error: pytest is not installed: tools/install.sh --extras "dev s3prl fairseq search asr"' >&2
     exit 1
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -73,7 +73,9 @@ def test_search_command_prints_json_lines(world: World, capsys: pytest.CaptureFi
     for record, file in zip(records, (world.query, second)):
         wanted = ask(world.model, world.index, file).as_dict()
         assert [entry["id"] for entry in record["results"]] == [entry["id"] for entry in wanted["results"]]
-        assert set(record["results"][0]) == {"rank", "id", "cosine", "file", "kind", "span", "duplicates"}
+        assert set(record["results"][0]) == {
+            "rank", "id", "cosine", "file", "kind", "span", "duplicates", "duplicate_files",
+        }  # fmt: skip
         assert record["keywords"] == wanted["keywords"]
         assert set(record["keywords"][0]) == {"start", "end", "subwords", "cosines"}
 
@@ -147,7 +149,7 @@ def test_open_with_model_refuses_a_branch_the_model_lacks(world: World) -> None:
     [
         (["x.wav"], "either --index or --demo is needed"),
         (["x.wav", "--index", "idx", "--demo"], "either --index or --demo is needed"),
-        (["--index", "idx"], "QUERY.wav is needed"),
+        (["--index", "idx"], "QUERY.wav, --text, --image or --like is needed"),
         (["x.wav", "--index", "idx", "--top_k", "0"], "--top_k and --neighbours must be at least 1"),
         (["x.wav", "--index", "idx", "--max_seconds", "nan"], "--max_seconds must be above 0"),
     ],

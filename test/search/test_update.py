@@ -243,7 +243,7 @@ def test_journal_drops_an_incomplete_record(tmp_path: Path) -> None:
 
 def test_second_run_in_the_same_folder_is_refused(world: World, media: Path) -> None:
     build_index(world)
-    reason = rf"^idx: another run is at work in it \(process {os.getpid()}\)$"
+    reason = rf"^idx: another run is at work in it \(process {os.getpid()}\)"
     with only_one_writer(Path("idx")), pytest.raises(UserError, match=reason):
         build_index(world)
     assert build_index(world).files == 7

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -145,7 +144,7 @@ def prepare(args: Any, scratch: Path) -> tuple[Path, np.ndarray, np.ndarray, np.
     return path, queries, exact_search(stored, queries, TOP_K)[0], new
 
 
-def record(path: Path, section: str, row: dict[str, Any]) -> None:
+def record(path: Path, section: str, row: dict[str, Any], command: str) -> None:
     """Add a row to a section of the results. It replaces the row of the same engine and number of vectors."""
     from measure import machine
 
@@ -156,9 +155,8 @@ def record(path: Path, section: str, row: dict[str, Any]) -> None:
         old for old in results.get(section, {}).get("rows", [])
         if (old["engine"], old["count"]) != (row["engine"], row["count"])
     ]  # fmt: skip
-    words = [word for word in sys.argv if not word.endswith(".npz")]
     rows = sorted([*rows, row], key=lambda one: (one["count"], NAMES.index(one["engine"])))
-    results[section] = {"rows": rows, "machine": machine(), "commit": commit(), "command": " ".join(words)}
+    results[section] = {"rows": rows, "machine": machine(), "commit": commit(), "command": command}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -203,7 +201,9 @@ def main() -> None:
             print(f"{name}: build {row['build_s']:.0f} s, {row['build_gb']:.2f} GB; recall {best['recall']:.3f} in "
                   f"{best['median_ms']:.2f} ms; add {row['add_s']:.1f} s", flush=True)  # fmt: skip
             if args.results:
-                record(Path(args.results), f"search_engines_{args.count}", row)
+                words = f"--engines {' '.join(args.engines)} --count {args.count} --number {args.number}"
+                command = f"tools/bench/search_engines.py {words} --threads {args.threads} --seed {args.seed}"
+                record(Path(args.results), f"search_engines_{args.count}", row, command)
             import engines
 
             engines.remove(Path(folder))
