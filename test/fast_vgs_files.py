@@ -103,7 +103,7 @@ def cross_shapes(d: int = WIDTH, f: int = HIDDEN, layers: int = 2) -> dict[str, 
 
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    state = {name: torch.randn(shape, generator=generator) * 1.5 for name, shape in shapes.items()}
+    state = {name: torch.randn(shape, generator=generator) * 0.6 for name, shape in shapes.items()}
     for name in list(state):
         if "running_var" in name or "weight_g" in name:
             state[name] = state[name].abs() + 0.5

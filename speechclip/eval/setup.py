@@ -168,7 +168,7 @@ def score_towers(model: SpeechNetwork, split: Split, source: SpeechSource, confi
         coarse, split.utterance_image, config.eval.top_k, counted, config.eval.bootstrap
     )  # fmt: skip
     section = report[SECTION]
-    section["name"] = f"{ROW_NAMES[settings.regions]}, coarse to fine"
+    section["name"] = ROW_NAMES[settings.regions]
     section["cost"] = counted.cost(section, seconds)
     return TowerScores(report, ranks, towers.speech.numpy())
 

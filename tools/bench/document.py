@@ -342,14 +342,8 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "An index of 512-dimensional vectors: 976 real embeddings of CLIP ViT-B/32, interpolated and perturbed. The "
         "queries are made of a tenth of the embeddings that is not in the index. Each row is the fastest setting that "
         "reaches the recall. Memory is that of the searching process without mapped files. To add 1,000 vectors "
-<<<<<<< HEAD
-        "includes writing the index. RaBitQ has 4 bits per dimension in the row of a million vectors, else 1."
-        " Wall time "
-        "includes waiting on a busy machine. LanceDB and usearch are not dependencies.\n\n"
-=======
         "includes writing the index. RaBitQ has 4 bits per dimension in the row of a million vectors, else 1. Wall "
         "time includes waiting on a busy machine. LanceDB and usearch are not dependencies.\n\n"
->>>>>>> index
         "Decision: the index keeps its own files around faiss's inverted file. At one million vectors it reaches the "
         "recall in a fraction of the target of 20 ms, with less than a minute of CPU time to build it. RaBitQ halves "
         "the memory of a search, and takes longer to build and to search. At 20,000 vectors, where all engines were "

@@ -56,11 +56,11 @@ def test_scores_equal_plain_tensor_operations(layers: int, tmp_path: Path) -> No
     model = load_pretrained(tmp_path / "best_bundle.pth")
     assert model.config.head.fast_vgs.speech_layers == layers
     coarse, fine = plain_scores(state, 2)
-    assert coarse.std() > 0.1
-    assert fine.std() > 0.01
+    assert coarse.std() > 0.02  # 1,000 times the tolerance
+    assert fine.std() > 0.001
     ours = our_scores(model)
-    torch.testing.assert_close(ours[0], coarse, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(ours[1], fine, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(ours[0], coarse, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[1], fine, atol=1e-5, rtol=1e-5)
 
 
 def test_converted_folder_gives_the_same_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
