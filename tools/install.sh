@@ -4,7 +4,7 @@ set -euo pipefail
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$tools")
 
-extras=                   #: extras to add: s3prl fairseq search asr mteb dev
+extras=                   #: extras to add: s3prl fairseq search asr mteb regions dev
 python=${PYTHON:-}        #: Python 3.10 to 3.12 for the environment. Default: $PYTHON, or the
                           #: first of python3.12 python3.11 python3.10 python3 that runs
 venv=$tools/venv          #: folder of the environment
@@ -112,7 +112,7 @@ union() {
 main() {
     local started=$SECONDS base stamp=$venv/.speechclip have='' made='' wanted word
     for word in ${extras//,/ }; do
-        [[ " s3prl fairseq search asr mteb dev " == *" $word "* ]] || fail "--extras: unknown extra '$word' (known: s3prl fairseq search asr mteb dev)" 2
+        [[ " s3prl fairseq search asr mteb regions dev " == *" $word "* ]] || fail "--extras: unknown extra '$word' (known: s3prl fairseq search asr mteb regions dev)" 2
     done
     case $device in
         auto) device=cpu && nvidia-smi -L 2>/dev/null | grep -q '^GPU' && device=cuda ;;
