@@ -33,7 +33,7 @@ sys.path.insert(0, str(MINI / "local"))
 import generate  # noqa: E402
 import prepare  # noqa: E402
 
-SCENES = 20  # the first of the 200 of the mini test set
+SCENES = 40  # the first of the 200 of the mini test set
 TASKS = {"A2I": "speech->image", "I2A": "image->speech"}
 
 
