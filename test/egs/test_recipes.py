@@ -181,7 +181,11 @@ def test_scripts_stop_at_the_first_error():
     ("options", "status", "told"),
     [
         (["--help"], 0, "--extras"),
-        (["--extras", "everything"], 2, "unknown extra 'everything' (known: s3prl fairseq search asr mteb regions dev)"),
+        (
+            ["--extras", "everything"],
+            2,
+            "unknown extra 'everything' (known: s3prl fairseq search asr mteb regions dev)",
+        ),
         (["--device", "tpu"], 2, "known: auto cpu cuda"),
         (
             ["--python", "no_such_python", "--venv", "/nonexistent/venv"],

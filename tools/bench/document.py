@@ -351,8 +351,8 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "time to encode a query. usearch does not reach the recall with 8 bits and without ranking again. An "
         "update changes our lists in place. A folder that is replaced by one rename gives what a database would add "
         "here: the old index stays until the new one is complete, and readers see one of both. "
-        "The decision is provisional: at one million vectors only our files and RaBitQ were measured. The builds of HNSW "
-        "and usearch were stopped there, and LanceDB was not started.",
+        "The decision is provisional: at one million vectors only our files and RaBitQ were measured. The builds of "
+        "HNSW and usearch were stopped there, and LanceDB was not started.",
         _engines,
     ),
     "search_pictures": (
