@@ -145,7 +145,7 @@ def test_config_value_out_of_bounds_names_the_key(key: str) -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_config_refuses_numbers_that_are_not_finite(value: float) -> None:
-    with pytest.raises(UserError, match="^optim.lr: (inf|nan) is not positive$"):
+    with pytest.raises(UserError, match=r"^optim.lr: (inf|nan) is not positive\. Change the value\.$"):
         Config(optim=OptimConfig(lr=value))
 
 

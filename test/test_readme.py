@@ -67,5 +67,5 @@ def test_shipped_files_are_small() -> None:
     assert sum(path.stat().st_size for path in models.rglob("*") if path.is_file()) <= 8_000_000
     figures = ROOT / "egs" / "mini" / "figures"
     assert {path.name for path in figures.iterdir()} == {
-        "architecture.svg", "retrieval.png", "keywords.png", "search_page.png"
+        "architecture.svg", "conditions.png", "retrieval.png", "keywords.png", "search_page.png"
     }  # fmt: skip

@@ -41,7 +41,10 @@ def test_run_is_a_table_of_contents(recipe: Path):
     if recipe not in CORPORA:
         assert [stage for stage, _ in told] == ["0", "1", "2"]
         return
-    assert told == re.findall(r"^ +step (\d) (\w+)", (ROOT / "utils/driver.sh").read_text(), re.MULTILINE)
+    steps: dict[str, str] = {}  # a stage is named after its first step
+    for stage, step in re.findall(r"^ +.*\bstep (\d) (\w+)", (ROOT / "utils/driver.sh").read_text(), re.MULTILINE):
+        steps.setdefault(stage, step)
+    assert told == list(steps.items())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.constants import FRAME_RATE, HOP, SAMPLE_RATE
 from speechclip.common.provenance import commit
-from speechclip.data.dataset import Batch, Crop, Split
+
+if TYPE_CHECKING:
+    from speechclip.data.dataset import Batch, Crop, Split
 
 
 class JoinedSource:
@@ -51,6 +54,8 @@ class JoinedSource:
         """Return waveforms; see :class:`speechclip.data.dataset.SpeechSource`."""
         import torch
 
+        from speechclip.data.dataset import Batch
+
         limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
         waves = []
         for index in indices:
@@ -75,6 +80,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from speechclip.checkpoint.folder import load_model
+    from speechclip.data.dataset import Split
     from speechclip.data.windows import WindowSource
     from speechclip.eval.ranking import first_hit_ranks
     from speechclip.eval.retrieval import bootstrap_ci, recall_table

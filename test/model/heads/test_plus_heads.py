@@ -50,7 +50,7 @@ def test_make_head_lists_the_known_heads() -> None:
     for call in (lambda: has_keywords("choir"), lambda: make_head(HeadConfig(name="choir"), HeadInputs(8, 4))):
         with pytest.raises(
             UserError,
-            match=r"model.head.name: unknown head 'choir' \(known: cascaded, .*parallel\)\. Choose a known one\.$",
+            match=r"model.head.name: unknown head 'choir' \(known: cascaded, .*parallel.*\)\. Choose a known one\.$",
         ):
             call()
 
@@ -60,9 +60,8 @@ def _normed(norm: KeywordBatchNorm, flat: Tensor) -> Tensor:
 
 
 def test_make_head_builds_every_head() -> None:
-    names = set(registered_heads())
-    assert names == {"parallel", "cascaded", *NEW} == set(PUBLISHED_HEADS)
-    for name in names:
+    assert set(PUBLISHED_HEADS) == {"parallel", "cascaded", *NEW} < set(registered_heads())
+    for name in PUBLISHED_HEADS:
         head = _head(name)
         output = head(*_frames())
         assert (output.keywords is not None) == has_keywords(name) == head.has_keywords == isinstance(head, KeywordHead)
