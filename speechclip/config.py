@@ -472,6 +472,11 @@ class Config:
             raise UserError(f"model.head.fast_vgs.widths: {fast_vgs.widths} does not end with {fast_vgs.dim} (dim)")
         if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
             raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
+        if self.train.encoder != "frozen" and self.model.head.name == "fast_vgs":
+            raise UserError(
+                f"train.encoder: {self.train.encoder}, but the head fast_vgs always trains its transformer and freezes "
+                "the convolutions. Set train.encoder to frozen."
+            )
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
             raise UserError(f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB")
         if self.data.augment.probability and not self.data.augment.kinds:

@@ -82,7 +82,10 @@ check_options() {
     for word in noise_dir rir_dir; do
         [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a directory"
     done
-    for word in clip_embeddings text_embeddings config; do
+    for word in ${region_files//,/ }; do
+        [[ -f $word ]] || fail "--region_files: $word: is missing"
+    done
+    for word in clip_embeddings text_embeddings config detector; do
         [[ -z ${!word} || -f ${!word} ]] || fail "--$word: ${!word}: is missing"
     done
     [[ -z $checkpoint || -e $checkpoint ]] || fail "--checkpoint: $checkpoint: is missing"
@@ -102,7 +105,7 @@ wav2vec_names="wav2vec_small.pt wav2vec2-base"  # of the head fast_vgs, whatever
 declare -A clip_names=([base]="ViT-B-32.pt clip-vit-base-patch32 ViT-B-32" [large]="ViT-L-14.pt clip-vit-large-patch14 ViT-L-14")
 
 # Succeeds for a head without keywords: it needs neither a vocabulary nor CLIP's text transformer.
-without_text() { [[ " parallel mean " == *" $1 "* ]]; }
+without_text() { [[ " parallel mean fast_vgs " == *" $1 "* ]]; }
 
 # find_encoder NAMES: prints the path of the first one in --models. If all are missing: in stage 0 the path that will be
 # downloaded, later nothing, with status 1.
@@ -130,10 +133,10 @@ name_encoders() {
     [[ " $head " != *" fast_vgs "* ]] || needs_towers=true
     if [[ $needs_towers == true && -n $models && -z $speech_encoder && -n ${hubert_names[$model]-} ]]; then
         [[ ${head// /} == fast_vgs ]] || fail "--head: fast_vgs reads wav2vec 2.0 and other heads HuBERT. Run them one by one" 2
-        speech_encoder=$(find_encoder "$wav2vec_names") || lacks "$wav2vec_names"
+        speech_encoder=$(find_encoder "$wav2vec_names") || [[ -f $checkpoint ]] || lacks "$wav2vec_names"
     fi
     if [[ -n $models && -n ${hubert_names[$model]-} ]]; then
-        [[ -n $speech_encoder ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") ||
+        [[ -n $speech_encoder || $needs_towers == true ]] || speech_encoder=$(find_encoder "${hubert_names[$model]}") ||
             [[ -f $checkpoint ]] || lacks "${hubert_names[$model]}"  # a published checkpoint contains its encoder
         [[ -n $clip || -n $clip_embeddings ]] || clip=$(find_encoder "${clip_names[$model]}") || lacks "${clip_names[$model]}"
     fi
@@ -144,6 +147,10 @@ name_encoders() {
     if [[ $feats == dump && -n $checkpoint ]] && takes_recordings; then
         feats=online features_stamp=$dump/.done/2_embeddings
         echo "--feats online: scoring $checkpoint reads recordings, so no features are stored"
+    fi
+    hidden_states=$feats
+    if [[ ${head// /} == fast_vgs && -z $asr && -z $rerank ]]; then  # nothing reads hidden states
+        hidden_states=online features_stamp=$dump/.done/2_embeddings
     fi
     vocabulary_file=data/clip_vocabulary.tsv
     [[ $vocabulary == all ]] || vocabulary_file=data/clip_vocabulary_$vocabulary.tsv
@@ -186,12 +193,12 @@ restricts_languages() {
 }
 
 # Splits the user's overrides: eval_overrides go to stages 4 and 5, training_overrides to stage 3, those of the encoders to
-# stage 2 too. learned_overrides are the training_overrides that change the weights: only they are inputs of stage 3.
+# stage 2 too, tower_overrides to stage 2 of fast_vgs. learned_overrides are the training_overrides that change the weights: only they are inputs of stage 3.
 # WITHOUT_EFFECT in speechclip/train/state.py is the same list.
 split_overrides() {
     local i
     local -a words
-    eval_overrides=() training_overrides=() learned_overrides=()
+    eval_overrides=() training_overrides=() learned_overrides=() tower_overrides=()
     for ((i = 0; i < ${#overrides[@]}; i++)); do
         words=("${overrides[i]}")
         [[ ${words[0]} == *=* || $((i + 1)) -ge ${#overrides[@]} ]] || words+=("${overrides[++i]}")
@@ -207,6 +214,7 @@ split_overrides() {
         esac
         case ${words[0]} in
             --model.speech_encoder.* | --model.clip.* | --data.store_dtype*) encoder_overrides+=("${words[@]}") ;;
+            --model.head.fast_vgs.regions*) tower_overrides+=("${words[@]}") ;;
         esac
     done
 }

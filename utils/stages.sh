@@ -75,7 +75,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     begin "$features_stamp" "$dump/log/2_features.log"
     depends after data/.done/1_prepare
     depends_on_encoders
-    depends value "feats=$feats"
+    depends value "feats=$hidden_states"
     depends value "vocabulary=$vocabulary"
     [[ ! -f data/captions.tsv ]] || depends file data/captions.tsv
     for split in "${every[@]}"; do  # captions as CLIP reads them, if they differ from text
@@ -84,7 +84,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     [[ ! -d models ]] || depends file models
     for split in "${every[@]}"; do
         makes "$dump/$split/image_embeddings.npz"
-        [[ $feats == online ]] || makes "$dump/$split/feats.scp"
+        [[ $hidden_states == online ]] || makes "$dump/$split/feats.scp"
     done
     [[ $has_clip == false ]] || shares "$vocabulary_file"
     up_to_date && return
@@ -92,12 +92,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     run "$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}" \
         --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file" \
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
-    if [[ $feats == dump ]]; then
-        local -a extract_features=("$python" -m speechclip.bin.extract_features "${model_layers[@]}" "${encoder_overrides[@]}"
-            --data_dirs "$(data_dirs)" --dump_root "$dump" --jobs "$nj")
-        run_jobs "$dump/log/2_features.JOB.log" "${extract_features[@]}" --job JOB
-        ((nj == 1)) || run "${extract_features[@]}" --job 0
-    fi
+    [[ $hidden_states == online ]] || extract_states 2_features "${model_layers[@]}" "${encoder_overrides[@]}"
     finish
 }
 
@@ -118,7 +113,8 @@ stage_regions() {  # CLIP's patch tokens, for rerankers
 
 stage_towers() {  # for the head fast_vgs: regions of the images, and the output of the waveform convolutions
     local split file
-    local -a tower_layers=()
+    local -a tower_layers=() every
+    mapfile -t every < <(have_splits)
     for file in {../conf,conf}/{"$model",fast_vgs,"${model}_fast_vgs"}.yaml "$config"; do
         [[ ! -f $file ]] || tower_layers+=(--config "$file")
     done
@@ -126,17 +122,36 @@ stage_towers() {  # for the head fast_vgs: regions of the images, and the output
     depends after data/.done/1_prepare
     depends_on_encoders
     depends_on_layers "${tower_layers[@]}"
-    depends value "feats=$feats overrides=${learned_overrides[*]}"
+    depends value "feats=$feats overrides=${tower_overrides[*]}"
     for file in ${region_files//,/ } "$detector"; do
         [[ ! -e $file ]] || depends path "$file"
     done
+    for split in "${every[@]}"; do
+        makes "$dump/$split/$(region_folder "${tower_layers[@]}")/feats.scp"
+        [[ $feats == online ]] || makes "$dump/$split/convolutions/feats.scp"
+    done
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/img.scp" 1; done
-    run "$python" -m speechclip.bin.extract_regions "${tower_layers[@]}" "${encoder_overrides[@]}" "${learned_overrides[@]}" \
-        --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump" --region_files "$region_files" --detector "$detector"
-    [[ $feats == online ]] || run "$python" -m speechclip.bin.extract_features "${tower_layers[@]}" "${encoder_overrides[@]}" \
-        "${learned_overrides[@]}" --data_dirs '[data/train,data/dev,data/test]' --dump_root "$dump"
+    run "$python" -m speechclip.bin.extract_regions "${tower_layers[@]}" "${encoder_overrides[@]}" "${tower_overrides[@]}" \
+        --data_dirs "$(data_dirs)" --dump_root "$dump" --region_files "$region_files" --detector "$detector"
+    [[ $feats == online ]] || extract_states 2_towers "${tower_layers[@]}" "${encoder_overrides[@]}"
     finish
+}
+
+# region_folder --config FILE...: prints the folder of the regions that fast_vgs reads, as in speechclip/data/regions.py.
+region_folder() {
+    local word found kind=butd
+    for word; do
+        [[ $word != --config ]] || continue
+        found=$(sed -nE 's/^ +regions: *([a-z]+).*/\1/p' "$word")
+        kind=${found:-$kind}
+    done
+    for word in "${tower_overrides[@]}"; do
+        case ${word#*=} in
+            butd | frcnn | clip) kind=${word#*=} ;;
+        esac
+    done
+    if [[ $kind == clip ]]; then echo regions; else echo "regions_$kind"; fi
 }
 
 # One head with one seed. bin/train.py decides whether a run resumes, is finished or starts over, and keeps earlier weights.
@@ -149,7 +164,7 @@ stage_train() {
     local processes=$(((ngpu > 1 ? ngpu : 1) * num_nodes))
     ((processes == 1)) || launch=("$python" "$utils/torchrun.py" --ngpu "$ngpu" --num_nodes "$num_nodes" --endpoint "$endpoint")
     begin "$exp/.done/3_train" "$exp/log/3_train.log"
-    depends after "$dump/.done/2_features"
+    depends_on_features
     depends_on_layers "${layers[@]}"
     depends value "overrides=${encoder_overrides[*]} ${learned_overrides[*]}"
     depends value "seed=$run_seed"
@@ -167,7 +182,9 @@ stage_train() {
     up_to_date && return
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
-    [[ $feats == online ]] || needs "$dump/train/feats.scp" 2
+    local stored=$dump/train/feats.scp
+    [[ $run_head != fast_vgs ]] || stored=$dump/train/convolutions/feats.scp
+    [[ $feats == online ]] || needs "$stored" 2
     without_text "$run_head" || needs "$vocabulary_file" 2
     [[ -z $coarse_run ]] || needs "${first_stage[1]}/model.safetensors" "3 with --head parallel, or give --coarse"
     # glibc returns the memory of large tensors after each use and requests it again page by page: half of a step's time
@@ -294,9 +311,18 @@ depends_on_encoders() {
     done
 }
 
+# The stored features that a head reads.
+depends_on_features() {
+    if [[ $run_head == fast_vgs ]]; then
+        depends after "$dump/.done/2_towers"
+    else
+        depends after "$dump/.done/2_features"
+    fi
+}
+
 depends_on_weights() {
-    depends after "$dump/.done/2_features"
-    [[ $features_stamp == */2_features ]] || depends after "$features_stamp"
+    depends_on_features
+    [[ $features_stamp == */2_features || $run_head == fast_vgs ]] || depends after "$features_stamp"
     if [[ -n $checkpoint ]]; then
         depends path "$checkpoint"
     else
@@ -313,6 +339,15 @@ depends_on_languages() {
 }
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }
+
+# extract_states NAME OPTION...: stores outputs of the speech encoder in --nj jobs, with the logs NAME.JOB.log.
+extract_states() {
+    local name=$1
+    shift
+    local -a command=("$python" -m speechclip.bin.extract_features "$@" --data_dirs "$(data_dirs)" --dump_root "$dump" --jobs "$nj")
+    run_jobs "$dump/log/$name.JOB.log" "${command[@]}" --job JOB
+    ((nj == 1)) || run "${command[@]}" --job 0
+}
 
 # run_jobs LOG COMMAND...: runs the command as --nj jobs. JOB in LOG and COMMAND is replaced by the number of each job.
 run_jobs() {

@@ -27,7 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from speechclip.checkpoint.pretrained import MINI
-    from speechclip.checkpoint.published import PUBLISHED_MODELS, cache_folder, cached_file, downloaded_bytes
+    from speechclip.checkpoint.published import (
+        MANUAL_FOLDER,
+        MANUAL_MODELS,
+        PUBLISHED_MODELS,
+        cache_folder,
+        cached_file,
+        downloaded_bytes,
+        manual_path,
+    )
 
     announced = _announced(list(PUBLISHED_MODELS.values())) if args.sizes else {}
     rows = {MINI: {"name": MINI, "corpus": "mini recipe", "published": "", **_mini()}}
@@ -42,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "published": model.score,
             "cache": "complete" if complete else f"partial, {_megabytes(count)}" if count else "-",
         }
+    for name in MANUAL_MODELS:
+        bundle = manual_path(name)
+        rows[name] = {
+            "name": name,
+            "size": _megabytes(bundle.stat().st_size) if bundle.is_file() else "unknown",
+            "corpus": "SpokenCOCO",
+            "published": "",
+            "cache": "complete" if bundle.is_file() else "-",
+        }
     if args.json:
         urls = {name: model.url for name, model in PUBLISHED_MODELS.items()}
         print(json.dumps([{**row, "url": urls.get(name, "")} for name, row in rows.items()], indent=2))
@@ -50,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     widths = {column: max(len(row[column]) for row in table) for column in COLUMNS}
     for row in table:
         print("  ".join(row[column].ljust(widths[column]) for column in COLUMNS).rstrip())
+    print(f"{', '.join(MANUAL_MODELS)}: copy best_bundle.pth and args.pkl of the authors by hand into "
+          f"{cache_folder()}/NAME, from {MANUAL_FOLDER}")  # fmt: skip
     print(f"published: mean recall on the validation set, both directions, percent. Cache: {cache_folder()}")
     if not args.sizes:
         print("size: of the cached file. --sizes asks the hosts for the other sizes.")

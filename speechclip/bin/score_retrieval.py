@@ -29,7 +29,7 @@ def main() -> None:
     from speechclip.eval.coarse_to_fine import REORDERED
     from speechclip.eval.languages import language_report
     from speechclip.eval.retrieval import branch_report
-    from speechclip.eval.score_files import RETRIEVAL, write_retrieval
+    from speechclip.eval.score_files import RETRIEVAL, write_image_embeddings, write_retrieval
     from speechclip.eval.second_stage import SECTION
     from speechclip.eval.setup import load_for_scoring, rerank, result_provenance, score_towers
     from speechclip.model.heads.base import PARALLEL
@@ -41,8 +41,10 @@ def main() -> None:
     captions = None
     if split.text_utterance is not None:
         captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
+    images = split.images
     if split.regions is not None:
-        report, ranks, speech = score_towers(model, split, source, config)
+        report, ranks, speech, images = score_towers(model, split, source, config)
+        write_image_embeddings(Path(options.out), split.image_ids, images)
         branches = {PARALLEL: speech}
     else:
         branches = embed_branches(model, source, config.data.eval_batch_size)
@@ -58,7 +60,7 @@ def main() -> None:
             data=options.data_dir, dump=options.dump_dir, reranker=options.rerank,
         )  # fmt: skip
     report |= language_report(
-        next(iter(branches.values())), split.utterance_image, split.images,
+        next(iter(branches.values())), split.utterance_image, images,
         [utterance.language for utterance in split.data.utterances], split.texts, captions, split.text_utterance,
         n_bootstrap=config.eval.bootstrap,
     )  # fmt: skip

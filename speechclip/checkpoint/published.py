@@ -104,7 +104,7 @@ PUBLISHED_MODELS = {
 #: args.pkl into the cache.
 MANUAL_MODELS = {"fast_vgs_coco": "FaST-VGS", "fast_vgs_plus_coco": "FaST-VGS+"}
 BUNDLE = "best_bundle.pth"
-_DRIVE = "https://drive.google.com/drive/folders/1AOSXSaEgP8vnBR3cjLI7k_IYsFk_uZD3"
+MANUAL_FOLDER = "https://drive.google.com/drive/folders/1AOSXSaEgP8vnBR3cjLI7k_IYsFk_uZD3"
 
 
 def manual_file(name: str) -> Path:
@@ -114,13 +114,18 @@ def manual_file(name: str) -> Path:
         UserError: it is missing. The message names the folder of the authors and the place for the files.
     """
     name = name.removeprefix(PREFIX)
-    file = cache_folder() / name / BUNDLE
+    file = manual_path(name)
     if not file.is_file():
         raise UserError(
-            f"{file}: is missing. Download {BUNDLE} and args.pkl of {MANUAL_MODELS[name]} from {_DRIVE} into its "
-            "folder."
+            f"{file}: is missing. Download {BUNDLE} and args.pkl of {MANUAL_MODELS[name]} from {MANUAL_FOLDER} into "
+            "its folder."
         )
     return file
+
+
+def manual_path(name: str) -> Path:
+    """Return the path of the bundle of a model of FaST-VGS. The file exists only if a user has put it there."""
+    return cache_folder() / name / BUNDLE
 
 
 def find_published(name: str) -> PublishedModel | None:

@@ -2,6 +2,7 @@
 
 retrieval.json                  scores of every retrieval direction
 speech_embeddings[_BRANCH].npz  embeddings of the utterances
+image_embeddings.npz            embeddings of the images, of a head with an image tower of its own
 ranks.npz                       rank and image of every query, for paired tests
 keywords.json                   scores of the keywords
 keywords.jsonl                  one line for each keyword
@@ -28,7 +29,7 @@ from speechclip.data.embeddings import load_embeddings, read_arrays, save_embedd
 from speechclip.eval.contributions import paired_keyword_tests
 from speechclip.eval.significance import paired_test
 
-RANKS, SPEECH = "ranks.npz", "speech_embeddings.npz"
+RANKS, SPEECH, IMAGES = "ranks.npz", "speech_embeddings.npz", "image_embeddings.npz"
 CONDITION_RANKS = "conditions.npz"
 KEYWORD_LINES, CONTRIBUTIONS, ATTENTION = "keywords.jsonl", "keywords.npz", "attention.npz"
 
@@ -110,6 +111,20 @@ def read_speech_embeddings(folder: Path, ids: Sequence[str]) -> Floats:
         UserError: the file is missing or damaged, or lacks an utterance.
     """
     return load_embeddings(folder / SPEECH, ids)[1]
+
+
+def write_image_embeddings(folder: Path, ids: Sequence[str], embeddings: Floats) -> None:
+    """Write the embeddings [I, J] of the images of a head with an image tower of its own."""
+    save_embeddings(folder / IMAGES, ids, embeddings)
+
+
+def read_image_embeddings(folder: Path, ids: Sequence[str]) -> Floats | None:
+    """Read the embeddings [I, J] of the images; None for a head that reads those of CLIP.
+
+    Raises:
+        UserError: the file is damaged, or lacks an image.
+    """
+    return load_embeddings(folder / IMAGES, ids)[1] if (folder / IMAGES).is_file() else None
 
 
 def write_ranks(path: Path, ranks: Ranks, data: Mapping[str, str]) -> None:

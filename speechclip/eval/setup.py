@@ -170,7 +170,7 @@ def score_towers(model: SpeechNetwork, split: Split, source: SpeechSource, confi
     section = report[SECTION]
     section["name"] = ROW_NAMES[settings.regions]
     section["cost"] = counted.cost(section, seconds)
-    return TowerScores(report, ranks, towers.speech.numpy())
+    return TowerScores(report, ranks, towers.speech.numpy(), towers.images.numpy())
 
 
 def settings_fingerprint(config: Config) -> str:
@@ -216,11 +216,15 @@ def result_provenance(checkpoint: str, data: str, config: Config) -> dict[str, A
 
 
 class TowerScores(NamedTuple):
-    """Report and ranks as of :func:`speechclip.eval.coarse_to_fine.two_stage_report`, and the embeddings [U, d]."""
+    """Report and ranks as of :func:`speechclip.eval.coarse_to_fine.two_stage_report`.
+
+    ``speech`` and ``images`` are the coarse vectors [U, d] and [I, d].
+    """
 
     report: dict[str, Any]
     ranks: dict[str, tuple[Ints, Ints]]
     speech: np.ndarray
+    images: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -109,16 +109,19 @@ class TrainLogger:
         else:
             logger.info("%s", line)
 
-    def samples(self, step: int, model: SpeechNetwork, embeddings: np.ndarray) -> None:
+    def samples(
+        self, step: int, model: SpeechNetwork, embeddings: np.ndarray, images: np.ndarray | None = None
+    ) -> None:
         """Show attention and embeddings of the samples in TensorBoard.
 
         Args:
             step: finished steps.
             model: in evaluation mode.
             embeddings: [U, J] of all dev utterances.
+            images: [I, J] of the images, for a head with an image tower of its own.
         """
         if self._samples is not None:
-            self._samples.show(self._board, model, embeddings, step)
+            self._samples.show(self._board, model, embeddings, step, images)
 
     def close(self) -> None:
         """Write everything to disk, and close the files."""

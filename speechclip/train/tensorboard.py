@@ -58,14 +58,17 @@ class TensorBoardSamples:
             writer.add_text(f"dev/{utterance.id}", utterance.text, 0)
 
     @torch.no_grad()
-    def show(self, writer: Writer, model: SpeechNetwork, embeddings: np.ndarray, step: int) -> None:
+    def show(
+        self, writer: Writer, model: SpeechNetwork, embeddings: np.ndarray, step: int, images: np.ndarray | None = None
+    ) -> None:
         """Draw the attention of each sample, and write the vectors for the projector.
 
         Args:
             writer: TensorBoard's writer.
             model: in evaluation mode.
-            embeddings: [U, J], L2-normalised, of all utterances of the split.
+            embeddings: [U, J] of all utterances of the split.
             step: finished steps.
+            images: [I, J] of the images, for a head with an image tower of its own; else those of CLIP.
         """
         batch = self.speech.batch(self.rows)
         states, frames = model.features(batch)
@@ -80,28 +83,27 @@ class TensorBoardSamples:
             if weights is not None and labels:
                 shown = weights[at, : len(labels), :length].float().cpu().numpy()
                 writer.add_figure(f"dev/{utterance.id}", attention_picture(shown, labels, utterance.text), step)
-        self._project(embeddings)
+        self._project(embeddings, self.split.images if images is None else images)
 
-    def _project(self, embeddings: np.ndarray) -> None:
+    def _project(self, speech: np.ndarray, images: np.ndarray) -> None:
         """Write the vectors of the samples and of their images, with ids and captions, for the projector."""
         from google.protobuf import text_format
         from tensorboard.plugins.projector import ProjectorConfig
 
-        images = sorted(set(self.split.utterance_image[self.rows].tolist()))
-        pictured = self.split.images[images]
-        pictured = pictured / np.linalg.norm(pictured, axis=1, keepdims=True).clip(min=1e-12)
+        shown = sorted(set(self.split.utterance_image[self.rows].tolist()))
+        vectors = np.concatenate([speech[self.rows], images[shown]])
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
         lines = ["kind\tid\tcaption"]
         for row in self.rows:
             utterance = self.split.data.utterances[row]
             lines.append(f"speech\t{utterance.id}\t{utterance.text}")
-        lines += [f"image\t{self.split.image_ids[image]}\t" for image in images]
+        lines += [f"image\t{self.split.image_ids[image]}\t" for image in shown]
         config = ProjectorConfig()
         entry = config.embeddings.add()
         entry.tensor_name, entry.tensor_path = "dev", f"{PROJECTOR}/vectors.tsv"
         entry.metadata_path = f"{PROJECTOR}/metadata.tsv"
         with writing(self.folder):
             (self.folder / PROJECTOR).mkdir(exist_ok=True)
-            vectors = np.concatenate([embeddings[self.rows], pictured])
             np.savetxt(self.folder / entry.tensor_path, vectors, delimiter="\t", fmt="%.5f")
             (self.folder / entry.metadata_path).write_text("\n".join(lines) + "\n", encoding="utf-8")
             (self.folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")

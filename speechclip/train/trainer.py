@@ -69,10 +69,11 @@ class TrainingData:
 
 
 class DevScores(NamedTuple):
-    """The scores of dev, and the embeddings of its utterances [U, J]."""
+    """The scores of dev, and the embeddings of its utterances [U, J]; images [I, J] of a head with an image tower."""
 
     report: dict[str, Any]
     embeddings: np.ndarray
+    images: np.ndarray | None = None
 
     @property
     def choice(self) -> float:
@@ -404,7 +405,7 @@ class Trainer:
             towers.coarse(), dev.utterance_image, settings.top_k,
             lambda pairs: pair_scores(self.model, towers, pairs, settings.block), n_bootstrap=0,
         )  # fmt: skip
-        return DevScores(report, towers.speech.numpy())
+        return DevScores(report, towers.speech.numpy(), towers.images.numpy())
 
     def _dev_embeddings(self) -> np.ndarray:
         """Return the embeddings of all dev utterances, [U, J]. Each process embeds its share of the batches."""
@@ -430,7 +431,7 @@ class Trainer:
         if scores is not None:
             better = progress.record_score(scores.choice, config.optim.max_steps, config.train.patience)
             self._logger.dev(progress.step, scores.report, better)
-            self._logger.samples(progress.step, self.model, scores.embeddings)
+            self._logger.samples(progress.step, self.model, scores.embeddings, scores.images)
             origin["dev_mean_R@10"] = float(scores.report["mean_R@10"])
             if "coarse_to_fine" in scores.report:
                 origin["dev_mean_R@1"] = scores.choice

@@ -211,9 +211,16 @@ def test_models_lists_cache_state(server: Server, tmp_path: Path, capsys: pytest
     assert lines["hybrid_large"] == "hybrid_large unknown Flickr8k R@10 90.10 partial, 3 MB"
     assert lines["parallel_large_coco"] == "parallel_large_coco unknown SpokenCOCO R@10 84.01 -"
     assert set(PUBLISHED_MODELS) | {"mini"} < set(lines)
+    assert lines["fast_vgs_coco"] == "fast_vgs_coco unknown SpokenCOCO -"
+    (line,) = [line for name, line in lines.items() if name == "fast_vgs_coco,"]
+    assert f"copy best_bundle.pth and args.pkl of the authors by hand into {published.cache_folder()}/NAME" in line
+    published.manual_path("fast_vgs_plus_coco").parent.mkdir(parents=True)
+    published.manual_path("fast_vgs_plus_coco").write_bytes(bytes(2_000_000))
     list_models(["--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows[NAME]["url"] == PUBLISHED_MODELS[NAME].url and rows[NAME]["cache"] == "complete"
+    assert rows["fast_vgs_plus_coco"]["size"] == "2 MB" and rows["fast_vgs_plus_coco"]["cache"] == "complete"
+    assert rows["fast_vgs_plus_coco"]["url"] == ""
 
 
 def test_models_asks_hosts_for_sizes(

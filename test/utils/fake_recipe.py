@@ -45,8 +45,9 @@ elif name == "extract_features":
     if "--copy" in sys.argv:
         make(f"{value('--dump_root')}/train_augment1/feats.scp", content)
     elif value("--job") == "0" or value("--jobs") == "1":
+        part = "convolutions/" if "conf/fast_vgs.yaml" in sys.argv else ""
         for split in ("train", "dev", "test"):
-            make(f"{value('--dump_root')}/{split}/feats.scp", content)
+            make(f"{value('--dump_root')}/{split}/{part}feats.scp", content)
 elif name == "extract_regions":
     for split in ("train", "dev", "test"):
         make(f"{value('--dump_root')}/{split}/regions/feats.scp", content)
@@ -56,7 +57,7 @@ elif name == "train":
     make(value("--out") + "/best/config.yaml")
 elif name == "score_retrieval":
     make(value("--out") + "/retrieval.json", content)
-elif name == "score_keywords" and "parallel" not in value("--out"):
+elif name == "score_keywords" and not any(head in value("--out") for head in ("parallel", "fast_vgs")):
     make(value("--out") + "/keywords.json", content)
 elif name == "train_recognizer":
     make(value("--out") + "/model.safetensors", content)

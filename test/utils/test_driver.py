@@ -771,3 +771,83 @@ def test_rerank_needs_regions_of_stage_2(done):
     (done.folder / "other/model.safetensors").write_text("x")
     assert done.run("--head", "parallel", "--rerank", "other", "--stage", "2", "--stop_stage", "4").returncode == 0
     assert done.names() == ["extract_regions", "score_retrieval"]
+
+
+# -- fast_vgs --------------------------------------------------------------------------------------------------------
+
+FAST_VGS = ("--head", "fast_vgs")
+TOWERS = ["extract_regions", "extract_features", "extract_features", "extract_features"]
+
+
+@pytest.fixture
+def towers(done):
+    """A finished recipe with settings of the head fast_vgs."""
+    (done.folder / "conf/fast_vgs.yaml").write_text("model:\n  head:\n    fast_vgs:\n      regions: clip\n")
+    return done
+
+
+def test_fast_vgs_stores_no_hidden_states(towers):
+    for split in ("train", "dev", "test"):
+        (towers.folder / f"dump/tiny/{split}/feats.scp").unlink()
+    (towers.folder / "data/clip_vocabulary.tsv").unlink()
+    result = towers.run(*FAST_VGS, "--stop_stage", "3")
+    assert result.returncode == 0, result.stderr
+    calls = towers.calls()
+    assert [call.split()[0] for call in calls] == ["extract_clip_embeddings", *TOWERS, "train"]
+    assert all("--config conf/fast_vgs.yaml" in call for call in calls[1:])
+    assert not (towers.folder / "dump/tiny/train/feats.scp").exists()
+    shutil.rmtree(towers.folder / "dump/tiny/train/convolutions")
+    result = towers.run(*FAST_VGS, "--stage", "3", "--force", "true")
+    assert result.returncode == 1
+    assert "dump/tiny/train/convolutions/feats.scp is missing. Run stage 2" in result.stderr
+
+
+def test_fast_vgs_has_no_keywords_to_score(towers):
+    result = towers.run(*FAST_VGS)
+    assert result.returncode == 0, result.stderr
+    assert not (towers.folder / "exp/tiny_fast_vgs/scores/keywords.json").exists()
+    assert towers.names()[-4:] == [*HEAD, "results"]
+    again = towers.run(*FAST_VGS)
+    assert again.returncode == 0 and towers.calls() == []
+
+
+def test_fast_vgs_next_to_another_head_keeps_its_run(towers):
+    assert towers.run("--head", "parallel fast_vgs").returncode == 0
+    assert towers.names() == [*TOWERS, *HEAD, "results"]
+    assert towers.run(*FAST_VGS, "--stage", "3").returncode == 0
+    assert "train" not in towers.names()
+
+
+def test_fast_vgs_trains_again_with_other_regions(towers):
+    assert towers.run(*FAST_VGS).returncode == 0
+    towers.calls()
+    regions = towers.folder / "dump/tiny/dev/regions/feats.scp"
+    regions.unlink()
+    assert towers.run(*FAST_VGS, "--stop_stage", "3").returncode == 0
+    assert towers.names() == TOWERS  # the same regions as before
+    stored = towers.folder / "dump/tiny/.done/2_towers"
+    stored.unlink()
+    detector = towers.folder / "detector.pth"
+    detector.write_text("x")
+    assert towers.run(*FAST_VGS, "--stop_stage", "3", "--detector", "detector.pth").returncode == 0
+    calls = towers.calls()
+    assert [call.split()[0] for call in calls] == [*TOWERS, "train"]
+    assert "--detector detector.pth" in calls[0]
+
+
+def test_settings_of_training_do_not_extract_towers_again(towers):
+    assert towers.run(*FAST_VGS).returncode == 0
+    towers.calls()
+    assert towers.run(*FAST_VGS, "--stop_stage", "3", "--tag", "x", "--", "--optim.lr", "1e-4").returncode == 0
+    assert towers.names() == ["train"]
+    words = ("--", "--model.head.fast_vgs.regions", "frcnn")
+    result = towers.run(*FAST_VGS, "--stop_stage", "2", *words)
+    assert "without writing dump/tiny/train/regions_frcnn/feats.scp" in result.stderr  # the stub knows clip only
+    assert "--model.head.fast_vgs.regions frcnn" in towers.calls()[0]
+
+
+@pytest.mark.parametrize("option", ["detector", "region_files"])
+def test_files_of_fast_vgs_must_exist(recipe, option):
+    result = recipe.run(*FAST_VGS, f"--{option}", "none.pth")
+    assert result.returncode != 0
+    assert result.stderr == f"error: run.sh: --{option}: none.pth: is missing\n"

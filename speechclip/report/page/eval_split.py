@@ -15,7 +15,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.alignments import AlignedWord, find_alignments, load_alignments
 from speechclip.data.dataset import Split
 from speechclip.data.kaldi import Utterance
-from speechclip.eval.score_files import read_speech_embeddings
+from speechclip.eval.score_files import read_image_embeddings, read_speech_embeddings
 from speechclip.eval.transcripts import read_transcripts
 from speechclip.report.runs import Run
 
@@ -61,14 +61,17 @@ def load_eval_split(
     """
     split = Split.load(data_dir, dump_dir, run.retrieval.content.get("provenance", {}).get("languages", ()))
     speech = read_speech_embeddings(run.directory / SCORES, split.ids)
-    if speech.shape[1] != split.images.shape[1]:
+    images = read_image_embeddings(run.directory / SCORES, split.image_ids)
+    if images is None:
+        images = np.asarray(split.images)
+    if speech.shape[1] != images.shape[1]:
         raise UserError(
             f"{dump_dir}/image_embeddings.npz: {run.directory} was scored with another CLIP. Score the run again."
         )
     aligned = find_alignments(data_dir)
     heard = dict(_transcripts(Path(path), split.ids) for path in transcripts)
     return EvalSplit(
-        split.data.utterances, speech, np.asarray(split.images), tuple(split.image_ids),
+        split.data.utterances, speech, images, tuple(split.image_ids),
         tuple(split.data.images[name] for name in split.image_ids), np.asarray(split.utterance_image),
         load_alignments(aligned, split.ids) if aligned else {}, heard,
     )  # fmt: skip
