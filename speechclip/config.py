@@ -466,19 +466,28 @@ class Config:
         if fast_vgs.speech_layer > fast_vgs.speech_layers:
             raise UserError(
                 f"model.head.fast_vgs.speech_layer: {fast_vgs.speech_layer} is more than the "
-                f"{fast_vgs.speech_layers} layers (speech_layers)"
+                f"{fast_vgs.speech_layers} layers (speech_layers)."
+                " Change the value."
             )
         if len(fast_vgs.widths) < 2 or fast_vgs.widths[-1] != fast_vgs.dim:
-            raise UserError(f"model.head.fast_vgs.widths: {fast_vgs.widths} does not end with {fast_vgs.dim} (dim)")
+            raise UserError(
+                f"model.head.fast_vgs.widths: {fast_vgs.widths} does not end with {fast_vgs.dim} (dim)."
+                " Change the value."
+            )
         if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
-            raise UserError(f"train.encoder: {self.train.encoder} is not a number of layers from 1 on")
+            raise UserError(
+                f"train.encoder: {self.train.encoder} is not a number of layers from 1 on. Change the value."
+            )
         if self.train.encoder != "frozen" and self.model.head.name == "fast_vgs":
             raise UserError(
                 f"train.encoder: {self.train.encoder}, but the head fast_vgs always trains its transformer and freezes "
                 "the convolutions. Set train.encoder to frozen."
             )
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
-            raise UserError(f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB")
+            raise UserError(
+                f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB."
+                " Change the value."
+            )
         if self.data.augment.probability and not self.data.augment.kinds:
             raise UserError("data.augment.kinds: is empty. Give at least one condition.")
         if self.optim.final_lr > self.optim.lr:
@@ -488,7 +497,8 @@ class Config:
             )
         if self.optim.warmup_steps > self.optim.max_steps:
             raise UserError(
-                f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}] (optim.max_steps)"
+                f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}]."
+                " Change it or optim.max_steps."
             )
 
 

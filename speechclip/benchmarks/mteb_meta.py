@@ -86,7 +86,7 @@ def training_corpus(path: str, named: str = "") -> str:
     known = f"(known: {' '.join(CORPORA)})"
     if named:
         if named not in CORPORA:
-            raise UserError(f"--trained_on: {named!r} is unknown {known}")
+            raise UserError(f"--trained_on: {named!r} is unknown {known}. Choose a known one.")
         return named
     if published := find_published(path):
         return published.corpus.lower()

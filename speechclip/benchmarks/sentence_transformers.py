@@ -72,7 +72,7 @@ class SpeechClipModule(InputModule):
         settings = dict(model_kwargs or {})
         branch = settings.pop("branch", None)
         if settings:
-            raise UserError(f"model_kwargs: {min(settings)!r} is unknown (known: branch)")
+            raise UserError(f"model_kwargs: {min(settings)!r} is unknown (known: branch). Choose a known one.")
         return cls(SpeechCLIP.from_pretrained(path), Path(path), branch)
 
     @property

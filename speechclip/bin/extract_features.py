@@ -36,7 +36,8 @@ def main() -> None:
     config, options = parse(parser)
     if not 0 <= options.copy <= config.data.augment.copies:
         raise UserError(
-            f"--copy: {options.copy} is not between 0 and data.augment.copies ({config.data.augment.copies})"
+            f"--copy: {options.copy} is not between 0 and data.augment.copies ({config.data.augment.copies})."
+            " Change the value."
         )
     if not 0 <= options.job <= options.jobs or options.jobs < 1:
         raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}. Change the value.")

@@ -70,7 +70,7 @@ def main() -> None:
     known = {condition.kind for condition in conditions}
     for kind in options.kinds:
         if kind not in known:
-            raise UserError(f"--kinds: {kind!r} is not one of: {' '.join(sorted(known))}")
+            raise UserError(f"--kinds: {kind!r} is not one of: {' '.join(sorted(known))}. Choose a known one.")
     conditions = [c for c in conditions if not options.kinds or c.kind in ("clean", *options.kinds)]
     clip = load_clip(ClipConfig(path)).to(pick_device()) if options.asr_run else None
     loaded = Systems()

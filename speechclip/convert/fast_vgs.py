@@ -121,12 +121,18 @@ def read_fast_vgs(path: str | Path, content: Any = None) -> FastVgsCheckpoint:
     """
     content = read_torch_file(path) if content is None else content
     if not is_fast_vgs(content):
-        raise UserError(f"{path}: not a checkpoint of FaST-VGS: dual_encoder or cross_encoder is missing")
+        raise UserError(
+            f"{path}: not a checkpoint of FaST-VGS: dual_encoder or cross_encoder is missing."
+            " Copy or download the file again."
+        )
     tensors: dict[str, Tensor] = {}
     for part in _PARTS:
         for name, value in content[part].items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
-                raise UserError(f"{path}: {part}: {name} is a {type(value).__name__}, not a tensor")
+                raise UserError(
+                    f"{path}: {part}: {name} is a {type(value).__name__}, not a tensor."
+                    " Copy or download the file again."
+                )
             tensors[name.removeprefix("module.")] = value
     arguments = read_arguments(Path(path).with_name(ARGUMENTS))
     try:
@@ -145,13 +151,15 @@ def read_arguments(path: Path) -> dict[str, Any]:
         return {}
 
     def refuse(_: Any) -> Any:
-        raise UserError(f"{path}: holds tensors, not settings")
+        raise UserError(f"{path}: holds tensors, not settings. Copy or download the file again.")
 
     reader = Unpickler(str(path), functions={}, records=RECORDS, storage=refuse)
     with path.open("rb") as stream:
         found = reader.load(stream)
     if not isinstance(found, dict):
-        raise UserError(f"{path}: a {type(found).__name__}, not the settings of a training")
+        raise UserError(
+            f"{path}: a {type(found).__name__}, not the settings of a training. Copy or download the file again."
+        )
     return {str(key): value for key, value in found.items()}
 
 
@@ -178,7 +186,7 @@ def convert_fast_vgs(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]
         else:
             new = _renamed(name)
             if new is None or new in state:
-                raise UserError(f"{source}: unknown tensor {name}")
+                raise UserError(f"{source}: unknown tensor {name}. Copy or download the file again.")
             state[new] = _reshaped(new, value)
     config = _config(state, arguments)
     state |= {"weighted_sum.weights": torch.zeros(1), "loss.log_scale": torch.tensor(math.log(1 / 0.07))}

@@ -163,7 +163,10 @@ def convolutions_model(tensors: Mapping[str, Tensor], source: str) -> Any:
     weights = [state.get(f"conv_layers.{i}.conv.weight") for i in range(len(_STRIDES))]
     missing = next((i for i, weight in enumerate(weights) if weight is None or weight.ndim != 3), None)
     if missing is not None:
-        raise UserError(f"{source}: the convolution feature_extractor.conv_layers.{missing}.0.weight is missing")
+        raise UserError(
+            f"{source}: the convolution feature_extractor.conv_layers.{missing}.0.weight is missing."
+            " Copy or download the file again."
+        )
     found = [weight for weight in weights if weight is not None]
     config = transformers.HubertConfig(
         hidden_size=HEAD_WIDTH, num_hidden_layers=1, num_attention_heads=1, intermediate_size=HEAD_WIDTH,
@@ -174,11 +177,15 @@ def convolutions_model(tensors: Mapping[str, Tensor], source: str) -> Any:
     wanted = model.feature_extractor.state_dict()
     for name in sorted(wanted.keys() ^ state.keys()):
         raise UserError(
-            f"{source}: {name} of the waveform convolutions is {'missing' if name in wanted else 'unknown'}"
+            f"{source}: {name} of the waveform convolutions is {'missing' if name in wanted else 'unknown'}."
+            " Copy or download the file again."
         )
     for name, value in wanted.items():
         if state[name].shape != value.shape:
-            raise UserError(f"{source}: {name} is {list(state[name].shape)}, not {list(value.shape)}")
+            raise UserError(
+                f"{source}: {name} is {list(state[name].shape)}, not {list(value.shape)}."
+                " Copy or download the file again."
+            )
     model.feature_extractor.load_state_dict(state)
     return model.eval()
 

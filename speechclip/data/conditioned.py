@@ -59,7 +59,7 @@ class Interference:
             return Condition(kind, float(rng.uniform(*snr)))
         if kind not in (c.REVERB, c.TELEPHONE, c.CLIPPING):
             known = (c.WHITE, c.BABBLE, *self.parts, c.REVERB, c.TELEPHONE, c.CLIPPING)
-            raise UserError(f"data.augment.kinds: {kind!r} is not one of: {', '.join(known)}")
+            raise UserError(f"data.augment.kinds: {kind!r} is not one of: {', '.join(known)}. Choose a known one.")
         return Condition(kind)
 
     def apply(self, condition: Condition, index: int, wave: Wave, variant: str = "") -> Wave:
@@ -99,7 +99,10 @@ class Interference:
         if kind == c.BABBLE:
             return c.babble_noise(rng, [self._load(path) for path in self._voices(index, rng)], len(wave))
         if kind not in self.parts:
-            raise UserError(f"{kind}: is not a part of the noise folder (known: {', '.join(self.parts) or 'none'})")
+            raise UserError(
+                f"{kind}: is not a part of the noise folder (known: {', '.join(self.parts) or 'none'})."
+                " Choose a known one."
+            )
         inside = c.speech_part(wave)
         for _ in range(_TRIES):
             path = self.parts[kind][int(rng.integers(len(self.parts[kind])))]
@@ -115,7 +118,7 @@ class Interference:
         others = [u for u in utterances if u.image_id != own.image_id]
         strangers = [u for u in others if u.speaker != own.speaker] or others
         if not strangers:
-            raise UserError(f"{self.data.path}: babble needs utterances of at least two images")
+            raise UserError(f"{self.data.path}: babble needs utterances of at least two images. Leave babble out.")
         chosen = rng.choice(len(strangers), size=c.BABBLE_VOICES, replace=len(strangers) < c.BABBLE_VOICES)
         return [strangers[int(at)].wav for at in chosen]
 
@@ -165,5 +168,5 @@ def _recordings(folder: Path) -> list[Path]:
     """Return the recordings below a folder, sorted."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UserError(f"{folder}: has no .wav or .flac file.")
+        raise UserError(f"{folder}: has no .wav or .flac file. Add recordings.")
     return found

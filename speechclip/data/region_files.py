@@ -66,7 +66,9 @@ def read_hdf5(path: Path, wanted: set[str]) -> Iterator[tuple[str, Regions]]:
             raise UserError(f"{path}: lacks {', '.join(missing)}. Give the published file of region features.")
         shapes = tuple(file["features"].shape), tuple(file["boxes"].shape)
         if len(shapes[0]) != 3 or shapes[1] != (*shapes[0][:2], BOX):
-            raise UserError(f"{path}: features {list(shapes[0])} and boxes {list(shapes[1])} do not fit")
+            raise UserError(
+                f"{path}: features {list(shapes[0])} and boxes {list(shapes[1])} do not fit. Use the published file."
+            )
         for image_id in sorted(wanted & index.keys(), key=index.__getitem__):  # in the order of the file
             row = index[image_id]
             if not 0 <= row < shapes[0][0]:
@@ -96,7 +98,7 @@ def index_of(path: Path) -> dict[str, int]:
         near = found[0]
     rows = read_json(near)
     if not all(isinstance(row, int) and not isinstance(row, bool) for row in rows.values()):
-        raise UserError(f"{near}: not a mapping of image ids to rows")
+        raise UserError(f"{near}: not a mapping of image ids to rows. Use the published file.")
     return {str(image_id): row for image_id, row in rows.items()}
 
 
@@ -107,12 +109,14 @@ def read_tsv(path: Path, wanted: set[str]) -> Iterator[tuple[str, Regions]]:
         with path.open(encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
                 if len(row) != len(TSV_COLUMNS):
-                    raise UserError(f"{path}: line {number}: {len(row)} columns, not {len(TSV_COLUMNS)}")
+                    raise UserError(
+                        f"{path}: line {number}: {len(row)} columns, not {len(TSV_COLUMNS)}. Use the published file."
+                    )
                 values = dict(zip(TSV_COLUMNS, row))
                 if values["img_id"] in wanted:
                     yield values["img_id"], _parse_row(values, f"{path}: line {number}")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a tsv file of regions ({error})") from error
+        raise UserError(f"{path}: not a tsv file of regions ({error}). Use the published file.") from error
     finally:
         csv.field_size_limit(limit)
 

@@ -145,7 +145,9 @@ def load_regions(dump: str | Path, kind: str, image_ids: Sequence[str]) -> Regio
     """
     store = RegionStore(region_folder(dump, kind))
     if store.source.get("kind") != kind:
-        raise UserError(f"{store.directory}: regions of kind {store.source.get('kind')!r}, not {kind!r}")
+        raise UserError(
+            f"{store.directory}: regions of kind {store.source.get('kind')!r}, not {kind!r}. Extract the regions again."
+        )
     store.check_images(image_ids)
     return store
 

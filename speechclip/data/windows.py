@@ -45,7 +45,8 @@ class WindowSource:
     def __init__(self, source: SpeechSource, seconds: float, hop: float) -> None:
         if not 0 < hop <= seconds:
             raise UserError(
-                f"eval.window_hop: {hop:g} is not more than 0 and at most eval.window_seconds ({seconds:g})"
+                f"eval.window_hop: {hop:g} is not more than 0 and at most eval.window_seconds ({seconds:g})."
+                " Change the value."
             )
         self.source, self.seconds = source, seconds
         counts = 1 + np.ceil(np.maximum(source.lengths - seconds, 0) / hop - 1e-9).astype(int)

@@ -215,7 +215,9 @@ def _embed_recordings(
             spans = tuple(cut_windows(wave, settings))
             windows = tuple(cut_wave(wave, span) for span in spans)
             if not spans or min(map(len, windows)) < MIN_SAMPLES:
-                raise UserError(f"{paths[item]}: no speech of at least {MIN_SAMPLES / SAMPLE_RATE:g} s.")
+                raise UserError(
+                    f"{paths[item]}: no speech of at least {MIN_SAMPLES / SAMPLE_RATE:g} s. Record it again."
+                )
         except UserError as error:
             return error
         return _Prepared(item, stat, digest, windows=windows, spans=spans)

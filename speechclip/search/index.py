@@ -385,7 +385,10 @@ def read_info(folder: Path) -> IndexInfo:
         raise UserError(f"{folder / INFO}: damaged: {error}. Index the files again.") from error
     numbers = (info.count, info.dim, info.probes, info.recordings)
     if info.kind not in (EXACT, INVERTED) or not all(isinstance(number, int) for number in numbers):
-        raise UserError(f"{folder / INFO}: damaged: kind {info.kind}, count, dim, probes and recordings {numbers}")
+        raise UserError(
+            f"{folder / INFO}: damaged: kind {info.kind}, count, dim, probes and recordings {numbers}."
+            " Build the index again."
+        )
     return info
 
 

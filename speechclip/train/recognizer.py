@@ -95,7 +95,10 @@ def train_ctc(
             assert batch.states is not None and batch.frames is not None
             loss = _loss(network, batch.states, batch.frames, [targets[at] for at in batch.indices.tolist()])
             if not torch.isfinite(loss):
-                raise UserError(f"{train.path}: the loss of the recogniser is {loss.item()} at step {step + 1}.")
+                raise UserError(
+                    f"{train.path}: the loss of the recogniser is {loss.item()} at step {step + 1}."
+                    " Choose a smaller learning rate."
+                )
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)

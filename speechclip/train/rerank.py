@@ -239,7 +239,9 @@ def _check_groups(config: Config, train: Split, processes: int) -> None:
     if config.model.head.reranker.cache and config.data.max_seconds:
         raise UserError("model.head.reranker.cache: needs whole utterances. Set data.max_seconds to 0.")
     if batch % size:
-        raise UserError(f"data.batch_size: {batch} is not a multiple of model.head.reranker.group ({size})")
+        raise UserError(
+            f"data.batch_size: {batch} is not a multiple of model.head.reranker.group ({size}). Change one of them."
+        )
     if batch // size < processes:
         raise UserError(
             f"data.batch_size: {batch} holds {batch // size} groups, less than the {processes} processes. Use at least "
@@ -249,7 +251,8 @@ def _check_groups(config: Config, train: Split, processes: int) -> None:
     if min(config.model.head.reranker.pool, images - 1) < size - 1:
         raise UserError(
             f"model.head.reranker.group: {size} images cannot be drawn from {images} images and a pool of "
-            f"{config.model.head.reranker.pool}"
+            f"{config.model.head.reranker.pool}."
+            " Change one of them."
         )
 
 

@@ -53,7 +53,9 @@ def read_words(file: Path) -> Iterator[tuple[str, AlignedWord]]:
         match = re.fullmatch(r"(.+)\.jpg_?#(\d+)", fields[0])
         times = _times(fields[2:4])
         if match is None or len(fields) < 5 or times is None:
-            raise UserError(f"{file}:{number}: not <image>.jpg_#<number> <channel> <start> <duration> <word>")
+            raise UserError(
+                f"{file}:{number}: not <image>.jpg_#<number> <channel> <start> <duration> <word>. Correct the line."
+            )
         text = fields[4].lower()
         if text not in PAUSES:
             yield f"{match.group(1)}_{match.group(2)}", AlignedWord(text, times[0], times[0] + times[1])
@@ -78,7 +80,7 @@ def read_phonemes(place: Path) -> Iterator[tuple[str, AlignedWord]]:
                 continue
             times = _times(fields[1:])
             if len(fields) != 3 or times is None or times[1] < times[0] or not recording:
-                raise UserError(f"{file}:{number}: not <phoneme> <start> <end>")
+                raise UserError(f"{file}:{number}: not <phoneme> <start> <end>. Correct the line.")
             if not _NO_PHONEME.match(fields[0]):
                 yield recording, AlignedWord(fields[0], *times)
 
@@ -96,12 +98,12 @@ def read_keywords(file: Path) -> dict[str, str]:
             if number == 1 and row and not re.search(r"_\d+$", row[0]):
                 continue
             if len(row) != 3 or not row[0]:
-                raise UserError(f"{file}:{number}: not <recording>,<caption>,<keywords>")
+                raise UserError(f"{file}:{number}: not <recording>,<caption>,<keywords>. Correct the line.")
             if row[0] in found:
-                raise UserError(f"{file}:{number}: another row of {row[0]}")
+                raise UserError(f"{file}:{number}: another row of {row[0]}. Remove one of them.")
             found[row[0]] = " ".join(row[2].replace("|", " ").split())
     except csv.Error as error:
-        raise UserError(f"{file}:{rows.line_num}: not a CSV row ({error})") from error
+        raise UserError(f"{file}:{rows.line_num}: not a CSV row ({error}). Correct the line.") from error
     return found
 
 

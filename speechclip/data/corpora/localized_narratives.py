@@ -150,12 +150,14 @@ def find_parts(corpus: Path) -> tuple[list[tuple[Path, str, str]], Path]:
             found.append((file, match.group(1), split))
     for split, name in (("train", "train"), ("dev", "val or validation")):
         if not any(item[2] == split for item in found):
-            raise UserError(f"{corpus}: no annotations: no <part>_{name.split()[0]}_localized_narratives.jsonl")
+            raise UserError(
+                f"{corpus}: no annotations: no <part>_{name.split()[0]}_localized_narratives.jsonl. Add it."
+            )
     parts = {part for _, part, _ in found}
     for place in _RECORDINGS:
         if any((corpus / place / f"{part}_{split}").is_dir() for part in parts for split in _SPLIT_FOLDERS):
             return found, corpus / place
-    raise UserError(f"{corpus}: no recordings: no voice-recordings/{min(parts)}_train/")
+    raise UserError(f"{corpus}: no recordings: no voice-recordings/{min(parts)}_train/. Add it.")
 
 
 def _annotation_files(corpus: Path) -> list[Path]:
@@ -207,7 +209,7 @@ def read_annotations(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}:{number}: not valid JSON ({error}). Download the file again.") from error
             if not isinstance(entry, dict):
-                raise UserError(f"{file}:{number}: not a JSON object")
+                raise UserError(f"{file}:{number}: not a JSON object. Use the original file.")
             yield number, entry
 
 

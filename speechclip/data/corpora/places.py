@@ -152,10 +152,12 @@ def find_parts(corpus: Path) -> list[tuple[Path, str, str]]:
     old = {split: _find(folders, name) for split, name in _OLD.items()}
     lists = new if any(new.values()) else old
     if not any(lists.values()):
-        raise UserError(f"{corpus}: no lists: neither metadata/train_2020.json and its four others nor train.json")
+        raise UserError(
+            f"{corpus}: no lists: neither metadata/train_2020.json and its four others nor train.json. Add it."
+        )
     for split, name in ({key: f"{name}_2020.json" for key, name in _NEW.items()} if lists is new else _OLD).items():
         if lists[split] is None:
-            raise UserError(f"{corpus}: metadata/{name} is missing")
+            raise UserError(f"{corpus}: metadata/{name} is missing. Add it.")
     found = [(file, "en", split) for split, file in lists.items() if file is not None]
     for folder in dict.fromkeys(folders):
         for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
@@ -186,7 +188,7 @@ def _read(corpus: Path, file: Path, language: str, split: str) -> _List:
         raise UserError(f"{file}: no list under 'data'. Use the original file.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not _image(entry):
-            raise UserError(f"{file}: entry {number}: needs 'image'")
+            raise UserError(f"{file}: entry {number}: needs 'image'. Use the original file.")
     roots = [file.parent, file.parent.parent, *_roots(corpus)]
     audio = [root / name for root in roots for name in _WAV_FOLDERS[language]]
     pictures = [root / name / nested for root in roots for name in (*_IMAGE_FOLDERS, "") for nested in ("", _NESTED)]
@@ -211,7 +213,7 @@ def _text_entries(file: Path) -> Iterator[dict[str, str]]:
     for number, line in enumerate(lines, 1):
         fields = line.split()
         if fields and len(fields) != 2:
-            raise UserError(f"{file}:{number}: not <image> <recording>")
+            raise UserError(f"{file}:{number}: not <image> <recording>. Correct the line.")
         if fields:
             yield {"image": fields[0], "wav": fields[1].lstrip("/")}
 
@@ -221,7 +223,7 @@ def _folder_of(corpus: Path, places: Iterable[Path], names: list[str], problem: 
     for place in dict.fromkeys(places):
         if any(_exists(place / name) for name in names):
             return place
-    raise UserError(f"{corpus}: no {problem}")
+    raise UserError(f"{corpus}: no {problem}. Add it.")
 
 
 def _exists(path: Path) -> bool:

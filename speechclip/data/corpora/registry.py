@@ -60,7 +60,7 @@ class Corpus:
             wanted = [item for item in self.sources if not only or item.name.startswith(tuple(only))]
             if not wanted:
                 names = ", ".join(item.name for item in self.sources)
-                raise UserError(f"{self.name}: no file begins with {' or '.join(only)} (files: {names})")
+                raise UserError(f"{self.name}: no file begins with {' or '.join(only)} (files: {names}). Add it.")
             download(wanted, Path(corpus_dir), mirror=mirror)
             if self.download_more is not None:
                 self.download_more(Path(corpus_dir), mirror)

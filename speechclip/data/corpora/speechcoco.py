@@ -142,7 +142,7 @@ def find_parts(corpus: Path) -> tuple[list[_Set], Path]:
         place = corpus / folder / "val2014"
         if place.is_dir() and any(name.endswith(".jpg") for name in os.listdir(place)):
             return sets, corpus / folder
-    raise UserError(f"{corpus}: no photographs: no val2014/*.jpg in it or in mscoco_img/, images/")
+    raise UserError(f"{corpus}: no photographs: no val2014/*.jpg in it or in mscoco_img/, images/. Add it.")
 
 
 def _find_set(corpus: Path, name: str) -> _Set:
@@ -155,9 +155,9 @@ def _find_set(corpus: Path, name: str) -> _Set:
             database = next((file for file in databases if file.is_file()), None)
             jsons = folder / "json" if (folder / "json").is_dir() else None
             if database is None and jsons is None:
-                raise UserError(f"{folder}: neither {databases[0].name} nor json/")
+                raise UserError(f"{folder}: neither {databases[0].name} nor json/. Add it.")
             return _Set(name, folder / "wav", jsons, database)
-    raise UserError(f"{corpus}: no recordings: no {name}/wav/ or CORPUS-MSCOCO/{name}/wav/")
+    raise UserError(f"{corpus}: no recordings: no {name}/wav/ or CORPUS-MSCOCO/{name}/wav/. Add it.")
 
 
 def _entries(part: _Set) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -201,13 +201,15 @@ def _karpathy(file: Path) -> dict[int, str] | None:
         return None
     images = read_json(file).get("images")
     if not isinstance(images, list):
-        raise UserError(f"{file}: not Karpathy's split: no list under 'images'")
+        raise UserError(f"{file}: not Karpathy's split: no list under 'images'. Use the original file.")
     names = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
     splits = {}
     for number, item in enumerate(images):
         key, split = (item.get("cocoid"), item.get("split")) if isinstance(item, dict) else (None, None)
         if not isinstance(key, int) or split not in names:
-            raise UserError(f"{file}: not Karpathy's split: image {number} needs 'cocoid' and 'split'")
+            raise UserError(
+                f"{file}: not Karpathy's split: image {number} needs 'cocoid' and 'split'. Use the original file."
+            )
         splits[key] = names[split]
     return splits
 

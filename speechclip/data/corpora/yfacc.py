@@ -113,7 +113,7 @@ def find_parts(corpus: Path) -> dict[str, Path]:
         if paths:
             found[part] = paths[0]
         elif part not in ("alignments", "english"):
-            raise UserError(f"{corpus}: no {part}: {' or '.join(names)} is missing")
+            raise UserError(f"{corpus}: no {part}: {' or '.join(names)} is missing. Add it.")
     return found
 
 
@@ -129,7 +129,7 @@ def _captions(file: Path) -> Iterator[tuple[str, str]]:
             continue
         image, _, digits = fields[0].rpartition("#")
         if not image or parse_count(digits) is None:
-            raise UserError(f"{file}:{number}: not <image>#<number> <caption>")
+            raise UserError(f"{file}:{number}: not <image>#<number> <caption>. Correct the line.")
         yield fields[0], " ".join(fields[1:])
 
 

@@ -152,7 +152,10 @@ def top_layers(layers: nn.ModuleList, part: str | int, states: int) -> list[nn.M
     used = list(layers)[: states - 1]
     count = len(used) if isinstance(part, str) else part
     if not used or count > len(used):
-        raise UserError(f"train.encoder: {part}, but the used states depend on {len(used)} layers of the encoder")
+        raise UserError(
+            f"train.encoder: {part}, but the used states depend on {len(used)} layers of the encoder."
+            " Choose fewer layers."
+        )
     return used[len(used) - count :]
 
 

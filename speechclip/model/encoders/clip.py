@@ -153,7 +153,8 @@ class OpenClip(nn.Module):
         if most > self.room:
             raise UserError(
                 f"model.head.keywords: {most} do not fit into the {self.context_length} positions of CLIP's text "
-                "tower, with its special tokens"
+                "tower, with its special tokens."
+                " Choose fewer keywords."
             )
         tokenizer, table, device = self.tokenizer, self._tower.table, keywords.device
         first, around = len(tokenizer.prefix), len(tokenizer.prefix) + len(tokenizer.suffix)
@@ -273,7 +274,7 @@ def _tokenizer(name: str, folder: Path | None, path: str) -> Tokenizer:
     if isinstance(found, (HFTokenizer, SigLipTokenizer)):
         return TransformersTokenizer(found, path)
     if not isinstance(found, SimpleTokenizer):
-        raise UserError(f"{path}: its tokenizer {type(found).__name__} is not supported.")
+        raise UserError(f"{path}: its tokenizer {type(found).__name__} is not supported. Use another model.")
     if found.reduction_fn is not None:
         raise UserError(
             f"{path}: text_cfg.tokenizer_kwargs.reduction_mask is for training. Only truncation is supported."

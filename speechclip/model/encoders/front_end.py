@@ -94,7 +94,9 @@ def front_end_of(model: Any, config: SpeechEncoderConfig, *, path: str, kind: st
         UserError: its convolutions are not those of wav2vec 2.0.
     """
     if tuple(zip(model.config.conv_kernel, model.config.conv_stride)) != CONVOLUTIONS:
-        raise UserError(f"{path}: its convolutions are not those of wav2vec 2.0, which fast_vgs needs")
+        raise UserError(
+            f"{path}: its convolutions are not those of wav2vec 2.0, which fast_vgs needs. Use another model."
+        )
     convolutions = model.feature_extractor
     description = {
         "path": path, "kind": kind, "part": "convolutions", "weights": weights_fingerprint(convolutions),

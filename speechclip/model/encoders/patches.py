@@ -48,7 +48,7 @@ def patch_tokens(visual: Any, pixels: Tensor, path: str) -> Patches:
         return Patches(visual.ln_post(states)[:, -rows * columns :], rows, columns)
     stages = [getattr(visual, f"layer{number}", None) for number in range(1, 5)]
     if any(stage is None for stage in stages):
-        raise UserError(f"{path}: its image tower ({type(visual).__name__}) has no patch tokens.")
+        raise UserError(f"{path}: its image tower ({type(visual).__name__}) has no patch tokens. Use another model.")
     maps = _outputs(stages, lambda: visual(pixels))  # each [N, C, h, w], from fine to coarse
     enough = [at for at, each in enumerate(maps) if min(each.shape[2:]) >= FEWEST_CELLS]
     first = enough[-1] if enough else 0

@@ -171,13 +171,21 @@ class TransformersText(TextTower):
         self._text, self._tokenizer = text, tokenizer
         kind = str(text.config.model_type)
         if kind not in _SUPPORTED:
-            raise UserError(f"{path}: text model {kind!r} is not supported (supported: {', '.join(_SUPPORTED)})")
+            raise UserError(
+                f"{path}: text model {kind!r} is not supported (supported: {', '.join(_SUPPORTED)}). Use another model."
+            )
         if type(text.pooler).__name__ == "MaxPooler":
-            raise UserError(f"{path}: text_cfg.hf_pooler_type max_pooler does not run in open_clip itself.")
+            raise UserError(
+                f"{path}: text_cfg.hf_pooler_type max_pooler does not run in open_clip itself. Use another model."
+            )
         if text.output_tokens:
-            raise UserError(f"{path}: text_cfg.output_tokens must be false for a text model of transformers.")
+            raise UserError(
+                f"{path}: text_cfg.output_tokens must be false for a text model of transformers. Use another model."
+            )
         if tokenizer.length is None:
-            raise UserError(f"{path}: a text model of transformers needs text_cfg.hf_tokenizer_name.")
+            raise UserError(
+                f"{path}: a text model of transformers needs text_cfg.hf_tokenizer_name. Use another model."
+            )
         self.context_length, self.joint_dim = tokenizer.length, int(text.output_dim)
         if text.config.pad_token_id != tokenizer.pad:
             raise UserError(

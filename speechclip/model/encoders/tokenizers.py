@@ -166,7 +166,9 @@ class TransformersTokenizer:
         self._tokenizer, self._clean = tokenizer.tokenizer, getattr(tokenizer, "clean_fn", _clean_siglip)
         own = self._tokenizer
         if getattr(tokenizer, "tokenizer_mode", ""):
-            raise UserError(f"{path}: text_cfg.tokenizer_mode {tokenizer.tokenizer_mode!r} is not supported.")
+            raise UserError(
+                f"{path}: text_cfg.tokenizer_mode {tokenizer.tokenizer_mode!r} is not supported. Use another model."
+            )
         for name in ("padding_side", "truncation_side"):
             if getattr(own, name, "right") != "right":
                 raise UserError(f"{path}: its tokenizer has {name} {getattr(own, name)!r}. Only 'right' is supported.")
@@ -178,6 +180,7 @@ class TransformersTokenizer:
         else:
             raise UserError(
                 f"{path}: its tokenizer {type(own).__name__} is neither CLIP's BPE, sentencepiece nor WordPiece."
+                " Use another model."
             )
         if own.pad_token_id is None:
             raise UserError(f"{path}: its tokenizer has no padding. Set pad_token in its configuration.")
@@ -215,7 +218,9 @@ class TransformersTokenizer:
         for start in range(len(whole) - len(content) + 1):
             if content and whole[start : start + len(content)] == content:
                 return tuple(whole[:start]), tuple(whole[start + len(content) :])
-        raise UserError(f"{path}: its tokenizer changes the subwords of a text when it adds special tokens.")
+        raise UserError(
+            f"{path}: its tokenizer changes the subwords of a text when it adds special tokens. Use another model."
+        )
 
 
 def _clean_siglip(text: str) -> str:

@@ -33,7 +33,8 @@ def check_regions(config: ModelConfig, store: RegionStore | None) -> None:
     wanted = config.head.fast_vgs.region_features
     if store is not None and store.width != wanted:
         raise UserError(
-            f"{store.directory}: features of width {store.width}, but model.head.fast_vgs.region_features is {wanted}"
+            f"{store.directory}: features of width {store.width}, but model.head.fast_vgs.region_features is {wanted}."
+            " Change the setting."
         )
 
 

@@ -90,7 +90,8 @@ class FrameTransformer(nn.Module):
         if len(encoder.layers) < len(self.layers):
             raise UserError(
                 f"{source}: has {len(encoder.layers)} layers, but model.head.fast_vgs.speech_layers is "
-                f"{len(self.layers)}"
+                f"{len(self.layers)}."
+                " Change the setting."
             )
         if bool(getattr(model.config, "do_stable_layer_norm", False)) != self.pre_norm:
             raise UserError(f"{source}: model.head.fast_vgs.pre_norm does not fit: set it to {not self.pre_norm}")
@@ -123,7 +124,10 @@ def _copy(to: nn.Module, origin: nn.Module, source: str) -> None:
     state = origin.state_dict()
     for name, value in to.state_dict().items():
         if name not in state or state[name].shape != value.shape:
-            raise UserError(f"{source}: other sizes than model.head.fast_vgs: {name} is not {list(value.shape)}")
+            raise UserError(
+                f"{source}: other sizes than model.head.fast_vgs: {name} is not {list(value.shape)}."
+                " Change the setting."
+            )
     to.load_state_dict(state)
 
 

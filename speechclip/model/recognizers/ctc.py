@@ -172,7 +172,9 @@ class CtcRecognizer(Recognizer):
         if batch.states is not None and batch.frames is not None:
             return SpeechFeatures(batch.states.to(device), batch.frames.to(device))
         if self.encoder is None:
-            raise UserError(f"{self.name}: recognising waveforms needs the speech encoder, which is not loaded")
+            raise UserError(
+                f"{self.name}: recognising waveforms needs the speech encoder, which is not loaded. Load it too."
+            )
         assert batch.waves is not None
         features: SpeechFeatures = self.encoder([wave.to(device) for wave in batch.waves])
         if self.layers is None:

@@ -52,7 +52,7 @@ class TransformersRecognizer(Recognizer):
             raise UserError(f"{path}: has no tokenizer or preprocessor_config.json. It is not a speech recogniser.")
         rate = int(self._pipeline.feature_extractor.sampling_rate)
         if rate != SAMPLE_RATE:
-            raise UserError(f"{path}: reads audio at {rate} Hz; {SAMPLE_RATE} Hz are needed")
+            raise UserError(f"{path}: reads audio at {rate} Hz; {SAMPLE_RATE} Hz are needed. Use another recogniser.")
         if self._pipeline.tokenizer.pad_token is None:  # the pipeline needs one for batches
             self._pipeline.tokenizer.pad_token = self._pipeline.tokenizer.eos_token
         if self._ctc and not getattr(self._pipeline.feature_extractor, "return_attention_mask", False):
