@@ -119,7 +119,7 @@ def write_image_embeddings(folder: Path, ids: Sequence[str], embeddings: Floats)
 
 
 def read_image_embeddings(folder: Path, ids: Sequence[str]) -> Floats | None:
-    """Read the embeddings [I, J] of the images; None for a head that reads those of CLIP.
+    """Read the L2-normalised embeddings [I, J] of the images; None for a head that reads those of CLIP.
 
     Raises:
         UserError: the file is damaged, or lacks an image.

@@ -13,7 +13,7 @@ from speechclip.common.constants import CONDITIONS, KEYWORDS, RETRIEVAL, SCORES
 from speechclip.common.errors import UserError
 from speechclip.eval.score_files import read_scores
 
-_NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
+_NAME = re.compile(r"(?P<model>[^_]+)_(?P<head>fast_vgs|[^_]+(?:_plus)?)(?:_(?P<tag>.+?))??(?:_seed(?P<seed>\d+))?")
 UNKNOWN_SEED = "unknown"
 _REQUIRED = ("command", "seed", "commit")
 

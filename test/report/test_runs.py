@@ -20,6 +20,8 @@ from speechclip.report.runs import Scores, load_run
         ("tiny_hybrid_plus_seed2", ("tiny", "hybrid_plus", "")),
         ("large_cascaded_two_layers_seed2", ("large", "cascaded", "two_layers")),
         ("base_hybrid+_t0.1", ("base", "hybrid+", "t0.1")),
+        ("tiny_fast_vgs", ("tiny", "fast_vgs", "")),
+        ("tiny_fast_vgs_frcnn_seed2", ("tiny", "fast_vgs", "frcnn")),
     ],
 )
 def test_folder_name_gives_model_head_and_tag(tmp_path: Path, name: str, expected: tuple[str, str, str]) -> None:

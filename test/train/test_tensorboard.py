@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,18 @@ def test_audio_attention_and_vectors_of_the_same_utterances(
     ]  # fmt: skip
     assert vectors.shape == (len(names), JOINT)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(names)), abs=1e-3)
+
+
+def test_vectors_of_a_head_with_its_own_image_tower(corpus: Path, tmp_path: Path) -> None:
+    run = trainer(settings(), training_data(corpus), tmp_path)
+    dev, random = run.data.dev, np.random.default_rng(0)
+    speech, images = random.standard_normal((len(dev.ids), 5)), random.standard_normal((len(dev.image_ids), 5))
+    samples = TensorBoardSamples(dev, run.data.dev_speech, 3, tmp_path)
+    samples.show(SimpleNamespace(add_figure=lambda *_: None), run.model.eval(), speech, 1, images)
+    vectors = np.loadtxt(tmp_path / "projector" / "vectors.tsv", delimiter="\t")
+    shown = sorted({int(dev.utterance_image[row]) for row in samples.rows})
+    expected = np.concatenate([speech[samples.rows], images[shown]])
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_samples_are_optional_and_do_not_change_weights(corpus: Path, tmp_path: Path) -> None:

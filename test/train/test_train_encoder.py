@@ -190,6 +190,11 @@ def test_stored_features_with_a_trained_encoder_are_an_error(recipe: Path, tmp_p
             _trainer(recipe, tmp_path, _config(recipe, part))
 
 
+def test_fast_vgs_with_a_trained_encoder_is_an_error() -> None:
+    with pytest.raises(UserError, match="^train.encoder: 2, but the head fast_vgs always trains its transformer"):
+        settings(train__encoder=2, data__feats="online", model__head__name="fast_vgs")
+
+
 def test_gradients_of_the_encoder_are_exact(recipe: Path) -> None:
     """Compare a derivative with a difference quotient, in double precision and in parts of two utterances."""
     config = _config(recipe, "all")
