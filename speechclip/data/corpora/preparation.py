@@ -233,8 +233,7 @@ def write_corpus(
     if len(bad) > limits.max_bad * len(every):
         raise UserError(
             f"{source}: {len(bad)} of {len(every)} utterances cannot be used, more than max_bad {limits.max_bad:g} "
-            f"allows; the first: {bad[0].file}: {bad[0].reason}."
-            " Add it."
+            f"allows; the first: {bad[0].file}: {bad[0].reason}"
         )
     by_split: dict[str, list[Candidate]] = {split: [] for split in (*SPLITS, *extra_splits)}
     for item in good:

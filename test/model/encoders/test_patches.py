@@ -50,7 +50,7 @@ def test_patches_of_a_residual_network_join_its_last_maps() -> None:
 
 
 def test_a_tower_without_patches_is_one_line() -> None:
-    with pytest.raises(UserError, match="^x: its image tower .Identity. has no patch tokens.$"):
+    with pytest.raises(UserError, match="^x: its image tower .Identity. has no patch tokens. Use another model.$"):
         patch_tokens(nn.Identity(), torch.zeros(1, 3, 8, 8), "x")
 
 
