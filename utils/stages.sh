@@ -342,10 +342,10 @@ depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }
 
 # extract_states NAME OPTION...: stores outputs of the speech encoder in --nj jobs, with the logs NAME.JOB.log.
 extract_states() {
-    local name=$1
+    local log_name=$1  # not "name": the messages of driver.sh read it
     shift
     local -a command=("$python" -m speechclip.bin.extract_features "$@" --data_dirs "$(data_dirs)" --dump_root "$dump" --jobs "$nj")
-    run_jobs "$dump/log/$name.JOB.log" "${command[@]}" --job JOB
+    run_jobs "$dump/log/$log_name.JOB.log" "${command[@]}" --job JOB
     ((nj == 1)) || run "${command[@]}" --job 0
 }
 

@@ -275,6 +275,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @needs_s3prl
 def test_readme_order_works_in_spawned_workers(checkpoints: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -327,6 +328,7 @@ def test_registration_is_explicit_and_idempotent(checkpoints: dict[str, str]) ->
     assert (ended.returncode, ended.stderr) == (0, "")  # no warning about ESPnet, which another upstream needs
 
 
+@pytest.mark.slow
 @needs_s3prl
 def test_preload_hides_only_its_own_warnings() -> None:
     code = (
@@ -435,6 +437,7 @@ def _s3prl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @needs_s3prl
 def test_s3prl_main_trains_and_tests_on_it(checkpoints: dict[str, str], tmp_path: Path) -> None:
     ended = _s3prl(
