@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ BENCHMARK = IndexInfo("", 0, 0, "benchmark", "benchmark", thumbnails=False)
 SHORTLIST = 1000  # vectors that are ranked again with their stored values
 
 
-class Engine:
+class Engine(ABC):
     """An engine whose index is in a folder.
 
     Attributes:
@@ -33,21 +34,21 @@ class Engine:
 
     settings: Sequence[int] = ()
 
+    @abstractmethod
     def build(self, vectors: Floats, folder: Path) -> None:
         """Write an index of vectors [N, D]. The id of a vector is its row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, folder: Path, threads: int) -> None:
         """Open the index for :meth:`search`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def search(self, query: Floats, top_k: int, setting: int) -> Any:
         """Return the ids of the nearest vectors of a query [D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, folder: Path, vectors: Floats, first: int) -> None:
         """Open the index, add vectors with ids from ``first``, and write it. Then they can be found."""
-        raise NotImplementedError
 
 
 class Ours(Engine):

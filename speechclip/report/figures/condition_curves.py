@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechclip.data.conditions import Condition
 from speechclip.report.figures.plots import CYCLE
 from speechclip.report.figures.style import write_figure
 from speechclip.report.runs import Run
@@ -50,8 +51,8 @@ def condition_curves(systems: Systems) -> Figure:
     from matplotlib.figure import Figure
 
     first = next(iter(systems.values()))[0]
-    noises = list(dict.fromkeys(row["kind"] for row in first.values() if _is_noise(row)))
-    others = [name for name, row in first.items() if not _is_noise(row)]
+    noises = list(dict.fromkeys(row["kind"] for row in first.values() if Condition(row["kind"], row["value"]).is_noise))
+    others = [name for name, row in first.items() if not Condition(row["kind"], row["value"]).is_noise]
     figure = Figure(figsize=(4.2 * (len(noises) + 1), 4.4), layout="constrained")
     panels = figure.subplots(1, len(noises) + 1, sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, noises):
@@ -99,7 +100,3 @@ def _mean(seeds: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, 
     value = statistics.mean(row[SCORE] for row in rows)
     ends = [row["ci95"][SCORE] if "ci95" in row else (row[SCORE], row[SCORE]) for row in rows]
     return value, statistics.mean(end[0] for end in ends), statistics.mean(end[1] for end in ends)
-
-
-def _is_noise(row: Mapping[str, Any]) -> bool:
-    return row["value"] is not None and row["kind"] != "speed"

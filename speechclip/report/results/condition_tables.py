@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from speechclip.data.conditions import Condition
 from speechclip.report.results.rows import CONDITIONS, ResultRow
 from speechclip.report.tables import Cell, Row, Table
 
@@ -83,7 +84,11 @@ def _paired(names: Sequence[str], groups: Mapping[str, Group]) -> list[Table]:
         return []
     columns = [f"{label} − {other.partition('_')[2]}" for label, other, _ in pairs]
     body = [Row(name, [_difference(name, other, group) for _, other, group in pairs]) for name in names]
-    noises = list(dict.fromkeys(row["kind"] for row in _conditions(pairs[0][2][0]).values() if _is_noise(row)))
+    noises = list(
+        dict.fromkeys(
+            row["kind"] for row in _conditions(pairs[0][2][0]).values() if Condition(row["kind"], row["value"]).is_noise
+        )
+    )
     crossing = [Row(kind, [_crossing(kind, other, group) for _, other, group in pairs]) for kind in noises]
     return [
         Table("Paired differences in listening conditions, R@1", "", columns, body, ("condition",)),
@@ -112,10 +117,6 @@ def _crossing(kind: str, other: str, group: Group) -> Cell:
         if _system(key) == other and kind in part
     ]
     return Cell("; ".join(item if isinstance(item, str) else f"{item:.1f}" for item in found) or None)
-
-
-def _is_noise(row: Mapping[str, Any]) -> bool:
-    return row["value"] is not None and row["kind"] != "speed"
 
 
 def _system(folder: str) -> str:
