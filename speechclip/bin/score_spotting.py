@@ -27,6 +27,7 @@ def main() -> None:
     import torch
 
     from speechclip.checkpoint.folder import load_model
+    from speechclip.common.constants import SPOTTING
     from speechclip.common.devices import pick_device
     from speechclip.common.errors import UserError
     from speechclip.common.files import check_folder, write_json
@@ -90,8 +91,8 @@ def main() -> None:
                 numbers = "".join(f"{part[key]:7.1f}" for key in ("P@10", "P@N", "EER", "AP"))
                 print(f"{title:22}{numbers}  {row['n_keywords']}")
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)
-    write_json(out / "spotting.json", report)
-    print(f"{out / 'spotting.json'} written")
+    write_json(out / SPOTTING, report)
+    print(f"{out / SPOTTING} written")
 
 
 if __name__ == "__main__":

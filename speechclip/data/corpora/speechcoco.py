@@ -49,7 +49,8 @@ LICENCE = (
 VOICES = ("Amanda", "Bronwen", "Bruce", "Elizabeth", "Jenny", "Judith", "Paul", "Phil")
 
 #: COCO's photographs are those of SpokenCOCO. The publisher's README has the size of the corpus, the abstract of the
-#: paper its place. The names of the archives there were not found. A mirror may have the folder in one archive.
+#: paper (arXiv 1707.08435) the Zenodo record. No source was found for the names of the files there, so no address of a
+#: file is stated. A mirror may have the folder in one archive.
 SOURCES = (
     *(item for item in SPOKENCOCO if item.name in ("train2014.zip", "val2014.zip")),
     RemoteFile(
