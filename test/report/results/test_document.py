@@ -78,12 +78,11 @@ def test_test_set_tables_by_hand(make: Make) -> None:
     assert further_tables(rows_of(make("tiny_parallel", 40))) == []
     run = make("tiny_parallel", 40)
     origin = run.retrieval.get("provenance")
-    for name, r1 in (("test_unseen", 30.0), ("test_long", 20.0)):
-        windows = {**retrieval_scores(r1 + 3), "seconds": 10.0, "hop": 5.0, "windows": 9}
-        extra = {"windows": windows} if name == "test_long" else {}
-        write(
-            run.directory / "scores" / name / "retrieval.json", {**retrieval_scores(r1), **extra, "provenance": origin}
-        )
+    windows = {**retrieval_scores(23.0), "seconds": 10.0, "hop": 5.0, "windows": 9}
+    unseen_scores = {**retrieval_scores(30.0), "provenance": origin}
+    long_scores = {**retrieval_scores(20.0), "windows": windows, "provenance": origin}
+    for name, scores in (("test_unseen", unseen_scores), ("test_long", long_scores)):
+        write(run.directory / "scores" / name / "retrieval.json", scores)
     rows = rows_of(load_run(run.directory))
     long, unseen = further_tables(rows)
     assert (long.title, unseen.title) == ("Speech and images: test_long", "Speech and images: test_unseen")
@@ -99,9 +98,8 @@ def test_test_set_tables_by_hand(make: Make) -> None:
     assert [row.further_set for row in read_rows(run.directory / "results.jsonl")][2:] == ["test_long", "test_unseen"]
     text = (run.directory / "RESULTS.md").read_text()
     assert "### Speech and images: test_unseen" in text and "| retrieval test_unseen |" in text
-    write(
-        run.directory / "scores/test_long/retrieval.json", {**retrieval_scores(1), "provenance": {**origin, "seed": 9}}
-    )
+    assert long.note.startswith("In windows") and not unseen.note
+    write(run.directory / "scores/test_long/retrieval.json", {**long_scores, "provenance": {**origin, "seed": 9}})
     with pytest.raises(UserError, match="test_long/retrieval.json: made with another seed"):
         load_run(run.directory)
 
