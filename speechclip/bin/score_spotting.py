@@ -50,6 +50,9 @@ def main() -> None:
     if model.clip is None:
         raise UserError(f"{options.checkpoint}: has no CLIP for written keywords. Train with --clip.")
     rows = [at for at, item in enumerate(split.ids) if given is None or item in given]
+    if not rows and config.eval.languages:
+        print(f"{table}: has no utterance in the scored languages. Keyword spotting is skipped.")
+        return
     if not rows:
         raise UserError(f"{table}: none of its utterances is in {options.data_dir}. Run stage 1 again.")
     size = config.data.eval_batch_size
