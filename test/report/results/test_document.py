@@ -310,7 +310,7 @@ def test_commands_share_a_row_over_seeds(make: Make) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mini", "flickr8k", "spokencoco"])
+@pytest.mark.parametrize("name", ["mini", "flickr8k", "spokencoco", "places"])
 def test_committed_files_are_rendered_from_their_data(name: str, tmp_path: Path) -> None:
     committed = ROOT / "egs" / name
     folder = tmp_path / name
