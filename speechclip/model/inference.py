@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.constants import FRAME_SECONDS
-from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
+from speechclip.data.batches import evaluation_batches
+from speechclip.data.dataset import Batch, SpeechSource, read_batches
 from speechclip.data.regions import Regions, RegionStore
 from speechclip.data.windows import WindowSource
 from speechclip.model.cross_modal import score_listed_pairs

@@ -14,14 +14,13 @@ import torch
 from fixtures import JOINT, STATES, WIDTH, make_data, store_embeddings, store_features, stored_split
 
 from speechclip.common.errors import MissingFileError, UserError
+from speechclip.data.batches import bucketed_batches, evaluation_batches
 from speechclip.data.dataset import (
     Batch,
     Crop,
     Split,
     StoreSource,
     WaveSource,
-    bucketed_batches,
-    evaluation_batches,
     read_batches,
 )
 from speechclip.data.embeddings import load_embeddings, save_embeddings
