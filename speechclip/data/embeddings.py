@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import replacing
 from speechclip.data.mapped import Column, gathered, is_large
-from speechclip.data.mapped_embeddings import check_norms, map_embeddings, read_dim, row_norms
+from speechclip.data.mapped_embeddings import check_norms, header_of, map_embeddings, row_norms
 
 _ROWS = 1 << 16  # ids that are written at a time
 _MAX_RATIO = 100  # unpacked size of a file divided by its size
@@ -188,7 +188,24 @@ def embeddings_dim(path: str | Path) -> int:
         MissingFileError: the file is missing.
         UserError: the file cannot be read, or lacks the embeddings.
     """
-    return read_dim(Path(path)) or int(load_embeddings(path)[1].shape[1])
+    shape = header_of(Path(path))
+    return shape[1] if shape is not None and len(shape) == 2 else int(load_embeddings(path)[1].shape[1])
+
+
+def read_shape(path: Path, source: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return rows and width of the embeddings in a file, or None if it is missing, damaged or has another source.
+
+    The file is read once from start to end, block by block, to compare its checksums.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        found = embeddings_source(path) == dict(source)
+        shape = header_of(path) if found else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return (shape[0], shape[1]) if shape is not None and len(shape) == 2 else None
 
 
 def embeddings_source(path: str | Path) -> dict[str, str]:

@@ -55,14 +55,14 @@ def map_embeddings(path: Path) -> tuple[Column, np.ndarray] | None:
         return None
 
 
-def read_dim(path: Path) -> int:
-    """Return the width of the embeddings in a file, from its header, or 0 if the file does not have the usual form."""
+def header_of(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of the embeddings in a file, from its header, or None if the file has not the usual form."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("embeddings.npy") as file:
             shape, _ = _header(file)
     except (_OtherForm, OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
-        return 0
-    return shape[1] if len(shape) == 2 else 0
+        return None
+    return shape
 
 
 class _OtherForm(Exception):
