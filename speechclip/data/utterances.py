@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from speechclip.data.mapped import Column, gathered
 
 
+_BLOCK = 1 << 20  # rows that are renumbered at a time
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One spoken caption of one image.
@@ -106,10 +109,13 @@ class UtteranceTable(Sequence[Utterance]):
         """
         clip = self.clip_texts if self.clip_texts is self.texts else self.clip_texts.take(rows)
         texts = self.texts.take(rows)
+        images = gathered(self.images, rows)
+        for start in range(0, len(images), _BLOCK):
+            images[start : start + _BLOCK] = np.searchsorted(kept, images[start : start + _BLOCK])
         return UtteranceTable(
             self.ids.take(rows), self.wavs.take(rows), texts, texts if clip is self.texts else clip, self.speaker_ids,
             gathered(self.speakers, rows), self.image_ids.take(kept),
-            np.searchsorted(kept, gathered(self.images, rows)).astype(np.int64, copy=False),
+            images,
             self.language_ids, None if self.languages is None else gathered(self.languages, rows),
         )  # fmt: skip
 

@@ -167,10 +167,10 @@ def test_column_lookup_and_gather_find_rows(everything_mapped: None) -> None:
     assert list(column) == words and column[1:3] == ["ab", "b"] and column == words and column != words[:-1]
     assert [column.find(item) for item in ("ab", "c", "文")] == [1, -1, 5]
     asked = Column.of(["zz", "abc", "", "a", "文", "文x", "文"])
-    assert Lookup(column).rows(asked).tolist() == [4, -1, -1, 0, 5, -1, 5]
+    assert Lookup(column).rows(asked).tolist() == [3, -1, -1, 0, 5, -1, 5]
     rows = np.array([5, 0, 0, 3])
-    assert list(column.take(rows)) == ["文", "a", "a", "ü"] == list(column.take(rows))
-    assert column.take(rows).same(Column.of(["文", "a", "a", "ü"])) and not column.same(asked)
+    assert list(column.take(rows)) == ["文", "a", "a", "zz"]
+    assert column.take(rows).same(Column.of(["文", "a", "a", "zz"])) and not column.same(asked)
     matrix = np.arange(12.0).reshape(6, 2)
     np.testing.assert_array_equal(gathered(matrix, rows), matrix[rows])
 
