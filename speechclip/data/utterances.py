@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from speechclip.data.mapped import Column, gathered
 
-
 _BLOCK = 1 << 20  # rows that are renumbered at a time
 
 
