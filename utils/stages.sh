@@ -338,11 +338,16 @@ depends_on_languages() {
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }
 
-# Stores CLIP's embeddings and the vocabulary in --nj jobs, with the logs 2_clip.JOB.log. The user's own embeddings are copied.
+# Stores CLIP's embeddings and the vocabulary, with the logs 2_clip.JOB.log: one job for every $captions_per_job captions, and
+# --nj at most, because each job loads CLIP. The user's own embeddings are copied.
 embed_with_clip() {
+    local captions jobs
     local -a command=("$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}"
         --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file"
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings")
+    captions=$(cat data/*/text 2>/dev/null | wc -l)
+    jobs=$((1 + captions / ${captions_per_job:-20000}))
+    local nj=$((jobs < nj ? jobs : nj))
     if ((nj == 1)) || [[ -n $clip_embeddings ]]; then
         run "${command[@]}"
     else

@@ -14,8 +14,7 @@ from pathlib import Path
 import fake_recipe
 import pytest
 
-CLIP = ["extract_clip_embeddings"] * 3  # two jobs, and the one that merges
-FEATURES = [*CLIP, "extract_features", "extract_features", "extract_features"]
+FEATURES = ["extract_clip_embeddings", "extract_features", "extract_features", "extract_features"]
 HEAD = ["train", "score_retrieval", "score_keywords"]
 ALL = ["download", "prepare", "validate_data_dir", *FEATURES, *HEAD, *HEAD, "results"]
 
@@ -133,7 +132,7 @@ def test_overrides_go_to_the_stages_that_take_them(done):
 
 def test_a_changed_option_runs_later_stages(done):
     done.run("--feats", "online")
-    assert done.names() == [*CLIP, *HEAD, *HEAD, "results"]
+    assert done.names() == ["extract_clip_embeddings", *HEAD, *HEAD, "results"]
 
 
 def test_a_changed_layer_runs_only_its_head(done):
@@ -534,10 +533,10 @@ def test_a_published_checkpoint_needs_no_features(recipe):
     told = "--feats online: scoring epoch_3.ckpt reads recordings, so no features are stored\n"
     assert result.stdout.startswith(told)
     calls = recipe.calls()
-    names = [*CLIP, "convert_checkpoint", "score_retrieval", "score_keywords", "results"]
+    names = ["extract_clip_embeddings", "convert_checkpoint", "score_retrieval", "score_keywords", "results"]
     assert [call.split()[0] for call in calls] == names
     assert "--model.clip.path encoders/ViT-L-14.pt" in calls[0] and "speech_encoder" not in calls[0]
-    assert "--clip encoders/ViT-L-14.pt" in calls[3] and "--dump_dir dump/large/test" in calls[4]
+    assert "--clip encoders/ViT-L-14.pt" in calls[1] and "--dump_dir dump/large/test" in calls[2]
     without = recipe.run("--model", "large", "--models", "encoders", "--stage", "2")
     assert "has none of: hubert_large_ll60k.pt hubert-large-ll60k. Run stage 0" in without.stderr
     (recipe.folder / "encoders" / "ViT-L-14.pt").unlink()
@@ -794,8 +793,8 @@ def test_fast_vgs_stores_no_hidden_states(towers):
     result = towers.run(*FAST_VGS, "--stop_stage", "3")
     assert result.returncode == 0, result.stderr
     calls = towers.calls()
-    assert [call.split()[0] for call in calls] == [*CLIP, *TOWERS, "train"]
-    assert all("--config conf/fast_vgs.yaml" in call for call in calls[3:])
+    assert [call.split()[0] for call in calls] == ["extract_clip_embeddings", *TOWERS, "train"]
+    assert all("--config conf/fast_vgs.yaml" in call for call in calls[1:])
     assert not (towers.folder / "dump/tiny/train/feats.scp").exists()
     shutil.rmtree(towers.folder / "dump/tiny/train/convolutions")
     result = towers.run(*FAST_VGS, "--stage", "3", "--force", "true")

@@ -158,7 +158,9 @@ def test_sigterm_exits_with_75_only_if_all_jobs_saved(tmp_path: Path, second: st
 def test_the_recipe_submits_stage_2_to_slurm(tmp_path: Path) -> None:
     recipe = fake_recipe.FakeRecipe(tmp_path)
     _program(tmp_path / "bin", "sbatch", SBATCH)
-    (recipe.folder / "cmd.sh").write_text('train_cmd=\njobs_launcher=slurm\nslurm_options="--partition=cpu"\n')
+    (recipe.folder / "cmd.sh").write_text(
+        'train_cmd=\njobs_launcher=slurm\nslurm_options="--partition=cpu"\ncaptions_per_job=1\n'
+    )
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     before = sorted(recipe.folder.rglob("*"))
     dry = recipe.run("--nj", "3", "--dry_run", "true", PATH=path)
@@ -243,9 +245,8 @@ def test_machines_find_each_other_at_the_endpoint(tmp_path: Path) -> None:
 def test_machines_of_a_slurm_job_find_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, without --endpoint: a stand-in for scontrol names the machines."""
     _program(tmp_path / "bin", "srun", SRUN)
-    _program(
-        tmp_path / "bin", "scontrol", '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && echo 127.0.0.1 && echo b\n'
-    )
+    names = '[ "$*" = "show hostnames node[1-2]" ] && echo 127.0.0.1 && echo b'
+    _program(tmp_path / "bin", "scontrol", f"#!/bin/sh\n{names}\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
     monkeypatch.setenv("SLURM_JOB_ID", str(4000 + os.getpid() % 1000))
