@@ -345,7 +345,7 @@ embed_with_clip() {
     local -a command=("$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}"
         --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file"
         --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings")
-    captions=$(cat data/*/text 2>/dev/null | wc -l)
+    captions=$({ cat data/*/text 2>/dev/null || true; } | wc -l)
     jobs=$((1 + captions / ${captions_per_job:-20000}))
     local nj=$((jobs < nj ? jobs : nj))
     if ((nj == 1)) || [[ -n $clip_embeddings ]]; then

@@ -243,7 +243,7 @@ def test_machines_find_each_other_at_the_endpoint(tmp_path: Path) -> None:
 
 
 def test_machines_of_a_slurm_job_find_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above, without --endpoint: a stand-in for scontrol names the machines."""
+    """The same without --endpoint: a stand-in for scontrol names the machines."""
     _program(tmp_path / "bin", "srun", SRUN)
     names = '[ "$*" = "show hostnames node[1-2]" ] && echo 127.0.0.1 && echo b'
     _program(tmp_path / "bin", "scontrol", f"#!/bin/sh\n{names}\n")
