@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechclip.common.errors import MissingFileError, UserError, writing
-from speechclip.common.files import make_folder, sync
+from speechclip.common.files import make_folder, replacing, sync
 from speechclip.data.feature_index import INDEX, load_index
 from speechclip.data.kaldi import write_table
-from speechclip.data.mapped import Column
+from speechclip.data.mapped import Column, Lookup, StringSet, new_array
 from speechclip.data.shards import DTYPES, Shard, check_same_origin, dtype_of, make_metadata, read_header
 
 _SHARD_BYTES = 256 * 1024 * 1024
@@ -78,7 +78,8 @@ class FeatureWriter:
         self._shard_bytes = shard_bytes
         self._job = job
         self._prefix = "feats." if job is None else f"feats.{job:03d}."
-        self._index: dict[str, str] = {}
+        self._index: dict[str, str] | None = {} if job is None else None  # the lines of feats.scp
+        self._finished = StringSet()
         self._pending: dict[str, torch.Tensor] = {}
         self._pending_bytes = 0
         self._dim: int | None = None
@@ -89,9 +90,9 @@ class FeatureWriter:
         self._resume()
 
     @property
-    def finished(self) -> frozenset[str]:
+    def finished(self) -> StringSet:
         """Return the utterances whose features are on disk."""
-        return frozenset(self._index)
+        return self._finished
 
     def add(self, utt_id: str, array: npt.NDArray[Any] | torch.Tensor) -> None:
         """Add the features of one utterance.
@@ -105,7 +106,7 @@ class FeatureWriter:
         """
         tensor = torch.as_tensor(np.asarray(array) if not isinstance(array, torch.Tensor) else array).detach()
         where = f"{self.directory}: utterance {utt_id!r}"
-        if utt_id in self._index or utt_id in self._pending:
+        if utt_id in self._finished or utt_id in self._pending:
             raise UserError(f"{where}: features were added before. Add each utterance once.")
         if tensor.ndim != 3 or tensor.shape[0] != self._layers or not tensor.shape[1]:
             raise UserError(
@@ -145,7 +146,7 @@ class FeatureWriter:
             UserError: the disk is full, or no features were added.
         """
         self._write_shard()
-        if self._job is not None:
+        if self._index is None:
             return
         if not self._index:
             raise UserError(f"{self.directory}: no features to store. Check the data directory.")
@@ -179,9 +180,8 @@ class FeatureWriter:
                     raise UserError(f"{reason}. Remove the folder.")
                 self.stale = self.stale or reason
                 continue
-            for utt_id, shape in shard.shapes.items():
-                self._index[utt_id] = f"{path.name} {shape[1]}"
-                self._dim = shape[2]
+            self._dim = next(iter(shard.shapes.values()))[2]
+            self._note(path, {utt_id: shape[1] for utt_id, shape in shard.shapes.items()})
 
     def _difference(self, path: Path, shard: Shard) -> str:
         """Return how a shard differs from the shards of this writer; empty if it does not."""
@@ -214,10 +214,15 @@ class FeatureWriter:
                 self._remove_stale()
             os.replace(part, path)
             sync(self.directory)
-        for utt_id, tensor in self._pending.items():
-            self._index[utt_id] = f"{path.name} {tensor.shape[1]}"
+        self._note(path, {utt_id: tensor.shape[1] for utt_id, tensor in self._pending.items()})
         self._next_shard += 1
         self._pending, self._pending_bytes = {}, 0
+
+    def _note(self, path: Path, frames: Mapping[str, int]) -> None:
+        """Note the utterances of a complete shard, with their frames."""
+        self._finished.update(frames)
+        if self._index is not None:
+            self._index |= {utt_id: f"{path.name} {count}" for utt_id, count in frames.items()}
 
 
 def feature_folder(dump: str | os.PathLike[str], part: str) -> Path:
@@ -236,20 +241,27 @@ def write_index(directory: Path, ids: Sequence[str]) -> None:
         MissingFileError: no shard has an utterance.
         UserError: a shard is damaged or differs from the others in encoder, layers or dtype.
     """
-    index: dict[str, str] = {}
+    column = ids if isinstance(ids, Column) else Column.of(sorted(ids))
+    lookup, names = Lookup(column), _shards(directory)
+    shards, frames = new_array((len(column),), np.int32), new_array((len(column),), np.int32)
+    shards[:] = -1
     first = None
-    for path in _shards(directory):
+    for number, path in enumerate(names):
         shard = read_header(path)
         first = first or shard
         check_same_origin(path, shard, first.metadata, dtype_of(path, first))
-        index |= {utt_id: f"{path.name} {shape[1]}" for utt_id, shape in shard.shapes.items()}
-    missing = [utt_id for utt_id in ids if utt_id not in index]
-    if missing:
-        more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise MissingFileError(directory / INDEX, f"no features of utterance {missing[0]!r}{more}")
+        rows = lookup.rows(Column.of(shard.shapes))
+        counts = np.array([shape[1] for shape in shard.shapes.values()], np.int32)
+        shards[rows[rows >= 0]], frames[rows[rows >= 0]] = number, counts[rows >= 0]
+    missing = np.flatnonzero(shards < 0)
+    if len(missing):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise MissingFileError(directory / INDEX, f"no features of utterance {column[int(missing[0])]!r}{more}")
     for leftover in directory.glob(".feats.*.part"):
         leftover.unlink(missing_ok=True)
-    write_table(directory / INDEX, {utt_id: index[utt_id] for utt_id in ids})
+    with replacing(directory / INDEX) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for item, number, count in zip(column, shards, frames):
+            file.write(f"{item} {names[number].name} {count}\n")
 
 
 def _shards(directory: Path) -> list[Path]:

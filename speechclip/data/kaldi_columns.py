@@ -74,7 +74,7 @@ def write_columns(
     """
     try:
         return _write_columns(directory, folder, names, checks)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an id that is too long
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise UnusualTable(str(error)) from error
 
 

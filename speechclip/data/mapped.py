@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -149,6 +149,45 @@ class Column(Sequence[str]):
         return int((self.ends[part] - self.starts[part]).max(initial=0))
 
 
+class StringSet(Set[str]):
+    """A growing set of strings in about 40 bytes each. Two strings with one 64-bit hash would count as one."""
+
+    def __init__(self) -> None:
+        self._columns: list[Column] = []
+        self._sorted, self._recent = np.empty(0, np.uint64), set[int]()
+        self._length = 0
+
+    def update(self, strings: Iterable[str]) -> None:
+        """Add strings."""
+        fresh = [item for item in strings if item not in self]
+        self._columns.append(Column.of(fresh))
+        self._recent |= {_hash(item) for item in fresh}
+        self._length += len(fresh)
+        if len(self._recent) > 1 << 16:
+            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            self._sorted, self._recent = np.sort(np.concatenate([self._sorted, recent])), set()
+
+    def __contains__(self, item: object) -> bool:
+        """Return whether a string is in the set."""
+        if not self._length or not isinstance(item, str):
+            return False
+        number = _hash(item)
+        at = int(np.searchsorted(self._sorted, np.uint64(number)))
+        return number in self._recent or (at < len(self._sorted) and int(self._sorted[at]) == number)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the strings in the order in which they were added."""
+        return (item for column in self._columns for item in column)
+
+    def __len__(self) -> int:
+        """Return the number of strings."""
+        return self._length
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 class ArrayWriter:
     """A one-dimensional or two-dimensional array that grows block by block.
 
@@ -225,16 +264,13 @@ class ColumnWriter:
 
 
 class Lookup:
-    """Positions of many strings in a sorted column.
-
-    Raises:
-        ValueError: a string of the column is too long for a table of equal widths.
-    """
+    """Positions of many strings in a sorted column."""
 
     def __init__(self, column: Column) -> None:
-        self._column, self._width = column, column.width()
-        if self._width > _MAX_WIDTH:
-            raise ValueError(f"a string of {self._width} bytes")
+        self._width = column.width()
+        self._long = {item: at for at, item in enumerate(column)} if self._width > _MAX_WIDTH else None
+        if self._long is not None:  # a table of equal widths would be large
+            return
         table = new_array((len(column), max(1, self._width)), np.uint8)
         for start in range(0, len(column), 1 << 16):
             part = slice(start, start + (1 << 16))
@@ -243,6 +279,8 @@ class Lookup:
 
     def rows(self, strings: Column, part: slice = slice(None)) -> NDArray[np.int64]:
         """Return the position of each of some strings, or -1."""
+        if self._long is not None:
+            return np.array([self._long.get(item, -1) for item in strings[part]], np.int64)
         lengths = strings.ends[part] - strings.starts[part]
         short = padded(strings, part, max(1, self._width)).view(f"S{max(1, self._width)}").reshape(-1)
         # adjacent strings are often equal or in order: a few distinct ones are searched

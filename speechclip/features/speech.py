@@ -104,7 +104,7 @@ def extract_features(
             logger.info("%s. The old features stay until the first new shard is complete.", writer.stale)
         finished = writer.finished
         # the whole of an interrupted batch is encoded again: other padding would change the last bits
-        todo = [np.array(batch) for batch in batches if not finished.issuperset(ids[at] for at in batch)]
+        todo = [np.array(batch) for batch in batches if not all(ids[at] in finished for at in batch)]
         last_logged = started
         for count, positions in enumerate(todo, 1):
             batch = positions.tolist()

@@ -21,7 +21,7 @@ from speechclip.data.embeddings import load_embeddings, load_mapped, save_embedd
 from speechclip.data.features import FeatureStore, FeatureWriter
 from speechclip.data.kaldi import DataDir, Utterance, find_problems, write_data_dir
 from speechclip.data.lengths import recording_lengths
-from speechclip.data.mapped import Column, Lookup, gathered
+from speechclip.data.mapped import Column, Lookup, StringSet, gathered
 
 LANGUAGES = ("de", "en", "yo")
 
@@ -168,11 +168,22 @@ def test_column_lookup_and_gather_find_rows(everything_mapped: None) -> None:
     assert [column.find(item) for item in ("ab", "c", "文")] == [1, -1, 5]
     asked = Column.of(["zz", "abc", "", "a", "文", "文x", "文"])
     assert Lookup(column).rows(asked).tolist() == [3, -1, -1, 0, 5, -1, 5]
+    assert Lookup(Column.of(["a", "z" * 300])).rows(Column.of(["z" * 300, "zz", "a"])).tolist() == [1, -1, 0]
     rows = np.array([5, 0, 0, 3])
     assert list(column.take(rows)) == ["文", "a", "a", "zz"]
     assert column.take(rows).same(Column.of(["文", "a", "a", "zz"])) and not column.same(asked)
     matrix = np.arange(12.0).reshape(6, 2)
     np.testing.assert_array_equal(gathered(matrix, rows), matrix[rows])
+
+
+def test_string_set_holds_what_was_added() -> None:
+    found = StringSet()
+    assert "a" not in found and not found
+    every = {f"utterance {number}" for number in range(70_000)}
+    found.update(sorted(every))
+    found.update(["utterance 3", "b"])
+    assert found == every | {"b"} and len(found) == 70_001
+    assert "utterance 69999" in found and "b" in found and "c" not in found and 3 not in found
 
 
 def _plain_batches(lengths: np.ndarray, size: int, pools: int, seed: int, epoch: int) -> list[list[int]]:

@@ -119,8 +119,8 @@ def test_a_run_killed_in_every_stage_ends_undisturbed(tmp_path: Path) -> None:
 
 
 RATES = plan_corpus.MeasuredRates(
-    speech=10, images=5, captions=20, written=1e6, read=2e6, step=0.5, table_bytes=100, mapped_bytes=70, table_memory=0.5,
-    tables=1e4, pairs=1e6, batch=10, layers=2, width=3, joint=4,
+    speech=10, images=5, captions=20, written=1e6, read=2e6, step=0.5, table_bytes=100, mapped_bytes=70,
+    table_memory=0.5, tables=1e4, pairs=1e6, batch=10, layers=2, width=3, joint=4,
 )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def command(folder: Path, steps: int, processes: int, seed: int) -> list[str]:
         launch += [str(ROOT / "utils/torchrun.py"), "--ngpu", str(processes), "--num_nodes", "1", "--endpoint", ""]
     settings = {
         "model.head.name": "mean", "data.batch_size": 256, "data.eval_batch_size": 256, "data.workers": 0,
-        "optim.max_steps": steps, "train.log_interval": 1, "train.eval_interval": steps,
+        "optim.max_steps": steps, "optim.warmup_steps": 0, "train.log_interval": 1, "train.eval_interval": steps,
         "train.tensorboard_utterances": 0,
     }  # fmt: skip
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]

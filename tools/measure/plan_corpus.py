@@ -2,8 +2,8 @@
 """Estimate the disk, time and memory of a corpus of any size, from rates measured on this machine.
 
 Each rate is measured for some seconds: the speech encoder, both towers of CLIP, writing and reading the feature
-store, a training step, building and opening mapped tables, scoring. The rest is arithmetic, and every line shows its factors.
-The rates are those of one process on this machine. --machines divides the time of the work that can be split.
+store, a training step, building and opening mapped tables, scoring. The rest is arithmetic, and every line shows its
+factors. The rates are those of one process on this machine. --machines divides the time of the work that can be split.
 
 Usage: tools/measure/plan_corpus.py [--times 100] [--corpus spokencoco|flickr8k]
        [--encoder random:base|random:large|FOLDER] [--clip ViT-B-32] [--batch 256] [--epochs 10]
@@ -120,7 +120,8 @@ def estimate(rates: MeasuredRates, corpus: Corpus, times: float, epochs: int, ma
         ("time", "scoring one direction", pairs / rates.pairs, f"{pairs:.3g} pairs, {rates.pairs:.3g}/s"),
         ("memory", "data directory and index", utterances * rates.table_memory,
          f"utterances x {rates.table_memory:.3f} bytes of private memory, per process; the rest is mapped"),
-        ("memory", "CLIP embeddings in training", rates.batch * rates.joint * 4, "those of a batch; the rest is mapped"),
+        ("memory", "CLIP embeddings in training", rates.batch * rates.joint * 4,
+         "those of a batch; the rest is mapped"),
         ("memory", "a batch of features", batch * 3, f"{rates.batch} utterances in half and single precision"),
     ]  # fmt: skip
 
@@ -154,8 +155,8 @@ def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folde
     return MeasuredRates(
         speech=speech, images=images, captions=captions, written=written, read=read,
         step=1 / repeated(_training_step(layers, width, joint, batch), seconds), table_bytes=table_bytes,
-        mapped_bytes=mapped_bytes, table_memory=table_memory, tables=tables, pairs=repeated(_scoring(joint), seconds), batch=batch, layers=layers,
-        width=width, joint=joint,
+        mapped_bytes=mapped_bytes, table_memory=table_memory, tables=tables,
+        pairs=repeated(_scoring(joint), seconds), batch=batch, layers=layers, width=width, joint=joint,
     )  # fmt: skip
 
 
