@@ -139,7 +139,7 @@ def vocabulary_of(texts: Sequence[str], clip: Any) -> Vocabulary:
     """Return the reduced vocabulary of texts, special tokens included."""
     tokenizer = clip.tokenizer
     rows = [add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
-    return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for row in rows for token in row})
+    return Vocabulary.from_rows(rows, tokenizer.subword)
 
 
 def settings(**changes: Any) -> Config:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.errors import UserError
-from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
+from speechclip.data.batches import evaluation_batches
+from speechclip.data.dataset import Batch, SpeechSource, read_batches
 from speechclip.data.regions import Regions, RegionStore, grid_boxes
 from speechclip.model.encoders.patches import Patches
 from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead, SpeechTokens

@@ -247,7 +247,7 @@ def _check_groups(config: Config, train: Split, processes: int) -> None:
             f"data.batch_size: {batch} holds {batch // size} groups, less than the {processes} processes. Use at least "
             f"{processes * size}."
         )
-    images = len(set(train.utterance_image.tolist()))
+    images = len(np.unique(train.utterance_image))
     if min(config.model.head.reranker.pool, images - 1) < size - 1:
         raise UserError(
             f"model.head.reranker.group: {size} images cannot be drawn from {images} images and a pool of "

@@ -20,12 +20,15 @@ from speechclip.checkpoint.folder import SETTINGS, read_weights
 from speechclip.common.errors import UserError
 from speechclip.common.files import SUMS, lines_fingerprint, read_json, replace_folder
 from speechclip.config import Config, known_keys, load, save, to_dict
+from speechclip.data.mapped import release
 from speechclip.model.network import SpeechNetwork
 
 if TYPE_CHECKING:
+    from speechclip.data.dataset import SpeechSource, Split
     from speechclip.train.trainer import TrainingData
 
 TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
+_BLOCK = 1 << 14  # rows that are fingerprinted at a time
 
 
 @dataclass
@@ -185,20 +188,31 @@ def data_fingerprints(data: TrainingData, model: SpeechNetwork, config: Config) 
         embeddings: of the image embeddings of both splits, and of the caption embeddings if they supervise training.
         vocabulary: of the subword ids and their counts; "" for a head without keywords.
     """
-    lines, digest = [], hashlib.sha256()
-    for split, speech in ((data.train, data.train_speech), (data.dev, data.dev_speech)):
-        images = [split.image_ids[at] for at in split.utterance_image]
-        lines += [f"{u}\t{i}\t{s:.2f}" for u, i, s in zip(split.ids, images, speech.lengths, strict=True)]
-        digest.update(np.ascontiguousarray(split.images).data)
+    spoken = [(data.train, data.train_speech), (data.dev, data.dev_speech)]
+    digest = hashlib.sha256()
+    rows = [split.images for split, _ in spoken]
     if config.train.supervision == "text" and data.train.texts is not None:
-        digest.update(np.ascontiguousarray(data.train.texts).data)
+        rows.append(data.train.texts)
+    for matrix in rows:
+        for start in range(0, len(matrix), _BLOCK):
+            digest.update(np.ascontiguousarray(matrix[start : start + _BLOCK]).data)
+            release(matrix)
     words = model.vocabulary
     subwords = [] if words is None else [f"{number}\t{count}" for number, count in zip(words.ids, words.counts)]
     return {
-        "utterances": lines_fingerprint(lines),
+        "utterances": lines_fingerprint(line for part in spoken for line in _utterance_lines(*part)),
         "embeddings": digest.hexdigest()[:16],
         "vocabulary": lines_fingerprint(subwords) if subwords else "",
     }
+
+
+def _utterance_lines(split: Split, speech: SpeechSource) -> Iterator[str]:
+    """Yield id, image and length of every utterance."""
+    for start in range(0, len(split.ids), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        images = [split.image_ids[at] for at in split.utterance_image[part].tolist()]
+        for line in zip(split.ids[part], images, speech.lengths[part].tolist(), strict=True):
+            yield "{}\t{}\t{:.2f}".format(*line)
 
 
 def changed_inputs(
