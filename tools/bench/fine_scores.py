@@ -6,8 +6,8 @@ Weights and tokens are random: they do not change the time.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from speechclip.model.losses import margin_loss
 ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = 512  # of the waveform convolutions at the published size
 REGIONS = 36  # of a picture, as published
+EVAL_SECONDS = 10.0  # of a recording in evaluation, as published
+TRAIN_SECONDS = 8.0  # of a recording in training, as published
 BATCH = 64  # the published batch on SpokenCOCO
 BLOCKS = (16, 32, 64, 128, 256)
 AWAY = 1e-3  # largest difference of a score between the loop and the blocks
@@ -71,7 +73,7 @@ def _tower_works(settings: FastVgsConfig, regions: int, utterances: int, images:
     scorer = CrossModalScorer(
         settings.dim, settings.heads, layers=settings.cross_layers, hidden=settings.feed_forward
     ).eval()
-    positions = _positions(settings)
+    positions = _positions(settings, EVAL_SECONDS)
     speech = torch.randn(utterances, positions, settings.dim)
     image = torch.randn(images, 1 + regions, settings.dim)
     counts = torch.linspace(positions // 2, positions, utterances).long()
@@ -92,7 +94,7 @@ def _tower_works(settings: FastVgsConfig, regions: int, utterances: int, images:
     }  # fmt: skip
 
 
-def _positions(settings: FastVgsConfig, seconds: float = 10.0) -> int:
+def _positions(settings: FastVgsConfig, seconds: float) -> int:
     """Return the length of the speech sequence with its [CLS]: ResDAVEnet halves the frames in each stage."""
     frames = fixed_frames(seconds)
     for _ in settings.widths[1:]:
@@ -123,29 +125,34 @@ def memory() -> list[dict[str, Any]]:
     """Count the bytes of live tensors at the peak of a training step, at the published size and batch, by block.
 
     The tensors are fake (:mod:`live_memory`): their sizes are those of a real step, nothing is computed. The row with
-    block 0 scores all pairs at once without recomputation. A real step of a small batch checks the count.
+    block 0 scores all pairs at once without recomputation.
+
+    Returns:
+        Rows with bytes: "held" before the step (weights, moments of the optimiser, inputs), "towers" at the peak
+        without fine scores, "peak" of the whole step, and "scores" of the fine scores alone.
     """
-    rows = []
+    settings, rows = FastVgsConfig(), []
+    towers = live_memory.peak(functools.partial(step, settings, BATCH, REGIONS, None))["peak"]
     for block in (*BLOCKS, 0):
-        parts = live_memory.peak(functools.partial(step, FastVgsConfig(), BATCH, REGIONS, block))
-        rows.append({"kind": "memory", "batch": BATCH, "block": block, **parts})
-        print(f"batch {BATCH}, block {block}: {parts['peak'] / 2**30:.2f} GiB", flush=True)
+        whole = live_memory.peak(functools.partial(step, settings, BATCH, REGIONS, block))
+        alone = live_memory.peak(functools.partial(_scores_step, settings, BATCH, REGIONS, block))
+        row = {"kind": "memory", "batch": BATCH, "block": block, "towers": towers, **whole}
+        rows.append({**row, "scores": alone["peak"] - alone["held"]})
+        print(f"batch {BATCH}, block {block}: {whole['peak'] / 2**30:.2f} GiB", flush=True)
     return rows
 
 
-def step(settings: FastVgsConfig, batch: int, regions: int, block: int) -> Any:
-    """Build a head, and return one training step with BertAdam's two moments: loss, gradients, update.
+def step(settings: FastVgsConfig, batch: int, regions: int, block: int | None) -> Callable[[], None]:
+    """Build a head with its inputs and the two moments of the optimiser, and return the gradients of a training step.
 
     Args:
         settings: sizes of the head.
         batch: utterances, with a different image each.
         regions: of an image.
-        block: pairs that are scored at a time; 0 for all at once without recomputation.
+        block: pairs that are scored at a time; 0 for all at once without recomputation; None for no fine scores.
     """
-    frames = fixed_frames(8.0)
-    head = FastVgsHead(
-        dataclasses.replace(settings, block=max(1, block)), CHANNELS, dropout=0.1, frames=(frames, frames)
-    ).train()
+    frames = fixed_frames(TRAIN_SECONDS)
+    head = FastVgsHead(settings, CHANNELS, dropout=0.1, frames=(frames, frames)).train()
     trained = [p for p in head.parameters() if p.requires_grad]
     moments = [torch.zeros_like(p) for p in trained for _ in range(2)]
     states, padding = torch.randn(batch, frames, CHANNELS), torch.zeros(batch, frames, dtype=torch.bool)
@@ -155,12 +162,30 @@ def step(settings: FastVgsConfig, batch: int, regions: int, block: int) -> Any:
     def work() -> None:
         output = head(states, padding)
         image, target = head.image(found)
-        if block:
-            fine = score_all_pairs(head.scorer, output.sequence, output.valid, image, block)
+        loss = 0.1 * margin_loss(output.embedding @ target.T, groups, 1.0)
+        if block is None:
+            loss = loss + output.sequence.sum() + image.sum()
         else:
-            fine = head.scorer.score_grid(output.sequence, output.valid, image)
-        loss = margin_loss(fine, groups, 1.0) + 0.1 * margin_loss(output.embedding @ target.T, groups, 1.0)
+            loss = loss + margin_loss(_all_pairs(head.scorer, output.sequence, output.valid, image, block), groups, 1.0)
         loss.backward()
-        assert len(moments) == 2 * len(trained)
+        assert len(moments) == 2 * len(trained)  # they exist to the end
 
     return work
+
+
+def _scores_step(settings: FastVgsConfig, batch: int, regions: int, block: int) -> Callable[[], None]:
+    """Return the gradients of the fine scores alone."""
+    scorer = CrossModalScorer(
+        settings.dim, settings.heads, layers=settings.cross_layers, hidden=settings.feed_forward
+    ).train()
+    positions = _positions(settings, TRAIN_SECONDS)
+    speech = torch.randn(batch, positions, settings.dim, requires_grad=True)
+    image = torch.randn(batch, 1 + regions, settings.dim, requires_grad=True)
+    valid = torch.ones(batch, positions, dtype=torch.bool)
+    return lambda: _all_pairs(scorer, speech, valid, image, block).sum().backward()
+
+
+def _all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, image: Tensor, block: int) -> Tensor:
+    if block:
+        return score_all_pairs(scorer, speech, valid, image, block)
+    return scorer.score_grid(speech, valid, image)
