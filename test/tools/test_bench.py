@@ -32,6 +32,7 @@ import startup  # noqa: E402
 import steps  # noqa: E402
 import store  # noqa: E402
 
+from speechclip.config import FastVgsConfig  # noqa: E402
 from speechclip.data.dataset import Batch  # noqa: E402
 from speechclip.data.vocabulary import Vocabulary  # noqa: E402
 from speechclip.model.encoders.clip import load_clip  # noqa: E402

@@ -25,7 +25,7 @@ from speechclip.model.heads.base import Head, HeadInputs, HeadOutput, register_h
 RERANKER = "reranker"
 _ALIGN_SCALE = 16.0  # of the similarity before the cross-modal layers, at the start
 _POOLED_SCALE = 20.0  # of the cosine of the pooled speech, at the start
-_POSITION_KERNEL = 5  # joined frames
+_CONTEXT = 3  # positions that the convolution over the joined frames sees
 #: Name of the head by the name of the head that it reranks.
 RERANKERS = {"parallel": RERANKER, "hybrid": f"{RERANKER}_hybrid"}
 
@@ -51,7 +51,7 @@ class SpeechTokens(NamedTuple):
         tokens: [B, 1 + S, dim], [CLS] first.
         valid: [B, 1 + S] bool, True at the positions that count.
         coarse: [B, J], embeddings of the coarse head, L2-normalised.
-        pooled: [B, J], mean of the positions in the joint space, L2-normalised.
+        pooled: [B, J], weighted mean of the positions in the joint space, L2-normalised.
     """
 
     tokens: Tensor
@@ -85,7 +85,7 @@ class RerankerHead(Head):
         width = settings.dim
         self.frame_dropout = nn.Dropout(settings.input_dropout)
         self.frame_projection, self.frame_norm = nn.Linear(settings.stride * dim, width), nn.LayerNorm(width)
-        self.position = nn.Conv1d(width, width, _POSITION_KERNEL, padding=_POSITION_KERNEL // 2, groups=width)
+        self.context = nn.Conv1d(width, width, _CONTEXT, padding=_CONTEXT // 2)
         self.speech_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, settings.heads, 4 * width, settings.dropout, activation="gelu", batch_first=True,
@@ -104,8 +104,11 @@ class RerankerHead(Head):
         for module in self.scorer.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(self.scorer.score[2].weight)  # type: ignore[arg-type]  # what is not learned adds no noise
         self.register_buffer("fine_weight", torch.ones(()))
         self.position_weight = nn.Linear(width, 1)
+        # every dimension has its own weights over the positions, as attention with one head for each dimension
+        self.pooled_weights, self.pooled_values = nn.Linear(width, width), nn.Linear(width, width)
         self.pooled_projection = nn.Linear(width, joint_dim)
         self.pooled_scale = nn.Parameter(torch.tensor(math.log(_POOLED_SCALE)))
         self.speech_align, self.image_align = nn.Linear(width, width), nn.Linear(width, width)
@@ -149,13 +152,15 @@ class RerankerHead(Head):
         """Return utterances for the cross-modal layers. [CLS] is a projection of the coarse embedding."""
         joined = self.frame_norm(self.frame_projection(self.frame_dropout(speech.states)))  # [B, S, width]
         joined = joined.masked_fill(~speech.valid[:, :, None], 0)
-        joined = joined + nn.functional.gelu(self.position(joined.transpose(1, 2))).transpose(1, 2)
+        joined = joined + nn.functional.gelu(self.context(joined.transpose(1, 2))).transpose(1, 2)
         for layer in self.speech_layers:
             joined = layer(joined, src_key_padding_mask=~speech.valid)
         tokens = torch.cat([self.speech_cls(speech.coarse)[:, None], joined], dim=1)
         tokens = self.speech_norm(tokens)
-        weights = self._position_weights(tokens, speech.valid)
-        pooled = self.pooled_projection((tokens[:, 1:] * weights[:, :, None]).sum(dim=1)).float()
+        weights = (
+            self.pooled_weights(tokens[:, 1:]).masked_fill(~speech.valid[:, :, None], float("-inf")).softmax(dim=1)
+        )
+        pooled = self.pooled_projection((self.pooled_values(tokens[:, 1:]) * weights).sum(dim=1)).float()
         valid = nn.functional.pad(speech.valid, (1, 0), value=True)
         return SpeechTokens(tokens, valid, speech.coarse, nn.functional.normalize(pooled, dim=-1))
 
