@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -66,16 +69,9 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     arrays = read_arrays(path)
     if not {"ids", "embeddings"} <= arrays.keys():
         raise UserError(f"{path}: needs the arrays ids and embeddings. Save it with both.")
-    if arrays["ids"].ndim != 1:
-        raise UserError(f"{path}: the ids are not a list. Save it with an array of ids.")
-    stored, table = [str(item) for item in arrays["ids"]], arrays["embeddings"]
-    if table.dtype.kind not in "fiu":
-        raise UserError(f"{path}: the embeddings are not numbers. Save it with an array of numbers.")
-    if table.ndim != 2 or len(stored) != len(table):
-        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}. Store a row for each id.")
+    table = arrays["embeddings"]
+    stored = _check_table(path, arrays["ids"], table)
     row_of = {item: row for row, item in enumerate(stored)}
-    if len(row_of) != len(stored):
-        raise UserError(f"{path}: duplicate ids. Save each id once.")
     wanted = stored if ids is None else list(ids)
     missing = [item for item in wanted if item not in row_of]
     if missing:
@@ -84,11 +80,113 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
         )
     rows = (table if ids is None else table[[row_of[item] for item in wanted]]).astype(np.float32, copy=False)
     norms = row_norms(rows)
-    if not np.isfinite(norms).all() or (norms == 0).any():
-        bad = wanted[int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])]
-        raise UserError(f"{path}: the embedding of {bad} is zero or not finite. Remove or correct it.")
+    _check_norms(path, wanted, norms)
     rows /= norms  # in place: a million rows are two gigabytes
     return wanted, rows
+
+
+def _check_table(path: str | Path, ids: np.ndarray, table: np.ndarray) -> list[str]:
+    """Return the ids of a table of embeddings.
+
+    Raises:
+        UserError: the ids or the embeddings are not what :func:`load_embeddings` needs.
+    """
+    if ids.ndim != 1:
+        raise UserError(f"{path}: the ids are not a list. Save it with an array of ids.")
+    stored = [str(item) for item in ids]
+    if table.dtype.kind not in "fiu":
+        raise UserError(f"{path}: the embeddings are not numbers. Save it with an array of numbers.")
+    if table.ndim != 2 or len(stored) != len(table):
+        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}. Store a row for each id.")
+    if len(set(stored)) != len(stored):
+        raise UserError(f"{path}: duplicate ids. Save each id once.")
+    return stored
+
+
+def _check_norms(path: str | Path, ids: Sequence[str], norms: np.ndarray) -> None:
+    if not np.isfinite(norms).all() or (norms == 0).any():
+        bad = ids[int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])]
+        raise UserError(f"{path}: the embedding of {bad} is zero or not finite. Remove or correct it.")
+
+
+class MappedEmbeddings:
+    """L2-normalised embeddings of a file that is mapped into memory. Rows are read when they are needed.
+
+    Args:
+        table: [N, D], of any type of numbers.
+        norms: the norms of the rows, [N, 1].
+    """
+
+    def __init__(self, table: np.ndarray, norms: np.ndarray) -> None:
+        self.table, self.norms = table, norms
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N and D."""
+        return self.table.shape
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """Return the rows of a slice, or of an array of row numbers, in single precision."""
+        return np.asarray(self.table[rows], dtype=np.float32) / self.norms[rows]
+
+
+def map_embeddings(path: str | Path) -> tuple[list[str], MappedEmbeddings | np.ndarray]:
+    """Read ids, and map embeddings into memory. A compressed file is read as a whole.
+
+    The arguments, the results and the errors are those of :func:`load_embeddings`.
+    """
+    found = None
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        found = _map_table(Path(path))
+    return found or load_embeddings(path)  # which names the problem, if there is one
+
+
+def _map_table(path: Path) -> tuple[list[str], MappedEmbeddings] | None:
+    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
+        table = _map_member(path, archive, "embeddings.npy")
+        if table is None:
+            return None
+        ids = _check_table(path, arrays["ids"], table)
+        norms = _read_norms(archive, "embeddings.npy", table)
+    _check_norms(path, ids, norms)
+    return ids, MappedEmbeddings(table, norms)
+
+
+def _map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """Map an array [N, D] of numbers of an ``.npz`` file; None if it is compressed or another array."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open(info) as member:
+        shape, fortran, dtype = _read_header(member)
+        header = member.tell()
+    if fortran or len(shape) != 2 or not all(shape) or dtype.kind not in "fiu":
+        return None
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        names = struct.unpack("<26x2H", file.read(30))  # the lengths of the name and of the extra field
+    offset = info.header_offset + 30 + sum(names) + header
+    return np.memmap(path, dtype, "r", offset, shape)
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
+
+
+def _read_norms(archive: zipfile.ZipFile, name: str, table: np.ndarray) -> np.ndarray:
+    """Return the norms [N, 1] of a mapped member. It is read through the archive, which checks its checksum."""
+    norms = np.empty((len(table), 1), dtype=np.float32)
+    size = table.shape[1] * table.dtype.itemsize
+    with archive.open(name) as member:
+        _read_header(member)
+        for at in range(0, len(table), _ROWS):
+            count = min(_ROWS, len(table) - at)
+            rows = np.frombuffer(member.read(count * size), dtype=table.dtype).reshape(count, -1)
+            norms[at : at + count] = np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+        member.read(1)  # the end, where the checksum is compared
+    return norms
 
 
 def row_norms(matrix: np.ndarray) -> np.ndarray:

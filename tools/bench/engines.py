@@ -87,7 +87,7 @@ class Ours(Engine):
 class Hnsw(Engine):
     """faiss's HNSW with ids over 8 bits per dimension, all in memory."""
 
-    settings = (16, 32, 64, 128, 256)
+    settings = (16, 32, 64, 128, 256, 512, 1024, 2048)
     neighbours, width = 16, 80
 
     def build(self, vectors: Floats, folder: Path) -> None:
@@ -172,7 +172,7 @@ class RaBitQ(Engine):
 class Usearch(Engine):
     """usearch's HNSW over 8 bits per dimension, and our ranking with vectors in half precision, both memory-mapped."""
 
-    settings = (16, 32, 64, 128, 256)
+    settings = (16, 32, 64, 128, 256, 512, 1024, 2048)
     shortlist = 50  # vectors that are ranked again: 8 bits alone do not reach the recall
 
     def _empty(self, dim: int) -> Any:

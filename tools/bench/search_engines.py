@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,44 +33,11 @@ TOP_K = 10
 ADDED = 1000
 
 
-class Peak:
-    """The memory that this process adds in a ``with`` block at most, in GB, from a sample every 50 ms.
-
-    Attributes:
-        own: anonymous memory.
-        mapped: resident pages of mapped files.
-    """
-
-    def __enter__(self) -> Peak:
-        from search_at_scale import resident
-
-        before = resident("RssAnon"), resident("RssFile")
-        self.own = self.mapped = 0.0
-        self._stop = threading.Event()
-
-        def look() -> None:
-            self.own = max(self.own, resident("RssAnon") - before[0])
-            self.mapped = max(self.mapped, resident("RssFile") - before[1])
-
-        def watch() -> None:
-            while not self._stop.wait(0.05):
-                look()
-
-        self._look = look
-        self._thread = threading.Thread(target=watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-
-
 def built(name: str, vectors: str, folder: str, threads: int) -> dict[str, Any]:
     """Build an index in this process. Return time, processor time, memory and size on disk."""
     import engines
     import numpy as np
+    from search_at_scale import Peak
 
     engines.THREADS = threads
     engine, table = engines.ENGINES[name](), np.load(vectors, mmap_mode="r")
@@ -91,6 +57,7 @@ def built(name: str, vectors: str, folder: str, threads: int) -> dict[str, Any]:
 def added(name: str, folder: str, new: np.ndarray, first: int, threads: int) -> dict[str, Any]:
     """Add vectors in this process and search the first one. Return time and whether it was found."""
     import engines
+    from search_at_scale import Peak
 
     engines.THREADS = threads
     engine = engines.ENGINES[name]()
@@ -109,6 +76,7 @@ def searched(
     """Search with each setting until the recall is reached. Return time, recall and memory of each."""
     import engines
     import numpy as np
+    from search_at_scale import Peak
 
     engine = engines.ENGINES[name]()
     rows = []
@@ -255,8 +223,8 @@ def main() -> None:
                 print(f"{name}: {row['stopped']} was stopped after {args.limit:g} s of processor time", flush=True)
             else:
                 best = row["settings"][-1]
-                print(f"{name}: build {row['build_cpu_s']:.0f} s, {row['build_gb']:.2f} GB; recall {best['recall']:.3f} in "
-                      f"{best['median_ms']:.2f} ms; add {row['add_s']:.1f} s", flush=True)  # fmt: skip
+                found = f"recall {best['recall']:.3f} in {best['median_ms']:.2f} ms; add {row['add_s']:.1f} s"
+                print(f"{name}: build {row['build_cpu_s']:.0f} s, {row['build_gb']:.2f} GB; {found}", flush=True)
             if args.results:
                 words = f"--engines {' '.join(args.engines)} --count {args.count} --number {args.number}"
                 command = f"tools/bench/search_engines.py {words} --threads {args.threads} --seed {args.seed}"
