@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--queries", default="", metavar="NPZ", help="further queries")
     parser.add_argument("--count", type=int, default=1_000_000, help="number of vectors")
     parser.add_argument("--number", type=int, default=1000, help="number of queries of each kind")
-    parser.add_argument("--threads", type=int, default=2, help="number of cores, also to build the index")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads, also to build the index")
     parser.add_argument("--lists", type=int, default=0, help="see speechclip index")
     parser.add_argument(
         "--probes", type=int, nargs="+", default=[0], help="see speechclip index; every number is measured"
@@ -299,9 +299,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.count, args.number, args.threads) < 1:
         parser.error("--count, --number and --threads must be at least 1")
-    cores = sorted(os.sched_getaffinity(0))[: args.threads]
-    os.sched_setaffinity(0, cores)  # numpy and faiss count the cores when they are imported
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(len(cores))
+    args.threads = min(args.threads, len(os.sched_getaffinity(0)))
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
 
     from speechclip.common.provenance import commit
 
@@ -309,11 +308,11 @@ def main() -> None:
         folder = str(Path(scratch) / "index")
         figures, asked, truth = build(args, Path(folder))
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(measure, (folder, asked, args.probes, len(cores)))
+            found = pool.apply(measure, (folder, asked, args.probes, args.threads))
         figures.update(use())
     words = ("count", "number", "threads", "seed", "limit_gb")
     command = f"tools/bench/search_at_scale.py {' '.join(f'--{word} {getattr(args, word):g}' for word in words)}"
-    print(f"{' '.join(sys.argv)} (commit {commit()}, seed {args.seed}, {len(cores)} cores)\n")
+    print(f"{' '.join(sys.argv)} (commit {commit()}, seed {args.seed}, {args.threads} threads)\n")
     show(figures, found, truth)
     if args.results:
         record(Path(args.results), figures, found, truth, command)
