@@ -129,6 +129,10 @@ class CIFConfig:
         scaling_steps: in the first training steps, alpha is scaled so that the target number of keywords fires.
         tail_threshold: in evaluation, a remainder of at least this fires as well.
         max_keywords: maximum number of keywords per utterance; less if the text tower has fewer positions.
+        segments: "alpha" as published; "changes" cuts at the highest peaks of the change between frames, and alpha is
+            scaled to 1 in each segment. The number of segments is still that of ``frames_per_keyword``.
+        change_window: frames on each side of a cut that are compared.
+        change_distance: smallest number of frames between two cuts.
     """
 
     frames_per_keyword: float = bounded(20.0, POSITIVE)
@@ -138,6 +142,9 @@ class CIFConfig:
     scaling_steps: int = bounded(5000, NOT_NEGATIVE)
     tail_threshold: float = bounded(0.5, FRACTION)
     max_keywords: int = bounded(75, AT_LEAST_ONE)
+    segments: Literal["alpha", "changes"] = "alpha"
+    change_window: int = bounded(2, AT_LEAST_ONE)
+    change_distance: int = bounded(8, AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)
@@ -234,6 +241,9 @@ class HeadConfig:
         projection_layers: linear layers from a keyword's state to the subword width, 1 or 2.
         parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
         quantizer_temperature: temperature of the softmax over the vocabulary.
+        quantizer_final_temperature: the temperature changes to this value; 0 keeps it.
+        quantizer_steps: training steps in which it changes.
+        cls_std: standard deviation of the [CLS] vectors at the start of training. The published code has 1.
         cif: settings of the heads that predict the number of keywords.
         fast_vgs: settings of the head fast_vgs.
         reranker: settings of the heads reranker and reranker_hybrid.
@@ -248,6 +258,9 @@ class HeadConfig:
     projection_layers: Literal[1, 2] = 1
     parallel_layers: Literal[1, 2] = 1
     quantizer_temperature: float = bounded(0.1, POSITIVE)
+    quantizer_final_temperature: float = bounded(0.0, NOT_NEGATIVE)
+    quantizer_steps: int = bounded(0, NOT_NEGATIVE)
+    cls_std: float = bounded(1.0, POSITIVE)
     cif: CIFConfig = field(default_factory=CIFConfig)
     fast_vgs: FastVgsConfig = field(default_factory=FastVgsConfig)
     reranker: RerankerConfig = field(default_factory=RerankerConfig)
@@ -266,6 +279,8 @@ class LossConfig:
         parallel_weight: weight of a hybrid head's loss on the parallel branch.
         cascaded_weight: weight of a hybrid head's loss on the cascaded branch.
         quantity_weight: weight of the quantity loss (cascaded_plus, hybrid_plus).
+        diversity_weight: weight of the loss on keywords of an utterance that repeat each other.
+        coverage_weight: weight of the loss on subwords that no keyword of the batch selects.
         margin: of the head fast_vgs: it is subtracted from the scores of matching pairs.
         fine_weight: of the head fast_vgs: weight of the loss on the scores of the cross-modal layers.
         coarse_weight: of the head fast_vgs: weight of the loss on the dot products.
@@ -278,6 +293,8 @@ class LossConfig:
     parallel_weight: float = bounded(1.0, NOT_NEGATIVE)
     cascaded_weight: float = bounded(1.0, NOT_NEGATIVE)
     quantity_weight: float = bounded(0.25, NOT_NEGATIVE)
+    diversity_weight: float = bounded(0.0, NOT_NEGATIVE)
+    coverage_weight: float = bounded(0.0, NOT_NEGATIVE)
     margin: float = bounded(1.0, NOT_NEGATIVE)
     fine_weight: float = bounded(1.0, NOT_NEGATIVE)
     coarse_weight: float = bounded(0.1, NOT_NEGATIVE)

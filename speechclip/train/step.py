@@ -14,6 +14,7 @@ from speechclip.data.regions import Regions
 from speechclip.model.cross_modal import score_all_pairs
 from speechclip.model.heads.base import CASCADED, PARALLEL, SpeechOutput
 from speechclip.model.heads.fast_vgs import FastVgsHead
+from speechclip.model.keyword_losses import repetition, uncovered, usage
 from speechclip.model.losses import margin_loss
 from speechclip.model.network import SpeechNetwork
 
@@ -61,6 +62,7 @@ class LossStep(nn.Module):
             targets, groups = self._gather(targets), self._gather(groups)
         weights = self._config.model.loss
         total = 0.0 if output.quantity_loss is None else weights.quantity_weight * share * output.quantity_loss
+        total = total + self._keyword_losses(output, share)
         for name, embedding in output.branches.items():
             speech = nn.functional.normalize(embedding.float(), dim=-1)
             if world > 1:
@@ -70,6 +72,26 @@ class LossStep(nn.Module):
             weight = weight if len(output.branches) > 1 else 1.0
             total = total + weight * self.model.loss(speech, targets, groups)
         return cast(Tensor, total)
+
+    def _keyword_losses(self, output: SpeechOutput, share: float) -> Tensor | float:
+        """Return the weighted losses on repeated keywords and on subwords without use.
+
+        Args:
+            output: of the network.
+            share: factor of means over the utterances of this process.
+        """
+        weights, keywords = self._config.model.loss, output.keywords
+        total: Tensor | float = 0.0
+        if keywords is None or keywords.probabilities is None:
+            return total
+        if weights.diversity_weight:
+            total = total + weights.diversity_weight * share * repetition(keywords.probabilities, keywords.mask)
+        if weights.coverage_weight:
+            used = usage(keywords.probabilities, keywords.mask)
+            if self._fabric.world_size > 1:
+                used = self._gather(used, sync_grads=True)
+            total = total + weights.coverage_weight * uncovered(used, self.model.head.quantizer.valid_mask)
+        return total
 
     def _region_loss(self, output: SpeechOutput, regions: Regions, groups: Tensor) -> Tensor:
         """Return the weighted losses on the coarse and fine scores of all pairs of the global batch.

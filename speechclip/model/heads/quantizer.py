@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """A temperature that changes geometrically from ``first`` to ``last`` in the first ``steps`` training steps.
+
+    A high temperature gives many subwords a gradient. A low one brings the gradient near to that of the chosen subword.
+    The published models use a fixed temperature. The temperature does not change which subword is chosen.
+    """
+
+    first: float
+    last: float
+    steps: int
+
+    def temperature(self, step: int) -> float:
+        """Return the temperature of a training step, counted from 0."""
+        done = min(1.0, step / self.steps) if self.steps else 1.0
+        return self.first * (self.last / self.first) ** done
 
 
 class SubwordQuantizer(nn.Module):
@@ -46,9 +66,15 @@ class SubwordQuantizer(nn.Module):
         Returns:
             The quantised vectors [B, K, D] and their rows [B, K] int64.
         """
+        quantized, rows, _ = self.quantize(vectors)
+        return quantized, rows
+
+    def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute :meth:`forward`, and also return the probabilities of all subwords [B, K, V] (softmax)."""
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
             cosines = self.cosines(vectors).masked_fill(~self.valid_mask, float("-inf"))
             rows = cosines.argmax(dim=-1)
-            soft = (cosines / self.temperature).softmax(dim=-1) @ self.subword_embeddings.to(cosines.dtype)
-        return self.subword_embeddings[rows].to(soft.dtype) + (soft - soft.detach()), rows
+            probabilities = (cosines / self.temperature).softmax(dim=-1)
+            soft = probabilities @ self.subword_embeddings.to(cosines.dtype)
+        return self.subword_embeddings[rows].to(soft.dtype) + (soft - soft.detach()), rows, probabilities
