@@ -347,6 +347,9 @@ class DataConfig:
         bucket_batches: batches are cut from this many shuffled batches, sorted by length; 1 for no sorting.
         time_masks: number of spans of frames that are set to zero in each training utterance.
         time_mask_frames: length of the longest such span, in frames of 20 ms.
+        layer_dropout: probability that a hidden state takes no part in the weighted sum of a training step.
+        channel_dropout: probability that a dimension of the weighted sum is 0 in a whole training utterance.
+        feature_noise: Gaussian noise on the weighted sum in training, relative to the deviation of the frame.
         augment: noise and rooms on the training speech; off by default.
         workers: loader processes; 0 reads in the training process.
         languages: train and choose the best step on utterances in these languages only; empty for all.
@@ -361,6 +364,9 @@ class DataConfig:
     bucket_batches: int = bounded(8, AT_LEAST_ONE)
     time_masks: int = bounded(0, NOT_NEGATIVE)
     time_mask_frames: int = bounded(20, AT_LEAST_ONE)
+    layer_dropout: float = bounded(0.0, PROBABILITY)
+    channel_dropout: float = bounded(0.0, PROBABILITY)
+    feature_noise: float = bounded(0.0, NOT_NEGATIVE)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = bounded(0, NOT_NEGATIVE)
     languages: list[str] = field(default_factory=list)
@@ -397,6 +403,46 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ObjectivesConfig:
+    """Further training objectives of later papers. All are off by default. They change no published setting.
+
+    Attributes:
+        queue: number of earlier utterances and images that are further negatives; 0 for none (SIC, arXiv 2408.13119).
+        momentum: decay of the momentum model, which embeds the utterances of the queue and gives soft targets.
+        distillation: share of the momentum model's distribution in the targets of the contrastive loss (SIC).
+        image_distillation: share of the softmax of the cosines between the images in these targets. It transfers CLIP's
+            image space to the speech (our addition).
+        image_temperature: temperature of this softmax.
+        rise_steps: training steps in which both shares rise from 0.
+        matching_weight: weight of the loss that tells pairs from hard negatives (SIM, arXiv 2408.13119).
+        denoising_weight: weight of cross-modal denoising (CMD, arXiv 2408.13705).
+        denoising_noise: length of the noise vector that denoising adds to an image of length 1.
+        stride: frames of 20 ms that matching and denoising join to one position.
+    """
+
+    queue: int = bounded(0, NOT_NEGATIVE)
+    momentum: float = bounded(0.995, PROBABILITY)
+    distillation: float = bounded(0.0, Bound(0, 1))
+    image_distillation: float = bounded(0.0, Bound(0, 1))
+    image_temperature: float = bounded(0.07, POSITIVE)
+    rise_steps: int = bounded(0, NOT_NEGATIVE)
+    matching_weight: float = bounded(0.0, NOT_NEGATIVE)
+    denoising_weight: float = bounded(0.0, NOT_NEGATIVE)
+    denoising_noise: float = bounded(1.0, POSITIVE)
+    stride: int = bounded(8, AT_LEAST_ONE)
+
+    @property
+    def needs_momentum(self) -> bool:
+        """True if a momentum model is needed."""
+        return bool(self.queue or self.distillation)
+
+    @property
+    def any(self) -> bool:
+        """True if an objective is on."""
+        return bool(self.needs_momentum or self.image_distillation or self.matching_weight or self.denoising_weight)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training loop.
 
@@ -410,6 +456,7 @@ class TrainConfig:
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
         patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
+        objectives: further objectives; off by default.
         supervision: the target of the loss; "text" trains the supervised topline on captions.
         tensorboard_utterances: dev utterances that TensorBoard shows with attention and embeddings; 0 for none.
     """
@@ -422,6 +469,7 @@ class TrainConfig:
     patience: int = bounded(0, NOT_NEGATIVE)
     supervision: Literal["image", "text"] = "image"
     tensorboard_utterances: int = bounded(4, NOT_NEGATIVE)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
 
 
 @dataclass(frozen=True)
@@ -500,6 +548,7 @@ class Config:
                 f"train.encoder: {self.train.encoder}, but the head fast_vgs always trains its transformer and freezes "
                 "the convolutions. Set train.encoder to frozen."
             )
+        self._check_objectives()
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
             raise UserError(
                 f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB."
@@ -516,6 +565,22 @@ class Config:
             raise UserError(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}]."
                 " Change it or optim.max_steps."
+            )
+
+    def _check_objectives(self) -> None:
+        objectives, head = self.train.objectives, self.model.head.name
+        if not objectives.any:
+            return
+        if self.model.loss.name != "softmax":
+            raise UserError(
+                f"model.loss.name: {self.model.loss.name}, but train.objectives needs softmax. Change one of them."
+            )
+        if head == "fast_vgs" or head.startswith("reranker"):
+            raise UserError(f"train.objectives: the head {head} has losses of its own. Switch the objectives off.")
+        if objectives.distillation + objectives.image_distillation > 1:
+            raise UserError(
+                f"train.objectives: distillation ({objectives.distillation}) and image_distillation "
+                f"({objectives.image_distillation}) are more than 1 together. Make one smaller."
             )
 
 

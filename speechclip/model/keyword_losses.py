@@ -19,8 +19,8 @@ def repetition(probabilities: Tensor, mask: Tensor) -> Tensor:
         mask: [B, K] bool, True for keywords that exist.
 
     Returns:
-        The mean over the pairs of keywords of each utterance, then over the utterances, a scalar in [0, 1]. An utterance
-        with one keyword counts as 0.
+        The mean over the pairs of keywords of each utterance, then over the utterances, a scalar in [0, 1]. An
+        utterance with one keyword counts as 0.
     """
     kept = probabilities * mask[:, :, None]
     summed = kept.sum(dim=1)  # [B, V]

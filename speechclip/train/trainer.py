@@ -33,10 +33,12 @@ from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_b
 from speechclip.data.regions import Regions
 from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
+from speechclip.model.feature_augment import FeatureNoise, TimeMask
 from speechclip.model.inference import Towers, embed_speech, embed_towers, pair_scores
-from speechclip.model.network import SpeechNetwork, TimeMask
+from speechclip.model.network import SpeechNetwork
 from speechclip.train.checks import check_batch_size, check_data, check_encoder
 from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
+from speechclip.train.objectives.combined import make_objectives
 from speechclip.train.optim import learning_rate, make_optimizer, parameter_groups
 from speechclip.train.replaced import holds_weights, keep, restore_interrupted, set_aside
 from speechclip.train.state import (
@@ -125,6 +127,9 @@ class Trainer:
         self.origin = {**origin, **model.count_parameters(), "inputs": self._inputs()}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
+        model.feature_noise = FeatureNoise(config.data.channel_dropout, config.data.feature_noise)
+        model.weighted_sum.dropout = config.data.layer_dropout
+        self.objectives = make_objectives(config, model)
         plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
@@ -142,11 +147,13 @@ class Trainer:
 
     def _step_module(self) -> nn.Module:
         """Return the module that computes the loss of a :class:`TrainBatch`."""
-        return LossStep(self.model, self.config, self.fabric)
+        return LossStep(self.model, self.config, self.fabric, self.objectives)
 
     def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
         encoder = self.model.encoder_parameters()
         head = self.model.trained_parameters()[: -len(encoder) or None]
+        if self.objectives is not None:
+            head += list(self.objectives.parameters())
         return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
 
     def _training_targets(self) -> Tensor:
@@ -185,7 +192,7 @@ class Trainer:
         if self.ema is not None:  # the checkpoint's own weights are the average
             load_weights(self.model, read_weights(folder / WEIGHTS), folder)
             self.ema.copy_parameters()
-        load_weights(self.model, restore_state(folder, optimizer), folder)
+        load_weights(self.model, restore_state(folder, optimizer, self.objectives), folder)
         best = self._intact_best()
         self._first = self.progress.step
         self.fabric.barrier()
@@ -317,7 +324,7 @@ class Trainer:
     def _train_batch(self, batch: Batch) -> TrainBatch:
         indices = batch.indices.to(self.fabric.device)
         groups = self._groups[indices]
-        return TrainBatch(batch, self._targets[indices], groups, self._region_batch(groups))
+        return TrainBatch(batch, self._targets[indices], groups, self._region_batch(groups), self.progress.step)
 
     def _update(self, batch: Batch) -> Tensor:
         """Do one optimiser step, and return the loss, detached.
@@ -439,7 +446,7 @@ class Trainer:
             save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
         save_checkpoint(
             self.folder / "last", self.model, weights, config, origin, keep=True,
-            extra=lambda part: save_state(part, progress, self.optimizer, unaveraged),
+            extra=lambda part: save_state(part, progress, self.optimizer, unaveraged, self.objectives),
         )  # fmt: skip
         if earlier is not None:
             self._replaces = False

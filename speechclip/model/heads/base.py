@@ -65,6 +65,7 @@ class SpeechOutput(NamedTuple):
         keywords, quantity_loss, attention: see :class:`HeadOutput`.
         frames: [B] int64, valid frames of each utterance.
         sequence, valid: see :class:`HeadOutput`.
+        mixed: [B, T, d], the input of the head, in training; None in evaluation.
     """
 
     branches: dict[str, Tensor]
@@ -74,6 +75,7 @@ class SpeechOutput(NamedTuple):
     frames: Tensor
     sequence: Tensor | None = None
     valid: Tensor | None = None
+    mixed: Tensor | None = None
 
     @property
     def embedding(self) -> Tensor:

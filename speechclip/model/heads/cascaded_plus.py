@@ -49,9 +49,7 @@ class CascadedPlusHead(KeywordHead):
         super().set_step(step)
         self.cif.step = step
 
-    def _read_segments(
-        self, states: Tensor, frames: Tensor, padding: Tensor, embedding: Tensor | None
-    ) -> HeadOutput:
+    def _read_segments(self, states: Tensor, frames: Tensor, padding: Tensor, embedding: Tensor | None) -> HeadOutput:
         """Compute the keywords from the block's output at the frames, [B, T, d], and the frames below the block."""
         fired = self.cif(states, padding, frames)
         attention = None if self.training else fired.weights  # as in the other heads

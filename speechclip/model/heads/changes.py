@@ -1,4 +1,4 @@
-"""Segments of an utterance that begin where the speech changes: peaks of the change between frames, without transcripts."""
+"""Segments of an utterance that begin where the speech changes: at peaks of the change between frames."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def change_points(change: Tensor, count: Tensor, distance: int) -> Tensor:
     highest = nn.functional.max_pool1d(change[:, None], 2 * distance + 1, stride=1, padding=distance)[:, 0]
     peaks = change.masked_fill((change < highest) | (change <= 0), 0.0)
     order = peaks.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return (rank < count[:, None] - 1) & (peaks > 0)
 
 
