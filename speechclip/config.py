@@ -243,6 +243,7 @@ class HeadConfig:
         quantizer_temperature: temperature of the softmax over the vocabulary.
         quantizer_final_temperature: the temperature changes to this value; 0 keeps it.
         quantizer_steps: training steps in which it changes.
+        quantizer_soft_steps: training steps in which a keyword is the expected subword embedding, not the nearest one.
         cls_std: standard deviation of the [CLS] vectors at the start of training. The published code has 1.
         cif: settings of the heads that predict the number of keywords.
         fast_vgs: settings of the head fast_vgs.
@@ -260,6 +261,7 @@ class HeadConfig:
     quantizer_temperature: float = bounded(0.1, POSITIVE)
     quantizer_final_temperature: float = bounded(0.0, NOT_NEGATIVE)
     quantizer_steps: int = bounded(0, NOT_NEGATIVE)
+    quantizer_soft_steps: int = bounded(0, NOT_NEGATIVE)
     cls_std: float = bounded(1.0, POSITIVE)
     cif: CIFConfig = field(default_factory=CIFConfig)
     fast_vgs: FastVgsConfig = field(default_factory=FastVgsConfig)

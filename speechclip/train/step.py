@@ -14,6 +14,7 @@ from speechclip.data.regions import Regions
 from speechclip.model.cross_modal import score_all_pairs
 from speechclip.model.heads.base import CASCADED, PARALLEL, SpeechOutput
 from speechclip.model.heads.fast_vgs import FastVgsHead
+from speechclip.model.heads.keyword_head import KeywordHead
 from speechclip.model.keyword_losses import repetition, uncovered, usage
 from speechclip.model.losses import margin_loss
 from speechclip.model.network import SpeechNetwork
@@ -119,7 +120,9 @@ class LossStep(nn.Module):
             used = usage(keywords.probabilities, keywords.mask)
             if self._fabric.world_size > 1:
                 used = self._gather(used, sync_grads=True)
-            total = total + weights.coverage_weight * uncovered(used, self.model.head.quantizer.valid_mask)
+            head = self.model.head
+            assert isinstance(head, KeywordHead)
+            total = total + weights.coverage_weight * uncovered(used, head.quantizer.valid_mask)
         return total
 
     def _region_loss(self, output: SpeechOutput, regions: Regions, groups: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class KeywordHead(TransformerLayer, Head):
         input_dropout: probability of dropout of the frames.
         block: "attention", or "transformer" for a whole transformer layer and one more LayerNorm.
         cls_std: standard deviation of the first [CLS] vectors.
-        annealing: changes the temperature of the quantiser in the first training steps; None for a fixed temperature.
+        annealing: changes the quantiser in the first training steps; None for a quantiser that does not change.
     """
 
     def __init__(
@@ -111,9 +111,10 @@ class KeywordHead(TransformerLayer, Head):
         self.input_dropout = nn.Dropout(input_dropout)
 
     def set_step(self, step: int) -> None:
-        """Set the quantiser's temperature if it is annealed."""
+        """Set the quantiser's temperature and mode if they change in training."""
         if self.annealing is not None:
             self.quantizer.temperature = self.annealing.temperature(step)
+            self.quantizer.soft = step < self.annealing.soft_steps
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
         """Return the block's output at the frames: [B, T, d].
@@ -161,8 +162,10 @@ class KeywordHead(TransformerLayer, Head):
 
 def keyword_settings(settings: HeadConfig) -> dict[str, Any]:
     """Return the arguments of :class:`KeywordHead` that all heads with keywords take from the configuration."""
-    first, last, steps = settings.quantizer_temperature, settings.quantizer_final_temperature, settings.quantizer_steps
-    annealing = Annealing(first, last, steps) if last else None
+    first = settings.quantizer_temperature
+    last = settings.quantizer_final_temperature or first
+    changes = last != first or settings.quantizer_soft_steps
+    annealing = Annealing(first, last, settings.quantizer_steps, settings.quantizer_soft_steps) if changes else None
     return {
         "heads": settings.attention_heads,
         "block": settings.block,

@@ -76,7 +76,7 @@ class Objectives(nn.Module):
 
     def pairs(
         self, output: SpeechOutput, own: Tensor, own_groups: Tensor, targets: Tensor, groups: Tensor, scale: Tensor
-    ) -> Tensor | float:
+    ) -> Tensor:
         """Return the weighted losses on pairs, of this process's utterances.
 
         Args:
@@ -87,7 +87,7 @@ class Objectives(nn.Module):
             groups: [B] int.
             scale: 1 / temperature.
         """
-        settings, total = self.settings, 0.0
+        settings, total = self.settings, torch.zeros((), device=own.device)
         if self.matching is None and self.denoiser is None:
             return total
         assert output.mixed is not None

@@ -84,7 +84,7 @@ class CrossEncoder(nn.Module):
         tokens = torch.cat([first, self.frames(speech.frames)], dim=1)
         mask = nn.functional.pad(speech.padding, (1, 0), value=False)
         state = self.norm(query + self.attention(query, tokens, tokens, mask, need_weights=False)[0])
-        return self.out(self.last_norm(state + self.feed_forward(state)))  # type: ignore[no-any-return]
+        return self.out(self.last_norm(state + self.feed_forward(state)))
 
 
 def mine(similarities: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
