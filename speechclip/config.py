@@ -420,6 +420,7 @@ class ObjectivesConfig:
         denoising_weight: weight of cross-modal denoising (CMD, arXiv 2408.13705).
         denoising_noise: length of the noise vector that denoising adds to an image of length 1.
         stride: frames of 20 ms that matching and denoising join to one position.
+        keyword_weight: weight of a contrastive loss on a linear map of the mean keyword before quantisation (ours).
     """
 
     queue: int = bounded(0, NOT_NEGATIVE)
@@ -432,6 +433,7 @@ class ObjectivesConfig:
     denoising_weight: float = bounded(0.0, NOT_NEGATIVE)
     denoising_noise: float = bounded(1.0, POSITIVE)
     stride: int = bounded(8, AT_LEAST_ONE)
+    keyword_weight: float = bounded(0.0, NOT_NEGATIVE)
 
     @property
     def needs_momentum(self) -> bool:
@@ -439,9 +441,10 @@ class ObjectivesConfig:
         return bool(self.queue or self.distillation)
 
     @property
-    def any(self) -> bool:
+    def active(self) -> bool:
         """True if an objective is on."""
-        return bool(self.needs_momentum or self.image_distillation or self.matching_weight or self.denoising_weight)
+        weights = self.matching_weight, self.denoising_weight, self.keyword_weight
+        return bool(self.needs_momentum or self.image_distillation or any(weights))
 
 
 @dataclass(frozen=True)
@@ -571,7 +574,7 @@ class Config:
 
     def _check_objectives(self) -> None:
         objectives, head = self.train.objectives, self.model.head.name
-        if not objectives.any:
+        if not objectives.active:
             return
         if self.model.loss.name != "softmax":
             raise UserError(
@@ -579,6 +582,8 @@ class Config:
             )
         if head == "fast_vgs" or head.startswith("reranker"):
             raise UserError(f"train.objectives: the head {head} has losses of its own. Switch the objectives off.")
+        if objectives.keyword_weight and head in ("parallel", "mean"):
+            raise UserError(f"train.objectives.keyword_weight: the head {head} has no keywords. Set it to 0.")
         if objectives.distillation + objectives.image_distillation > 1:
             raise UserError(
                 f"train.objectives: distillation ({objectives.distillation}) and image_distillation "

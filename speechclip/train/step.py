@@ -100,7 +100,12 @@ class LossStep(nn.Module):
         if objectives is not None:
             scale = self.model.loss.scale.detach()
             total = total + share * objectives.pairs(output, own, own_groups, targets, groups, scale)
-            objectives.push(taught, targets, groups)
+            if (speech := objectives.keywords(output)) is not None:
+                speech = self._gather(speech, sync_grads=True) if world > 1 else speech
+                weight = objectives.settings.keyword_weight
+                total = total + weight * self.model.loss(speech, targets, groups)
+            order = self._batch_order().to(groups.device)  # the same rows leave the queue with any number of processes
+            objectives.push({name: rows[order] for name, rows in taught.items()}, targets[order], groups[order])
         return cast(Tensor, total)
 
     def _keyword_losses(self, output: SpeechOutput, share: float) -> Tensor | float:
@@ -144,6 +149,11 @@ class LossStep(nn.Module):
             coarse = speech.float() @ target.float().T
         loss = settings.fine_weight * margin_loss(fine, groups, settings.margin)
         return loss + settings.coarse_weight * margin_loss(coarse, groups, settings.margin)
+
+    def _batch_order(self) -> Tensor:
+        """Return the places of the gathered rows in the order of the global batch, [B]."""
+        world, batch = self._fabric.world_size, self._config.data.batch_size
+        return torch.cat([torch.arange(rank, batch, world) for rank in range(world)]).argsort()
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes, without gradients."""

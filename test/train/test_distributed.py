@@ -42,7 +42,7 @@ FURTHER = {
     OBJECTIVES: {
         "train__objectives__queue": 20, "train__objectives__momentum": 0.8, "train__objectives__distillation": 0.3,
         "train__objectives__image_distillation": 0.2, "model__loss__diversity_weight": 0.5,
-        "model__loss__coverage_weight": 0.5,
+        "model__loss__coverage_weight": 0.5, "train__objectives__keyword_weight": 0.5,
     },
     PAIRS: {
         "train__objectives__queue": 20, "train__objectives__matching_weight": 0.5,

@@ -11,6 +11,7 @@ from speechclip.config import Config, ObjectivesConfig
 from speechclip.data.dataset import Batch
 from speechclip.model.heads.base import SpeechOutput
 from speechclip.model.heads.factory import branches_of
+from speechclip.model.heads.keyword_head import KeywordHead
 from speechclip.model.network import SpeechNetwork
 from speechclip.train.objectives.contrastive import distilled_contrastive_loss
 from speechclip.train.objectives.momentum import MomentumModel
@@ -44,6 +45,7 @@ class Objectives(nn.Module):
         self.momentum = MomentumModel(model, settings.momentum) if settings.needs_momentum else None
         self.matching = CrossEncoder(speech, joint, 1) if settings.matching_weight else None
         self.denoiser = CrossEncoder(speech, joint, joint) if settings.denoising_weight else None
+        self.keyword = nn.Linear(_subword_width(model), joint) if settings.keyword_weight else None
 
     def teach(self, model: SpeechNetwork, batch: Batch, gather: Gather) -> dict[str, Tensor]:
         """Update the momentum model, and return its embeddings [B, J] of the global batch; nothing without one."""
@@ -105,12 +107,30 @@ class Objectives(nn.Module):
             total = total + settings.denoising_weight * loss
         return total
 
+    def keywords(self, output: SpeechOutput) -> Tensor | None:
+        """Return embeddings [b, J] from the mean keyword before quantisation, L2-normalised; None if this is off.
+
+        The loss on them gives keywords a gradient that does not pass the quantiser and CLIP's text transformer.
+        """
+        if self.keyword is None:
+            return None
+        assert output.keywords is not None
+        vectors, mask = output.keywords.vectors, output.keywords.mask[:, :, None]
+        mean = (vectors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return nn.functional.normalize(self.keyword(mean).float(), dim=-1)
+
     def push(self, taught: dict[str, Tensor], targets: Tensor, groups: Tensor) -> None:
         """Put the global batch into the queue."""
         if self.queue is not None:
             self.queue.push(taught, targets, groups)
 
 
+def _subword_width(model: SpeechNetwork) -> int:
+    head = model.head
+    assert isinstance(head, KeywordHead)
+    return head.quantizer.subword_embeddings.shape[1]
+
+
 def make_objectives(config: Config, model: SpeechNetwork) -> Objectives | None:
     """Return the further objectives of a run; None if all are off."""
-    return Objectives(config.train.objectives, model) if config.train.objectives.any else None
+    return Objectives(config.train.objectives, model) if config.train.objectives.active else None

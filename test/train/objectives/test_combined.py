@@ -15,6 +15,7 @@ from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
 from speechclip.config import ClipConfig
 from speechclip.model.encoders.clip import OpenClip, load_clip
+from speechclip.model.heads.base import Keywords, SpeechOutput
 from speechclip.model.network import Dimensions, build_network
 from speechclip.train.logger import TrainLogger
 from speechclip.train.objectives.combined import make_objectives
@@ -118,6 +119,24 @@ def test_a_killed_run_resumes_with_its_objectives(
         load_model(tmp_path / "whole" / "best", with_speech_encoder=False)
 
 
+def test_keyword_objective_reads_the_mean_keyword() -> None:
+    config = settings(model__head__name="cascaded", train__objectives__keyword_weight=0.5)
+    table = torch.randn(9, 6)
+    subwords = table, torch.ones(9, dtype=torch.bool)
+    model = build_network(config.model, Dimensions(WIDTH, STATES, JOINT), subwords=subwords)
+    objectives = make_objectives(config, model)
+    assert objectives is not None and objectives.keyword is not None
+    vectors, mask = torch.randn(2, 3, 6), torch.tensor([[True, True, True], [True, False, False]])
+    keywords = Keywords(vectors, vectors, torch.zeros(2, 3), None, mask)
+    found = objectives.keywords(SpeechOutput({}, keywords, None, None, torch.tensor([1, 1])))
+    assert found is not None
+    for row, mean in enumerate((vectors[0].mean(dim=0), vectors[1, 0])):
+        expected = (
+            mean.numpy() @ objectives.keyword.weight.detach().numpy().T + objectives.keyword.bias.detach().numpy()
+        )
+        np.testing.assert_allclose(found[row].detach().numpy(), expected / np.linalg.norm(expected), atol=1e-5)
+
+
 def _weights(corpus: Path, out: Path, **changes: Any) -> dict[str, Tensor]:
     trainer(settings(optim__max_steps=4, **changes), training_data(corpus), out).run()
     return read_weights(out / "last" / WEIGHTS)
@@ -148,6 +167,7 @@ def test_options_that_are_off_build_nothing() -> None:
 
 
 WRONG = [
+    ({"train__objectives__keyword_weight": 1}, "the head parallel has no keywords"),
     ({"model__loss__name": "sigmoid", "train__objectives__queue": 8}, "model.loss.name: sigmoid"),
     ({"model__head__name": "reranker", "train__objectives__queue": 8}, "the head reranker has losses of its own"),
     ({"train__objectives__distillation": 0.7, "train__objectives__image_distillation": 0.4}, "more than 1 together"),
