@@ -25,6 +25,7 @@ class Keywords(NamedTuple):
         mask: [B, K] bool, True for the first n_i keywords of utterance i.
         segments: [B, K, 2], start and end in frames, if the head cuts the utterance into segments; else None, and the
             time of a keyword follows from its attention.
+        probabilities: [B, K, V], the quantiser's softmax over the vocabulary, in training; None in evaluation.
     """
 
     vectors: Tensor
@@ -33,6 +34,7 @@ class Keywords(NamedTuple):
     attention: Tensor | None
     mask: Tensor
     segments: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 class HeadOutput(NamedTuple):
@@ -63,6 +65,7 @@ class SpeechOutput(NamedTuple):
         keywords, quantity_loss, attention: see :class:`HeadOutput`.
         frames: [B] int64, valid frames of each utterance.
         sequence, valid: see :class:`HeadOutput`.
+        mixed: [B, T, d], the input of the head, in training; None in evaluation.
     """
 
     branches: dict[str, Tensor]
@@ -72,6 +75,7 @@ class SpeechOutput(NamedTuple):
     frames: Tensor
     sequence: Tensor | None = None
     valid: Tensor | None = None
+    mixed: Tensor | None = None
 
     @property
     def embedding(self) -> Tensor:
