@@ -219,7 +219,8 @@ def data_fingerprints(data: TrainingData, model: SpeechNetwork, config: Config) 
 def probe_sums(matrix: np.ndarray) -> list[float]:
     """Return weighted sums of all values of embeddings [N, D], one for each of four patterns of weights.
 
-    They are equal up to rounding if the embeddings are. CLIP rounds differently with another number of threads. A changed, missing or moved row changes them.
+    They are equal up to rounding if the embeddings are. CLIP rounds differently with another number of threads. A
+    changed, missing or moved row changes them.
     """
     sums, columns = np.zeros(_PROBES), np.cos(np.outer(np.arange(matrix.shape[1]) + 1.0, _frequencies(2)))
     for start in range(0, len(matrix), _BLOCK):
