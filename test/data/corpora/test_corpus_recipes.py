@@ -22,7 +22,8 @@ from speechclip.data.corpora.registry import corpus_names, find_corpus
 
 ROOT = Path(__file__).resolve().parents[3]
 #: By corpus, the module of its tests. `make_corpus` writes a corpus. `publish` puts the files of a corpus on a server
-#: and into the corpus folder, and returns options of run.sh. `HEAD` is the head to train, `check_scores` checks its scores.
+#: and into the corpus folder, and returns options of run.sh. `HEAD` is the head to train. `check_scores` checks its
+#: scores.
 MODULES: dict[str, Any] = {name: importlib.import_module(f"test_{name}") for name in corpus_names()}
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "publish")]
 SHORT = ["--", "--data.batch_size", "4", "--optim.max_steps", "2", "--optim.warmup_steps", "1"]
