@@ -286,5 +286,6 @@ def _caption_embeddings(whole: DataDir, directory: DataDir, path: Path) -> tuple
         raise MissingFileError(path, f"{ids[int(np.argmin(rows))]!r} is not an utterance of {whole.path}")
     if directory is whole:
         return texts, rows
-    kept = np.flatnonzero(np.isin(rows, directory.rows))
-    return gathered(texts, kept), np.searchsorted(cast(np.ndarray, directory.rows), rows[kept])
+    selected = cast(np.ndarray, directory.rows)
+    kept = np.flatnonzero(np.isin(rows, selected))
+    return gathered(texts, kept), np.searchsorted(selected, rows[kept])

@@ -103,10 +103,10 @@ def _read_index(path: Path) -> FeatureIndex:
     frames = np.array(counts, dtype=np.int64)
     facts = None
     found: dict[str, tuple[int, ...]] = {}
-    for name, shard in _headers(path, names):
-        facts = facts or _facts(path.parent / name, shard)
+    for name, header in _headers(path, names):
+        facts = facts or _facts(path.parent / name, header)
         found |= {
-            utt_id: shape for utt_id, shape in shard.shapes.items() if table.get(utt_id, "").startswith(f"{name} ")
+            utt_id: shape for utt_id, shape in header.shapes.items() if table.get(utt_id, "").startswith(f"{name} ")
         }
     assert facts is not None
     layers, dim, dtype, encoder = facts
