@@ -362,7 +362,7 @@ class Trainer:
         """Name utterances whose features are not finite, or the first of the batch if all features are finite."""
         states, frames = self.model.features(batch)
         bad = [at for at, count in enumerate(frames.tolist()) if not states[at, :, :count].isfinite().all()]
-        ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
+        ids = [self.data.train.ids[int(batch.indices[at])] for at in bad or range(len(frames))]
         if bad:
             return f"Features are not finite: {', '.join(ids[:5])}. Extract them again, or remove the utterances."
         return f"All features are finite. Lower optim.lr. The batch begins with {', '.join(ids[:5])}."
