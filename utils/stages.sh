@@ -7,6 +7,7 @@
 
 splits=(train dev test)
 extra_splits=${extra_splits-}  # further splits that a recipe's run.sh names and its corpus may have
+may_download=${may_download-}  # files that stage 0 writes with some options only; stage 1 depends on them if they exist
 
 # have_splits [PREFIX]: prints train, dev, test and the extra splits that exist in data/. With PREFIX: the extra ones alone that
 # begin with it.
@@ -57,6 +58,7 @@ stage_prepare() {  # data/{train,dev,test}
         options+=("--$option" "${!option}")
         depends value "$option=${!option}"
     done
+    for file in $may_download; do [[ ! -f $file ]] || depends file "$file"; done
     for split in "${splits[@]}"; do
         makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
     done
@@ -243,7 +245,7 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spot
     claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
-    [[ ! -f data/test/utt2keywords || $has_clip == false ]] || run "$python" -m speechclip.bin.score_spotting \
+    [[ ! -f data/test/utt2keywords || $has_clip == false || " fast_vgs reranker " == *" $run_head "* ]] || run "$python" -m speechclip.bin.score_spotting \
         --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" --spoken_from data/train --out "$exp/scores" \
         "${eval_overrides[@]}"
     finish

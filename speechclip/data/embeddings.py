@@ -81,21 +81,32 @@ def load_embeddings(path: str | Path, ids: Sequence[str] | None = None) -> tuple
     arrays = read_arrays(path)
     if not {"ids", "embeddings"} <= arrays.keys():
         raise UserError(f"{path}: needs the arrays ids and embeddings. Save it with both.")
-    if arrays["ids"].ndim != 1:
-        raise UserError(f"{path}: the ids are not a list. Save it with an array of ids.")
-    stored, table = [str(item) for item in arrays["ids"]], arrays["embeddings"]
-    if table.dtype.kind not in "fiu":
-        raise UserError(f"{path}: the embeddings are not numbers. Save it with an array of numbers.")
-    if table.ndim != 2 or len(stored) != len(table):
-        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}. Store a row for each id.")
-    if len(set(stored)) != len(stored):
-        raise UserError(f"{path}: duplicate ids. Save each id once.")
+    table = arrays["embeddings"]
+    stored = check_table(path, arrays["ids"], table)
     wanted = stored if ids is None else list(ids)
     rows = (table if ids is None else table[_rows_of(Path(path), stored, wanted)]).astype(np.float32, copy=False)
     norms = row_norms(rows)
     check_norms(path, norms, wanted)
     rows /= norms  # in place: a million rows are two gigabytes
     return wanted, rows
+
+
+def check_table(path: str | Path, ids: np.ndarray, table: np.ndarray) -> list[str]:
+    """Return the ids of a table of embeddings.
+
+    Raises:
+        UserError: the ids or the embeddings are not what :func:`load_embeddings` needs.
+    """
+    if ids.ndim != 1:
+        raise UserError(f"{path}: the ids are not a list. Save it with an array of ids.")
+    stored = [str(item) for item in ids]
+    if table.dtype.kind not in "fiu":
+        raise UserError(f"{path}: the embeddings are not numbers. Save it with an array of numbers.")
+    if table.ndim != 2 or len(stored) != len(table):
+        raise UserError(f"{path}: {len(stored)} ids for embeddings of shape {table.shape}. Store a row for each id.")
+    if len(set(stored)) != len(stored):
+        raise UserError(f"{path}: duplicate ids. Save each id once.")
+    return stored
 
 
 def _select(

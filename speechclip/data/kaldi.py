@@ -236,7 +236,7 @@ def key_problem(key: str) -> str | None:
         return "no id at the start of the line"
     if key.startswith("\ufeff"):
         return "starts with a byte order mark"
-    if any(character.isspace() for character in key):
+    if key.split() != [key]:  # several times faster than isspace() of each character
         return f"white space in the id {key!r}"
     return None
 

@@ -51,7 +51,7 @@ def map_embeddings(path: Path) -> tuple[Column, np.ndarray] | None:
 
     try:
         return mapped_folder(path.with_name(f".{path.stem}"), lambda: files_stamp([path], VERSION), build, use)
-    except (_OtherForm, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+    except (OtherForm, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None
 
 
@@ -59,13 +59,13 @@ def header_of(path: Path) -> tuple[int, ...] | None:
     """Return the shape of the embeddings in a file, from its header, or None if the file has not the usual form."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("embeddings.npy") as file:
-            shape, _ = _header(file)
-    except (_OtherForm, OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+            shape, _ = read_header(file)
+    except (OtherForm, OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None
     return shape
 
 
-class _OtherForm(Exception):
+class OtherForm(Exception):
     """An array that is not read block by block."""
 
 
@@ -73,10 +73,10 @@ def _write_ids(path: Path, folder: Path, archive: zipfile.ZipFile) -> Column:
     """Write the column of the ids. UserError if one occurs twice."""
     column = ColumnWriter(folder, "ids")
     with archive.open("ids.npy") as file:
-        shape, dtype = _header(file)
+        shape, dtype = read_header(file)
         if len(shape) != 1 or dtype.kind != "U":
-            raise _OtherForm
-        for block in _blocks(file, shape, dtype):
+            raise OtherForm
+        for block in blocks_of(file, shape, dtype):
             column.append_strings(block.tolist())
     ids = column.finish()
     last, ascending = "", True
@@ -90,11 +90,11 @@ def _write_ids(path: Path, folder: Path, archive: zipfile.ZipFile) -> Column:
 def _write_rows(path: Path, folder: Path, archive: zipfile.ZipFile, ids: Sequence[str]) -> None:
     """Write the normalised rows."""
     with archive.open("embeddings.npy") as file:
-        shape, dtype = _header(file)
+        shape, dtype = read_header(file)
         if len(shape) != 2 or shape[0] != len(ids) or dtype.kind not in "fiu":
-            raise _OtherForm
+            raise OtherForm
         rows, done = ArrayWriter(folder / "embeddings.npy", np.float32, shape[1]), 0
-        for block in _blocks(file, shape, dtype):
+        for block in blocks_of(file, shape, dtype):
             unit = block.astype(np.float32)
             norms = row_norms(unit)
             check_norms(path, norms, ids[done : done + len(unit)])
@@ -104,17 +104,17 @@ def _write_rows(path: Path, folder: Path, archive: zipfile.ZipFile, ids: Sequenc
         rows.finish()
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Read the header of an array."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_column, dtype = read(file)
     if by_column or dtype.hasobject:
-        raise _OtherForm
+        raise OtherForm
     return shape, dtype
 
 
-def _blocks(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
+def blocks_of(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
     """Yield blocks of rows of an array whose header was read."""
     size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
     step = max(1, _BYTES // max(1, size))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from speechclip.common.errors import UserError
 from speechclip.config import Config
+from speechclip.model.heads.fast_vgs import FAST_VGS
 
 if TYPE_CHECKING:
     from speechclip.train.trainer import TrainingData
@@ -36,6 +37,8 @@ def check_encoder(config: Config) -> None:
     Raises:
         UserError: training reads stored hidden states.
     """
+    if config.model.head.name == FAST_VGS and config.train.encoder != "all":
+        return  # the head holds the transformer
     if config.train.encoder != "frozen" and config.data.feats != "online":
         raise UserError(
             f"train.encoder: {config.train.encoder} needs the encoder in the training loop, but data.feats is "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechclip.checkpoint.folder import SETTINGS, read_weights
 from speechclip.common.errors import UserError
@@ -109,11 +109,17 @@ class EmaWeights:
             parameter.copy_(value)
 
 
-def save_state(folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]) -> None:
-    """Write counters, optimiser state and the unaveraged ``weights`` into ``folder``."""
+def save_state(
+    folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor],
+    objectives: nn.Module | None = None,
+) -> None:  # fmt: skip
+    """Write counters, optimiser state, the unaveraged ``weights`` and the state of ``objectives`` into ``folder``."""
     from safetensors.torch import save_file
 
     tensors = {f"weights.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    if objectives is not None:
+        for name, value in objectives.state_dict().items():
+            tensors[f"objectives.{name}"] = value.detach().cpu().contiguous()
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
@@ -136,21 +142,28 @@ def read_progress(folder: Path) -> Progress:
         ) from error
 
 
-def restore_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Load the optimiser's state into ``optimizer``, and return the unaveraged weights.
+def restore_state(
+    folder: Path, optimizer: torch.optim.Optimizer, objectives: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """Load the state of ``optimizer`` and of ``objectives``, and return the unaveraged weights.
 
     Raises:
         UserError: the file is damaged.
     """
     weights: dict[str, Tensor] = {}
+    further: dict[str, Tensor] = {}
     states: dict[int, dict[str, Any]] = {}
     for name, value in read_weights(folder / TENSORS).items():
         kind, _, rest = name.partition(".")
         if kind == "weights":
             weights[rest] = value
+        elif kind == "objectives":
+            further[rest] = value
         else:
             index, _, key = rest.partition(".")
             states.setdefault(int(index), {})[key] = value
+    if objectives is not None:
+        objectives.load_state_dict(further)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return weights
 

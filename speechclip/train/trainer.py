@@ -34,10 +34,12 @@ from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, read_batch
 from speechclip.data.regions import Regions
 from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
+from speechclip.model.feature_augment import FeatureNoise, TimeMask
 from speechclip.model.inference import Towers, embed_speech, embed_towers, pair_scores
-from speechclip.model.network import SpeechNetwork, TimeMask
+from speechclip.model.network import SpeechNetwork
 from speechclip.train.checks import check_batch_size, check_data, check_encoder
 from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
+from speechclip.train.objectives.combined import make_objectives
 from speechclip.train.optim import learning_rate, make_optimizer, parameter_groups
 from speechclip.train.replaced import holds_weights, keep, restore_interrupted, set_aside
 from speechclip.train.state import (
@@ -126,6 +128,9 @@ class Trainer:
         self.origin = {**origin, **model.count_parameters(), "inputs": self._inputs()}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
+        model.feature_noise = FeatureNoise(config.data.channel_dropout, config.data.feature_noise)
+        model.weighted_sum.dropout = config.data.layer_dropout
+        self.objectives = make_objectives(config, model)
         plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
@@ -142,11 +147,13 @@ class Trainer:
 
     def _step_module(self) -> nn.Module:
         """Return the module that computes the loss of a :class:`TrainBatch`."""
-        return LossStep(self.model, self.config, self.fabric)
+        return LossStep(self.model, self.config, self.fabric, self.objectives)
 
     def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
         encoder = self.model.encoder_parameters()
         head = self.model.trained_parameters()[: -len(encoder) or None]
+        if self.objectives is not None:
+            head += list(self.objectives.parameters())
         return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
 
     def _training_targets(self) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +194,7 @@ class Trainer:
         if self.ema is not None:  # the checkpoint's own weights are the average
             load_weights(self.model, read_weights(folder / WEIGHTS), folder)
             self.ema.copy_parameters()
-        load_weights(self.model, restore_state(folder, optimizer), folder)
+        load_weights(self.model, restore_state(folder, optimizer, self.objectives), folder)
         best = self._intact_best()
         self._first = self.progress.step
         self.fabric.barrier()
@@ -320,7 +327,7 @@ class Trainer:
         indices, device = batch.indices.numpy(), self.fabric.device
         targets = torch.from_numpy(self._targets[self._target_rows[indices]]).to(device)
         groups = torch.from_numpy(self.data.train.utterance_image[indices]).to(device)
-        return TrainBatch(batch, targets, groups, self._region_batch(groups))
+        return TrainBatch(batch, targets, groups, self._region_batch(groups), self.progress.step)
 
     def _update(self, batch: Batch) -> Tensor:
         """Do one optimiser step, and return the loss, detached.
@@ -442,7 +449,7 @@ class Trainer:
             save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
         save_checkpoint(
             self.folder / "last", self.model, weights, config, origin, keep=True,
-            extra=lambda part: save_state(part, progress, self.optimizer, unaveraged),
+            extra=lambda part: save_state(part, progress, self.optimizer, unaveraged, self.objectives),
         )  # fmt: skip
         if earlier is not None:
             self._replaces = False

@@ -35,7 +35,8 @@ from speechclip.data.dataset import Batch, Crop, StoreSource
 from speechclip.data.features import FeatureWriter
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.encoders.factory import load_speech_encoder
-from speechclip.model.network import Dimensions, build_network, random_spans
+from speechclip.model.feature_augment import random_spans
+from speechclip.model.network import Dimensions, build_network
 from speechclip.train.checks import check_batch_size
 from speechclip.train.logger import TrainLogger
 from speechclip.train.optim import learning_rate
