@@ -170,7 +170,8 @@ class Trainer:
                 "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
                 "Extract the CLIP embeddings again."
             )
-        return split.texts, split.text_utterance.argsort()
+        rows = split.text_utterance
+        return split.texts, rows if (rows[1:] > rows[:-1]).all() else rows.argsort()
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Load ``last``, or the intact checkpoint before it, if it is of this run. Otherwise training starts over."""
