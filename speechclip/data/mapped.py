@@ -97,7 +97,8 @@ class Column(Sequence[str]):
             return
         first, last = int(starts.min()), int(ends.max())
         if last - first > 4 * int((ends - starts).sum()) + _BLOCK_ROWS:  # scattered rows
-            yield from (self.data[a:b].tobytes().decode() for a, b in zip(starts.tolist(), ends.tolist()))
+            raw_data = memoryview(self.data)
+            yield from (str(raw_data[a:b], "utf-8") for a, b in zip(starts.tolist(), ends.tolist()))
             return
         raw = self.data[first:last].tobytes()
         yield from (raw[a:b].decode() for a, b in zip((starts - first).tolist(), (ends - first).tolist()))
