@@ -245,12 +245,12 @@ def _same_input(before: Any, now: Any) -> bool:
 
 
 def _utterance_lines(split: Split, speech: SpeechSource) -> Iterator[str]:
-    """Yield id, image and length of every utterance."""
+    """Yield id, image and length of every utterance, many lines at a time."""
     for start in range(0, len(split.ids), _BLOCK):
         part = slice(start, start + _BLOCK)
-        images = [split.image_ids[at] for at in split.utterance_image[part].tolist()]
-        for line in zip(split.ids[part], images, speech.lengths[part].tolist(), strict=True):
-            yield "{}\t{}\t{:.2f}".format(*line)
+        images = split.image_ids.take(split.utterance_image[part])
+        rows = zip(split.ids[part], images, speech.lengths[part].tolist(), strict=True)
+        yield "\n".join([f"{item}\t{image}\t{length:.2f}" for item, image, length in rows])
 
 
 def changed_inputs(
