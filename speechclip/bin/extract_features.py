@@ -44,7 +44,7 @@ def main() -> None:
 
     from speechclip.data.augmented import copy_folder
     from speechclip.data.features import feature_folder, write_index
-    from speechclip.data.kaldi import read_table
+    from speechclip.data.kaldi import DataDir
     from speechclip.features.speech import extract_features
     from speechclip.model.encoders.factory import load_speech_encoder
 
@@ -54,7 +54,7 @@ def main() -> None:
         if options.copy:
             out = str(copy_folder(Path(out), options.copy))
         if not options.job:
-            ids = list(read_table(Path(data) / "wav.scp"))
+            ids = DataDir.load(data).ids
             write_index(Path(out), ids)
             print(f"{out}: {len(ids)} utterances")
             continue

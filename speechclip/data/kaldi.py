@@ -12,15 +12,24 @@ change what an utterance is, such as ``segments``, because a reader that ignores
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from speechclip.common.errors import MissingFileError, UserError, writing
 from speechclip.common.files import replacing
+from speechclip.data.kaldi_columns import VERSION, Checks, UnusualTable, columns_of, open_columns, write_columns
+from speechclip.data.mapped import Column, files_stamp, is_large, mapped_folder
+from speechclip.data.utterances import ImageTable, Utterance, UtteranceTable
+
+logger = logging.getLogger(__name__)
 
 TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
 CLIP_TABLE = "text_clip"
@@ -43,47 +52,25 @@ _MAX_DIGITS = 18  # of a count; int() refuses several thousand
 StrPath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """One spoken caption of one image.
-
-    Attributes:
-        id: of the utterance.
-        wav: its recording, used as a whole.
-        text: the caption as the corpus has it.
-        speaker: id of the speaker.
-        image_id: id of the image.
-        clip_text: the caption as CLIP reads it, for embeddings, vocabulary and gold sets. Empty: the same as ``text``.
-        language: of the speech and the caption, such as ``en``, without white space. Empty: unknown.
-    """
-
-    id: str
-    wav: Path
-    text: str
-    speaker: str
-    image_id: str
-    clip_text: str = ""
-    language: str = ""
-
-    def __post_init__(self) -> None:
-        """Fill in the default of ``clip_text``."""
-        if not self.clip_text:
-            object.__setattr__(self, "clip_text", self.text)
-
-
 @dataclass(frozen=True)
 class DataDir:
     """A validated data directory.
+
+    The columns of a large directory are memory-mapped: the first load writes them to a hidden folder in the directory,
+    and later loads, also of other processes, use them until a table changes (size or modification time). Then audio
+    and image files are checked again.
 
     Attributes:
         path: the directory.
         utterances: sorted by id.
         images: image id to file, sorted by id.
+        rows: positions of the utterances in the tables, if only some were selected; else None.
     """
 
     path: Path
-    utterances: tuple[Utterance, ...]
-    images: dict[str, Path]
+    utterances: UtteranceTable
+    images: ImageTable
+    rows: NDArray[np.int64] | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, path: StrPath) -> DataDir:
@@ -96,26 +83,30 @@ class DataDir:
         directory = Path(path)
         if not (directory / "wav.scp").is_file():
             raise MissingFileError(directory / "wav.scp")
-        tables, problems = _scan(directory)
-        _raise_first(problems)
-        wav, text, speaker, image = tables["wav.scp"], tables["text"], tables["utt2spk"], tables["utt2img"]
-        clip, language = tables.get(CLIP_TABLE, text), tables.get(LANGUAGE_TABLE, {})
-        utterances = tuple(
-            Utterance(key, Path(wav[key]), text[key], speaker[key], image[key], clip[key], language.get(key, ""))
-            for key in sorted(wav)
-        )
-        images = {key: Path(value) for key, value in sorted(tables["img.scp"].items())}
-        return cls(directory, utterances, images)
+        _raise_first(_refused(directory))
+        try:
+            return cls(directory, *_load_columns(directory))
+        except UnusualTable:  # not valid, or in a form that only the reader of single lines knows
+            tables, problems = _scan(directory)
+            _raise_first(problems)
+            return cls(directory, *columns_of(tables))
+
+    @property
+    def ids(self) -> Column:
+        """Return the ids of the utterances, sorted."""
+        return self.utterances.ids
 
     @property
     def speakers(self) -> tuple[str, ...]:
         """Return the speakers, sorted."""
-        return tuple(sorted({utterance.speaker for utterance in self.utterances}))
+        table = self.utterances
+        return tuple(table.speaker_ids[at] for at in np.unique(table.speakers).tolist())
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Return the languages, sorted. Empty if they are unknown."""
-        return tuple(sorted({utterance.language for utterance in self.utterances} - {""}))
+        table = self.utterances
+        return () if table.languages is None else tuple(table.language_ids[at] for at in np.unique(table.languages))
 
     def only(self, languages: Collection[str]) -> DataDir:
         """Return the utterances in some languages, and their images. Without languages, return the directory itself.
@@ -129,9 +120,12 @@ class DataDir:
             if language not in self.languages:
                 known = " ".join(self.languages) or "none, because utt2lang is missing"
                 raise UserError(f"{self.path}: no utterance in the language {language!r}. Its languages: {known}.")
-        utterances = tuple(utterance for utterance in self.utterances if utterance.language in languages)
-        used = {utterance.image_id for utterance in utterances}
-        return DataDir(self.path, utterances, {key: file for key, file in self.images.items() if key in used})
+        table = self.utterances
+        assert table.languages is not None
+        wanted = [at for at, language in enumerate(table.language_ids) if language in languages]
+        rows = np.flatnonzero(np.isin(table.languages, wanted))
+        kept = np.unique(table.images[rows])
+        return DataDir(self.path, table.take(rows, kept), self.images.take(kept), rows)
 
 
 def find_problems(path: StrPath) -> list[str]:
@@ -242,7 +236,7 @@ def key_problem(key: str) -> str | None:
         return "no id at the start of the line"
     if key.startswith("\ufeff"):
         return "starts with a byte order mark"
-    if any(character.isspace() for character in key):
+    if key.split() != [key]:  # several times faster than isspace() of each character
         return f"white space in the id {key!r}"
     return None
 
@@ -261,6 +255,33 @@ def value_problem(value: str) -> str | None:
 def is_command(value: str) -> bool:
     """Return whether an entry of an scp table is a command and not a path."""
     return value.endswith("|") or value.startswith(("|", "<"))
+
+
+#: The checks of keys and values for the reader of blocks.
+CHECKS = Checks(key_problem, value_problem)
+
+
+def _load_columns(directory: Path) -> tuple[UtteranceTable, ImageTable]:
+    """Return the columns of a data directory: in memory if it is small, and else mapped.
+
+    Raises:
+        UnusualTable: see :mod:`speechclip.data.kaldi_columns`.
+    """
+    optional = [name for name in OPTIONAL_TABLES if (directory / name).exists()]
+    paths = [directory / name for name in (*TABLES, *optional)]
+    try:
+        size = sum(path.stat().st_size for path in paths)
+    except OSError as error:
+        raise UnusualTable(str(error)) from error
+    if not is_large(size):
+        table, files = write_columns(directory, None, optional, CHECKS)
+        return table, ImageTable(table.image_ids, files)
+
+    def build(folder: Path) -> None:
+        logger.info("%s: building its memory-mapped columns", directory)
+        write_columns(directory, folder, optional, CHECKS)
+
+    return mapped_folder(directory / ".columns", lambda: files_stamp(paths, VERSION), build, open_columns)
 
 
 def _check_utterances(path: Path, utterances: Sequence[Utterance], images: Mapping[str, StrPath]) -> None:
@@ -321,12 +342,7 @@ def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     if not directory.is_dir():
         return {}, [f"{directory}: is not a data directory"]
     tables: dict[str, dict[str, str]] = {}
-    problems = [
-        f"{directory / name}: {effect}, which is not supported. Write each utterance to a file of its own and remove "
-        f"{name}."
-        for name, effect in REFUSED_TABLES.items()
-        if (directory / name).exists()
-    ]
+    problems = _refused(directory)
     optional = [name for name in OPTIONAL_TABLES if (directory / name).exists()]
     for name in (*TABLES, *optional):
         tables[name], found = _scan_table(directory / name)
@@ -338,6 +354,16 @@ def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     problems += _file_problems(directory / "wav.scp", tables["wav.scp"], "audio")
     problems += _file_problems(directory / "img.scp", tables["img.scp"], "image")
     return tables, problems
+
+
+def _refused(directory: Path) -> list[str]:
+    """Return the tables that change what an utterance is."""
+    return [
+        f"{directory / name}: {effect}, which is not supported. Write each utterance to a file of its own and remove "
+        f"{name}."
+        for name, effect in REFUSED_TABLES.items()
+        if (directory / name).exists()
+    ]
 
 
 def _scan_table(path: Path) -> tuple[dict[str, str], list[str]]:

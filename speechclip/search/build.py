@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from speechclip.common.errors import UserError
 from speechclip.common.files import check_folder, only_one_writer, replace_folder, write_json
 from speechclip.common.parallel import map_ahead
-from speechclip.data.embeddings import embeddings_source, map_embeddings
+from speechclip.data.embeddings import embeddings_source
+from speechclip.data.stored_rows import open_rows
 from speechclip.search.embed import BATCH, Embedded, embed_files, try_thumbnail
 from speechclip.search.index import (
     INFO,
@@ -274,7 +275,7 @@ def index_embeddings(
         UserError: a file cannot be read, or the embeddings do not fit the model or the images.
     """
     target = check_target(out)
-    ids, table = map_embeddings(embeddings)
+    ids, table = open_rows(embeddings)
     if table.shape[1] != model.network.dimensions.joint:
         raise UserError(
             f"{embeddings}: {table.shape[1]} dimensions, {name} has {model.network.dimensions.joint}."

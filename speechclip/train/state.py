@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechclip.checkpoint.folder import SETTINGS, read_weights
 from speechclip.common.errors import UserError
 from speechclip.common.files import SUMS, lines_fingerprint, read_json, replace_folder
 from speechclip.config import Config, known_keys, load, save, to_dict
+from speechclip.data.mapped import release
 from speechclip.model.network import SpeechNetwork
 
 if TYPE_CHECKING:
+    from speechclip.data.dataset import SpeechSource, Split
     from speechclip.train.trainer import TrainingData
 
 TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
+_BLOCK = 1 << 14  # rows that are fingerprinted at a time
 
 
 @dataclass
@@ -106,11 +109,17 @@ class EmaWeights:
             parameter.copy_(value)
 
 
-def save_state(folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]) -> None:
-    """Write counters, optimiser state and the unaveraged ``weights`` into ``folder``."""
+def save_state(
+    folder: Path, progress: Progress, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor],
+    objectives: nn.Module | None = None,
+) -> None:  # fmt: skip
+    """Write counters, optimiser state, the unaveraged ``weights`` and the state of ``objectives`` into ``folder``."""
     from safetensors.torch import save_file
 
     tensors = {f"weights.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    if objectives is not None:
+        for name, value in objectives.state_dict().items():
+            tensors[f"objectives.{name}"] = value.detach().cpu().contiguous()
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
@@ -133,21 +142,28 @@ def read_progress(folder: Path) -> Progress:
         ) from error
 
 
-def restore_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Load the optimiser's state into ``optimizer``, and return the unaveraged weights.
+def restore_state(
+    folder: Path, optimizer: torch.optim.Optimizer, objectives: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """Load the state of ``optimizer`` and of ``objectives``, and return the unaveraged weights.
 
     Raises:
         UserError: the file is damaged.
     """
     weights: dict[str, Tensor] = {}
+    further: dict[str, Tensor] = {}
     states: dict[int, dict[str, Any]] = {}
     for name, value in read_weights(folder / TENSORS).items():
         kind, _, rest = name.partition(".")
         if kind == "weights":
             weights[rest] = value
+        elif kind == "objectives":
+            further[rest] = value
         else:
             index, _, key = rest.partition(".")
             states.setdefault(int(index), {})[key] = value
+    if objectives is not None:
+        objectives.load_state_dict(further)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return weights
 
@@ -185,20 +201,31 @@ def data_fingerprints(data: TrainingData, model: SpeechNetwork, config: Config) 
         embeddings: of the image embeddings of both splits, and of the caption embeddings if they supervise training.
         vocabulary: of the subword ids and their counts; "" for a head without keywords.
     """
-    lines, digest = [], hashlib.sha256()
-    for split, speech in ((data.train, data.train_speech), (data.dev, data.dev_speech)):
-        images = [split.image_ids[at] for at in split.utterance_image]
-        lines += [f"{u}\t{i}\t{s:.2f}" for u, i, s in zip(split.ids, images, speech.lengths, strict=True)]
-        digest.update(np.ascontiguousarray(split.images).data)
+    spoken = [(data.train, data.train_speech), (data.dev, data.dev_speech)]
+    digest = hashlib.sha256()
+    rows = [split.images for split, _ in spoken]
     if config.train.supervision == "text" and data.train.texts is not None:
-        digest.update(np.ascontiguousarray(data.train.texts).data)
+        rows.append(data.train.texts)
+    for matrix in rows:
+        for start in range(0, len(matrix), _BLOCK):
+            digest.update(np.ascontiguousarray(matrix[start : start + _BLOCK]).data)
+            release(matrix)
     words = model.vocabulary
     subwords = [] if words is None else [f"{number}\t{count}" for number, count in zip(words.ids, words.counts)]
     return {
-        "utterances": lines_fingerprint(lines),
+        "utterances": lines_fingerprint(line for part in spoken for line in _utterance_lines(*part)),
         "embeddings": digest.hexdigest()[:16],
         "vocabulary": lines_fingerprint(subwords) if subwords else "",
     }
+
+
+def _utterance_lines(split: Split, speech: SpeechSource) -> Iterator[str]:
+    """Yield id, image and length of every utterance."""
+    for start in range(0, len(split.ids), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        images = [split.image_ids[at] for at in split.utterance_image[part].tolist()]
+        for line in zip(split.ids[part], images, speech.lengths[part].tolist(), strict=True):
+            yield "{}\t{}\t{:.2f}".format(*line)
 
 
 def changed_inputs(

@@ -6,12 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from measure import OURS, PLAIN
 from sections import HEADS, SHAPES
 
 Rows = list[dict[str, Any]]
 HELP_SECONDS = 0.5  # target for every --help
 RERANK_SECONDS = 1.0  # target for a query with a reranker
+FINE_RATIO = 10.0  # target for pairs per second against a plain loop
+MEMORY_TEXT = (
+    "A training step of fast_vgs at the published size in single precision, without the waveform convolutions: bytes "
+    "of all live tensors at the peak. They are counted on a CPU with tensors that have sizes but no values, so nothing "
+    "is computed. A test checks that a real step gives the same count. The memory that a GPU library takes for itself, "
+    "about 1 GB, is not in it. Attention on a CPU with dropout keeps its weights; the kernels of a GPU keep less."
+)
+GPU_GIB = 24  # memory of the GPU that a published batch has to fit
 PLOT = Path(__file__).resolve().with_name("growth.svg")
 
 
@@ -299,6 +308,43 @@ def _rerank(rows: Rows) -> str:
     return _table(head, body) + f"\n\nTarget: under {RERANK_SECONDS:g} s for a query, {'met' if met else 'not met'}."
 
 
+def _fine_scores(rows: Rows) -> str:
+    speed = [row for row in rows if row["kind"] == "speed"]
+    body = [
+        [row["model"], f"{row['pairs']}", *(f"{row['rates'][kind]:,.0f}" for kind in ("plain", "ours")),
+         f"{row['time']['ratio']:.1f}"]
+        for row in speed
+    ]  # fmt: skip
+    table = _table(["model", "pairs", "plain, pairs/s", "ours, pairs/s", "ratio"], body)
+    small = [row for row in speed if "mini" in row["model"]]
+    met = all(row["time"]["ratio"] >= FINE_RATIO for row in small)
+    verdict = (
+        f"Target at mini size: at least {FINE_RATIO:g} times as many pairs per second, {'met' if met else 'not met'}."
+    )
+    memory = [row for row in rows if row["kind"] == "memory"]
+    return "\n\n".join([table, verdict, MEMORY_TEXT, _memory(memory)])
+
+
+def _memory(rows: Rows) -> str:
+    import measure
+
+    blocks = sorted((row for row in rows if row["block"]), key=lambda row: row["block"])
+    whole = [row for row in rows if not row["block"]]
+    body = [
+        [f"{row['batch']}", f"{row['block']}" if row["block"] else "all pairs, kept",
+         *(f"{row[key] / 2**30:.2f}" for key in ("held", "towers", "peak"))]
+        for row in (*blocks, *whole)
+    ]  # fmt: skip
+    line = measure.fit_line([row["block"] for row in blocks], [row["scores"] for row in blocks])
+    straight = np.corrcoef([row["block"] for row in blocks], [row["scores"] for row in blocks])[0, 1]
+    fits = max(row["peak"] for row in blocks) < GPU_GIB * 2**30
+    return _table(["batch", "pairs in a block", "before the step, GiB", "both towers, GiB", "peak, GiB"], body) + (
+        f"\n\nThe fine scores alone (forward and backward, towers left out) need {line['start'] / 2**20:.0f} MiB plus "
+        f"{line['slope'] / 2**20:.1f} MiB for each pair of a block (correlation {straight:.4f}). "
+        f"Target: batch {rows[0]['batch']} fits a GPU of {GPU_GIB} GB, {'met' if fits else 'not met'}."
+    )
+
+
 PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "heads": (
         "A training step",
@@ -373,5 +419,11 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "the fine scores of the best K. CPU seconds of all threads, the median of the queries. The images are encoded "
         "before.",
         _rerank,
+    ),
+    "fine_scores": (
+        "Fine scores of pairs",
+        "The scores of cross-modal layers. Plain: a loop that scores one pair at a time, without padding. Ours: the "
+        "same pairs in blocks. Both start from the encoded speech and images.",
+        _fine_scores,
     ),
 }  # fmt: skip

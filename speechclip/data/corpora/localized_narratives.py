@@ -114,22 +114,25 @@ def prepare_localized_narratives(corpus_dir: StrPath, data_dir: StrPath, limits:
     lists, recordings = find_parts(corpus)
     tested = {part for _, part, split in lists if split == "test"}
     photographs = _Photographs(corpus)
-    items: list[Candidate | Skipped] = []
+    captions: list[tuple[str, str]] = []
+    labelled: set[str] = set()  # a repeated utterance adds no words
     with LabelSpool() as words:
-        for file, part, split in lists:
-            for line, entry in read_annotations(file):
-                item = _candidate(file, line, part, split, entry, recordings, photographs)
-                if isinstance(item, Candidate):
-                    words.add(item.utterance.id, _words(entry))
-                    if split == "dev" and part not in tested and item.utterance.image_id[-1] in "02468":
-                        item = replace(item, split="test")
-                items.append(item)
-        captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-        bad = [item for item in items if isinstance(item, Skipped)]
-        good = without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice")
-        return write_corpus(
-            corpus, Path(data_dir), [*bad, *good], limits=limits, captions=captions, labels={"ctm": words}
-        )
+
+        def items() -> Iterator[Candidate | Skipped]:
+            for file, part, split in lists:
+                for line, entry in read_annotations(file):
+                    item = _candidate(file, line, part, split, entry, recordings, photographs)
+                    if isinstance(item, Candidate):
+                        if item.utterance.id not in labelled:
+                            words.add(item.utterance.id, _words(entry))
+                            labelled.add(item.utterance.id)
+                        if split == "dev" and part not in tested and item.utterance.image_id[-1] in "02468":
+                            item = replace(item, split="test")
+                        captions.append((item.split, item.utterance.clip_text))
+                    yield item
+
+        unique = without_repeats(items(), "listed twice")
+        return write_corpus(corpus, Path(data_dir), unique, limits=limits, captions=captions, labels={"ctm": words})
 
 
 def find_parts(corpus: Path) -> tuple[list[tuple[Path, str, str]], Path]:

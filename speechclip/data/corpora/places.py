@@ -128,10 +128,8 @@ def prepare_places(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMI
     if left_out:
         logger.info("%d training utterances left out: their images are in an evaluation set", left_out)
     captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-    skipped = [item for item in items if isinstance(item, Skipped)]
-    unique = without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice")
     return write_corpus(
-        corpus, Path(data_dir), [*skipped, *unique], limits=limits, extra_splits=EXTRA_SPLITS,
+        corpus, Path(data_dir), without_repeats(items, "listed twice"), limits=limits, extra_splits=EXTRA_SPLITS,
         captions=[item for item in captions if item[1] != NO_TRANSCRIPT],
     )  # fmt: skip
 

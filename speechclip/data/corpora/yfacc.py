@@ -77,14 +77,13 @@ def prepare_yfacc(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMIT
         for key, text in _captions(parts[f"{split} captions"]):
             items.append(_candidate(parts, split, key, text, english.get(key, "")))
     captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-    bad = [item for item in items if isinstance(item, Skipped)]
-    good = list(without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice"))
+    unique = list(without_repeats(items, "listed twice"))
     with LabelSpool() as words:
-        for item in good:
+        for item in unique:
             if isinstance(item, Candidate) and "alignments" in parts:
                 _add_words(words, item.utterance, parts["alignments"])
         labels = {"ctm": words} if "alignments" in parts else {}
-        return write_corpus(corpus, Path(data_dir), [*bad, *good], limits=limits, captions=captions, labels=labels)
+        return write_corpus(corpus, Path(data_dir), unique, limits=limits, captions=captions, labels=labels)
 
 
 def find_parts(corpus: Path) -> dict[str, Path]:

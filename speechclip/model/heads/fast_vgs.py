@@ -114,6 +114,11 @@ class FastVgsHead(Head):
         """Copy the transformer of a wav2vec 2.0 or HuBERT of transformers."""
         self.speech.transformer.start_from(model, source)
 
+    def train_encoder(self, part: str | int) -> list[str]:
+        """Select the trained part of the transformer. Its [CLS] is new and always trained. See :class:`Head`."""
+        prefix = "speech.transformer."
+        return [f"{prefix}{name}" for name in self.speech.transformer.train_part(part)]
+
 
 @register_head(FAST_VGS, branches=FastVgsHead.branches)
 def _build(settings: HeadConfig, inputs: HeadInputs) -> FastVgsHead:

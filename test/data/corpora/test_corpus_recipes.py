@@ -18,13 +18,19 @@ import pytest
 import test_localized_narratives
 import test_places
 import test_speechcoco
+import test_yfacc
 from corpus_files import archive
 
 from speechclip.data.corpora.localized_narratives import prepare_localized_narratives
 from speechclip.data.corpora.places import prepare_places
 from speechclip.data.corpora.speechcoco import prepare_speechcoco
+from speechclip.data.corpora.yfacc import prepare_yfacc
+from speechclip.report.results.document import render
+from speechclip.report.results.rows import rows_of_run
+from speechclip.report.runs import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
+CORPORA = ["places", "localized_narratives", "speechcoco", "yfacc"]
 SHORT = ["--", "--data.batch_size", "4", "--optim.max_steps", "2", "--optim.warmup_steps", "1"]
 SHORT += ["--train.eval_interval", "2", "--train.log_interval", "1", "--eval.bootstrap", "20"]
 
@@ -53,6 +59,15 @@ def speechcoco(published: Path, corpus: Path) -> list[str]:
     made = test_speechcoco.make_corpus(published / "made", form="database")
     (published / "CORPUS-MSCOCO.tar.gz").write_bytes(archive({"CORPUS-MSCOCO": made / "CORPUS-MSCOCO"}))
     for name in ("train2014", "val2014"):
+        shutil.move(made / name, corpus / name)
+    return []
+
+
+def yfacc(published: Path, corpus: Path) -> list[str]:
+    """Recordings and captions in an archive; Flickr8k is on disk, as its checksums are those of the real files."""
+    made = test_yfacc.make_corpus(published / "made")
+    (published / "yfacc_v6.tar.gz").write_bytes(archive({"yfacc_v6": made / "yfacc_v6"}))
+    for name in ("Flicker8k_Dataset", "Flickr8k_text"):
         shutil.move(made / name, corpus / name)
     return []
 
@@ -90,7 +105,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["places", "localized_narratives", "speechcoco"])
+@pytest.mark.parametrize("name", CORPORA)
 def test_recipe_runs_from_download_to_report(name: str, tmp_path: Path, server: str, clone: Path) -> None:
     recipe = clone / "egs" / name
     (recipe / "corpus").mkdir()
@@ -114,7 +129,8 @@ def test_recipe_runs_from_download_to_report(name: str, tmp_path: Path, server: 
     assert retrieval["speech->image"]["n_queries"] == retrieval["speech->image"]["n_gallery"] * (
         2 if name == "speechcoco" else 1
     )
-    assert "base" in (recipe / "exp/RESULTS.md").read_text()
+    results = (recipe / "exp/RESULTS.md").read_text()
+    assert "base" in results
     if name == "places":
         for split in ("test_unseen", "test_multilingual"):
             assert "speech->image" in json.loads((scores / split / "retrieval.json").read_text())
@@ -122,6 +138,16 @@ def test_recipe_runs_from_download_to_report(name: str, tmp_path: Path, server: 
         assert set(across) == {"en->hi", "en->ja", "hi->en", "hi->ja", "ja->en", "ja->hi"}
         assert across["en->hi"]["random"]["R@1"] == 100  # one image
         assert "across_languages" not in retrieval  # the seen set is English
+        rows = rows_of_run(load_run(recipe / f"exp/base_{head}"), "places")
+        committed = render(rows, "places", (recipe / "RESULTS.template.md").read_text(), "template")
+        for text in (results, committed):  # seen, then unseen, with both directions
+            seen, unseen = (text.index(f"### Speech and images{name}\n") for name in ("", ": test_unseen"))
+            assert seen < unseen
+            for start in (seen, unseen):
+                line = next(line for line in text[start:].splitlines() if line.startswith("| model"))
+                names = [f"{way} R@{cutoff}" for way in ("S→I", "I→S") for cutoff in (1, 5, 10)]
+                assert [cell.strip() for cell in line.split("|")[4:10]] == names
+            assert "### Speech to speech in another language: test_multilingual" in text
     else:
         keywords = json.loads((scores / "keywords.json").read_text())
         assert {"segmentation", "overlap"} <= set(keywords)
@@ -145,12 +171,11 @@ def _prepared(folder: Path, name: str) -> list[Path]:
     elif name == "localized_narratives":
         corpus = test_localized_narratives.make_corpus(folder / "corpus", "coco", "open_images")
         prepare_localized_narratives(corpus, folder / "data")
+    elif name == "yfacc":
+        prepare_yfacc(test_yfacc.make_corpus(folder / "corpus"), folder / "data")
     else:
         prepare_speechcoco(test_speechcoco.make_corpus(folder / "corpus"), folder / "data")
     return sorted(path.parent for path in (folder / "data").glob("*/wav.scp"))
-
-
-CORPORA = ["places", "localized_narratives", "speechcoco"]
 
 
 @pytest.mark.parametrize("name", CORPORA)

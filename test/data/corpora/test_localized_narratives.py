@@ -229,7 +229,8 @@ def test_prepare_narratives_skips_and_lists_bad_items(
     assert counts(summary) == {"train": 4, "dev": 2, "test": 1}
     rows = (tmp_path / "data/skipped.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 and reason in rows[1].split("\t")[2]
-    assert len(read_ctm(tmp_path / "data/train/ctm")) == 4
+    words = read_ctm(tmp_path / "data/train/ctm")
+    assert len(words) == 4 and {len(found) for found in words.values()} == {3}
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,17 @@ def test_own_row_follows_the_quoted_row() -> None:
     ]
 
 
+def test_only_published_regions_fill_the_rows_of_fast_vgs() -> None:
+    names = ("FaST-VGS (BUTD-36)", "FaST-VGS (BUTD-36) (coarse to fine, K=100)")
+    others = ("FaST-style (CLIP patches)", "FaST-style (CLIP patches) (coarse to fine, K=100)")
+    own_rows = [own("base", name, value) for name, value in zip(names + others, (1.0, 2.0, 3.0, 4.0))]
+    table = tables_of("spokencoco", own_rows)[0]
+    assert [row[1:] for row in printed(table)[:4]][1::2] == [
+        ("this project, seed 0", "1.00"),
+        ("this project, seed 0", "2.00"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("rows", "origin", "number"),
     [
