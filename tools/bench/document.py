@@ -442,19 +442,19 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     ),
     "search_scale": (
         "Indexes of millions of vectors",
-        "The vectors of the table above, made block by block, with seeds of their own. Each row is the default number of "
-        "searched lists, or the smallest measured one that reaches a recall@10 of 0.95. Queries are sent one at a time "
-        "and do not include the encoding of speech. `speechclip index` writes vectors and lists block by block, and a "
-        "search maps both files into memory. Own memory belongs to the process alone. The pages of mapped files come on "
-        "top, and the system takes them back when another process needs memory. Where a limit is given, a control group "
-        "of Linux counts own memory, mapped files and cached files of the build and of the searches together, and the "
-        "kernel stops a process that needs more. To open an index includes its checksums.",
+        "The vectors of the table above, made block by block, with seeds of their own. Each row is the smallest number "
+        "of searched lists, of those that were measured, that reaches a recall@10 of 0.95. Queries are sent one at a "
+        "time and do not include the encoding of speech. `speechclip index` writes vectors and lists block by block, "
+        "and a search maps both files into memory. Own memory belongs to the process alone. The pages of mapped files "
+        "come on top, and the system takes them back when another process needs memory. Where a limit is given, a "
+        "control group of Linux counts own memory, mapped files and cached files of the build and of the searches "
+        "together, and the kernel stops a process that needs more. To open an index includes its checksums.",
         _scale,
     ),
     "search_load": (
         "The search server under load",
-        "One third of the requests is malformed in 16 ways. Meanwhile idle connections and unfinished uploads are held, "
-        "and opened again when the server closes them. Memory is resident memory, during the run.",
+        "One third of the requests is malformed in 16 ways. Meanwhile 1,000 idle connections and 60 unfinished uploads "
+        "are held, and opened again when the server closes them. The memory is resident, during the run.",
         _load_test,
     ),
     "search_pictures": (
