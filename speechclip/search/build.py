@@ -183,7 +183,7 @@ def _assemble(
         _link(journal.thumbnail(digest), thumbnail_path(folder, row))
     _list_not_indexed(folder, target, embedded.not_indexed)
     files = {item: list(record) for item, record in embedded.files.items()}
-    write_json(folder / SOURCES, {**record, "rows": table.row_files, "files": files})
+    write_json(folder / SOURCES, {**record, "rows": table.row_files, "files": files}, compact=True)
 
 
 class Table(NamedTuple):

@@ -42,7 +42,7 @@ def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
 def _origins(held: Sequence[dict[str, Any]]) -> list[str]:
     """Return command, commit and machine of the rows of a table, each different one once."""
     loads: dict[str, list[float]] = {}
-    for one in (row.get("run", section) for section in held for row in section.get("rows", [{}])):
+    for one in (row.get("origin", section) for section in held for row in section.get("rows", [{}])):
         machine = one["machine"]
         gpu = f", {machine['gpu']}" if machine["gpu"] else ""
         origin = (
