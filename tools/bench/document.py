@@ -424,25 +424,26 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "startup": ("Start-up", "The time of `--help`.", _startup),
     "search_engines": (
         "Vector engines",
-        "An index of 512-dimensional vectors: 976 real embeddings of CLIP ViT-B/32, interpolated and perturbed. The "
-        "queries are made of a tenth of the embeddings that is not in the index. Each row is the fastest setting that "
-        "reaches the recall, or the slowest measured one. Own memory is that of the searching process alone; the "
-        "resident pages of mapped files come on top, and the system takes them back when another process needs memory. "
-        "To add 1,000 vectors includes writing the index. At one million vectors RaBitQ has 4 bits per dimension and "
-        "usearch ranks a shortlist of 50 again; in the smaller tables RaBitQ has 1 bit and usearch does not rank again. "
-        "Wall time includes waiting on a busy machine. LanceDB and usearch are not dependencies.\n\n"
-        "Decision: the index keeps its own files around faiss's inverted file. At one million vectors only inverted "
-        "files reach the recall. Ours needs 2.1 ms of CPU time and 0.1 GB of own memory for a search, RaBitQ 3.1 ms and "
-        "0.3 GB, LanceDB 9.9 ms and 0.2 GB. LanceDB alone takes more than the target of 20 ms of wall time here. Our "
-        "build needs the least CPU time (54 s). The graphs (HNSW with 16 neighbours per vector, 80 candidates while "
-        "building) do not reach the recall: faiss finds 0.876 with 2,048 candidates per query, and usearch 0.665 with "
-        "256, the largest number that was measured for it. Their builds need 4 and 6 times as much CPU time. Graphs "
-        "add 1,000 vectors faster than our files do (2 and 6 s against 9 s), LanceDB slower (42 s). At 20,000 vectors "
-        "all engines but usearch without ranking reach the recall in a few milliseconds, which do not matter next to "
-        "the time to encode a query. A folder that is replaced by one rename gives what a database would add here: the "
-        "old index stays until the new one is complete, and readers see one of both. LanceDB's IVF_HNSW_SQ was not "
-        "measured at one million vectors. What our files do not have are object stores and several machines: LanceDB "
-        "remains the choice there.",
+        "An index of 512-dimensional vectors: 976 real embeddings of CLIP ViT-B/32, interpolated and perturbed. "
+        "The queries are made of a tenth of the embeddings that is not in the index. Each row is the fastest "
+        "setting that reaches the recall, or the slowest measured one. Own memory is that of the searching "
+        "process alone; the resident pages of mapped files come on top, and the system takes them back when "
+        "another process needs memory. To add 1,000 vectors includes writing the index. At one million vectors "
+        "RaBitQ has 4 bits per dimension and usearch ranks a shortlist of 50 again; in the smaller tables RaBitQ "
+        "has 1 bit and usearch does not rank again. Wall time includes waiting on a busy machine. LanceDB and "
+        "usearch are not dependencies.\n\n"
+        "Decision: the index keeps its own files around faiss's inverted file. At one million vectors only "
+        "inverted files reach the recall. Ours needs 2.1 ms of CPU time and 0.1 GB of own memory for a search, "
+        "RaBitQ 3.1 ms and 0.3 GB, LanceDB 9.9 ms and 0.2 GB. LanceDB alone takes more than the target of 20 ms "
+        "of wall time here. Our build needs the least CPU time (54 s). The graphs (HNSW with 16 neighbours per "
+        "vector, 80 candidates while building) do not reach the recall: faiss finds 0.876 with 2,048 candidates "
+        "per query, and usearch 0.665 with 256, the largest number that was measured for it. Their builds need 4 "
+        "and 6 times as much CPU time. Graphs add 1,000 vectors faster than our files do (2 and 6 s against 9 s), "
+        "LanceDB slower (42 s). At 20,000 vectors all engines but usearch without ranking reach the recall in a "
+        "few milliseconds, which do not matter next to the time to encode a query. A folder that is replaced by "
+        "one rename gives what a database would add here: the old index stays until the new one is complete, and "
+        "readers see one of both. LanceDB's IVF_HNSW_SQ was not measured at one million vectors. What our files "
+        "do not have are object stores and several machines: LanceDB remains the choice there.",
         _engines,
     ),
     "search_scale": (
