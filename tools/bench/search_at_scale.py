@@ -147,9 +147,9 @@ def measure(folder: str, asked: dict[str, np.ndarray], probes: list[int], thread
             for name, queries in asked.items():
                 rows, took = [], []
                 for query in queries:
-                    started = time.perf_counter(), time.process_time()
+                    began = time.perf_counter(), time.process_time()
                     rows.append(index.search(query[None], TOP_K)[0][0])
-                    took.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+                    took.append((time.perf_counter() - began[0], time.process_time() - began[1]))
                 report["asked"].append((probe or index.info.probes, name, np.stack(rows), 1000 * np.array(took)))
     report["own"], report["mapped"] = peak.own, peak.mapped
     report["disk"] = sum(path.stat().st_size for path in Path(folder).iterdir()) / GB
@@ -172,7 +172,7 @@ def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[
     held = max(4, round(HELD_OUT * len(real)))
     if len(real) - held < 4:
         raise UserError(f"{args.embeddings}: {len(real)} embeddings. At least 8 are needed.")
-    vectors = Mixed(real[order[held:]], args.count, args.seed + 1)
+    vectors: Any = Mixed(real[order[held:]], args.count, args.seed + 1)
     asked = {"held-out images": mix(real[order[:held]], args.number, args.seed + 2)}
     if args.queries:
         asked[Path(args.queries).stem] = load_embeddings(args.queries)[1][: args.number]
