@@ -183,7 +183,7 @@ def _assemble(
         _link(journal.thumbnail(digest), thumbnail_path(folder, row))
     _list_not_indexed(folder, target, embedded.not_indexed)
     files = {item: list(record) for item, record in embedded.files.items()}
-    write_json(folder / SOURCES, {**record, "rows": table.row_files, "files": files})
+    write_json(folder / SOURCES, {**record, "rows": table.row_files, "files": files}, compact=True)
 
 
 class Table(NamedTuple):
@@ -220,7 +220,7 @@ def collect(embedded: Embedded, journal: Journal) -> Table:
             continue
         known = journal.get(*key)
         assert known is not None
-        count, spans = known.count, known.spans
+        count, spans = known.rows, known.spans
         first_row[key] = range(len(items.ids), len(items.ids) + count)
         items.ids.extend([item] if count == 1 else [window_id(item, span) for span in spans])
         items.files.extend([record.path] * count)
@@ -295,7 +295,7 @@ def index_embeddings(
 
     def write(folder: Path) -> None:
         info = IndexInfo("", 0, 0, space, model_reference(name, target), thumbnails=False)
-        info = write_index(folder, Items(ids, files if images else []), table, structure, info)
+        info = write_index(folder, Items(list(ids), files if images else []), table, structure, info)
         count = 0
         thumbnails = map_ahead(lambda row: try_thumbnail(Path(files[row])), rows, ahead=2 * BATCH)
         for row, thumbnail in zip(rows, thumbnails):

@@ -48,13 +48,13 @@ class Known(NamedTuple):
     Attributes:
         table: IN_INDEX or IN_JOURNAL.
         first: the first row.
-        count: number of rows: one for a picture, one per window for a recording.
+        rows: number of rows: one for a picture, one per window for a recording.
         spans: start and end of each window in seconds; empty for a picture.
     """
 
     table: int
     first: int
-    count: int
+    rows: int
     spans: tuple[tuple[float, float], ...] = ()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -160,7 +160,7 @@ class _Parts:
         width: lists of a file.
     """
 
-    def __init__(self, files: list[IO[bytes]], kind: np.dtype[Any], lists: int, width: int) -> None:
+    def __init__(self, files: Sequence[IO[bytes]], kind: np.dtype[Any], lists: int, width: int) -> None:
         self.files, self.kind, self.lists, self.width = files, kind, lists, width
 
     def add(self, rows: Rows, numbers: Rows, codes: NDArray[np.uint8]) -> None:

@@ -82,7 +82,7 @@ def write_index(
         else:
             lists = _write_lists(folder / LISTS, vectors, stored, structure, old)
             probes = min(structure.probes or default_probes(lists), lists)
-    write_json(folder / ITEMS, items.as_dict())
+    write_json(folder / ITEMS, items.as_dict(), compact=True)
     info = dataclasses.replace(
         info, kind=kind, count=count, dim=dim, lists=lists, probes=probes, recordings=len(items.spans),
         provenance=provenance(command=None, seed=structure.seed, data=[]),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 TOP_K = 10
 HELD_OUT = 0.1  # of the real embeddings
 BLOCK = 50_000
-MADE = 1024  # vectors that Mixed makes at once, in the processor's cache
+MADE = 1024  # vectors that are made at once, in the processor's cache
 GB = 1e9
 
 
@@ -51,11 +51,13 @@ def mix(real: np.ndarray, count: int, seed: int) -> np.ndarray:
     out = np.empty((count, real.shape[1]), dtype=np.float32)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        a, b, c, d = real[rng.integers(len(real), size=(4, size))]
+        a, b, c, d = rng.integers(len(real), size=(4, size))
         w = rng.uniform(0.5, 1.0, (size, 1)).astype(np.float32)
         p = rng.uniform(0.0, 0.3, (size, 1)).astype(np.float32)
-        made = w * a + (1 - w) * b + p * (c - d)
-        out[start : start + size] = made / np.linalg.norm(made, axis=1, keepdims=True)
+        for at in range(0, size, MADE):
+            part = slice(at, at + MADE)
+            made = w[part] * real[a[part]] + (1 - w[part]) * real[b[part]] + p[part] * (real[c[part]] - real[d[part]])
+            out[start:][part][: size - at] = made / np.linalg.norm(made, axis=1, keepdims=True)
     return out
 
 
@@ -145,9 +147,9 @@ def measure(folder: str, asked: dict[str, np.ndarray], probes: list[int], thread
             for name, queries in asked.items():
                 rows, took = [], []
                 for query in queries:
-                    started = time.perf_counter(), time.process_time()
+                    began = time.perf_counter(), time.process_time()
                     rows.append(index.search(query[None], TOP_K)[0][0])
-                    took.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+                    took.append((time.perf_counter() - began[0], time.process_time() - began[1]))
                 report["asked"].append((probe or index.info.probes, name, np.stack(rows), 1000 * np.array(took)))
     report["own"], report["mapped"] = peak.own, peak.mapped
     report["disk"] = sum(path.stat().st_size for path in Path(folder).iterdir()) / GB
@@ -170,7 +172,7 @@ def build(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[
     held = max(4, round(HELD_OUT * len(real)))
     if len(real) - held < 4:
         raise UserError(f"{args.embeddings}: {len(real)} embeddings. At least 8 are needed.")
-    vectors = Mixed(real[order[held:]], args.count, args.seed + 1)
+    vectors: Any = Mixed(real[order[held:]], args.count, args.seed + 1)
     asked = {"held-out images": mix(real[order[:held]], args.number, args.seed + 2)}
     if args.queries:
         asked[Path(args.queries).stem] = load_embeddings(args.queries)[1][: args.number]

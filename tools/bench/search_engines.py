@@ -184,8 +184,9 @@ def record(path: Path, section: str, row: dict[str, Any], command: str) -> None:
         old for old in results.get(section, {}).get("rows", [])
         if (old["engine"], old["count"]) != (row["engine"], row["count"])
     ]  # fmt: skip
+    row = {**row, "origin": {"machine": machine(), "commit": commit(), "command": command}}
     rows = sorted([*rows, row], key=lambda one: (one["count"], NAMES.index(one["engine"])))
-    results[section] = {"rows": rows, "machine": machine(), "commit": commit(), "command": command}
+    results[section] = {"rows": rows, **row["origin"]}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
