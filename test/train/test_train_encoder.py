@@ -80,8 +80,8 @@ def tower_config(recipe: Path, part: Any, **changes: Any) -> Config:
     """Return small settings of the head fast_vgs over the tiny HuBERT."""
     sizes = {
         "dim": WIDTH, "heads": 2, "feed_forward": 16, "speech_layers": 2, "speech_layer": 2, "speech_heads": 4,
-        "speech_feed_forward": 2 * WIDTH, "position_kernel": 16, "position_groups": 4, "widths": [8, WIDTH], "image_layers": 1,
-        "cross_layers": 1, "region_features": 6, "regions": "clip", "top_k": 3,
+        "speech_feed_forward": 2 * WIDTH, "position_kernel": 16, "position_groups": 4, "widths": [8, WIDTH],
+        "image_layers": 1, "cross_layers": 1, "region_features": 6, "regions": "clip", "top_k": 3,
     }  # fmt: skip
     seconds = {"train_seconds": 0.4, "eval_seconds": 0.5, "part": "convolutions"}
     defaults = {
