@@ -97,7 +97,7 @@ class Column(Sequence[str]):
             return
         first, last = int(starts.min()), int(ends.max())
         if last - first > 4 * int((ends - starts).sum()) + _BLOCK_ROWS:  # scattered rows
-            raw_data = memoryview(self.data)
+            raw_data = self.data.data
             yield from (str(raw_data[a:b], "utf-8") for a, b in zip(starts.tolist(), ends.tolist()))
             return
         raw = self.data[first:last].tobytes()
