@@ -129,6 +129,10 @@ class CIFConfig:
         scaling_steps: in the first training steps, alpha is scaled so that the target number of keywords fires.
         tail_threshold: in evaluation, a remainder of at least this fires as well.
         max_keywords: maximum number of keywords per utterance; less if the text tower has fewer positions.
+        segments: "alpha" as published; "changes" cuts at the highest peaks of the change between frames, and alpha is
+            scaled to 1 in each segment. The number of segments is still that of ``frames_per_keyword``.
+        change_window: frames on each side of a cut that are compared.
+        change_distance: smallest number of frames between two cuts.
     """
 
     frames_per_keyword: float = bounded(20.0, POSITIVE)
@@ -138,6 +142,9 @@ class CIFConfig:
     scaling_steps: int = bounded(5000, NOT_NEGATIVE)
     tail_threshold: float = bounded(0.5, FRACTION)
     max_keywords: int = bounded(75, AT_LEAST_ONE)
+    segments: Literal["alpha", "changes"] = "alpha"
+    change_window: int = bounded(2, AT_LEAST_ONE)
+    change_distance: int = bounded(8, AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)
@@ -194,8 +201,10 @@ class RerankerConfig:
         frames: "layer" reads the output of the trained head's layer at the frames, "input" the weighted sum below it,
             which costs less.
         stride: frames of 20 ms that are joined to one position.
+        speech_layers: transformer layers over the joined frames, before the cross-modal layers.
         region_features: width of the features of a region. Training sets it to that of the stored regions.
-        dropout: dropout of the cross-modal layers.
+        dropout: dropout of all layers.
+        input_dropout: dropout of the joined frames.
         group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
         pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
         cache: keep the frames of all training utterances in memory, in half precision. They do not change, because the
@@ -209,8 +218,10 @@ class RerankerConfig:
     layers: int = bounded(2, AT_LEAST_ONE)
     frames: Literal["layer", "input"] = "layer"
     stride: int = bounded(4, AT_LEAST_ONE)
+    speech_layers: int = bounded(1, NOT_NEGATIVE)
     region_features: int = bounded(768, AT_LEAST_ONE)
     dropout: float = bounded(0.1, PROBABILITY)
+    input_dropout: float = bounded(0.1, PROBABILITY)
     group: int = bounded(8, Bound(2))
     pool: int = bounded(32, AT_LEAST_ONE)
     cache: bool = False
@@ -234,6 +245,10 @@ class HeadConfig:
         projection_layers: linear layers from a keyword's state to the subword width, 1 or 2.
         parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
         quantizer_temperature: temperature of the softmax over the vocabulary.
+        quantizer_final_temperature: the temperature changes to this value; 0 keeps it.
+        quantizer_steps: training steps in which it changes.
+        quantizer_soft_steps: training steps in which a keyword is the expected subword embedding, not the nearest one.
+        cls_std: standard deviation of the [CLS] vectors at the start of training. The published code has 1.
         cif: settings of the heads that predict the number of keywords.
         fast_vgs: settings of the head fast_vgs.
         reranker: settings of the heads reranker and reranker_hybrid.
@@ -248,6 +263,10 @@ class HeadConfig:
     projection_layers: Literal[1, 2] = 1
     parallel_layers: Literal[1, 2] = 1
     quantizer_temperature: float = bounded(0.1, POSITIVE)
+    quantizer_final_temperature: float = bounded(0.0, NOT_NEGATIVE)
+    quantizer_steps: int = bounded(0, NOT_NEGATIVE)
+    quantizer_soft_steps: int = bounded(0, NOT_NEGATIVE)
+    cls_std: float = bounded(1.0, POSITIVE)
     cif: CIFConfig = field(default_factory=CIFConfig)
     fast_vgs: FastVgsConfig = field(default_factory=FastVgsConfig)
     reranker: RerankerConfig = field(default_factory=RerankerConfig)
@@ -266,6 +285,8 @@ class LossConfig:
         parallel_weight: weight of a hybrid head's loss on the parallel branch.
         cascaded_weight: weight of a hybrid head's loss on the cascaded branch.
         quantity_weight: weight of the quantity loss (cascaded_plus, hybrid_plus).
+        diversity_weight: weight of the loss on keywords of an utterance that repeat each other.
+        coverage_weight: weight of the loss on subwords that no keyword of the batch selects.
         margin: of the head fast_vgs: it is subtracted from the scores of matching pairs.
         fine_weight: of the head fast_vgs: weight of the loss on the scores of the cross-modal layers.
         coarse_weight: of the head fast_vgs: weight of the loss on the dot products.
@@ -278,6 +299,8 @@ class LossConfig:
     parallel_weight: float = bounded(1.0, NOT_NEGATIVE)
     cascaded_weight: float = bounded(1.0, NOT_NEGATIVE)
     quantity_weight: float = bounded(0.25, NOT_NEGATIVE)
+    diversity_weight: float = bounded(0.0, NOT_NEGATIVE)
+    coverage_weight: float = bounded(0.0, NOT_NEGATIVE)
     margin: float = bounded(1.0, NOT_NEGATIVE)
     fine_weight: float = bounded(1.0, NOT_NEGATIVE)
     coarse_weight: float = bounded(0.1, NOT_NEGATIVE)
@@ -330,6 +353,9 @@ class DataConfig:
         bucket_batches: batches are cut from this many shuffled batches, sorted by length; 1 for no sorting.
         time_masks: number of spans of frames that are set to zero in each training utterance.
         time_mask_frames: length of the longest such span, in frames of 20 ms.
+        layer_dropout: probability that a hidden state takes no part in the weighted sum of a training step.
+        channel_dropout: probability that a dimension of the weighted sum is 0 in a whole training utterance.
+        feature_noise: Gaussian noise on the weighted sum in training, relative to the deviation of the frame.
         augment: noise and rooms on the training speech; off by default.
         workers: loader processes; 0 reads in the training process.
         languages: train and choose the best step on utterances in these languages only; empty for all.
@@ -344,6 +370,9 @@ class DataConfig:
     bucket_batches: int = bounded(8, AT_LEAST_ONE)
     time_masks: int = bounded(0, NOT_NEGATIVE)
     time_mask_frames: int = bounded(20, AT_LEAST_ONE)
+    layer_dropout: float = bounded(0.0, PROBABILITY)
+    channel_dropout: float = bounded(0.0, PROBABILITY)
+    feature_noise: float = bounded(0.0, NOT_NEGATIVE)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = bounded(0, NOT_NEGATIVE)
     languages: list[str] = field(default_factory=list)
@@ -380,6 +409,49 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ObjectivesConfig:
+    """Further training objectives of later papers. All are off by default. They change no published setting.
+
+    Attributes:
+        queue: number of earlier utterances and images that are further negatives; 0 for none (SIC, arXiv 2408.13119).
+        momentum: decay of the momentum model, which embeds the utterances of the queue and gives soft targets.
+        distillation: share of the momentum model's distribution in the targets of the contrastive loss (SIC).
+        image_distillation: share of the softmax of the cosines between the images in these targets. It transfers CLIP's
+            image space to the speech (our addition).
+        image_temperature: temperature of this softmax.
+        rise_steps: training steps in which both shares rise from 0.
+        matching_weight: weight of the loss that tells pairs from hard negatives (SIM, arXiv 2408.13119).
+        denoising_weight: weight of cross-modal denoising (CMD, arXiv 2408.13705).
+        denoising_noise: length of the noise vector that denoising adds to an image of length 1.
+        stride: frames of 20 ms that matching and denoising join to one position.
+        keyword_weight: weight of a contrastive loss on a linear map of the mean keyword before quantisation (ours).
+    """
+
+    queue: int = bounded(0, NOT_NEGATIVE)
+    momentum: float = bounded(0.995, PROBABILITY)
+    distillation: float = bounded(0.0, Bound(0, 1))
+    image_distillation: float = bounded(0.0, Bound(0, 1))
+    image_temperature: float = bounded(0.07, POSITIVE)
+    rise_steps: int = bounded(0, NOT_NEGATIVE)
+    matching_weight: float = bounded(0.0, NOT_NEGATIVE)
+    denoising_weight: float = bounded(0.0, NOT_NEGATIVE)
+    denoising_noise: float = bounded(1.0, POSITIVE)
+    stride: int = bounded(8, AT_LEAST_ONE)
+    keyword_weight: float = bounded(0.0, NOT_NEGATIVE)
+
+    @property
+    def needs_momentum(self) -> bool:
+        """True if a momentum model is needed."""
+        return bool(self.queue or self.distillation)
+
+    @property
+    def active(self) -> bool:
+        """True if an objective is on."""
+        weights = self.matching_weight, self.denoising_weight, self.keyword_weight
+        return bool(self.needs_momentum or self.image_distillation or any(weights))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training loop.
 
@@ -387,12 +459,15 @@ class TrainConfig:
         encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
             "transformer" for all layers, the feature projection and the positional convolution; "all" for the
             waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
-            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen.
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen. The head
+            fast_vgs holds the transformer itself, with the dropout of the head. For it, only "all" needs data.feats
+            online.
         encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
         patience: stop after this many dev evaluations without a better mean R@10; 0 never stops early.
+        objectives: further objectives; off by default.
         supervision: the target of the loss; "text" trains the supervised topline on captions.
         tensorboard_utterances: dev utterances that TensorBoard shows with attention and embeddings; 0 for none.
     """
@@ -405,6 +480,7 @@ class TrainConfig:
     patience: int = bounded(0, NOT_NEGATIVE)
     supervision: Literal["image", "text"] = "image"
     tensorboard_utterances: int = bounded(4, NOT_NEGATIVE)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
 
 
 @dataclass(frozen=True)
@@ -478,11 +554,7 @@ class Config:
             raise UserError(
                 f"train.encoder: {self.train.encoder} is not a number of layers from 1 on. Change the value."
             )
-        if self.train.encoder != "frozen" and self.model.head.name == "fast_vgs":
-            raise UserError(
-                f"train.encoder: {self.train.encoder}, but the head fast_vgs always trains its transformer and freezes "
-                "the convolutions. Set train.encoder to frozen."
-            )
+        self._check_objectives()
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
             raise UserError(
                 f"data.augment.snr: {list(self.data.augment.snr)} is not a lowest and a highest SNR in dB."
@@ -499,6 +571,24 @@ class Config:
             raise UserError(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is not in [0, {self.optim.max_steps}]."
                 " Change it or optim.max_steps."
+            )
+
+    def _check_objectives(self) -> None:
+        objectives, head = self.train.objectives, self.model.head.name
+        if not objectives.active:
+            return
+        if self.model.loss.name != "softmax":
+            raise UserError(
+                f"model.loss.name: {self.model.loss.name}, but train.objectives needs softmax. Change one of them."
+            )
+        if head == "fast_vgs" or head.startswith("reranker"):
+            raise UserError(f"train.objectives: the head {head} has losses of its own. Switch the objectives off.")
+        if objectives.keyword_weight and head in ("parallel", "mean"):
+            raise UserError(f"train.objectives.keyword_weight: the head {head} has no keywords. Set it to 0.")
+        if objectives.distillation + objectives.image_distillation > 1:
+            raise UserError(
+                f"train.objectives: distillation ({objectives.distillation}) and image_distillation "
+                f"({objectives.image_distillation}) are more than 1 together. Make one smaller."
             )
 
 

@@ -22,7 +22,8 @@ from speechclip.api import Keyword, SpeechCLIP
 from speechclip.common.errors import UserError
 from speechclip.config import HeadConfig, ModelConfig, SpeechEncoderConfig
 from speechclip.data.vocabulary import Vocabulary
-from speechclip.model.network import Dimensions, TimeMask, build_network, random_spans, reduced_subword_embeddings
+from speechclip.model.feature_augment import TimeMask, random_spans
+from speechclip.model.network import Dimensions, build_network, reduced_subword_embeddings
 
 WAVES = [wave(samples, seed) for seed, samples in enumerate((9000, 16000, 5000, 12345))]
 

@@ -91,9 +91,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     [[ $has_clip == false ]] || shares "$vocabulary_file"
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
-    run "$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}" \
-        --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file" \
-        --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
+    embed_with_clip
     [[ $hidden_states == online ]] || extract_states 2_features "${model_layers[@]}" "${encoder_overrides[@]}"
     finish
 }
@@ -341,6 +339,24 @@ depends_on_languages() {
 }
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }
+
+# Stores CLIP's embeddings and the vocabulary, with the logs 2_clip.JOB.log: one job for every $captions_per_job captions, and
+# --nj at most, because each job loads CLIP. The user's own embeddings are copied.
+embed_with_clip() {
+    local captions jobs
+    local -a command=("$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}"
+        --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file"
+        --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings")
+    captions=$({ cat data/*/text 2>/dev/null || true; } | wc -l)
+    jobs=$((1 + captions / ${captions_per_job:-20000}))
+    local nj=$((jobs < nj ? jobs : nj))
+    if ((nj == 1)) || [[ -n $clip_embeddings ]]; then
+        run "${command[@]}"
+    else
+        run_jobs "$dump/log/2_clip.JOB.log" "${command[@]}" --jobs "$nj" --job JOB
+        run "${command[@]}" --jobs "$nj" --job 0
+    fi
+}
 
 # extract_states NAME OPTION...: stores outputs of the speech encoder in --nj jobs, with the logs NAME.JOB.log.
 extract_states() {

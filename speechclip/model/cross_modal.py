@@ -95,7 +95,7 @@ class CrossModalScorer(nn.Module):
         width = hidden or 4 * dim
         self.layers = nn.ModuleList(CrossModalLayer(dim, heads, width, dropout) for _ in range(layers))
         self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
-        self.apply(init_bert)
+        init_bert(self, dim)
 
     def forward(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
         """Compute :meth:`score_pairs`."""

@@ -14,6 +14,7 @@ from speechclip.data.dataset import Batch
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.base import SpeechEncoder, SpeechFeatures
 from speechclip.model.encoders.clip import OpenClip
+from speechclip.model.feature_augment import FeatureNoise, TimeMask
 from speechclip.model.heads.base import CASCADED, PARALLEL, Head, HeadInputs, HeadOutput, SpeechOutput
 from speechclip.model.heads.factory import has_keywords, make_head
 from speechclip.model.heads.weighted_sum import WeightedSum
@@ -35,45 +36,6 @@ class Dimensions:
     speech: int
     states: int
     joint: int
-
-
-class TimeMask(nn.Module):
-    """Set random spans of frames to zero. Active in train mode only.
-
-    Args:
-        count: spans per utterance; 0 switches the mask off.
-        longest: the longest span, in frames.
-    """
-
-    def __init__(self, count: int = 0, longest: int = 1) -> None:
-        super().__init__()
-        self.count, self.longest = count, longest
-
-    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
-        """Mask speech features [B, T, d] of utterances with ``frames`` [B] valid frames."""
-        if not self.training or not self.count:
-            return states
-        spans = random_spans(frames, states.shape[1], self.count, self.longest)
-        return states.masked_fill(spans[:, :, None], 0.0)
-
-
-def random_spans(frames: Tensor, width: int, count: int, longest: int) -> Tensor:
-    """Return ``count`` random spans of 0 to ``longest`` frames per utterance.
-
-    Args:
-        frames: [B], valid frames of each utterance.
-        width: T, frames of the padded batch.
-        count: spans per utterance.
-        longest: the longest span, in frames.
-
-    Returns:
-        [B, T] bool, True inside a span.
-    """
-    sizes = torch.randint(0, longest + 1, (len(frames), count))
-    starts = (torch.rand(len(frames), count) * frames.cpu()[:, None]).long()
-    at = torch.arange(width)[None, None, :]
-    inside = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
-    return inside.any(dim=1).to(frames.device)
 
 
 class SpeechNetwork(nn.Module):
@@ -120,7 +82,9 @@ class SpeechNetwork(nn.Module):
         self.vocabulary = vocabulary
         self.encode_batch_size = encode_batch_size
         self.time_mask = TimeMask()
+        self.feature_noise = FeatureNoise()
         self._encoder_names: tuple[str, ...] = ()  # trained parameters of the speech encoder
+        self._inner_names: tuple[str, ...] = ()  # of a speech transformer that the head holds
 
     def forward(self, batch: Batch) -> SpeechOutput:
         """Compute the embeddings of a batch, and the keywords if the head has them.
@@ -188,13 +152,21 @@ class SpeechNetwork(nn.Module):
         Raises:
             UserError: the head has keywords and no CLIP is loaded.
         """
-        output = self._head_output(states, frames)
+        mixed, padding = self._head_input(states, frames)
+        output: HeadOutput = self.head(mixed, padding)
         branches = {} if output.embedding is None else {PARALLEL: output.embedding}
         if output.keywords is not None:
             counts = output.keywords.mask.sum(dim=1)
             branches[CASCADED] = self.require_clip().encode_keywords(output.keywords.quantized, counts)
         return SpeechOutput(
-            branches, output.keywords, output.quantity_loss, output.attention, frames, output.sequence, output.valid
+            branches,
+            output.keywords,
+            output.quantity_loss,
+            output.attention,
+            frames,
+            output.sequence,
+            output.valid,
+            mixed if self.training else None,
         )
 
     def mixed_frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -203,7 +175,8 @@ class SpeechNetwork(nn.Module):
 
     def find_keywords(self, features: SpeechFeatures) -> HeadOutput:
         """Apply the weighted sum and the head alone, without CLIP's text transformer."""
-        return self._head_output(*features)
+        output: HeadOutput = self.head(*self._head_input(*features))
+        return output
 
     def hidden_states(self, waves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the states of the s3prl upstream for one padded batch of 16 kHz waveforms.
@@ -220,10 +193,10 @@ class SpeechNetwork(nn.Module):
         mixed, padding = self._mix(states if layers is None else states[:, layers], frames)
         return self.head.upstream_states(states, mixed, padding), frames
 
-    def _head_output(self, states: Tensor, frames: Tensor) -> HeadOutput:
+    def _head_input(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum [B, T, d], changed at random in training, and the padding mask [B, T]."""
         mixed, padding = self._mix(states, frames)
-        output: HeadOutput = self.head(self.time_mask(mixed, frames), padding)
-        return output
+        return self.feature_noise(self.time_mask(mixed, frames)), padding
 
     def _mix(self, states: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weighted sum [B, T, d] and the padding mask [B, T]."""
@@ -235,13 +208,17 @@ class SpeechNetwork(nn.Module):
     def train_encoder(self, part: str | int) -> None:
         """Select the part of the speech encoder that is trained and that checkpoints hold.
 
+        A head may hold the transformer of the encoder itself. Then the speech encoder is the waveform convolutions.
+
         Args:
             part: the value of ``train.encoder``, see :class:`speechclip.config.TrainConfig`.
 
         Raises:
             UserError: no speech encoder is loaded, or it does not have this part.
         """
-        if part == "frozen":
+        inner = self.head.train_encoder(part)
+        self._inner_names = tuple(inner or ())
+        if part == "frozen" or (inner is not None and part != "all"):
             return
         encoder, layers = self.require_speech_encoder(), self.config.speech_encoder.layers
         encoder.unfreeze(part, encoder.num_states if layers is None else max(layers) + 1)
@@ -267,13 +244,18 @@ class SpeechNetwork(nn.Module):
                 parameter.copy_(state[f"{ENCODER_PREFIX}{name}"])
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that get gradients. Those of the speech encoder come last."""
-        head = [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
-        return head + self.encoder_parameters()
+        """Return the parameters that get gradients. Those of :meth:`encoder_parameters` come last."""
+        encoder = self.encoder_parameters()
+        known = {id(parameter) for parameter in encoder}
+        parts = self.trained_modules().values()
+        head = [p for part in parts for p in part.parameters() if p.requires_grad and id(p) not in known]
+        return head + encoder
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the trained parameters of the speech encoder."""
-        return list(self._encoder_parameters().values())
+        """Return the trained parameters of the speech encoder, also of the part that the head holds."""
+        return [
+            *(self.head.get_parameter(name) for name in self._inner_names), *self._encoder_parameters().values()
+        ]  # fmt: skip
 
     def _encoder_parameters(self) -> dict[str, nn.Parameter]:
         if not self._encoder_names:

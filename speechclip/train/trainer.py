@@ -29,14 +29,17 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import damaged_file
 from speechclip.common.shutdown import GracefulShutdown
 from speechclip.config import Config
-from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_batches, read_batches
+from speechclip.data.batches import bucketed_batches
+from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, read_batches
 from speechclip.data.regions import Regions
 from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
+from speechclip.model.feature_augment import FeatureNoise, TimeMask
 from speechclip.model.inference import Towers, embed_speech, embed_towers, pair_scores
-from speechclip.model.network import SpeechNetwork, TimeMask
+from speechclip.model.network import SpeechNetwork
 from speechclip.train.checks import check_batch_size, check_data, check_encoder
 from speechclip.train.logger import METRICS, TENSORBOARD, TrainLogger
+from speechclip.train.objectives.combined import make_objectives
 from speechclip.train.optim import learning_rate, make_optimizer, parameter_groups
 from speechclip.train.replaced import holds_weights, keep, restore_interrupted, set_aside
 from speechclip.train.state import (
@@ -125,13 +128,15 @@ class Trainer:
         self.origin = {**origin, **model.count_parameters(), "inputs": self._inputs()}
         model.encode_batch_size = config.data.encode_batch_size
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
+        model.feature_noise = FeatureNoise(config.data.channel_dropout, config.data.feature_noise)
+        model.weighted_sum.dropout = config.data.layer_dropout
+        self.objectives = make_objectives(config, model)
         plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0
         self.step_module, self.optimizer = fabric.setup(self._step_module(), plain)
         self.ema = EmaWeights(model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self._targets = self._training_targets()
-        self._groups = torch.from_numpy(data.train.utterance_image).to(fabric.device)
+        self._targets, self._target_rows = self._training_targets()
         self._logger: TrainLogger | None = None
         self._replaces = False  # the folder holds another run until the first save
         self._resume(plain)
@@ -142,26 +147,31 @@ class Trainer:
 
     def _step_module(self) -> nn.Module:
         """Return the module that computes the loss of a :class:`TrainBatch`."""
-        return LossStep(self.model, self.config, self.fabric)
+        return LossStep(self.model, self.config, self.fabric, self.objectives)
 
     def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
         encoder = self.model.encoder_parameters()
         head = self.model.trained_parameters()[: -len(encoder) or None]
+        if self.objectives is not None:
+            head += list(self.objectives.parameters())
         return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
 
-    def _training_targets(self) -> Tensor:
-        """Return [U, J], L2-normalised: each training utterance's image, or its caption for the supervised topline."""
+    def _training_targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targets and the row of each training utterance [U] in them.
+
+        The targets are the embeddings of the images, or of the captions for the supervised topline, L2-normalised. They
+        may be mapped: a step reads the rows of its batch.
+        """
         split = self.data.train
         if self.config.train.supervision == "image":
-            rows = split.images[split.utterance_image]
-        else:
-            if split.texts is None or split.text_utterance is None or len(split.texts) != len(split.ids):
-                raise UserError(
-                    "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
-                    "Extract the CLIP embeddings again."
-                )
-            rows = split.texts[split.text_utterance.argsort()]
-        return torch.from_numpy(rows).to(self.fabric.device)
+            return split.images, split.utterance_image
+        if split.texts is None or split.text_utterance is None or len(split.texts) != len(split.ids):
+            raise UserError(
+                "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
+                "Extract the CLIP embeddings again."
+            )
+        rows = split.text_utterance
+        return split.texts, rows if (rows[1:] > rows[:-1]).all() else rows.argsort()
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Load ``last``, or the intact checkpoint before it, if it is of this run. Otherwise training starts over."""
@@ -185,7 +195,7 @@ class Trainer:
         if self.ema is not None:  # the checkpoint's own weights are the average
             load_weights(self.model, read_weights(folder / WEIGHTS), folder)
             self.ema.copy_parameters()
-        load_weights(self.model, restore_state(folder, optimizer), folder)
+        load_weights(self.model, restore_state(folder, optimizer, self.objectives), folder)
         best = self._intact_best()
         self._first = self.progress.step
         self.fabric.barrier()
@@ -312,12 +322,13 @@ class Trainer:
             self.data.train_speech.lengths, data.batch_size, bucket_batches=data.bucket_batches, seed=self.seed,
             epoch=epoch,
         )  # fmt: skip
-        return [batch[rank::world] for batch in batches[position:]]
+        return batches[position:].share(rank, world)
 
     def _train_batch(self, batch: Batch) -> TrainBatch:
-        indices = batch.indices.to(self.fabric.device)
-        groups = self._groups[indices]
-        return TrainBatch(batch, self._targets[indices], groups, self._region_batch(groups))
+        indices, device = batch.indices.numpy(), self.fabric.device
+        targets = torch.from_numpy(self._targets[self._target_rows[indices]]).to(device)
+        groups = torch.from_numpy(self.data.train.utterance_image[indices]).to(device)
+        return TrainBatch(batch, targets, groups, self._region_batch(groups), self.progress.step)
 
     def _update(self, batch: Batch) -> Tensor:
         """Do one optimiser step, and return the loss, detached.
@@ -359,7 +370,7 @@ class Trainer:
         """Name utterances whose features are not finite, or the first of the batch if all features are finite."""
         states, frames = self.model.features(batch)
         bad = [at for at, count in enumerate(frames.tolist()) if not states[at, :, :count].isfinite().all()]
-        ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
+        ids = [self.data.train.ids[int(batch.indices[at])] for at in bad or range(len(frames))]
         if bad:
             return f"Features are not finite: {', '.join(ids[:5])}. Extract them again, or remove the utterances."
         return f"All features are finite. Lower optim.lr. The batch begins with {', '.join(ids[:5])}."
@@ -439,7 +450,7 @@ class Trainer:
             save_checkpoint(self.folder / "best", self.model, weights, config, origin, keep=True)
         save_checkpoint(
             self.folder / "last", self.model, weights, config, origin, keep=True,
-            extra=lambda part: save_state(part, progress, self.optimizer, unaveraged),
+            extra=lambda part: save_state(part, progress, self.optimizer, unaveraged, self.objectives),
         )  # fmt: skip
         if earlier is not None:
             self._replaces = False

@@ -25,6 +25,7 @@ class Keywords(NamedTuple):
         mask: [B, K] bool, True for the first n_i keywords of utterance i.
         segments: [B, K, 2], start and end in frames, if the head cuts the utterance into segments; else None, and the
             time of a keyword follows from its attention.
+        probabilities: [B, K, V], the quantiser's softmax over the vocabulary, in training; None in evaluation.
     """
 
     vectors: Tensor
@@ -33,6 +34,7 @@ class Keywords(NamedTuple):
     attention: Tensor | None
     mask: Tensor
     segments: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 class HeadOutput(NamedTuple):
@@ -63,6 +65,7 @@ class SpeechOutput(NamedTuple):
         keywords, quantity_loss, attention: see :class:`HeadOutput`.
         frames: [B] int64, valid frames of each utterance.
         sequence, valid: see :class:`HeadOutput`.
+        mixed: [B, T, d], the input of the head, in training; None in evaluation.
     """
 
     branches: dict[str, Tensor]
@@ -72,6 +75,7 @@ class SpeechOutput(NamedTuple):
     frames: Tensor
     sequence: Tensor | None = None
     valid: Tensor | None = None
+    mixed: Tensor | None = None
 
     @property
     def embedding(self) -> Tensor:
@@ -123,6 +127,20 @@ class Head(nn.Module, ABC):
             model: the encoder's transformers model.
             source: its path, for errors.
         """
+
+    def train_encoder(self, part: str | int) -> list[str] | None:
+        """Select the trained part of a speech transformer that the head holds itself. Most heads hold none.
+
+        Args:
+            part: the value of ``train.encoder``, see :class:`speechclip.config.TrainConfig`.
+
+        Returns:
+            The names of its trained parameters; None if the head holds no such transformer.
+
+        Raises:
+            UserError: the transformer has fewer layers.
+        """
+        return None
 
     def set_step(self, step: int) -> None:
         """Announce the training step that comes next, counted from 0. Most heads do not depend on it."""

@@ -42,15 +42,16 @@ class CascadedPlusHead(KeywordHead):
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute the keywords; their number differs between utterances. See :class:`Head`."""
-        return self._read_segments(self._block(frames, padding), padding, None)
+        return self._read_segments(self._block(frames, padding), frames, padding, None)
 
     def set_step(self, step: int) -> None:
         """Pass the step to integrate-and-fire, which scales alpha in the first steps only."""
+        super().set_step(step)
         self.cif.step = step
 
-    def _read_segments(self, states: Tensor, padding: Tensor, embedding: Tensor | None) -> HeadOutput:
-        """Compute the keywords from the block's output at the frames, [B, T, d]."""
-        fired = self.cif(states, padding)
+    def _read_segments(self, states: Tensor, frames: Tensor, padding: Tensor, embedding: Tensor | None) -> HeadOutput:
+        """Compute the keywords from the block's output at the frames, [B, T, d], and the frames below the block."""
+        fired = self.cif(states, padding, frames)
         attention = None if self.training else fired.weights  # as in the other heads
         keywords = self._keywords(fired.vectors, attention, fired.mask, fired.segments)
         return HeadOutput(embedding, keywords, fired.quantity_loss)
@@ -62,6 +63,7 @@ def build_cif(settings: CIFConfig, inputs: HeadInputs) -> IntegrateAndFire:
         inputs.dim, frames_per_keyword=settings.frames_per_keyword, layers=settings.layers, width=settings.width,
         dropout=settings.dropout, scaling_steps=settings.scaling_steps, tail=settings.tail_threshold,
         most=min(settings.max_keywords, inputs.max_keywords),
+        changes=(settings.change_window, settings.change_distance) if settings.segments == "changes" else None,
     )  # fmt: skip
 
 

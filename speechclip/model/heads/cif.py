@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.heads.changes import change_curve, change_points, scale_segments
+
 
 class Fired(NamedTuple):
     """Segments of a batch, at most K per utterance.
@@ -75,6 +77,11 @@ class IntegrateAndFire(nn.Module):
     than 1, the whole utterance is one segment. Padding never fires, and the convolution does not see it. (In the
     published code it sees the states of padded frames, so the result depends on the batch.)
 
+    With ``changes`` the segments come from the data, in training and in evaluation: they begin at the highest peaks of
+    the change between the frames below the head. Alpha is scaled to a sum of 1 in every segment, so that it fires at
+    the end of the segment. Alpha then decides which frames of a segment count, and no longer where it ends. This is not
+    part of the published model.
+
     Args:
         dim: d, width of the frames.
         frames_per_keyword: the target count is round(frames / frames_per_keyword), half to even, and at least 1.
@@ -84,17 +91,20 @@ class IntegrateAndFire(nn.Module):
         scaling_steps: number of training steps in which alpha is scaled.
         tail: smallest tail that fires.
         most: largest number of segments of an utterance.
+        changes: window and distance of :func:`speechclip.model.heads.changes.change_points`; None for alpha alone.
     """
 
     def __init__(
         self, dim: int, *, frames_per_keyword: float = 20.0, layers: int = 1, width: int = 3, dropout: float = 0.5,
         scaling_steps: int = 5000, tail: float = 0.5, most: int = 75,
+        changes: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, dim, width, padding=width // 2) for _ in range(layers))
         self.weight = nn.Linear(dim, 1)
         self.dropout, self.scaling_steps = dropout, scaling_steps
         self.frames_per_keyword, self.tail, self.most = frames_per_keyword, tail, most
+        self.changes = changes
         self.step = 0
 
     def alpha(self, frames: Tensor, padding: Tensor) -> Tensor:
@@ -109,8 +119,14 @@ class IntegrateAndFire(nn.Module):
         # In double precision: the number of keywords depends on sums of hundreds of weights.
         return logits.double().sigmoid().masked_fill(padding, 0.0)
 
-    def forward(self, frames: Tensor, padding: Tensor) -> Fired:
-        """Compute the segments of frames [B, T, d] with padding [B, T] bool."""
+    def forward(self, frames: Tensor, padding: Tensor, below: Tensor | None = None) -> Fired:
+        """Compute the segments of frames [B, T, d] with padding [B, T] bool.
+
+        Args:
+            frames: the states that are summed up.
+            padding: True at frames that are padding.
+            below: [B, T, d], frames below the head, for ``changes``; None for ``frames``.
+        """
         lengths = (~padding).sum(dim=1)  # [B]
         target = (lengths / self.frames_per_keyword).round().clamp(min=1)
         with torch.autocast(frames.device.type, enabled=False):
@@ -118,14 +134,19 @@ class IntegrateAndFire(nn.Module):
             alpha = self.alpha(frames, padding)
             total = alpha.sum(dim=1)
             quantity_loss = (total - target).abs().mean()
-            if self.training and self.step < self.scaling_steps:
+            if self.changes is not None:
+                window, distance = self.changes
+                curve = change_curve(frames if below is None else below, padding, window)
+                starts = change_points(curve, target.long().clamp(max=self.most), distance)
+                alpha, counts = scale_segments(alpha, starts), 1 + starts.sum(dim=1)
+            elif self.training and self.step < self.scaling_steps:
                 alpha = alpha * (target / total.clamp(min=torch.finfo(alpha.dtype).tiny))[:, None]
                 counts = target.long().clamp(max=self.most)
             else:
                 counts = total.detach().floor().long().clamp(1, self.most)
             rest = alpha.detach().sum(dim=1) - counts
             ends = torch.zeros_like(counts, dtype=torch.bool)  # True if the tail fires
-            if not self.training:
+            if not self.training and self.changes is None:
                 ends = (rest >= self.tail) & (counts < self.most)
                 counts = counts + ends
             longest = int(counts.max())

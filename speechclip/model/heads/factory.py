@@ -21,7 +21,16 @@ def has_keywords(name: str) -> bool:
     Raises:
         UserError: an unknown head.
     """
-    return CASCADED in _registered(name).branches
+    return CASCADED in branches_of(name)
+
+
+def branches_of(name: str) -> tuple[str, ...]:
+    """Return the branches of the head of this name, parallel before cascaded.
+
+    Raises:
+        UserError: an unknown head.
+    """
+    return _registered(name).branches
 
 
 def make_head(settings: HeadConfig, inputs: HeadInputs) -> Head:

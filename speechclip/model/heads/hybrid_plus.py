@@ -33,7 +33,7 @@ class HybridPlusHead(CascadedPlusHead):
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute an embedding and the keywords of each utterance. See :class:`Head`."""
         states = self._block(frames, padding)
-        return self._read_segments(states[:, 1:], padding, self.parallel_projection(states[:, 0]))
+        return self._read_segments(states[:, 1:], frames, padding, self.parallel_projection(states[:, 0]))
 
 
 @register_head("hybrid_plus", branches=HybridPlusHead.branches)

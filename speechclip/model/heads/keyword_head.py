@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from speechclip.config import HeadConfig
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import Head, Keywords
-from speechclip.model.heads.quantizer import SubwordQuantizer
+from speechclip.model.heads.batch_norm import GlobalBatchNorm
+from speechclip.model.heads.quantizer import Annealing, SubwordQuantizer
 from speechclip.model.heads.transformer_layer import TransformerLayer
 
 
-class KeywordBatchNorm(nn.BatchNorm1d):
+class KeywordBatchNorm(GlobalBatchNorm):
     """BatchNorm of keyword vectors that starts with the statistics of the subword embeddings.
 
     It moves keyword vectors into the region of the subword embeddings, so that the quantiser's cosines have a meaning
     from the first step. With K keywords, every keyword and dimension has its own scale and shift. The layout is
     keyword-major, (k, d) -> k * D + d. (The published code flattens dimension-major but initialises keyword-major.)
-    With one keyword, all positions share scale and shift. In a process group the batch statistics are global, because
-    torch's SyncBatchNorm does not support CPU tensors.
+    With one keyword, all positions share scale and shift.
 
     Args:
         keywords: K, or 1 if all positions share scale and shift.
@@ -39,28 +38,7 @@ class KeywordBatchNorm(nn.BatchNorm1d):
     def forward(self, vectors: Tensor) -> Tensor:
         """Normalise [B, K, D], or [N, D] if all positions share scale and shift, to the same shape."""
         flat = vectors.reshape(-1, self.num_features)
-        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return self._forward_global(flat).view_as(vectors)
         return super().forward(flat).view_as(vectors)
-
-    def _forward_global(self, flat: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
-        flat = flat.float()  # sums over the batch need single precision
-        size = torch.full_like(flat[0, :1], len(flat))
-        sums = all_reduce(torch.cat([flat.sum(dim=0), size]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        variance = all_reduce((flat - mean).square().sum(dim=0)) / count
-        with torch.no_grad():
-            momentum = 0.1 if self.momentum is None else self.momentum
-            assert (
-                self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-            )
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
-        return (flat - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 def projection(dim: int, width: int, layers: int, dropout: float) -> nn.Module:
@@ -74,7 +52,7 @@ class KeywordHead(TransformerLayer, Head):
     """Base of the heads with keywords: attention block (without feed-forward), projection, BatchNorm, quantiser.
 
     The heads differ in the number of [CLS] vectors and in the outputs of the block that become keywords. The [CLS]
-    vectors start from N(0, 1), as in the published code.
+    vectors start from N(0, 1), as in the published code, unless ``cls_std`` changes the standard deviation.
 
     Args:
         dim: d, width of the speech features.
@@ -88,15 +66,17 @@ class KeywordHead(TransformerLayer, Head):
         temperature: temperature of the quantiser.
         input_dropout: probability of dropout of the frames.
         block: "attention", or "transformer" for a whole transformer layer and one more LayerNorm.
+        cls_std: standard deviation of the first [CLS] vectors.
+        annealing: changes the quantiser in the first training steps; None for a quantiser that does not change.
     """
 
     def __init__(
         self, dim: int, subword_embeddings: Tensor, valid_mask: Tensor, *, cls: int, norms: int, heads: int,
         dropout: float, projection_layers: int = 1, temperature: float = 0.1, input_dropout: float = 0.0,
-        block: str = "attention",
+        block: str = "attention", cls_std: float = 1.0, annealing: Annealing | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.cls = nn.Parameter(torch.randn(cls, dim)) if cls else None
+        self.cls = nn.Parameter(torch.randn(cls, dim) * cls_std) if cls else None
         self.attention = ClsAttention(dim, heads, dropout)
         self.block = block
         if block == "transformer":
@@ -105,7 +85,14 @@ class KeywordHead(TransformerLayer, Head):
         self.projection = projection(dim, subword_embeddings.shape[1], projection_layers, dropout)
         self.batch_norm = KeywordBatchNorm(norms, subword_embeddings)
         self.quantizer = SubwordQuantizer(subword_embeddings, valid_mask, temperature=temperature)
+        self.annealing = annealing
         self.input_dropout = nn.Dropout(input_dropout)
+
+    def set_step(self, step: int) -> None:
+        """Set the quantiser's temperature and mode if they change in training."""
+        if self.annealing is not None:
+            self.quantizer.temperature = self.annealing.temperature(step)
+            self.quantizer.soft = step < self.annealing.soft_steps
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
         """Return the block's output at the frames: [B, T, d].
@@ -146,12 +133,17 @@ class KeywordHead(TransformerLayer, Head):
         else:
             existing = self.batch_norm(self.projection(states[mask]))  # [N, D]
             vectors = existing.new_zeros(*mask.shape, existing.shape[-1]).masked_scatter(mask[:, :, None], existing)
-        quantized, rows = self.quantizer(vectors)
-        return Keywords(vectors, quantized, rows, attention, mask, segments)
+        quantized, rows, probabilities = self.quantizer.quantize(vectors)
+        kept = probabilities if self.training else None
+        return Keywords(vectors, quantized, rows, attention, mask, segments, kept)
 
 
 def keyword_settings(settings: HeadConfig) -> dict[str, Any]:
     """Return the arguments of :class:`KeywordHead` that all heads with keywords take from the configuration."""
+    first = settings.quantizer_temperature
+    last = settings.quantizer_final_temperature or first
+    changes = last != first or settings.quantizer_soft_steps
+    annealing = Annealing(first, last, settings.quantizer_steps, settings.quantizer_soft_steps) if changes else None
     return {
         "heads": settings.attention_heads,
         "block": settings.block,
@@ -159,4 +151,6 @@ def keyword_settings(settings: HeadConfig) -> dict[str, Any]:
         "input_dropout": settings.input_dropout,
         "projection_layers": settings.projection_layers,
         "temperature": settings.quantizer_temperature,
+        "cls_std": settings.cls_std,
+        "annealing": annealing,
     }

@@ -16,7 +16,7 @@ from speechclip.model.heads.transformer_layer import TransformerLayer
 class ParallelHead(TransformerLayer, Head):
     """[CLS] and the frames pass a post-norm transformer layer (GELU, feed-forward 4d), a LayerNorm and a Linear.
 
-    The [CLS] vector starts from N(0, 1), as in the published code.
+    The [CLS] vector starts from N(0, 1), as in the published code, unless ``cls_std`` changes the standard deviation.
 
     Args:
         dim: d, width of the speech features.
@@ -24,13 +24,17 @@ class ParallelHead(TransformerLayer, Head):
         heads: number of attention heads.
         dropout: probability of dropout in the attention and the feed-forward layers.
         input_dropout: probability of dropout of the frames.
+        cls_std: standard deviation of the first [CLS] vector.
     """
 
     branches: ClassVar[tuple[str, ...]] = (PARALLEL,)
 
-    def __init__(self, dim: int, joint_dim: int, *, heads: int, dropout: float, input_dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, joint_dim: int, *, heads: int, dropout: float, input_dropout: float = 0.0,
+        cls_std: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.cls = nn.Parameter(torch.randn(1, dim))
+        self.cls = nn.Parameter(torch.randn(1, dim) * cls_std)
         self.attention = ClsAttention(dim, heads, dropout)
         self.add_layer(dim, dropout)
         self.norm = nn.LayerNorm(dim)
@@ -53,5 +57,5 @@ class ParallelHead(TransformerLayer, Head):
 def _build(settings: HeadConfig, inputs: HeadInputs) -> ParallelHead:
     return ParallelHead(
         inputs.dim, inputs.joint_dim, heads=settings.attention_heads, dropout=settings.dropout,
-        input_dropout=settings.input_dropout,
+        input_dropout=settings.input_dropout, cls_std=settings.cls_std,
     )  # fmt: skip

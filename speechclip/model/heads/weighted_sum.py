@@ -45,19 +45,31 @@ class WeightedSum(nn.Module):
     Args:
         num_states: L, number of hidden states.
         state_norm: apply a LayerNorm without affine parameters to every h_l first (published Large models).
+
+    Attributes:
+        dropout: probability that a state takes no part in a training step. The weights of the others sum to 1.
     """
 
     def __init__(self, num_states: int, *, state_norm: bool = False) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(num_states))
         self.state_norm = state_norm
+        self.dropout = 0.0
+
+    def _present(self) -> Tensor:
+        """Return the vector w, with -inf for states that a training step leaves out. At least one state stays."""
+        if not self.training or not self.dropout:
+            return self.weights
+        dropped = torch.rand(len(self.weights)) < self.dropout
+        dropped[torch.randint(len(dropped), (1,))] = False
+        return self.weights.masked_fill(dropped.to(self.weights.device), float("-inf"))
 
     def forward(self, states: Tensor) -> Tensor:
         """Mix states [B, L, T, D] of any floating type to [B, T, D] in the type of the weights.
 
         The states get a gradient if they need one, as those of a trained speech encoder.
         """
-        weights = self.weights.softmax(dim=0)
+        weights = self._present().softmax(dim=0)
         if states.requires_grad and torch.is_grad_enabled():
             layers = (_layer(states, at, weights.dtype, self.state_norm) * weights[at] for at in range(len(weights)))
             return torch.stack(list(layers)).sum(dim=0)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from speechclip.report.results.assemble import Entry, assemble, entry, number, seedless
+from speechclip.report.results.published import FAST_VGS
 from speechclip.report.results.rows import RETRIEVAL as STEP
 from speechclip.report.results.rows import ResultRow
 from speechclip.report.runs import Scores
@@ -65,9 +66,16 @@ def branch_head(head: str, branch: str) -> str:
 
 
 def coarse_head(head: str, scores: Scores) -> str:
-    """Return the name of the row before reranking. A head with a reranker of its own says that it is coarse."""
+    """Return the name of the row before reranking. A head with a reranker of its own says that it is coarse.
+
+    The name of a fast_vgs head is that of its regions: only published regions make it a FaST-VGS.
+    """
     content = scores.content.get("coarse_to_fine")
-    return f"{head} (coarse)" if isinstance(content, Mapping) and content.get("name") == head else head
+    if not isinstance(content, Mapping):
+        return head
+    if head == FAST_VGS:
+        return str(content.get("name", head))
+    return f"{head} (coarse)" if content.get("name") == head else head
 
 
 def second_stage_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:

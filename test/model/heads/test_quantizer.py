@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from fixtures import SUBWORD, captions, save_clip, vocabulary_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from speechclip.config import ClipConfig
+from speechclip.config import ClipConfig, HeadConfig
 from speechclip.model.encoders.clip import load_clip
 from speechclip.model.heads.cascaded import CascadedHead
-from speechclip.model.heads.quantizer import SubwordQuantizer
+from speechclip.model.heads.keyword_head import keyword_settings
+from speechclip.model.heads.quantizer import Annealing, SubwordQuantizer
 from speechclip.model.network import reduced_subword_embeddings
 
 TEMPERATURE = 0.1
@@ -84,6 +87,54 @@ def test_quantizer_chooses_equal_rows_in_half_precision() -> None:
         quantized, rows = quantizer(vectors)
     assert torch.equal(rows, quantizer(vectors)[1])
     assert torch.equal(quantized, table[rows])
+
+
+def test_soft_quantizer_returns_the_expected_subword() -> None:
+    vectors, table, valid_mask = _parts()
+    quantizer = SubwordQuantizer(table, valid_mask, temperature=TEMPERATURE)
+    quantizer.soft = True
+    logits = (_plain_cosines(vectors, table) / TEMPERATURE).numpy()
+    logits[..., ~valid_mask.numpy()] = -np.inf
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    quantized, rows, probabilities = quantizer.train().quantize(vectors)
+    np.testing.assert_allclose(probabilities.numpy(), shares, atol=1e-5)
+    np.testing.assert_allclose(quantized.numpy(), shares @ table.numpy(), atol=1e-4)
+    assert torch.equal(rows, probabilities.argmax(dim=-1))
+    assert torch.equal(quantizer.eval()(vectors)[0], table[rows])  # evaluation is hard
+
+
+ANNEALED = [(0, 0.2, True), (4, 0.1, True), (5, 0.2 * 0.25**0.625, False), (8, 0.05, False), (100, 0.05, False)]
+
+
+@pytest.mark.parametrize(("step", "temperature", "soft"), ANNEALED)
+def test_head_anneals_its_quantizer(step: int, temperature: float, soft: bool) -> None:
+    _, table, valid_mask = _parts()
+    annealing = Annealing(first=0.2, last=0.05, steps=8, soft_steps=5)
+    head = CascadedHead(16, table, valid_mask, keywords=3, heads=2, dropout=0.0, annealing=annealing)
+    head.set_step(step)
+    assert head.quantizer.temperature == pytest.approx(temperature)
+    assert head.quantizer.soft == soft
+
+
+SETTINGS = [({}, None), ({"quantizer_final_temperature": 0.1}, None), ({"quantizer_soft_steps": 3}, (0.1, 0.1, 0, 3))]
+SETTINGS += [({"quantizer_final_temperature": 0.02, "quantizer_steps": 9}, (0.1, 0.02, 9, 0))]
+
+
+@pytest.mark.parametrize(("changes", "expected"), SETTINGS)
+def test_annealing_follows_the_settings(changes: dict[str, Any], expected: tuple[float, ...] | None) -> None:
+    found = keyword_settings(HeadConfig(**changes))["annealing"]
+    assert found == (None if expected is None else Annealing(*expected))
+
+
+def test_cls_std_scales_the_published_start() -> None:
+    _, table, valid_mask = _parts()
+    heads = []
+    for std in (1.0, 0.1):
+        torch.manual_seed(2)
+        heads.append(CascadedHead(16, table, valid_mask, keywords=3, heads=2, dropout=0.0, cls_std=std))
+    torch.testing.assert_close(heads[1].cls, heads[0].cls * 0.1)
+    torch.manual_seed(2)
+    assert torch.equal(heads[0].cls, torch.randn(3, 16))
 
 
 class _Largest(TorchDispatchMode):
