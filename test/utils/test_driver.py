@@ -432,6 +432,7 @@ def test_conditions_score_earlier_runs_too(done):
     conditions = next(call for call in done.calls() if call.startswith("score_conditions"))
     runs = [f"--run {exp}/best {exp}" for exp in ("exp/tiny_parallel_noisy", "exp/tiny_parallel")]
     assert " ".join(runs) in conditions
+    assert "--exp exp/tiny_parallel_noisy exp/tiny_parallel" in done.calls()[-1]  # the report, too
 
 
 def test_help_fits_80_columns_and_names_all(recipe):
