@@ -97,7 +97,7 @@ class Column(Sequence[str]):
             return
         first, last = int(starts.min()), int(ends.max())
         if last - first > 4 * int((ends - starts).sum()) + _BLOCK_ROWS:  # scattered rows
-            raw_data = memoryview(self.data)
+            raw_data = self.data.data
             yield from (str(raw_data[a:b], "utf-8") for a, b in zip(starts.tolist(), ends.tolist()))
             return
         raw = self.data[first:last].tobytes()
@@ -390,20 +390,23 @@ def mapped_folder(
             build(Path(own))
             return use(Path(own))  # mapped files live on without their names
     with lock:
+        alone = False
         with contextlib.suppress(OSError):  # a file system without locks: two builders write the same
             fcntl.flock(lock, fcntl.LOCK_EX)
+            alone = True
         while True:
             folder = name.with_name(f"{name.name}-{stamp()}")
             with contextlib.suppress(FileNotFoundError):
                 return use(folder)
-            _build(name, folder, build)
+            _build(name, folder, build, alone)
 
 
-def _build(name: Path, folder: Path, build: Callable[[Path], None]) -> None:
-    """Build a map in a temporary folder, rename it, and remove the earlier maps of the same source."""
+def _build(name: Path, folder: Path, build: Callable[[Path], None], alone: bool) -> None:
+    """Build a map in a temporary folder, and rename it. If no other builder is at work, remove earlier maps first."""
     part = name.with_name(f"{name.name}.{os.getpid()}.part")
-    for leftover in (*name.parent.glob(f"{name.name}.*.part"), *name.parent.glob(f"{name.name}-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for pattern in (f"{name.name}.*.part", f"{name.name}-*") if alone else ():
+        for leftover in name.parent.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
     try:
         with writing(name):
             part.mkdir()

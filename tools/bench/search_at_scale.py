@@ -313,7 +313,7 @@ def main() -> None:
             found = pool.apply(measure, (folder, asked, args.probes, args.threads))
         figures.update(use())
     words = ("count", "number", "threads", "seed", "limit_gb")
-    command = f"tools/bench/search_at_scale.py {' '.join(f'--{word} {getattr(args, word):g}' for word in words)}"
+    command = f"tools/bench/search_at_scale.py {' '.join(f'--{word} {getattr(args, word)}' for word in words)}"
     print(f"{' '.join(sys.argv)} (commit {commit()}, seed {args.seed}, {args.threads} threads)\n")
     show(figures, found, truth)
     if args.results:
