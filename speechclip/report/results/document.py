@@ -74,7 +74,8 @@ def commit_results(
     Returns:
         all rows.
     Raises:
-        UserError: no run has one of the steps, the template or a score is missing, or a run was made with uncommitted code.
+        UserError: the template or a score is missing, no run has one of the steps, or a run was made with uncommitted
+            code.
     """
     template = folder / TEMPLATE
     try:
