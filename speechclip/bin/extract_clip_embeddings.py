@@ -57,6 +57,7 @@ def main() -> None:
 
     from speechclip.common.devices import pick_device
     from speechclip.common.files import check_folder
+    from speechclip.data.embeddings import load_mapped
     from speechclip.data.kaldi import DataDir
     from speechclip.features.clip import (
         Job,
@@ -86,6 +87,8 @@ def main() -> None:
         # the user's image embeddings are in another space than the captions of this CLIP
         own = clip if not options.clip_embeddings else None
         embedded = embed_texts(directory, out, own, options.text_embeddings, stop=stop, job=job)
+        if job.merges:
+            load_mapped(out / "image_embeddings.npz")  # builds the mapped copy of a large file
         print(f"{out}: {images} images, {embedded} captions embedded")
     if clip is not None and job.merges:  # last: a bad image leaves no vocabulary
         vocabulary.save(options.vocabulary)

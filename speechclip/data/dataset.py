@@ -96,7 +96,7 @@ class StoreSource:
     def __init__(self, directory: str | Path, ids: Sequence[str], layers: Sequence[int] | None = None) -> None:
         self.store = FeatureStore(directory)
         self.ids = ids
-        at = self.store.rows_of(ids)
+        self._at = at = self.store.rows_of(ids)
         stored = list(self.store.layers)
         wanted = stored if layers is None else list(layers)
         absent = [layer for layer in wanted if layer not in stored]
@@ -116,7 +116,7 @@ class StoreSource:
         length = int(self._frames[index])
         start = crop.start(index, length, limit) if crop else 0
         stop = min(length, start + limit) if limit else length
-        states = self.store.read(self.ids[index], start, stop, self._span)
+        states = self.store.read_row(index if self._at is None else int(self._at[index]), start, stop, self._span)
         return states if self._rows == list(range(len(states))) else states[self._rows]
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
@@ -286,5 +286,6 @@ def _caption_embeddings(whole: DataDir, directory: DataDir, path: Path) -> tuple
         raise MissingFileError(path, f"{ids[int(np.argmin(rows))]!r} is not an utterance of {whole.path}")
     if directory is whole:
         return texts, rows
-    kept = np.flatnonzero(np.isin(rows, directory.rows))
-    return gathered(texts, kept), np.searchsorted(cast(np.ndarray, directory.rows), rows[kept])
+    selected = cast(np.ndarray, directory.rows)
+    kept = np.flatnonzero(np.isin(rows, selected))
+    return gathered(texts, kept), np.searchsorted(selected, rows[kept])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from speechclip.data.shards import DTYPES, Shard, check_same_origin, dtype_of, e
 logger = logging.getLogger(__name__)
 
 INDEX = "feats.scp"
-VERSION = "feature index 1"
+VERSION = "feature index 2"
 _FACTS = "store.json"
 
 
@@ -44,16 +44,18 @@ class FeatureIndex:
         ids: N utterances, sorted.
         frames: [N], number of frames of each.
         seconds: [N], length of each in seconds.
-        names: file names of the shards, sorted.
+        names: file names of the shards.
         shards: [N], position of each utterance's shard in ``names``.
+        offsets: [N], first byte of each utterance's features in its shard.
         layers, dim, dtype, encoder: see :class:`speechclip.data.features.FeatureStore`.
     """
 
     ids: Column
     frames: np.ndarray
     seconds: np.ndarray
-    names: list[str]
+    names: Sequence[str]
     shards: np.ndarray
+    offsets: np.ndarray
     layers: tuple[int, ...]
     dim: int
     dtype: torch.dtype
@@ -102,18 +104,21 @@ def _read_index(path: Path) -> FeatureIndex:
     at = {name: number for number, name in enumerate(names)}
     frames = np.array(counts, dtype=np.int64)
     facts = None
-    found: dict[str, tuple[int, ...]] = {}
-    for name, shard in _headers(path, names):
-        facts = facts or _facts(path.parent / name, shard)
-        found |= {
-            utt_id: shape for utt_id, shape in shard.shapes.items() if table.get(utt_id, "").startswith(f"{name} ")
-        }
+    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    for name, header in _headers(path, names):
+        facts = facts or _facts(path.parent / name, header)
+        own = (key for key in header.shapes if table.get(key, "").startswith(f"{name} "))
+        found |= {key: (header.shapes[key], header.offsets[key]) for key in own}
     assert facts is not None
     layers, dim, dtype, encoder = facts
     for utt_id, name, count in zip(table, shard_of, counts):
-        _check_shape(path.parent / name, utt_id, found.get(utt_id), (len(layers), count, dim))
+        shape = found[utt_id][0] if utt_id in found else None
+        _check_shape(path.parent / name, utt_id, shape, (len(layers), count, dim))
+    offsets = np.array([found[utt_id][1] for utt_id in table], dtype=np.int64)
     shards = np.array([at[name] for name in shard_of], dtype=np.int32)
-    return FeatureIndex(Column.of(table), frames, frames / FRAME_RATE, names, shards, layers, dim, dtype, encoder)
+    return FeatureIndex(
+        Column.of(table), frames, frames / FRAME_RATE, names, shards, offsets, layers, dim, dtype, encoder
+    )
 
 
 def _write_index(path: Path, folder: Path) -> None:
@@ -133,29 +138,33 @@ def _write_index(path: Path, folder: Path) -> None:
         writers["seconds"].append(frames / FRAME_RATE)
         writers["shards"].append(np.array([numbers.setdefault(name, len(numbers)) for name, _ in parsed], np.int32))
     column, arrays = ids.finish(), {name: writer.finish() for name, writer in writers.items()}
-    layers, dim, dtype, encoder = _check_headers(path, list(numbers), column, arrays["frames"], arrays["shards"])
+    offsets = np.lib.format.open_memmap(folder / "offsets.npy", "w+", np.int64, (len(column),))
+    layers, dim, dtype, encoder = _check_headers(path, list(numbers), column, arrays, offsets)
+    offsets.flush()
     names = {value: key for key, value in DTYPES.items()}
-    facts = {"names": list(numbers), "layers": layers, "dim": dim, "dtype": names[dtype], "encoder": encoder}
+    column_of_names = ColumnWriter(folder, "names")
+    column_of_names.append_strings(numbers)
+    column_of_names.finish()
+    facts = {"layers": layers, "dim": dim, "dtype": names[dtype], "encoder": encoder}
     (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _check_headers(
-    path: Path, names: list[str], ids: Column, frames: np.ndarray, shards: np.ndarray
+    path: Path, names: list[str], ids: Column, arrays: dict[str, np.ndarray], offsets: np.ndarray
 ) -> tuple[tuple[int, ...], int, torch.dtype, dict[str, str]]:
-    """Compare a mapped index with the headers of its shards, one at a time."""
+    """Compare a mapped index with the headers of its shards, one at a time, and fill in the offsets."""
     lookup, seen, facts = Lookup(ids), np.zeros(len(ids), bool), None
     for number, (name, shard) in enumerate(_headers(path, names)):
         facts = facts or _facts(path.parent / name, shard)
         rows = lookup.rows(Column.of(shard.shapes))
         shapes = np.array(list(shard.shapes.values()), np.int64)
         own = rows >= 0
-        own[own] = shards[rows[own]] == number
-        expected = np.stack(
-            [np.full(own.sum(), len(facts[0])), frames[rows[own]], np.full(own.sum(), facts[1])], axis=1
-        )
-        if not np.array_equal(shapes[own], expected):
+        own[own] = arrays["shards"][rows[own]] == number
+        wanted = (len(facts[0]), arrays["frames"][rows[own]], facts[1])
+        if not all((shapes[own, axis] == size).all() for axis, size in enumerate(wanted)):
             raise UnusualTable("another shape")
         seen[rows[own]] = True
+        offsets[rows[own]] = np.array(list(shard.offsets.values()), np.int64)[own]
     if facts is None or not seen.all():
         raise UnusualTable("a missing utterance")
     return facts
@@ -163,11 +172,12 @@ def _check_headers(
 
 def _open_index(folder: Path) -> FeatureIndex:
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    frames, seconds, shards = (open_array(folder / f"{name}.npy") for name in ("frames", "seconds", "shards"))
-    return FeatureIndex(
-        open_column(folder, "ids"), frames, seconds, facts["names"], shards, tuple(facts["layers"]), facts["dim"],
-        DTYPES[facts["dtype"]], facts["encoder"],
-    )  # fmt: skip
+    frames, seconds, shards, offsets = (
+        open_array(folder / f"{name}.npy") for name in ("frames", "seconds", "shards", "offsets")
+    )
+    layers, dtype = tuple(facts["layers"]), DTYPES[facts["dtype"]]
+    ids, names = open_column(folder, "ids"), open_column(folder, "names")
+    return FeatureIndex(ids, frames, seconds, names, shards, offsets, layers, facts["dim"], dtype, facts["encoder"])
 
 
 def _parse(path: Path, utt_id: str, value: str) -> tuple[str, int]:

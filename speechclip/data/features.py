@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechclip.common.errors import MissingFileError, UserError, writing
@@ -293,10 +292,9 @@ class FeatureStore:
         self.directory = Path(directory)
         index = load_index(self.directory / INDEX)
         self.ids, self.frames, self.seconds = index.ids, index.frames, index.seconds
-        self._shards, self._shard_of = index.names, index.shards
+        self._shards, self._shard_of, self._offsets = index.names, index.shards, index.offsets
         self.dtype, self.encoder, self.layers, self.dim = index.dtype, index.encoder, index.layers, index.dim
-        self._handles: OrderedDict[int, Any] = OrderedDict()
-        self._pid = os.getpid()
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     @property
     def num_frames(self) -> Mapping[str, int]:
@@ -337,9 +335,41 @@ class FeatureStore:
             raise UserError(
                 f"{self.directory / INDEX}: no features of utterance {utt_id!r}. Extract the features again."
             )
-        handle = self._handle(int(self._shard_of[at]))
-        features: torch.Tensor = handle.get_slice(utt_id)[rows, start:stop]
-        return features.clone(memory_format=torch.contiguous_format)
+        return self.read_row(at, start, stop, rows)
+
+    def read_row(self, at: int, start: int = 0, stop: int | None = None, rows: slice = slice(None)) -> torch.Tensor:
+        """Read the features of the utterance at a position of :attr:`ids`, as :meth:`read` does."""
+        frames = int(self.frames[at])
+        start, stop, _ = slice(start, stop).indices(frames)
+        first, last, _ = rows.indices(len(self.layers))
+        features = torch.empty(last - first, max(0, stop - start), self.dim, dtype=self.dtype)
+        size, offset = self.dim * features.element_size(), int(self._offsets[at])  # bytes of a frame
+        target = features.view(torch.uint8).numpy().reshape(last - first, -1)
+        if features.shape[1] == frames:  # whole layers are adjacent
+            self._read_bytes(at, target, offset + first * frames * size)
+        else:
+            for layer, part in zip(range(first, last), target):
+                self._read_bytes(at, part, offset + (layer * frames + start) * size)
+        return features
+
+    def _read_bytes(self, at: int, target: np.ndarray, offset: int) -> None:
+        """Fill an array with bytes of an utterance's shard, from an offset on."""
+        number = int(self._shard_of[at])
+        path = self.directory / self._shards[number]
+        try:
+            if number not in self._open:
+                self._open[number] = path.open("rb", buffering=0)
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)[1].close()
+            self._open.move_to_end(number)
+            count, buffer = 0, memoryview(target.reshape(-1))
+            while count < len(buffer):  # a call reads at most 2 GiB
+                done = os.preadv(self._open[number].fileno(), [buffer[count:]], offset + count)
+                if not done:
+                    raise OSError("the file ends")
+                count += done
+        except OSError as error:
+            raise UserError(f"{path}: truncated or corrupt features ({error}). Extract the features again.") from error
 
     def __contains__(self, utt_id: object) -> bool:
         """Return whether the store has an utterance."""
@@ -351,24 +381,7 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the open shards, for worker processes that are spawned."""
-        return {**self.__dict__, "_handles": OrderedDict()}
-
-    def _handle(self, shard: int) -> Any:
-        """Return the open shard. A forked process opens it again. The shards that were used last stay open."""
-        if self._pid != os.getpid():
-            self._handles, self._pid = OrderedDict(), os.getpid()
-        if shard not in self._handles:
-            path = self.directory / self._shards[shard]
-            try:
-                self._handles[shard] = safe_open(os.fspath(path), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path}: truncated or corrupt features ({error}). Extract the features again."
-                ) from error
-            if len(self._handles) > _OPEN_SHARDS:
-                self._handles.popitem(last=False)
-        self._handles.move_to_end(shard)
-        return self._handles[shard]
+        return {**self.__dict__, "_open": OrderedDict()}
 
 
 class _FramesOf(Mapping[str, int]):

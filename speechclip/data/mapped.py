@@ -27,7 +27,8 @@ from speechclip.common.files import sync
 
 logger = logging.getLogger(__name__)
 
-MAP_BYTES = 16 << 20  # sources and arrays of this size or more are mapped
+MAP_BYTES = 4 << 20  # sources of this size or more are mapped
+_ARRAY_FACTOR = 4  # arrays of one process are mapped from this multiple on
 _BLOCK_ROWS = 1 << 13  # strings that are decoded at a time
 _MAX_WIDTH = 256  # bytes of a string in a table of equal widths
 
@@ -36,7 +37,7 @@ _T = TypeVar("_T")
 
 
 def is_large(size: int) -> bool:
-    """Return whether a source or an array of so many bytes is mapped."""
+    """Return whether a source of so many bytes is mapped."""
     return size >= MAP_BYTES
 
 
@@ -96,7 +97,8 @@ class Column(Sequence[str]):
             return
         first, last = int(starts.min()), int(ends.max())
         if last - first > 4 * int((ends - starts).sum()) + _BLOCK_ROWS:  # scattered rows
-            yield from (self.data[a:b].tobytes().decode() for a, b in zip(starts.tolist(), ends.tolist()))
+            raw_data = self.data.data
+            yield from (str(raw_data[a:b], "utf-8") for a, b in zip(starts.tolist(), ends.tolist()))
             return
         raw = self.data[first:last].tobytes()
         yield from (raw[a:b].decode() for a, b in zip((starts - first).tolist(), (ends - first).tolist()))
@@ -129,8 +131,14 @@ class Column(Sequence[str]):
         """Return the bytes of some strings without gaps, and the length of each."""
         starts, ends = self.starts[part], self.ends[part]
         lengths = ends - starts
-        if len(starts) and np.array_equal(starts[1:], ends[:-1]):
-            return self.data[int(starts[0]) : int(ends[-1])], lengths
+        if lengths.all() and len(starts) and (starts[1:] >= ends[:-1]).all():
+            first, last = int(starts[0]), int(ends[-1])
+            if last - first == int(lengths.sum()):
+                return self.data[first:last], lengths
+            steps = np.zeros(last - first + 1, np.int8)  # 1 where a string begins, -1 where it ends
+            steps[starts - first] = 1
+            steps[ends - first] -= 1
+            return self.data[first:last][np.cumsum(steps[:-1], dtype=np.int8).view(bool)], lengths
         offsets = np.cumsum(lengths) - lengths
         return self.data[np.arange(int(lengths.sum())) + np.repeat(starts - offsets, lengths)], lengths
 
@@ -319,7 +327,7 @@ def open_column(folder: Path, name: str) -> Column:
 def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return an array of zeros: in memory, or in a temporary file without a name (in ``TMPDIR``) if it is large."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if not is_large(size):
+    if not is_large(size // _ARRAY_FACTOR):
         return np.zeros(shape, dtype)
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryFile(prefix="speechclip.") as file:
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and not a signal later
@@ -382,20 +390,23 @@ def mapped_folder(
             build(Path(own))
             return use(Path(own))  # mapped files live on without their names
     with lock:
+        alone = False
         with contextlib.suppress(OSError):  # a file system without locks: two builders write the same
             fcntl.flock(lock, fcntl.LOCK_EX)
+            alone = True
         while True:
             folder = name.with_name(f"{name.name}-{stamp()}")
             with contextlib.suppress(FileNotFoundError):
                 return use(folder)
-            _build(name, folder, build)
+            _build(name, folder, build, alone)
 
 
-def _build(name: Path, folder: Path, build: Callable[[Path], None]) -> None:
-    """Build a map in a temporary folder, rename it, and remove the earlier maps of the same source."""
+def _build(name: Path, folder: Path, build: Callable[[Path], None], alone: bool) -> None:
+    """Build a map in a temporary folder, and rename it. If no other builder is at work, remove earlier maps first."""
     part = name.with_name(f"{name.name}.{os.getpid()}.part")
-    for leftover in (*name.parent.glob(f"{name.name}.*.part"), *name.parent.glob(f"{name.name}-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for pattern in (f"{name.name}.*.part", f"{name.name}-*") if alone else ():
+        for leftover in name.parent.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
     try:
         with writing(name):
             part.mkdir()

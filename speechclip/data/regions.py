@@ -105,7 +105,7 @@ class RegionStore:
         self.count = counts.pop()
 
     @property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Sequence[str]:
         """The images, sorted."""
         return self._store.ids
 

@@ -99,6 +99,13 @@ class UtteranceTable(Sequence[Utterance]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def languages_of(self) -> list[str]:
+        """Return the language of each utterance; empty strings if they are unknown."""
+        if self.languages is None:
+            return [""] * len(self)
+        names = list(self.language_ids)
+        return [names[at] for at in self.languages.tolist()]
+
     def take(self, rows: NDArray[np.int64], kept: NDArray[np.int64]) -> UtteranceTable:
         """Return the utterances at some positions.
 

@@ -143,16 +143,12 @@ class RerankStep(nn.Module):
         frozen = train_batch.speech or head.frozen_speech(*self.model.mixed_frames(train_batch.batch))
         speech = head.speech_tokens(frozen)
         images = head.image_tokens(train_batch.found, train_batch.targets)
-        losses, known = [], self._known(head, speech, images, train_batch.targets)
-        first = sum(self._sizes[: self._fabric.global_rank])
-        own = known[first : first + len(images), first : first + len(images)]
-        for at in range(0, len(images), self._size):
-            part = slice(at, at + self._size)
-            crossed = head.scorer.score_grid(speech.tokens[part], speech.valid[part], images[part]).float()
-            losses.append(masked_cross_entropy(crossed + own[part, part], train_batch.groups[part]))
+        known = self._known(head, speech, images, train_batch.targets)
+        inputs = (part.unflatten(0, (-1, self._size)) for part in (speech.tokens, speech.valid, images))
+        fine = head.scorer.score_groups(*inputs).float() + self._own_groups(known)
         every = nn.functional.cross_entropy(head.match_pooled(speech, self._gallery), train_batch.groups)
         # Gradients are averaged over processes, whatever the share of each: undo that.
-        local = (torch.stack(losses).mean() + every) * self._share
+        local = (_group_loss(fine) + every) * self._share
         return local + masked_cross_entropy(known, self._gather(train_batch.groups))
 
     def _known(self, head: RerankerHead, speech: SpeechTokens, images: Tensor, embeddings: Tensor) -> Tensor:
@@ -162,8 +158,24 @@ class RerankStep(nn.Module):
         rows = head.align(speech, images) + head.match_pooled(speech, embeddings)
         return self._gather(rows, sync_grads=True)
 
+    def _own_groups(self, scores: Tensor) -> Tensor:
+        """Return the scores within each group of this process, [G, size, size], from those of all pairs [B, B]."""
+        rank = self._fabric.global_rank
+        first, count = sum(self._sizes[:rank]), self._sizes[rank]
+        own = scores[first : first + count, first : first + count]
+        blocks = own.unflatten(0, (-1, self._size)).unflatten(2, (-1, self._size))  # [G, size, G, size]
+        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
     def _gather(self, rows: Tensor, sync_grads: bool = False) -> Tensor:
         return gather_rows(self._fabric, rows, self._sizes, sync_grads)
+
+
+def _group_loss(scores: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies over rows and columns of groups [G, N, N]. Their images differ."""
+    right = torch.arange(scores.shape[1], device=scores.device).repeat(len(scores))
+    cross_entropy = nn.functional.cross_entropy
+    rows, columns = scores.flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
+    return (cross_entropy(rows, right) + cross_entropy(columns, right)) / 2
 
 
 class RerankTrainer(Trainer):

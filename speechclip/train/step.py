@@ -101,13 +101,21 @@ class LossStep(nn.Module):
         if objectives is not None:
             scale = self.model.loss.scale.detach()
             total = total + share * objectives.pairs(output, own, own_groups, targets, groups, scale)
-            if (speech := objectives.keywords(output)) is not None:
-                speech = self._gather(speech, sync_grads=True) if world > 1 else speech
-                weight = objectives.settings.keyword_weight
-                total = total + weight * self.model.loss(speech, targets, groups)
+            total = total + self._mean_keyword_loss(output, targets, groups)
             order = self._batch_order().to(groups.device)  # the same rows leave the queue with any number of processes
             objectives.push({name: rows[order] for name, rows in taught.items()}, targets[order], groups[order])
         return cast(Tensor, total)
+
+    def _mean_keyword_loss(self, output: SpeechOutput, targets: Tensor, groups: Tensor) -> Tensor | float:
+        """Return the weighted contrastive loss on the mean keywords of the global batch; 0 if it is off."""
+        assert self.objectives is not None
+        speech = self.objectives.keywords(output)
+        if speech is None:
+            return 0.0
+        if self._fabric.world_size > 1:
+            speech = self._gather(speech, sync_grads=True)
+        loss: Tensor = self.model.loss(speech, targets, groups)
+        return self.objectives.settings.keyword_weight * loss
 
     def _keyword_losses(self, output: SpeechOutput, share: float) -> Tensor | float:
         """Return the weighted losses on repeated keywords and on subwords without use.

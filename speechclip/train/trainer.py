@@ -170,7 +170,8 @@ class Trainer:
                 "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
                 "Extract the CLIP embeddings again."
             )
-        return split.texts, split.text_utterance.argsort()
+        rows = split.text_utterance
+        return split.texts, rows if (rows[1:] > rows[:-1]).all() else rows.argsort()
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Load ``last``, or the intact checkpoint before it, if it is of this run. Otherwise training starts over."""
@@ -369,7 +370,7 @@ class Trainer:
         """Name utterances whose features are not finite, or the first of the batch if all features are finite."""
         states, frames = self.model.features(batch)
         bad = [at for at, count in enumerate(frames.tolist()) if not states[at, :, :count].isfinite().all()]
-        ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
+        ids = [self.data.train.ids[int(batch.indices[at])] for at in bad or range(len(frames))]
         if bad:
             return f"Features are not finite: {', '.join(ids[:5])}. Extract them again, or remove the utterances."
         return f"All features are finite. Lower optim.lr. The batch begins with {', '.join(ids[:5])}."

@@ -276,7 +276,7 @@ def test_mapped_feature_index_equals_one_in_memory(tmp_path: Path, monkeypatch: 
     )  # fmt: skip
     monkeypatch.setattr("speechclip.data.features._OPEN_SHARDS", 2)
     assert all(bool((store.read(item) == plain.read(item)).all()) for item in ids)
-    assert len(store._handles) == 2
+    assert len(store._open) == 2
     for wanted in (ids, Column.of(ids), ids[5:60:3]):
         one, other = (StoreSource(tmp_path, wanted, [3]) for _ in range(2))
         np.testing.assert_array_equal(one.lengths, [plain.num_frames[item] / 50 for item in wanted])

@@ -20,7 +20,13 @@ from speechclip.checkpoint.folder import WEIGHTS, read_weights
 
 pytestmark = pytest.mark.slow
 
-STEPS = 6
+STEPS = 4
+#: A softmax or a BatchNorm removes these shifts. Their gradients are only rounding, which Adam scales to its step size.
+#: The running mean follows the last one.
+WITHOUT_EFFECT = (
+    ".key.bias", "position_weight.bias", "pooled_weights.bias", "resdavenet.linear.bias",
+    "resdavenet.norm.running_mean",
+)  # fmt: skip
 #: A group of a reranker has four utterances: 12 of them are two groups and one.
 RUNS = {"reranker": 8, "uneven_reranker": 12, "fast_vgs": 8, "uneven_fast_vgs": 7}
 
@@ -28,7 +34,7 @@ RUNS = {"reranker": 8, "uneven_reranker": 12, "fast_vgs": 8, "uneven_fast_vgs": 
 def _trainer(folder: Path, name: str, out: Path, fabric: Any = None) -> Any:
     """Return the trainer of a run. Dropout is off, because each process draws its own masks."""
     common = {
-        "data__batch_size": RUNS[name], "optim__max_steps": STEPS, "train__eval_interval": 3,
+        "data__batch_size": RUNS[name], "optim__max_steps": STEPS, "train__eval_interval": 2,
         "train__log_interval": 1, "optim__lr": 1e-4,
     }  # fmt: skip
     if name.endswith("reranker"):
@@ -65,15 +71,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_these_heads_as_one(trained: Path, name: str) -> None:
     one, two = (read_weights(trained / processes / name / "last" / WEIGHTS) for processes in ("one", "two"))
     assert one.keys() == two.keys()
-    # keys have no gradient but rounding, which the optimiser scales up
-    compared = [key for key in one if not key.endswith((".key.bias", "k_proj.bias"))]
-    worst = max((one[key].double() - two[key].double()).abs().max().item() for key in compared)
-    assert worst < 2e-5
+    compared = [key for key in one if not key.endswith(WITHOUT_EFFECT)]
+    away = {key: (one[key].double() - two[key].double()).abs().max().item() for key in compared}
+    worst = max(away, key=lambda key: away[key])
+    assert away[worst] < 2e-5, f"{away[worst]:.1e} in {worst}"
     lines = [
         [json.loads(line) for line in (trained / processes / name / "metrics.jsonl").read_text().splitlines()]
         for processes in ("one", "two")
     ]
-    assert len(lines[0]) == len(lines[1]) == STEPS + STEPS // 3
+    assert len(lines[0]) == len(lines[1]) == STEPS + STEPS // 2
     for ours, theirs in zip(*lines, strict=True):
         if "dev" in ours:
             assert ours["dev"] == theirs["dev"]

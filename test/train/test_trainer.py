@@ -28,7 +28,7 @@ from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
-from speechclip.common.files import SUMS
+from speechclip.common.files import SUMS, lines_fingerprint
 from speechclip.config import SpeechEncoderConfig
 from speechclip.data.batches import bucketed_batches
 from speechclip.data.dataset import Batch, Crop, StoreSource
@@ -236,6 +236,16 @@ def test_mixed_precision_rounds_no_input(
         pairs = [(batch.states, read.states)] if feats == "dump" else zip(batch.waves, read.waves, strict=True)
         assert all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
         assert torch.equal(target, _targets(run)[batch.indices])
+
+
+def test_fingerprint_of_utterances_is_that_of_lines(corpus: Path, tmp_path: Path) -> None:
+    data = training_data(corpus)
+    lines = [
+        f"{item}\t{split.image_ids[int(image)]}\t{length:.2f}"
+        for split, speech in ((data.train, data.train_speech), (data.dev, data.dev_speech))
+        for item, image, length in zip(split.ids, split.utterance_image, speech.lengths)
+    ]
+    assert trainer(settings(), data, tmp_path).origin["inputs"]["utterances"] == lines_fingerprint(lines)
 
 
 def _targets(run: Any) -> torch.Tensor:

@@ -321,7 +321,8 @@ hold only for the machine named below them. `tools/bench/bench.sh --document BEN
   use the parameters of this project and give equal losses, recalls and hidden states (`test/tools/test_bench.py`).
 * Times on a CPU are CPU seconds, because a busy machine changes them little. A ratio is the median of the rounds, with
   the lowest and highest in brackets.
-* Peak memory is the peak of a new process less its memory before the step, after the models are loaded.
+* Peak memory is the peak of a new process less its memory before the step, after the models are loaded. Since commit
+  aac409a2b072 the process returns freed blocks at once. glibc's default keeps up to 200 MB of them.
 * Models have the published sizes and random weights. Lengths of utterances are log-normal, mean 4 s, 1 to 15 s, seed 0.
 * A line below a table shows the target and whether it is met.
 * CI runs `make bench-check`: ratios of small runs must not fall below `tools/bench/floors.json`, which leaves room for

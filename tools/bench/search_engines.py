@@ -3,7 +3,7 @@
 
 The vectors and the queries are those of search_at_scale.py, and the truth is exact search in single precision. Each
 engine builds and searches in processes of its own. For each engine the table shows the fastest setting whose recall@10
-reaches --recall. Memory is the process's own (anonymous) memory, and the resident pages of files that are mapped into
+reaches --recall. Memory is the process's own (anonymous) memory, and the resident part of files that are mapped into
 memory. A step that takes more than --limit seconds of processor time is stopped, and the table says so. LanceDB and
 usearch are not dependencies of this project: install them with `pip install lancedb usearch`.
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measure memory and time of training on generated corpora of growing size.
 
-For each size, a corpus is written (see scale_corpus.py). Then the training command runs twice. The first run also
-builds the memory-mapped tables. The second one is a start as users see it: seconds from the command to the first step,
-and the highest private memory of the process, without the pages of mapped files, which the system can drop. Stored
-features have few frames, so that they fit on a small disk. The dev split has 1,000 utterances at each size.
+For each size, a corpus is written (see scale_corpus.py). One process builds the memory-mapped tables, as stages 1 and 2
+do. Then the training command runs. "Start" is the time from the command to the end of the first step. "Private" is the
+highest memory of the process without the pages of mapped files, which the system can drop. Stored features have few
+frames, so that they fit on a small disk. The dev split has 1,000 utterances at each size.
 
 Usage: tools/measure/measure_scale.py [--utterances 100000 1000000 5000000] [--steps 20] [--joint 512] [--processes 1]
        [--folder DIR] [--seed 0]
@@ -29,6 +29,12 @@ from speechclip.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEV = 1000
+BUILD = """
+import sys
+from speechclip.data.dataset import Split, StoreSource
+data, dump = (f"{sys.argv[1]}/{name}/train" for name in ("data", "dump"))
+StoreSource(dump, Split.load(data, dump).ids)
+"""
 
 
 @dataclass
@@ -37,6 +43,7 @@ class Run:
 
     Attributes:
         first: seconds from its start to the end of the first step.
+        first_cpu: seconds of processor time until then.
         total: seconds to its end.
         cpu: seconds of processor time, of all its processes.
         private: highest private memory of one process in bytes.
@@ -44,6 +51,7 @@ class Run:
     """
 
     first: float = 0.0
+    first_cpu: float = 0.0
     total: float = 0.0
     cpu: float = 0.0
     private: int = 0
@@ -67,26 +75,39 @@ def command(folder: Path, steps: int, processes: int, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def measure(folder: Path, steps: int, processes: int = 1, seed: int = 0) -> Run:
-    """Run the training command, and watch its processes."""
-    run, log = Run(), folder / "log"
-    shutil.rmtree(folder / "exp", ignore_errors=True)
-    metrics = [folder / "exp" / "metrics.jsonl"]
-    started, used = time.monotonic(), os.times()
+def watch(words: list[str], log: Path, mark: Path | None = None) -> Run:
+    """Run a command, and watch its processes.
+
+    Args:
+        words: the command.
+        log: receives its output.
+        mark: a file with which the first step ends.
+
+    Raises:
+        UserError: the command failed.
+    """
+    run, started, used = Run(), time.monotonic(), os.times()
     with log.open("w") as file:
-        process = subprocess.Popen(command(folder, steps, processes, seed), stdout=file, stderr=file)
+        process = subprocess.Popen(words, stdout=file, stderr=file)
         while process.poll() is None:
             for number in (process.pid, *_children(process.pid)):
                 private, resident = _memory(number)
                 run.private, run.resident = max(run.private, private), max(run.resident, resident)
-            if not run.first and any(path.is_file() and path.stat().st_size for path in metrics):
+            if mark is not None and not run.first and mark.is_file() and mark.stat().st_size:
                 run.first = time.monotonic() - started
+                run.first_cpu = sum(_processor(number) for number in (process.pid, *_children(process.pid)))
             time.sleep(0.02)
     run.total, now = time.monotonic() - started, os.times()
     run.cpu = now.children_user + now.children_system - used.children_user - used.children_system
     if process.returncode:
-        raise UserError(f"{log}: the training command failed: {log.read_text()[-500:]}")
+        raise UserError(f"{log}: the command failed: {log.read_text()[-500:]}")
     return run
+
+
+def measure(folder: Path, steps: int, processes: int = 1, seed: int = 0) -> Run:
+    """Run the training command, and watch its processes."""
+    shutil.rmtree(folder / "exp", ignore_errors=True)
+    return watch(command(folder, steps, processes, seed), folder / "log", folder / "exp" / "metrics.jsonl")
 
 
 def _children(number: int) -> list[int]:
@@ -96,6 +117,15 @@ def _children(number: int) -> list[int]:
     except OSError:
         return []
     return found + [item for child in found for item in _children(child)]
+
+
+def _processor(number: int) -> float:
+    """Return the seconds of processor time of a process so far."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(number: int) -> tuple[int, int]:
@@ -110,16 +140,16 @@ def _memory(number: int) -> tuple[int, int]:
 
 def row(count: int, joint: int, steps: int, processes: int, folder: Path, seed: int) -> dict[str, float]:
     """Measure one size."""
-    started = time.monotonic()
     write_corpus(folder, "train", count, joint, seed)
     write_corpus(folder, "dev", DEV, joint, seed)
-    written = time.monotonic() - started
-    first, second = (measure(folder, steps, processes, seed) for _ in range(2))
+    built = watch([sys.executable, "-c", BUILD, str(folder)], folder / "log")
+    trained = measure(folder, steps, processes, seed)
     mapped = [path for path in folder.rglob("*.npy") if path.parent.name.startswith(".")]
     return {
-        "utterances": count, "corpus_s": written, "first_start_s": first.first, "start_s": second.first,
-        "first_cpu_s": first.cpu, "cpu_s": second.cpu, "first_private": first.private, "private": second.private,
-        "resident": second.resident, "tables": sum(path.stat().st_size for path in mapped),
+        "utterances": count, "build_cpu_s": built.cpu, "build_private": built.private, "start_s": trained.first,
+        "start_cpu_s": trained.first_cpu,
+        "total_s": trained.total, "cpu_s": trained.cpu, "private": trained.private, "resident": trained.resident,
+        "tables": sum(path.stat().st_size for path in mapped),
     }  # fmt: skip
 
 
@@ -140,22 +170,18 @@ def main() -> None:
     from speechclip.common.provenance import commit
 
     print(f"stored features of width {WIDTH}, {options.processes} processes, seed {options.seed}, commit {commit()}")
-    head = (
-        "| utterances | private MB | with mapped pages MB | start s | first start s | CPU s | first CPU s | tables GB |"
-    )
-    print(f"{head}\n|{'---:|' * 8}", flush=True)
+    head = ["utterances", "private MB", "with mapped pages MB", "start s", "start CPU s", "training CPU s"]
+    print(f"| {' | '.join([*head, 'building CPU s', 'building MB', 'tables GB'])} |\n|{'---:|' * 9}", flush=True)
     for count in options.utterances:
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
             found = row(count, options.joint, options.steps, options.processes, folder, options.seed)
         finally:
             shutil.rmtree(folder)
-        print(
-            f"| {count:,} | {found['private'] / 1e6:.0f} | {found['resident'] / 1e6:.0f} | {found['start_s']:.1f} | "
-            f"{found['first_start_s']:.1f} | {found['cpu_s']:.1f} | {found['first_cpu_s']:.1f} | "
-            f"{found['tables'] / 1e9:.2f} |",
-            flush=True,
-        )
+        cells = [f"{found[key] / 1e6:.0f}" for key in ("private", "resident")]
+        cells += [f"{found[key]:.1f}" for key in ("start_s", "start_cpu_s", "cpu_s", "build_cpu_s")]
+        cells += [f"{found['build_private'] / 1e6:.0f}", f"{found['tables'] / 1e9:.2f}"]
+        print(f"| {count:,} | {' | '.join(cells)} |", flush=True)
         print(json.dumps(found), file=sys.stderr, flush=True)
 
 

@@ -206,7 +206,8 @@ def _table_rates(folder: Path, number: int = 200_000) -> tuple[float, float, flo
 
     Returns:
         Bytes on disk per utterance, bytes of the mapped tables per utterance, bytes of private memory per utterance
-        that a process needs to open them, and utterances per second whose mapped tables are built.
+        that a process needs to open them, and utterances per second of processor time whose mapped
+        tables are built.
     """
     from speechclip.data.dataset import StoreSource
     from speechclip.data.kaldi import DataDir
@@ -214,9 +215,9 @@ def _table_rates(folder: Path, number: int = 200_000) -> tuple[float, float, flo
     write_corpus(folder, "train", number, joint=1)
     data, store = folder / "data" / "train", folder / "dump" / "train"
     size = sum(path.stat().st_size for path in data.iterdir())
-    started = time.perf_counter()
+    started = time.process_time()
     StoreSource(store, DataDir.load(data).ids)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     mapped = sum(path.stat().st_size for path in (*data.glob(".columns-*/*"), *store.glob(".index-*/*")))
     tracemalloc.start()
     opened = DataDir.load(data)

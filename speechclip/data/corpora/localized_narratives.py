@@ -29,6 +29,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.alignments import LabelSpool, timed_words
 from speechclip.data.corpora.download import RemoteFile
 from speechclip.data.corpora.download_each import download_each
+from speechclip.data.corpora.flickr8k import MTEB_TASKS as FLICKR_TASKS
 from speechclip.data.corpora.preparation import (
     Candidate,
     Limits,
@@ -39,6 +40,7 @@ from speechclip.data.corpora.preparation import (
     without_repeats,
     write_corpus,
 )
+from speechclip.data.corpora.spokencoco import MTEB_TASKS as COCO_TASKS
 from speechclip.data.kaldi import StrPath, Utterance
 
 LIMITS = Limits(max_seconds=300.0, check_samples=False)  # only the headers of the 870,000 recordings are read
@@ -46,6 +48,8 @@ LICENCE = (
     "Localized Narratives (Pont-Tuset et al. 2020): CC BY 4.0; the photographs of COCO, Flickr30k, ADE20k and Open "
     "Images under the terms of their publishers"
 )
+PAGE = "https://google.github.io/localized-narratives/"
+MTEB_TASKS = COCO_TASKS | FLICKR_TASKS  # COCO's train2017 has most of val2014; Flickr30k has photographs of Flickr8k
 PARTS = ("coco", "flickr30k", "ade20k", "open_images")
 
 _GOOGLE = "https://storage.googleapis.com/localized-narratives"

@@ -43,6 +43,7 @@ from speechclip.data.kaldi import StrPath, Utterance
 
 LIMITS = Limits(check_samples=False)  # only the headers of the 400,000 recordings are read
 LICENCE = "Places Audio Captions (Harwath et al. 2018) and Places205 (Zhou et al. 2014): under the terms on their pages"
+PAGE = "https://groups.csail.mit.edu/sls/downloads/placesaudio/"
 #: Splits next to train, dev and test: rooms of the unseen categories, and images with speech in several languages.
 EXTRA_SPLITS = ("dev_unseen", "test_unseen", "dev_multilingual", "test_multilingual")
 NO_TRANSCRIPT = "<unk>"  # text of an utterance without transcript

@@ -38,6 +38,7 @@ from speechclip.data.corpora.preparation import (
     without_repeats,
     write_corpus,
 )
+from speechclip.data.corpora.spokencoco import MTEB_TASKS as COCO_TASKS
 from speechclip.data.corpora.spokencoco import SOURCES as SPOKENCOCO
 from speechclip.data.kaldi import StrPath, Utterance
 
@@ -46,6 +47,8 @@ LICENCE = (
     "SPEECH-COCO (Havard et al. 2017): CC BY 4.0; COCO 2014 (Lin et al. 2014): annotations CC BY 4.0, photographs "
     "under their Flickr licences"
 )
+PAGE = "https://zenodo.org/record/4282267"
+MTEB_TASKS = COCO_TASKS  # the same photographs, in other splits
 VOICES = ("Amanda", "Bronwen", "Bruce", "Elizabeth", "Jenny", "Judith", "Paul", "Phil")
 
 #: COCO's photographs are those of SpokenCOCO. The publisher's README has the size of the corpus, the abstract of the

@@ -59,7 +59,7 @@ class ImageTower(nn.Module):
             BertLayer(dim, settings.heads, settings.feed_forward, dropout) for _ in range(settings.image_layers)
         )
         self.projection = make_mlp(dim)
-        self.apply(init_bert)
+        init_bert(self, dim)
 
     def forward(self, regions: Regions) -> tuple[Tensor, Tensor]:
         """Encode regions [N, R, F] with boxes [N, R, 4].

@@ -10,6 +10,8 @@ import pytest
 
 from speechclip.report.results.document import render
 from speechclip.report.results.published import QUOTED_OMNI, SIZES, TABLES, published_tables
+from speechclip.report.results.retrieval_tables import coarse_head, second_stage_scores
+from speechclip.report.runs import Scores
 from speechclip.report.tables import Cell, Row, Table
 
 COLUMNS = [f"{short} R@{k}" for short in ("S→I", "I→S") for k in (1, 5, 10)]
@@ -153,3 +155,18 @@ def test_published_tables_need_no_rows() -> None:
     text = render([], "flickr8k", "# Results\n\n<!-- tables: published -->\n", "")
     assert "26.74" in text and "not run: `./run.sh --model base" in text and text.count("### Published") == 3
     assert render([], "mini", "# Results\n\n<!-- tables: published -->\n", "") == "# Results\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "coarse"),
+    [
+        ("fast_vgs", "FaST-style (CLIP patches)", "FaST-style (CLIP patches)"),
+        ("reranker", "reranker", "reranker (coarse)"),
+        ("parallel", "parallel + reranker", "parallel"),
+    ],
+)
+def test_rows_of_two_stages_have_their_names(head: str, name: str, coarse: str, tmp_path: Path) -> None:
+    scores = Scores(tmp_path / "retrieval.json", {"coarse_to_fine": {"name": name, "top_k": 9}})
+    assert coarse_head(head, scores) == coarse
+    assert [row for row, _ in second_stage_scores(head, scores)] == [f"{name} (coarse to fine, K=9)"]
+    assert coarse_head(head, Scores(tmp_path / "retrieval.json", {})) == head
