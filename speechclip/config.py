@@ -201,8 +201,10 @@ class RerankerConfig:
         frames: "layer" reads the output of the trained head's layer at the frames, "input" the weighted sum below it,
             which costs less.
         stride: frames of 20 ms that are joined to one position.
+        speech_layers: transformer layers over the joined frames, before the cross-modal layers.
         region_features: width of the features of a region. Training sets it to that of the stored regions.
-        dropout: dropout of the cross-modal layers.
+        dropout: dropout of all layers.
+        input_dropout: dropout of the joined frames.
         group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
         pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
         cache: keep the frames of all training utterances in memory, in half precision. They do not change, because the
@@ -216,8 +218,10 @@ class RerankerConfig:
     layers: int = bounded(2, AT_LEAST_ONE)
     frames: Literal["layer", "input"] = "layer"
     stride: int = bounded(4, AT_LEAST_ONE)
+    speech_layers: int = bounded(1, NOT_NEGATIVE)
     region_features: int = bounded(768, AT_LEAST_ONE)
     dropout: float = bounded(0.1, PROBABILITY)
+    input_dropout: float = bounded(0.1, PROBABILITY)
     group: int = bounded(8, Bound(2))
     pool: int = bounded(32, AT_LEAST_ONE)
     cache: bool = False
@@ -455,7 +459,9 @@ class TrainConfig:
         encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
             "transformer" for all layers, the feature projection and the positional convolution; "all" for the
             waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
-            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen.
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen. The head
+            fast_vgs holds the transformer itself, with the dropout of the head. For it, only "all" needs data.feats
+            online.
         encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
@@ -547,11 +553,6 @@ class Config:
         if not isinstance(self.train.encoder, str) and self.train.encoder < 1:
             raise UserError(
                 f"train.encoder: {self.train.encoder} is not a number of layers from 1 on. Change the value."
-            )
-        if self.train.encoder != "frozen" and self.model.head.name == "fast_vgs":
-            raise UserError(
-                f"train.encoder: {self.train.encoder}, but the head fast_vgs always trains its transformer and freezes "
-                "the convolutions. Set train.encoder to frozen."
             )
         self._check_objectives()
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:

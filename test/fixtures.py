@@ -135,11 +135,21 @@ def store_features(data: DataDir, dump: Path, *, dtype: str = "float32", seed: i
             writer.add(utterance.id, states.astype(np.float32))
 
 
+def store_regions(dump: Path, ids: Sequence[str], *, width: int, seed: int = 0) -> None:
+    """Write random regions of images, as of CLIP's patches in a grid of two by two."""
+    from speechclip.data.regions import FOLDER, Regions, RegionWriter, grid_boxes
+
+    generator = torch.Generator().manual_seed(seed)
+    with RegionWriter(dump / FOLDER, {"kind": "clip", "weights": "random"}) as writer:
+        for image in ids:
+            writer.add_image(image, Regions(torch.randn(4, width, generator=generator), grid_boxes(2, 2)))
+
+
 def vocabulary_of(texts: Sequence[str], clip: Any) -> Vocabulary:
     """Return the reduced vocabulary of texts, special tokens included."""
     tokenizer = clip.tokenizer
     rows = [add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
-    return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for row in rows for token in row})
+    return Vocabulary.from_rows(rows, tokenizer.subword)
 
 
 def settings(**changes: Any) -> Config:

@@ -98,6 +98,11 @@ stage_conditions() {  # scores/conditions.json of all heads and recognisers, on 
         makes "${exps[at]}/scores/conditions.json"
         systems+=(--run "${all_weights[at]}" "${exps[at]}")
     done
+    for folder in $compare; do
+        depends path "$folder/best"
+        makes "$folder/scores/conditions.json"
+        systems+=(--run "$folder/best" "$folder")
+    done
     for word in $asr; do
         [[ $word != pocketsphinx ]] || continue  # its rows in noise would cost hours
         for run_number in $seed; do

@@ -82,6 +82,10 @@ check_options() {
     for word in noise_dir rir_dir; do
         [[ -z ${!word} || -d ${!word} ]] || fail "--$word: ${!word}: is not a directory"
     done
+    [[ -z $compare || $conditions == true ]] || fail "--compare: is for --conditions true" 2
+    for word in $compare; do
+        [[ -d $word/best ]] || fail "--compare: $word: has no weights in best/. Give the experiment folder of a trained head"
+    done
     for word in ${region_files//,/ }; do
         [[ -f $word ]] || fail "--region_files: $word: is missing"
     done

@@ -2,7 +2,7 @@
 # The options of every recipe, with their defaults. A recipe sources this, changes defaults and adds its own options in the
 # same form. Then it sources utils/driver.sh. utils/parse_options.sh explains the marks.
 
-list_options="head seed asr languages"  # options that take several words
+list_options="head seed asr languages compare"  # options that take several words
 
 stage=0                  #: first stage
 stop_stage=6             #: last stage; 7 packs each run for other machines into exp/<run>/pack
@@ -33,6 +33,7 @@ rerank=                  #: run or checkpoint of a reranker: stage 4 orders the 
 asr=                     #: recognisers to compare with, one or more: ctc (trained on the captions), pocketsphinx (weak),
                          #: or a folder or hub id of transformers (Whisper, CTC models). Needs the extra asr
 conditions=false         #: score all heads and recognisers in noise, in rooms, over the telephone and at other speeds
+compare=                 #: experiment folders of earlier runs that --conditions scores, too, with paired tests
 noise_dir=               #: noises for --conditions and --augment in MUSAN's layout: noise/, music/, speech/
 rir_dir=                 #: impulse responses of rooms for both; without it rooms are simulated
 augment=0.0              #: share of the training utterances with noise and rooms, e.g. 0.5; give a --tag, too

@@ -7,6 +7,7 @@
 
 splits=(train dev test)
 extra_splits=${extra_splits-}  # further splits that a recipe's run.sh names and its corpus may have
+may_download=${may_download-}  # files that stage 0 writes with some options only; stage 1 depends on them if they exist
 
 # have_splits [PREFIX]: prints train, dev, test and the extra splits that exist in data/. With PREFIX: the extra ones alone that
 # begin with it.
@@ -57,6 +58,7 @@ stage_prepare() {  # data/{train,dev,test}
         options+=("--$option" "${!option}")
         depends value "$option=${!option}"
     done
+    for file in $may_download; do [[ ! -f $file ]] || depends file "$file"; done
     for split in "${splits[@]}"; do
         makes "data/$split/"{wav.scp,text,utt2spk,spk2utt,img.scp,utt2img}
     done
@@ -89,9 +91,7 @@ stage_features() {  # CLIP embeddings, reduced vocabulary, hidden states
     [[ $has_clip == false ]] || shares "$vocabulary_file"
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/wav.scp" 1; done
-    run "$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}" \
-        --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file" \
-        --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings"
+    embed_with_clip
     [[ $hidden_states == online ]] || extract_states 2_features "${model_layers[@]}" "${encoder_overrides[@]}"
     finish
 }
@@ -245,7 +245,7 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spot
     claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
-    [[ ! -f data/test/utt2keywords || $has_clip == false ]] || run "$python" -m speechclip.bin.score_spotting \
+    [[ ! -f data/test/utt2keywords || $has_clip == false || " fast_vgs reranker " == *" $run_head "* ]] || run "$python" -m speechclip.bin.score_spotting \
         --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" --spoken_from data/train --out "$exp/scores" \
         "${eval_overrides[@]}"
     finish
@@ -339,6 +339,24 @@ depends_on_languages() {
 }
 
 depends_on_eval() { depends value "eval=${eval_overrides[*]}"; }
+
+# Stores CLIP's embeddings and the vocabulary, with the logs 2_clip.JOB.log: one job for every $captions_per_job captions, and
+# --nj at most, because each job loads CLIP. The user's own embeddings are copied.
+embed_with_clip() {
+    local captions jobs
+    local -a command=("$python" -m speechclip.bin.extract_clip_embeddings "${model_layers[@]}" "${encoder_overrides[@]}"
+        --data_dirs "$(data_dirs)" --dump_root "$dump" --vocabulary "$vocabulary_file"
+        --vocabulary_from "$vocabulary" --clip_embeddings "$clip_embeddings" --text_embeddings "$text_embeddings")
+    captions=$({ cat data/*/text 2>/dev/null || true; } | wc -l)
+    jobs=$((1 + captions / ${captions_per_job:-20000}))
+    local nj=$((jobs < nj ? jobs : nj))
+    if ((nj == 1)) || [[ -n $clip_embeddings ]]; then
+        run "${command[@]}"
+    else
+        run_jobs "$dump/log/2_clip.JOB.log" "${command[@]}" --jobs "$nj" --job JOB
+        run "${command[@]}" --jobs "$nj" --job 0
+    fi
+}
 
 # extract_states NAME OPTION...: stores outputs of the speech encoder in --nj jobs, with the logs NAME.JOB.log.
 extract_states() {

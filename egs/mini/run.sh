@@ -21,13 +21,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 title="Trains and scores SpeechCLIP heads on a generated corpus of scenes and spoken captions."
 models="tiny"
 heads="parallel cascaded hybrid cascaded_plus hybrid_plus mean reranker fast_vgs"
+extra_splits="dev_long test_long"
+may_download="corpus/narratives.tsv"
 downloaded="corpus/captions.tsv corpus/images corpus/audio models/hubert models/clip"
-download_options=(scenes pretrain languages)
+download_options=(scenes pretrain languages long_seconds)
 
 model=tiny
 head="parallel cascaded"
 scenes=4000     #: training scenes of the corpus; dev and test have one twentieth each
 languages=en    #: languages of the captions, and of training and scoring: en, es or "en es"
+long_seconds=0  #: also score descriptions of this many seconds or more (data/test_long); 0 for none
 pretrain=false  #: pretrain the tiny CLIP and the tiny HuBERT again first
 
 . ../../utils/driver.sh "$@"

@@ -22,6 +22,7 @@ baseline_checkpoint=       #: checkpoint of the baseline; empty uses the upstrea
 corpus=                    #: folder of the task's corpus, as published
 pseudo=false               #: use generated speech, for tests and first trials
 scale=1                    #: amount of generated speech, 1 to 10
+folds=                     #: for er: folds to train and average, "0 1 2 3 4"; empty for all five, as SUPERB does
 lr=                        #: learning rates to try, "1e-3 1e-2 1e-1"; empty uses s3prl's rate
 seed=0                     #: seed of generated data and training
 nj=1                       #: learning rates trained at the same time; qbe: number of processes
@@ -30,9 +31,9 @@ device=cpu                 #: cpu or cuda
 config=                    #: YAML layer over conf/<task>.yaml
 tag=                       #: suffix of the experiment folder
 force=false                #: start over, and delete earlier results
-list_options="lr" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 20000]"
+list_options="lr folds" usage_text="Usage: ./run.sh --task TASK --checkpoint DIR [options] [-- --train.total_steps 20000]"
 . ../../utils/recipe_command.sh "$@"
 . ../../utils/parse_options.sh "$@"
 options=()
-for name in stage stop_stage task upstream checkpoint baseline baseline_checkpoint corpus pseudo scale lr seed nj workers device config tag force; do options+=("--$name=${!name}"); done
+for name in stage stop_stage task upstream checkpoint baseline baseline_checkpoint corpus pseudo scale folds lr seed nj workers device config tag force; do options+=("--$name=${!name}"); done
 exec "$SPEECHCLIP_PYTHON" local/superb.py "${options[@]}" -- ${overrides[@]+"${overrides[@]}"}

@@ -22,7 +22,7 @@ from speechclip.benchmarks.mteb_meta import describe, training_corpus
 from speechclip.common.constants import HOP
 from speechclip.common.devices import pick_device
 from speechclip.common.errors import UserError
-from speechclip.data.dataset import evaluation_batches
+from speechclip.data.batches import evaluation_batches
 from speechclip.data.images import as_image
 from speechclip.data.waveforms import as_wave
 

@@ -14,6 +14,7 @@ from speechclip.checkpoint.published import PublishedModel, find_published
 from speechclip.common.errors import UserError
 from speechclip.common.files import is_hub_id
 from speechclip.config import ModelConfig
+from speechclip.data.corpora.registry import corpus_names, find_corpus
 from speechclip.model.network import SpeechNetwork
 
 BYTES = 4  # per parameter: float32
@@ -32,27 +33,15 @@ class Corpus:
     address: str
 
 
-#: Training corpora by name. mteb's Flickr tasks rank all 8,091 photographs of Flickr8k, 6,000 of them for training.
-#: SPEECH-COCO speaks captions of COCO's val2014; most of these images are training images of SpokenCOCO.
-CORPORA = {
-    "flickr8k": Corpus(
-        frozenset({"FlickrAudioToImageRetrieval", "FlickrImageToAudioRetrieval"}),
-        "https://groups.csail.mit.edu/sls/downloads/flickraudio/",
-    ),
-    "spokencoco": Corpus(
-        frozenset(
-            {
-                "SpokenCOCOA2IRetrieval", "SpokenCOCOI2ARetrieval", "SpeechCocoA2IRetrieval", "SpeechCocoI2ARetrieval",
-                "COCOModalEquivA2IHumanRetrieval", "COCOModalEquivI2AHumanRetrieval", "COCOModalEquivA2ITTSRetrieval",
-                "COCOModalEquivI2ATTSRetrieval", "COCOModalEquivT2IRetrieval", "COCOModalEquivI2TRetrieval",
-                "MSCOCOT2IRetrieval", "MSCOCOI2TRetrieval",
-            }
-        ),
-        "https://groups.csail.mit.edu/sls/downloads/placesaudio/",
-    ),
-    MINI: Corpus(frozenset(), ""),
-    "none": Corpus(frozenset(), ""),
-}  # fmt: skip
+def _corpora() -> dict[str, Corpus]:
+    """Return the training corpora by name: those of the recipes, the mini corpus, and none."""
+    found = {name: find_corpus(name) for name in corpus_names()}
+    return {name: Corpus(item.mteb_tasks, item.page) for name, item in found.items()} | {
+        MINI: Corpus(frozenset(), ""), "none": Corpus(frozenset(), ""),
+    }  # fmt: skip
+
+
+CORPORA = _corpora()
 _SPEECHCLIP = """@inproceedings{shih2022speechclip,
   author = {Shih, Yi-Jen and Wang, Hsuan-Fu and Chang, Heng-Jui and Berry, Layne and Lee, Hung-yi and Harwath, David},
   booktitle = {IEEE Spoken Language Technology Workshop (SLT)},

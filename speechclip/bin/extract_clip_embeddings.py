@@ -15,6 +15,8 @@ from speechclip.config import build_parser, parse
 def main() -> None:
     """Embed the images and captions of the data directories, or copy the user's own embeddings. A second call resumes.
 
+    Several processes can share the work: see --jobs.
+
     After SIGTERM it finishes the current batch, stores the finished ones and exits with status 75.
     """
     stop = GracefulShutdown().__enter__()
@@ -44,12 +46,21 @@ def main() -> None:
     parser.add_argument(
         "--vocabulary_from", type=Literal["all", "train"], default="all", help="captions counted for the vocabulary"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
+    parser.add_argument(
+        "--job", type=int, default=1,
+        help="number of this process, from 1; 0 merges the embeddings after all others, and writes the vocabulary",
+    )  # fmt: skip
     config, options = parse(parser)
+    if not 0 <= options.job <= options.jobs or options.jobs < 1:
+        raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}. Change the value.")
 
     from speechclip.common.devices import pick_device
     from speechclip.common.files import check_folder
+    from speechclip.data.embeddings import load_mapped
     from speechclip.data.kaldi import DataDir
     from speechclip.features.clip import (
+        Job,
         check_given_texts,
         count_vocabulary,
         embed_images,
@@ -66,17 +77,20 @@ def main() -> None:
     if options.text_embeddings:
         check_given_texts(directories, options.text_embeddings)
     clip = load_clip(config.model.clip).to(pick_device()) if config.model.clip.path else None
-    if clip is not None:
+    job = Job(options.job, options.jobs)
+    if clip is not None and job.merges:
         texts = vocabulary_texts(directories, Path(options.captions), only_train=options.vocabulary_from == "train")
         vocabulary = count_vocabulary(texts, clip)
     for directory in directories:
         out = Path(options.dump_root) / directory.path.name
-        images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop)
+        images = embed_images(directory, out, clip, options.clip_embeddings, stop=stop, job=job)
         # the user's image embeddings are in another space than the captions of this CLIP
         own = clip if not options.clip_embeddings else None
-        embedded = embed_texts(directory, out, own, options.text_embeddings, stop=stop)
+        embedded = embed_texts(directory, out, own, options.text_embeddings, stop=stop, job=job)
+        if job.merges:
+            load_mapped(out / "image_embeddings.npz")  # builds the mapped copy of a large file
         print(f"{out}: {images} images, {embedded} captions embedded")
-    if clip is not None:  # last: a bad image leaves no vocabulary
+    if clip is not None and job.merges:  # last: a bad image leaves no vocabulary
         vocabulary.save(options.vocabulary)
         print(f"{options.vocabulary}: {len(vocabulary)} subwords of {len(texts)} captions")
 

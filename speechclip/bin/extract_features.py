@@ -43,8 +43,9 @@ def main() -> None:
         raise UserError(f"--job: {options.job} is not between 0 and {options.jobs}. Change the value.")
 
     from speechclip.data.augmented import copy_folder
+    from speechclip.data.feature_index import INDEX, load_index
     from speechclip.data.features import feature_folder, write_index
-    from speechclip.data.kaldi import read_table
+    from speechclip.data.kaldi import DataDir
     from speechclip.features.speech import extract_features
     from speechclip.model.encoders.factory import load_speech_encoder
 
@@ -54,14 +55,17 @@ def main() -> None:
         if options.copy:
             out = str(copy_folder(Path(out), options.copy))
         if not options.job:
-            ids = list(read_table(Path(data) / "wav.scp"))
+            ids = DataDir.load(data).ids
             write_index(Path(out), ids)
+            load_index(Path(out) / INDEX)  # builds the mapped index of a large store
             print(f"{out}: {len(ids)} utterances")
             continue
         count, seconds, hours = extract_features(
             config, data, out, batch_seconds=options.batch_seconds, job=options.job, jobs=options.jobs,
             encoder=encoder, stop=stop, copy=options.copy,
         )  # fmt: skip
+        if options.jobs == 1:
+            load_index(Path(out) / INDEX)
         print(f"{out}: {count} utterances, {hours:.2f} h of speech, in {seconds:.0f} s", flush=True)
 
 

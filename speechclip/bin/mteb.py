@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reranker", default="", help="checkpoint of a reranker: scores the best documents again")
     parser.add_argument("--top_k", type=int, default=100, help="number of documents for the reranker")
     parser.add_argument("--name", default="", metavar="OWNER/NAME", help="name of the model in the results")
-    parser.add_argument("--trained_on", default="", help="training corpus: flickr8k, spokencoco, mini or none")
+    parser.add_argument("--trained_on", default="", help="training corpus: that of a recipe, mini or none")
     parser.add_argument("--meta", default="", metavar="FILE.json", help="fields of mteb's ModelMeta to add or replace")
     parser.add_argument("--branch", choices=("parallel", "cascaded"), default=None, help="branch of a hybrid model")
     parser.add_argument("--batch_size", type=int, default=32, help="items that are loaded at a time")

@@ -38,9 +38,9 @@ def main() -> None:
 
     check_folder(Path(options.out))
     model, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
-    captions = None
+    captions, table = None, split.data.utterances
     if split.text_utterance is not None:
-        captions = [split.data.utterances[at].clip_text for at in split.text_utterance]
+        captions = [table.clip_texts[at] for at in split.text_utterance.tolist()]
     images = split.images
     if split.regions is not None:
         report, ranks, speech, images = score_towers(model, split, source, config)
@@ -61,7 +61,7 @@ def main() -> None:
         )  # fmt: skip
     report |= language_report(
         next(iter(branches.values())), split.utterance_image, images,
-        [utterance.language for utterance in split.data.utterances], split.texts, captions, split.text_utterance,
+        table.languages_of(), split.texts, captions, split.text_utterance,
         n_bootstrap=config.eval.bootstrap,
     )  # fmt: skip
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)

@@ -27,6 +27,7 @@ def main() -> None:
     import torch
 
     from speechclip.checkpoint.folder import load_model
+    from speechclip.common.constants import SPOTTING
     from speechclip.common.devices import pick_device
     from speechclip.common.errors import UserError
     from speechclip.common.files import check_folder, write_json
@@ -49,6 +50,9 @@ def main() -> None:
     if model.clip is None:
         raise UserError(f"{options.checkpoint}: has no CLIP for written keywords. Train with --clip.")
     rows = [at for at, item in enumerate(split.ids) if given is None or item in given]
+    if not rows and config.eval.languages:
+        print(f"{table}: has no utterance in the scored languages. Keyword spotting is skipped.")
+        return
     if not rows:
         raise UserError(f"{table}: none of its utterances is in {options.data_dir}. Run stage 1 again.")
     size = config.data.eval_batch_size
@@ -90,8 +94,8 @@ def main() -> None:
                 numbers = "".join(f"{part[key]:7.1f}" for key in ("P@10", "P@N", "EER", "AP"))
                 print(f"{title:22}{numbers}  {row['n_keywords']}")
     report["provenance"] = result_provenance(options.checkpoint, options.data_dir, config)
-    write_json(out / "spotting.json", report)
-    print(f"{out / 'spotting.json'} written")
+    write_json(out / SPOTTING, report)
+    print(f"{out / SPOTTING} written")
 
 
 if __name__ == "__main__":

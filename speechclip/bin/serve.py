@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     prefix = args.path_prefix.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", prefix) or {".", ".."} & set(prefix.split("/")):
         parser.error(f"--path_prefix: {args.path_prefix} is not a path such as /search")
+    for name in args.allowed_host:
+        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:.]+\]", name):
+            parser.error(f"--allowed_host: {name} is not a host name such as search.example.org, without port and path")
     if min(args.top_k, args.neighbours) < 1:
         parser.error("--top_k and --neighbours must be at least 1")
     if not 0 < args.max_seconds <= 3600 or not 0 < args.max_megabytes <= 1000:

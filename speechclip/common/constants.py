@@ -14,3 +14,4 @@ ENCODER_CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"
 
 # The folder of a run's scores, and its files of scores. eval/score_files.py reads and writes them.
 SCORES, RETRIEVAL, KEYWORDS, CONDITIONS = "scores", "retrieval.json", "keywords.json", "conditions.json"
+SPOTTING = "spotting.json"

@@ -278,9 +278,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that ``path`` is always either the old or the new file."""
-    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
+    """Write JSON so that ``path`` is always either the old or the new file.
+
+    Args:
+        path: the file.
+        content: what is written.
+        compact: write one line. For millions of entries, it takes a fraction of the time and memory.
+    """
+    replace_file(path, (json.dumps(content, indent=None if compact else 2) + "\n").encode())
 
 
 def is_hub_id(name: str) -> bool:

@@ -86,11 +86,10 @@ class AugmentedStore(StoreSource):
     def __init__(
         self, directory: str | Path, data: DataDir, config: AugmentConfig, layers: Sequence[int] | None = None
     ) -> None:
-        ids = [utterance.id for utterance in data.utterances]
-        super().__init__(directory, ids, layers)
+        super().__init__(directory, data.ids, layers)
         self._augmentation = Augmentation(data, config)
         folders = [copy_folder(Path(directory), copy) for copy in range(1, config.copies + 1)]
-        self.copies = [StoreSource(folder, ids, layers) for folder in folders]
+        self.copies = [StoreSource(folder, data.ids, layers) for folder in folders]
         for folder, copy in zip(folders, self.copies):
             if not np.array_equal(copy.lengths, self.lengths):
                 raise MissingFileError(folder / "feats.scp", "the copies are of other recordings")

@@ -113,14 +113,14 @@ class Interference:
 
     def _voices(self, index: int, rng: np.random.Generator) -> list[Path]:
         """Choose utterances of other images, by other speakers if there are any."""
-        utterances = self.data.utterances
-        own = utterances[index]
-        others = [u for u in utterances if u.image_id != own.image_id]
-        strangers = [u for u in others if u.speaker != own.speaker] or others
-        if not strangers:
+        table = self.data.utterances
+        other = table.images != table.images[index]
+        strangers = np.flatnonzero(other & (table.speakers != table.speakers[index]))
+        strangers = strangers if len(strangers) else np.flatnonzero(other)
+        if not len(strangers):
             raise UserError(f"{self.data.path}: babble needs utterances of at least two images. Leave babble out.")
         chosen = rng.choice(len(strangers), size=c.BABBLE_VOICES, replace=len(strangers) < c.BABBLE_VOICES)
-        return [strangers[int(at)].wav for at in chosen]
+        return [Path(table.wavs[int(strangers[at])]) for at in chosen]
 
     def _response(self, rng: np.random.Generator) -> np.ndarray:
         if self._responses is not None:
@@ -150,7 +150,7 @@ class ConditionedSource(WaveSource):
         """Read utterances. See :class:`speechclip.data.dataset.SpeechSource`."""
         if crop is not None:
             raise ValueError("conditions are for whole utterances")
-        waves = [self.interference.apply(self.condition, index, load_audio(self.paths[index])) for index in indices]
+        waves = [self.interference.apply(self.condition, index, load_audio(self.path(index))) for index in indices]
         return Batch(torch.tensor(list(indices)), None, None, tuple(torch.from_numpy(wave) for wave in waves))
 
 

@@ -7,18 +7,20 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.common.constants import FRAME_RATE, HOP, SAMPLE_RATE
+from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
 from speechclip.common.errors import MissingFileError, UserError
-from speechclip.data.audio import load_audio, num_samples
-from speechclip.data.embeddings import load_embeddings
+from speechclip.data.audio import load_audio
+from speechclip.data.embeddings import load_mapped
 from speechclip.data.features import INDEX, FeatureStore
 from speechclip.data.kaldi import DataDir
+from speechclip.data.lengths import recording_lengths
+from speechclip.data.mapped import Column, gathered, new_array
 from speechclip.data.regions import RegionStore, load_regions
 
 
@@ -93,10 +95,8 @@ class StoreSource:
 
     def __init__(self, directory: str | Path, ids: Sequence[str], layers: Sequence[int] | None = None) -> None:
         self.store = FeatureStore(directory)
-        self.ids = list(ids)
-        missing = [item for item in self.ids if item not in self.store.num_frames]
-        if missing:
-            raise MissingFileError(Path(directory) / INDEX, f"no features of utterance {missing[0]!r}")
+        self.ids = ids
+        self._at = at = self.store.rows_of(ids)
         stored = list(self.store.layers)
         wanted = stored if layers is None else list(layers)
         absent = [layer for layer in wanted if layer not in stored]
@@ -107,15 +107,16 @@ class StoreSource:
         self._rows = [row - min(rows) for row in rows]
         self.num_states = len(wanted)
         self.dim = self.store.dim
-        self.lengths = np.array([self.store.num_frames[item] for item in self.ids]) / FRAME_RATE
+        self._frames = self.store.frames if at is None else gathered(self.store.frames, at)
+        self.lengths = self.store.seconds if at is None else gathered(self.store.seconds, at)
 
     def read(self, index: int, crop: Crop | None = None) -> Tensor:
         """Return the hidden states of one utterance, [L, t, D]. The crop is in whole frames."""
         limit = round(crop.seconds * FRAME_RATE) if crop else 0
-        length = self.store.num_frames[self.ids[index]]
+        length = int(self._frames[index])
         start = crop.start(index, length, limit) if crop else 0
         stop = min(length, start + limit) if limit else length
-        states = self.store.read(self.ids[index], start, stop, self._span)
+        states = self.store.read_row(index if self._at is None else int(self._at[index]), start, stop, self._span)
         return states if self._rows == list(range(len(states))) else states[self._rows]
 
     def batch(self, indices: Sequence[int], crop: Crop | None = None) -> Batch:
@@ -142,15 +143,17 @@ class WaveSource:
     """
 
     def __init__(self, data: DataDir) -> None:
-        self.paths = [utterance.wav for utterance in data.utterances]
-        # in whole frames, like those of a store, so that both give the same batches
-        self.samples = np.array([num_samples(path) for path in self.paths])
-        self.lengths = np.round(self.samples / HOP) / FRAME_RATE
+        self._wavs = data.utterances.wavs
+        self.samples, self.lengths = recording_lengths(data)
+
+    def path(self, index: int) -> Path:
+        """Return the recording of one utterance."""
+        return Path(self._wavs[index])
 
     def read(self, index: int, crop: Crop | None = None) -> np.ndarray:
         """Return the waveform of one utterance, [n]. The crop is in samples."""
         limit = round(crop.seconds * SAMPLE_RATE) if crop else 0
-        wave = load_audio(self.paths[index])
+        wave = load_audio(self.path(index))
         start = crop.start(index, len(wave), limit) if crop else 0
         return wave[start : start + limit] if limit else wave
 
@@ -158,51 +161,6 @@ class WaveSource:
         """Read utterances, see :class:`SpeechSource`. The crop is in samples."""
         waves = [torch.from_numpy(self.read(index, crop)) for index in indices]
         return Batch(torch.tensor(list(indices)), None, None, tuple(waves))
-
-
-def bucketed_batches(
-    lengths: np.ndarray, batch_size: int, *, bucket_batches: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """Return shuffled training batches of utterances of similar length.
-
-    The shuffled utterances are divided into pools of ``bucket_batches`` batches. Each pool is sorted by length and
-    divided into batches, and all batches are shuffled. The last utterances that do not fill a batch are not in the
-    epoch. The result depends on the arguments only.
-
-    Args:
-        lengths: [N], in any unit.
-        batch_size: global batch size.
-        bucket_batches: batches per pool; 1 for no sorting.
-        seed: of the run.
-        epoch: from 0.
-
-    Returns:
-        N // batch_size lists of positions.
-
-    Raises:
-        UserError: there are fewer utterances than ``batch_size``.
-    """
-    if len(lengths) < batch_size:
-        raise UserError(
-            f"data.batch_size: {batch_size} is more than the {len(lengths)} training utterances."
-            " Choose a smaller batch."
-        )
-    rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(lengths))
-    order = order[: len(order) // batch_size * batch_size]
-    batches: list[list[int]] = []
-    for start in range(0, len(order), batch_size * bucket_batches):
-        pool = order[start : start + batch_size * bucket_batches]
-        if bucket_batches > 1:
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[at : at + batch_size].tolist() for at in range(0, len(pool), batch_size)]
-    return [batches[at] for at in rng.permutation(len(batches))]
-
-
-def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Return batches that hold every utterance once, longest first, so that lack of memory shows at the start."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[at : at + batch_size].tolist() for at in range(0, len(order), batch_size)]
 
 
 class _BatchReader(torch.utils.data.Dataset[Batch]):
@@ -268,7 +226,7 @@ class Split:
     """
 
     data: DataDir
-    image_ids: tuple[str, ...]
+    image_ids: Column
     images: np.ndarray
     utterance_image: np.ndarray
     texts: np.ndarray | None
@@ -276,13 +234,13 @@ class Split:
     regions: RegionStore | None = None
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Column:
         """Return the utterance ids, sorted."""
-        return [utterance.id for utterance in self.data.utterances]
+        return self.data.ids
 
     @classmethod
     def load(cls, data: str | Path, dump: str | Path, languages: Collection[str] = (), regions: str = "") -> Split:
-        """Read a data directory and its embeddings.
+        """Read a data directory and its embeddings. Large ones are memory-mapped.
 
         Args:
             data: the data directory.
@@ -296,28 +254,38 @@ class Split:
         """
         whole = DataDir.load(data)
         directory = whole.only(languages)
-        image_ids = tuple(directory.images)
-        stored = Path(dump) / "image_embeddings.npz"
-        _, images = load_embeddings(stored, image_ids)
-        position = {item: at for at, item in enumerate(image_ids)}
-        utterance_image = np.array([position[utterance.image_id] for utterance in directory.utterances])
+        image_ids = directory.images.ids
+        _, images = load_mapped(Path(dump) / "image_embeddings.npz", image_ids)
         texts, text_utterance = None, None
         if (Path(dump) / "text_embeddings.npz").is_file():
-            text_ids, texts = load_embeddings(Path(dump) / "text_embeddings.npz")
-            at = {utterance.id: number for number, utterance in enumerate(directory.utterances)}
-            known = at.keys() if directory is whole else {utterance.id for utterance in whole.utterances}
-            unknown = [item for item in text_ids if item not in known]
-            if unknown:
-                raise MissingFileError(
-                    Path(dump) / "text_embeddings.npz", f"{unknown[0]!r} is not an utterance of {data}"
-                )
-            kept = [number for number, item in enumerate(text_ids) if item in at]
-            texts = texts if len(kept) == len(text_ids) else texts[kept]
-            text_utterance = np.array([at[text_ids[number]] for number in kept], dtype=np.int64)
+            texts, text_utterance = _caption_embeddings(whole, directory, Path(dump) / "text_embeddings.npz")
             if texts.shape[1] != images.shape[1]:
                 raise UserError(
                     f"{dump}: text embeddings of {texts.shape[1]} dimensions, images of {images.shape[1]}."
                     " Extract both with one CLIP."
                 )
         store = load_regions(dump, regions, image_ids) if regions else None
-        return cls(directory, image_ids, images, utterance_image, texts, text_utterance, store)
+        return cls(directory, image_ids, images, directory.utterances.images, texts, text_utterance, store)
+
+
+def _caption_embeddings(whole: DataDir, directory: DataDir, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings [M, J] of the captions of ``directory`` that a file holds, and their utterances [M].
+
+    Raises:
+        MissingFileError: an id of the file is not an utterance of ``whole``.
+    """
+    ids, texts = load_mapped(path)
+    if whole.ids == ids:
+        every = directory is whole
+        owner = new_array((len(directory.ids),), np.int64)
+        owner[:] = np.arange(len(owner))
+        return (texts if every else gathered(texts, cast(np.ndarray, directory.rows))), owner
+    known = {item: number for number, item in enumerate(whole.ids)}
+    rows = np.array([known.get(item, -1) for item in ids], dtype=np.int64)
+    if (rows < 0).any():
+        raise MissingFileError(path, f"{ids[int(np.argmin(rows))]!r} is not an utterance of {whole.path}")
+    if directory is whole:
+        return texts, rows
+    selected = cast(np.ndarray, directory.rows)
+    kept = np.flatnonzero(np.isin(rows, selected))
+    return gathered(texts, kept), np.searchsorted(selected, rows[kept])

@@ -9,28 +9,28 @@ that was killed can resume.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechclip.common.errors import MissingFileError, UserError, writing
-from speechclip.common.files import make_folder, sync
-from speechclip.data.kaldi import parse_count, read_table, write_table
-from speechclip.data.shards import DTYPES, Shard, check_same_origin, dtype_of, encoder_of, make_metadata, read_header
-
-INDEX = "feats.scp"
+from speechclip.common.files import make_folder, replacing, sync
+from speechclip.data.feature_index import INDEX, load_index
+from speechclip.data.kaldi import write_table
+from speechclip.data.mapped import Column, Lookup, StringSet, new_array
+from speechclip.data.shards import DTYPES, Shard, check_same_origin, dtype_of, make_metadata, read_header
 
 _SHARD_BYTES = 256 * 1024 * 1024
+_OPEN_SHARDS = 64  # of a store, in one process
 
 
 class FeatureWriter:
@@ -77,7 +77,8 @@ class FeatureWriter:
         self._shard_bytes = shard_bytes
         self._job = job
         self._prefix = "feats." if job is None else f"feats.{job:03d}."
-        self._index: dict[str, str] = {}
+        self._index: dict[str, str] | None = {} if job is None else None  # the lines of feats.scp
+        self._finished = StringSet()
         self._pending: dict[str, torch.Tensor] = {}
         self._pending_bytes = 0
         self._dim: int | None = None
@@ -88,9 +89,9 @@ class FeatureWriter:
         self._resume()
 
     @property
-    def finished(self) -> frozenset[str]:
+    def finished(self) -> StringSet:
         """Return the utterances whose features are on disk."""
-        return frozenset(self._index)
+        return self._finished
 
     def add(self, utt_id: str, array: npt.NDArray[Any] | torch.Tensor) -> None:
         """Add the features of one utterance.
@@ -104,7 +105,7 @@ class FeatureWriter:
         """
         tensor = torch.as_tensor(np.asarray(array) if not isinstance(array, torch.Tensor) else array).detach()
         where = f"{self.directory}: utterance {utt_id!r}"
-        if utt_id in self._index or utt_id in self._pending:
+        if utt_id in self._finished or utt_id in self._pending:
             raise UserError(f"{where}: features were added before. Add each utterance once.")
         if tensor.ndim != 3 or tensor.shape[0] != self._layers or not tensor.shape[1]:
             raise UserError(
@@ -144,7 +145,7 @@ class FeatureWriter:
             UserError: the disk is full, or no features were added.
         """
         self._write_shard()
-        if self._job is not None:
+        if self._index is None:
             return
         if not self._index:
             raise UserError(f"{self.directory}: no features to store. Check the data directory.")
@@ -178,9 +179,8 @@ class FeatureWriter:
                     raise UserError(f"{reason}. Remove the folder.")
                 self.stale = self.stale or reason
                 continue
-            for utt_id, shape in shard.shapes.items():
-                self._index[utt_id] = f"{path.name} {shape[1]}"
-                self._dim = shape[2]
+            self._dim = next(iter(shard.shapes.values()))[2]
+            self._note(path, {utt_id: shape[1] for utt_id, shape in shard.shapes.items()})
 
     def _difference(self, path: Path, shard: Shard) -> str:
         """Return how a shard differs from the shards of this writer; empty if it does not."""
@@ -213,10 +213,15 @@ class FeatureWriter:
                 self._remove_stale()
             os.replace(part, path)
             sync(self.directory)
-        for utt_id, tensor in self._pending.items():
-            self._index[utt_id] = f"{path.name} {tensor.shape[1]}"
+        self._note(path, {utt_id: tensor.shape[1] for utt_id, tensor in self._pending.items()})
         self._next_shard += 1
         self._pending, self._pending_bytes = {}, 0
+
+    def _note(self, path: Path, frames: Mapping[str, int]) -> None:
+        """Note the utterances of a complete shard, with their frames."""
+        self._finished.update(frames)
+        if self._index is not None:
+            self._index |= {utt_id: f"{path.name} {count}" for utt_id, count in frames.items()}
 
 
 def feature_folder(dump: str | os.PathLike[str], part: str) -> Path:
@@ -235,20 +240,27 @@ def write_index(directory: Path, ids: Sequence[str]) -> None:
         MissingFileError: no shard has an utterance.
         UserError: a shard is damaged or differs from the others in encoder, layers or dtype.
     """
-    index: dict[str, str] = {}
+    column = ids if isinstance(ids, Column) else Column.of(sorted(ids))
+    lookup, names = Lookup(column), _shards(directory)
+    shards, frames = new_array((len(column),), np.int32), new_array((len(column),), np.int32)
+    shards[:] = -1
     first = None
-    for path in _shards(directory):
+    for number, path in enumerate(names):
         shard = read_header(path)
         first = first or shard
         check_same_origin(path, shard, first.metadata, dtype_of(path, first))
-        index |= {utt_id: f"{path.name} {shape[1]}" for utt_id, shape in shard.shapes.items()}
-    missing = [utt_id for utt_id in ids if utt_id not in index]
-    if missing:
-        more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise MissingFileError(directory / INDEX, f"no features of utterance {missing[0]!r}{more}")
+        rows = lookup.rows(Column.of(shard.shapes))
+        counts = np.array([shape[1] for shape in shard.shapes.values()], np.int32)
+        shards[rows[rows >= 0]], frames[rows[rows >= 0]] = number, counts[rows >= 0]
+    missing = np.flatnonzero(shards < 0)
+    if len(missing):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise MissingFileError(directory / INDEX, f"no features of utterance {column[int(missing[0])]!r}{more}")
     for leftover in directory.glob(".feats.*.part"):
         leftover.unlink(missing_ok=True)
-    write_table(directory / INDEX, {utt_id: index[utt_id] for utt_id in ids})
+    with replacing(directory / INDEX) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for item, number, count in zip(column, shards, frames):
+            file.write(f"{item} {names[number].name} {count}\n")
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -256,13 +268,15 @@ def _shards(directory: Path) -> list[Path]:
 
 
 class FeatureStore:
-    """Read a store. Each process maps a shard into memory when it first reads from it.
+    """Read a store. Each process maps a shard into memory when it reads from it.
 
     Args:
         directory: folder of the store.
 
     Attributes:
-        num_frames: number of frames of each utterance.
+        ids: the utterances, sorted.
+        frames: [N], number of frames of each utterance.
+        seconds: [N], length of each utterance in seconds.
         layers: the encoder's index of each stored layer.
         dim: width of the features.
         dtype: of the stored values.
@@ -276,26 +290,30 @@ class FeatureStore:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
-        self.num_frames: dict[str, int] = {}
-        self._shard_of: dict[str, str] = {}
-        for utt_id, value in read_table(self.directory / INDEX).items():
-            shard, _, frames = value.rpartition(" ")
-            count = parse_count(frames)
-            if not shard or shard != os.path.basename(shard) or count is None:
-                raise UserError(
-                    f"{self.directory / INDEX}: {utt_id!r}: not a shard and a number of frames: {value}."
-                    " Extract the features again."
-                )
-            self._shard_of[utt_id] = shard
-            self.num_frames[utt_id] = count
-        self._check_shards()
-        self._handles: dict[str, Any] = {}
-        self._pid = os.getpid()
+        index = load_index(self.directory / INDEX)
+        self.ids, self.frames, self.seconds = index.ids, index.frames, index.seconds
+        self._shards, self._shard_of, self._offsets = index.names, index.shards, index.offsets
+        self.dtype, self.encoder, self.layers, self.dim = index.dtype, index.encoder, index.layers, index.dim
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     @property
-    def ids(self) -> tuple[str, ...]:
-        """Return the utterances, sorted."""
-        return tuple(self.num_frames)
+    def num_frames(self) -> Mapping[str, int]:
+        """Return the number of frames of each utterance."""
+        return _FramesOf(self)
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray | None:
+        """Return the position of each utterance in the index, [N]. None if they are all utterances in order.
+
+        Raises:
+            MissingFileError: the store lacks an utterance.
+        """
+        if self.ids.same(ids) if isinstance(ids, Column) else self.ids == ids:
+            return None
+        rows = np.fromiter((self.ids.find(item) for item in ids), np.int64, len(ids))
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise MissingFileError(self.directory / INDEX, f"no features of utterance {ids[int(missing[0])]!r}")
+        return rows
 
     def read(self, utt_id: str, start: int = 0, stop: int | None = None, rows: slice = slice(None)) -> torch.Tensor:
         """Read the features of one utterance. Only the requested part is read from disk.
@@ -312,55 +330,74 @@ class FeatureStore:
         Raises:
             UserError: the store does not have the utterance.
         """
-        if utt_id not in self._shard_of:
+        at = self.ids.find(utt_id)
+        if at < 0:
             raise UserError(
                 f"{self.directory / INDEX}: no features of utterance {utt_id!r}. Extract the features again."
             )
-        handle = self._handle(self._shard_of[utt_id])
-        features: torch.Tensor = handle.get_slice(utt_id)[rows, start:stop]
-        return features.clone(memory_format=torch.contiguous_format)
+        return self.read_row(at, start, stop, rows)
+
+    def read_row(self, at: int, start: int = 0, stop: int | None = None, rows: slice = slice(None)) -> torch.Tensor:
+        """Read the features of the utterance at a position of :attr:`ids`, as :meth:`read` does."""
+        frames = int(self.frames[at])
+        start, stop, _ = slice(start, stop).indices(frames)
+        first, last, _ = rows.indices(len(self.layers))
+        features = torch.empty(last - first, max(0, stop - start), self.dim, dtype=self.dtype)
+        size, offset = self.dim * features.element_size(), int(self._offsets[at])  # bytes of a frame
+        target = features.view(torch.uint8).numpy().reshape(last - first, -1)
+        if features.shape[1] == frames:  # whole layers are adjacent
+            self._read_bytes(at, target, offset + first * frames * size)
+        else:
+            for layer, part in zip(range(first, last), target):
+                self._read_bytes(at, part, offset + (layer * frames + start) * size)
+        return features
+
+    def _read_bytes(self, at: int, target: np.ndarray, offset: int) -> None:
+        """Fill an array with bytes of an utterance's shard, from an offset on."""
+        number = int(self._shard_of[at])
+        path = self.directory / self._shards[number]
+        try:
+            if number not in self._open:
+                self._open[number] = path.open("rb", buffering=0)
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)[1].close()
+            self._open.move_to_end(number)
+            count, buffer = 0, memoryview(target.reshape(-1))
+            while count < len(buffer):  # a call reads at most 2 GiB
+                done = os.preadv(self._open[number].fileno(), [buffer[count:]], offset + count)
+                if not done:
+                    raise OSError("the file ends")
+                count += done
+        except OSError as error:
+            raise UserError(f"{path}: truncated or corrupt features ({error}). Extract the features again.") from error
 
     def __contains__(self, utt_id: object) -> bool:
         """Return whether the store has an utterance."""
-        return utt_id in self._shard_of
+        return isinstance(utt_id, str) and self.ids.find(utt_id) >= 0
 
     def __len__(self) -> int:
         """Return the number of utterances."""
-        return len(self._shard_of)
+        return len(self.ids)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the open shards, for worker processes that are spawned."""
-        return {**self.__dict__, "_handles": {}}
+        return {**self.__dict__, "_open": OrderedDict()}
 
-    def _handle(self, shard: str) -> Any:
-        """Return the open shard. A forked process opens it again."""
-        if self._pid != os.getpid():
-            self._handles, self._pid = {}, os.getpid()
-        if shard not in self._handles:
-            path = self.directory / shard
-            try:
-                self._handles[shard] = safe_open(os.fspath(path), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path}: truncated or corrupt features ({error}). Extract the features again."
-                ) from error
-        return self._handles[shard]
 
-    def _check_shards(self) -> None:
-        """Read encoder, layers, width and dtype from the headers of all shards and compare them with the index."""
-        shards = {name: read_header(self.directory / name) for name in sorted(set(self._shard_of.values()))}
-        first_path, first = next(iter(shards.items()))
-        self.dtype = dtype_of(self.directory / first_path, first)
-        for name, shard in shards.items():
-            check_same_origin(self.directory / name, shard, first.metadata, self.dtype)
-        self.encoder = encoder_of(first.metadata)
-        self.layers: tuple[int, ...] = tuple(json.loads(first.metadata["layers"]))
-        self.dim = next(iter(first.shapes.values()))[2]
-        for utt_id, name in self._shard_of.items():
-            shape = shards[name].shapes.get(utt_id)
-            expected = (len(self.layers), self.num_frames[utt_id], self.dim)
-            if shape != expected:
-                found = "is missing" if shape is None else f"has shape {list(shape)}, not {list(expected)}"
-                raise UserError(
-                    f"{self.directory / name}: utterance {utt_id!r} {found} (see {INDEX}). Extract the features again."
-                )
+class _FramesOf(Mapping[str, int]):
+    """The number of frames of each utterance of a store."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+
+    def __getitem__(self, utt_id: str) -> int:
+        at = self._store.ids.find(utt_id)
+        if at < 0:
+            raise KeyError(utt_id)
+        return int(self._store.frames[at])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.ids)
+
+    def __len__(self) -> int:
+        return len(self._store.ids)

@@ -12,78 +12,63 @@ change what an utterance is, such as ``segments``, because a reader that ignores
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from speechclip.common.errors import MissingFileError, UserError, writing
 from speechclip.common.files import replacing
+from speechclip.data.kaldi_columns import VERSION, Checks, UnusualTable, columns_of, open_columns, write_columns
+from speechclip.data.kaldi_lines import (
+    CLIP_TABLE,
+    ID_TABLES,
+    LANGUAGE_TABLE,
+    OPTIONAL_TABLES,
+    TABLES,
+    is_command,
+    key_problem,
+    refused,
+    scan,
+    scan_table,
+    value_problem,
+)
+from speechclip.data.mapped import Column, files_stamp, is_large, mapped_folder
+from speechclip.data.utterances import ImageTable, Utterance, UtteranceTable
 
-TABLES = ("wav.scp", "text", "utt2spk", "spk2utt", "img.scp", "utt2img")
-CLIP_TABLE = "text_clip"
-LANGUAGE_TABLE = "utt2lang"
+logger = logging.getLogger(__name__)
+
 #: Fitting keywords of some utterances, for keyword spotting: an id and words on each line. It is not validated.
 KEYWORD_TABLE = "utt2keywords"
-#: Optional tables with a value for every utterance.
-OPTIONAL_TABLES = (CLIP_TABLE, LANGUAGE_TABLE)
-#: Tables that change what an utterance is, with the reason. An utterance here is a whole recording, all channels mixed.
-REFUSED_TABLES = {
-    "segments": "cuts recordings into utterances",
-    "subsegments": "cuts utterances into parts",
-    "reco2file_and_channel": "selects a channel of each recording",
-    "vad.scp": "selects frames of each utterance",
-}
-
-_ID_TABLES = ("utt2spk", "utt2img", LANGUAGE_TABLE)  # their values have no white space
 _MAX_DIGITS = 18  # of a count; int() refuses several thousand
 
 StrPath = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """One spoken caption of one image.
-
-    Attributes:
-        id: of the utterance.
-        wav: its recording, used as a whole.
-        text: the caption as the corpus has it.
-        speaker: id of the speaker.
-        image_id: id of the image.
-        clip_text: the caption as CLIP reads it, for embeddings, vocabulary and gold sets. Empty: the same as ``text``.
-        language: of the speech and the caption, such as ``en``, without white space. Empty: unknown.
-    """
-
-    id: str
-    wav: Path
-    text: str
-    speaker: str
-    image_id: str
-    clip_text: str = ""
-    language: str = ""
-
-    def __post_init__(self) -> None:
-        """Fill in the default of ``clip_text``."""
-        if not self.clip_text:
-            object.__setattr__(self, "clip_text", self.text)
 
 
 @dataclass(frozen=True)
 class DataDir:
     """A validated data directory.
 
+    The columns of a large directory are memory-mapped: the first load writes them to a hidden folder in the directory,
+    and later loads, also of other processes, use them until a table changes (size or modification time). Then audio
+    and image files are checked again.
+
     Attributes:
         path: the directory.
         utterances: sorted by id.
         images: image id to file, sorted by id.
+        rows: positions of the utterances in the tables, if only some were selected; else None.
     """
 
     path: Path
-    utterances: tuple[Utterance, ...]
-    images: dict[str, Path]
+    utterances: UtteranceTable
+    images: ImageTable
+    rows: NDArray[np.int64] | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, path: StrPath) -> DataDir:
@@ -96,26 +81,30 @@ class DataDir:
         directory = Path(path)
         if not (directory / "wav.scp").is_file():
             raise MissingFileError(directory / "wav.scp")
-        tables, problems = _scan(directory)
-        _raise_first(problems)
-        wav, text, speaker, image = tables["wav.scp"], tables["text"], tables["utt2spk"], tables["utt2img"]
-        clip, language = tables.get(CLIP_TABLE, text), tables.get(LANGUAGE_TABLE, {})
-        utterances = tuple(
-            Utterance(key, Path(wav[key]), text[key], speaker[key], image[key], clip[key], language.get(key, ""))
-            for key in sorted(wav)
-        )
-        images = {key: Path(value) for key, value in sorted(tables["img.scp"].items())}
-        return cls(directory, utterances, images)
+        _raise_first(refused(directory))
+        try:
+            return cls(directory, *_load_columns(directory))
+        except UnusualTable:  # not valid, or in a form that only the reader of single lines knows
+            tables, problems = scan(directory)
+            _raise_first(problems)
+            return cls(directory, *columns_of(tables))
+
+    @property
+    def ids(self) -> Column:
+        """Return the ids of the utterances, sorted."""
+        return self.utterances.ids
 
     @property
     def speakers(self) -> tuple[str, ...]:
         """Return the speakers, sorted."""
-        return tuple(sorted({utterance.speaker for utterance in self.utterances}))
+        table = self.utterances
+        return tuple(table.speaker_ids[at] for at in np.unique(table.speakers).tolist())
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Return the languages, sorted. Empty if they are unknown."""
-        return tuple(sorted({utterance.language for utterance in self.utterances} - {""}))
+        table = self.utterances
+        return () if table.languages is None else tuple(table.language_ids[at] for at in np.unique(table.languages))
 
     def only(self, languages: Collection[str]) -> DataDir:
         """Return the utterances in some languages, and their images. Without languages, return the directory itself.
@@ -129,14 +118,17 @@ class DataDir:
             if language not in self.languages:
                 known = " ".join(self.languages) or "none, because utt2lang is missing"
                 raise UserError(f"{self.path}: no utterance in the language {language!r}. Its languages: {known}.")
-        utterances = tuple(utterance for utterance in self.utterances if utterance.language in languages)
-        used = {utterance.image_id for utterance in utterances}
-        return DataDir(self.path, utterances, {key: file for key, file in self.images.items() if key in used})
+        table = self.utterances
+        assert table.languages is not None
+        wanted = [at for at, language in enumerate(table.language_ids) if language in languages]
+        rows = np.flatnonzero(np.isin(table.languages, wanted))
+        kept = np.unique(table.images[rows])
+        return DataDir(self.path, table.take(rows, kept), self.images.take(kept), rows)
 
 
 def find_problems(path: StrPath) -> list[str]:
     """Return one line per problem of a data directory. Audio and images are not opened."""
-    return _scan(Path(path))[1]
+    return scan(Path(path))[1]
 
 
 def read_table(path: StrPath) -> dict[str, str]:
@@ -149,7 +141,7 @@ def read_table(path: StrPath) -> dict[str, str]:
     """
     if not Path(path).is_file():
         raise MissingFileError(path)
-    table, problems = _scan_table(Path(path))
+    table, problems = scan_table(Path(path))
     _raise_first(problems)
     return table
 
@@ -236,31 +228,31 @@ def parse_count(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
-def key_problem(key: str) -> str | None:
-    """Return the reason why a table cannot hold an id, or None."""
-    if not key:
-        return "no id at the start of the line"
-    if key.startswith("\ufeff"):
-        return "starts with a byte order mark"
-    if any(character.isspace() for character in key):
-        return f"white space in the id {key!r}"
-    return None
+#: The checks of keys and values for the reader of blocks.
+CHECKS = Checks(key_problem, value_problem)
 
 
-def value_problem(value: str) -> str | None:
-    """Return the reason why a table cannot hold a value, or None."""
-    if not value.strip():
-        return "no value"
-    if value != value.strip(" \t"):
-        return "white space at the start or end of the value"
-    if "\n" in value or "\r" in value:
-        return "a line break in the value"
-    return None
+def _load_columns(directory: Path) -> tuple[UtteranceTable, ImageTable]:
+    """Return the columns of a data directory: in memory if it is small, and else mapped.
 
+    Raises:
+        UnusualTable: see :mod:`speechclip.data.kaldi_columns`.
+    """
+    optional = [name for name in OPTIONAL_TABLES if (directory / name).exists()]
+    paths = [directory / name for name in (*TABLES, *optional)]
+    try:
+        size = sum(path.stat().st_size for path in paths)
+    except OSError as error:
+        raise UnusualTable(str(error)) from error
+    if not is_large(size):
+        table, files = write_columns(directory, None, optional, CHECKS)
+        return table, ImageTable(table.image_ids, files)
 
-def is_command(value: str) -> bool:
-    """Return whether an entry of an scp table is a command and not a path."""
-    return value.endswith("|") or value.startswith(("|", "<"))
+    def build(folder: Path) -> None:
+        logger.info("%s: building its memory-mapped columns", directory)
+        write_columns(directory, folder, optional, CHECKS)
+
+    return mapped_folder(directory / ".columns", lambda: files_stamp(paths, VERSION), build, open_columns)
 
 
 def _check_utterances(path: Path, utterances: Sequence[Utterance], images: Mapping[str, StrPath]) -> None:
@@ -285,7 +277,7 @@ def _check_utterances(path: Path, utterances: Sequence[Utterance], images: Mappi
                     f"{path / name}: {key!r}: a command, not a path: {value}."
                     " Write the output of the command to a file, and give its path."
                 )
-    for name in _ID_TABLES:
+    for name in ID_TABLES:
         for key, value in (_table(name, utterances, images) or {}).items():
             problem = "no language" if name == LANGUAGE_TABLE and not value else key_problem(value)
             if problem:
@@ -314,135 +306,6 @@ def _table(name: str, utterances: Sequence[Utterance], images: Mapping[str, StrP
         "utt2img": lambda item: item.image_id,
     }
     return {utterance.id: values[name](utterance) for utterance in utterances}
-
-
-def _scan(directory: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Return the readable tables of ``directory`` and all problems."""
-    if not directory.is_dir():
-        return {}, [f"{directory}: is not a data directory"]
-    tables: dict[str, dict[str, str]] = {}
-    problems = [
-        f"{directory / name}: {effect}, which is not supported. Write each utterance to a file of its own and remove "
-        f"{name}."
-        for name, effect in REFUSED_TABLES.items()
-        if (directory / name).exists()
-    ]
-    optional = [name for name in OPTIONAL_TABLES if (directory / name).exists()]
-    for name in (*TABLES, *optional):
-        tables[name], found = _scan_table(directory / name)
-        problems += found
-    if all((directory / name).is_file() for name in TABLES):
-        problems += _counterpart_problems(directory, tables)
-        problems += _speaker_problems(directory, tables)
-        problems += _language_problems(directory, tables)
-    problems += _file_problems(directory / "wav.scp", tables["wav.scp"], "audio")
-    problems += _file_problems(directory / "img.scp", tables["img.scp"], "image")
-    return tables, problems
-
-
-def _scan_table(path: Path) -> tuple[dict[str, str], list[str]]:
-    """Return the readable lines of a table and the problems of the other lines."""
-    if not path.is_file():
-        return {}, [f"{path}: is missing"]
-    table: dict[str, str] = {}
-    problems: list[str] = []
-    last = ""
-    lines = path.read_bytes().split(b"\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        return {}, [f"{path}: empty"]
-    for number, raw in enumerate(lines, start=1):
-        try:
-            key, value = _split_line(raw)
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
-            continue
-        if key in table:
-            problems.append(f"{path}:{number}: duplicate id {key!r}")
-            continue
-        if key < last:  # code-point order of str is byte order of UTF-8
-            problems.append(f"{path}:{number}: not sorted: {key!r} after {last!r} (sort with LC_ALL=C)")
-        last = key
-        table[key] = value
-    return table, problems
-
-
-def _split_line(raw: bytes) -> tuple[str, str]:
-    """Return key and value of one line. Raises ValueError with the reason if the line does not have them."""
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})") from None
-    if line.endswith("\r"):
-        raise ValueError("ends in a carriage return (Windows line end)")
-    key, *rest = re.split(r"[ \t]+", line, maxsplit=1)
-    value = rest[0].rstrip(" \t") if rest else ""
-    problem = key_problem(key)
-    if problem:
-        raise ValueError(problem)
-    problem = value_problem(value)
-    if problem:
-        raise ValueError(f"{key!r}: {problem}")
-    return key, value
-
-
-def _counterpart_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
-    """Return the utterances and images that one table has and another lacks."""
-    problems = []
-    utterance_tables = [name for name in ("wav.scp", "text", "utt2spk", "utt2img", *OPTIONAL_TABLES) if name in tables]
-    for key in sorted(set().union(*(tables[name] for name in utterance_tables))):
-        having = [name for name in utterance_tables if key in tables[name]]
-        problems += [
-            f"{directory / name}: utterance {key!r} of {having[0]} is missing"
-            for name in utterance_tables
-            if key not in tables[name]
-        ]
-    used = set(tables["utt2img"].values())
-    for key, image in tables["utt2img"].items():
-        if image not in tables["img.scp"]:
-            problems.append(f"{directory / 'img.scp'}: image {image!r} of utterance {key!r} is missing")
-    for image in tables["img.scp"]:
-        if image not in used:
-            problems.append(f"{directory / 'utt2img'}: image {image!r} of img.scp has no utterance")
-    return problems
-
-
-def _speaker_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
-    """Return the speakers for which ``spk2utt`` is not the inverse of ``utt2spk``."""
-    expected: dict[str, list[str]] = {}
-    for key, speaker in tables["utt2spk"].items():
-        expected.setdefault(speaker, []).append(key)
-    path = directory / "spk2utt"
-    problems = []
-    for speaker in sorted(expected.keys() | tables["spk2utt"].keys()):
-        if speaker not in tables["spk2utt"]:
-            problems.append(f"{path}: speaker {speaker!r} of utt2spk is missing")
-        elif speaker not in expected:
-            problems.append(f"{path}: speaker {speaker!r} has no utterance in utt2spk")
-        elif sorted(tables["spk2utt"][speaker].split()) != sorted(expected[speaker]):
-            problems.append(f"{path}: speaker {speaker!r}: not the utterances that utt2spk gives this speaker")
-    return problems
-
-
-def _language_problems(directory: Path, tables: dict[str, dict[str, str]]) -> list[str]:
-    """Return the languages with white space."""
-    return [
-        f"{directory / LANGUAGE_TABLE}: {key!r}: {value!r}: not one language"
-        for key, value in tables.get(LANGUAGE_TABLE, {}).items()
-        if key_problem(value)
-    ]
-
-
-def _file_problems(path: Path, table: dict[str, str], kind: str) -> list[str]:
-    """Return the entries of an scp table that are commands or name a file that is missing."""
-    problems = []
-    for key, value in table.items():
-        if is_command(value):
-            problems.append(f"{path}: {key!r}: a command, not a path: {value}")
-        elif not os.path.isfile(value):
-            problems.append(f"{path}: {key!r}: missing {kind} file {value}")
-    return problems
 
 
 def _raise_first(problems: list[str]) -> None:

@@ -96,7 +96,7 @@ class RegionStore:
         self._store = FeatureStore(directory)
         self.directory = self._store.directory
         self.source, self.width = self._store.encoder, self._store.dim - BOX
-        counts = set(self._store.num_frames.values())
+        counts = set(self._store.frames.tolist())
         if len(counts) != 1 or self.width < 1:
             raise UserError(
                 f"{self.directory}: images with {min(counts)} to {max(counts)} regions. All images of a store have the "
@@ -105,7 +105,7 @@ class RegionStore:
         self.count = counts.pop()
 
     @property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Sequence[str]:
         """The images, sorted."""
         return self._store.ids
 

@@ -25,11 +25,13 @@ class Shard(NamedTuple):
         metadata: format, layers and the description of the encoder.
         shapes: (layers, frames, width) of each utterance.
         dtypes: names of the dtypes, as safetensors writes them.
+        offsets: first byte of the values of each utterance in the file.
     """
 
     metadata: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     dtypes: set[str]
+    offsets: dict[str, int]
 
 
 def make_metadata(encoder: Mapping[str, str], layers: Sequence[int]) -> dict[str, str]:
@@ -68,6 +70,7 @@ def read_header(path: Path) -> Shard:
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
         dtypes = {entry["dtype"] for entry in header.values()}
+        offsets = {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: truncated or corrupt features (no readable header). Extract the features again."
@@ -76,7 +79,7 @@ def read_header(path: Path) -> Shard:
         raise UserError(f"{path}: truncated or corrupt features ({size} of {end} bytes). Extract the features again.")
     if metadata.get("format") != FORMAT or not shapes or any(len(shape) != 3 for shape in shapes.values()):
         raise UserError(f"{path}: not a shard of features. Extract the features again.")
-    return Shard(metadata, shapes, dtypes)
+    return Shard(metadata, shapes, dtypes, offsets)
 
 
 def dtype_of(path: Path, shard: Shard) -> torch.dtype:

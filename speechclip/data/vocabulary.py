@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,18 +31,18 @@ class Vocabulary:
         return len(self.ids)
 
     @classmethod
-    def from_rows(cls, rows: Iterable[list[int]], subword_of: dict[int, str]) -> Vocabulary:
+    def from_rows(cls, rows: Iterable[list[int]], subword_of: Callable[[int], str]) -> Vocabulary:
         """Count the ids of token sequences. As in the published code, special tokens and padding count too.
 
         Args:
             rows: token ids of each caption, with special tokens and padding.
-            subword_of: the text of each id.
+            subword_of: returns the text of an id.
         """
         counter: Counter[int] = Counter()
         for row in rows:
             counter.update(row)
         order = sorted(counter, key=lambda token: (-counter[token], token))
-        return cls(tuple(order), tuple(counter[t] for t in order), tuple(subword_of[t] for t in order))
+        return cls(tuple(order), tuple(counter[t] for t in order), tuple(map(subword_of, order)))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

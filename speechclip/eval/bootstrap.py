@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.data.mapped import new_array
+
 LEVEL = 0.95
 _BLOCK = 1 << 23  # draws in memory at a time in double precision: 64 MiB
 
@@ -53,7 +55,7 @@ class Bootstrap:
     def _draw(self) -> NDArray[np.int16]:
         """Draw how often each cluster is in a resample, [n, I]."""
         clusters, generator = len(self._starts), np.random.default_rng(self._seed)
-        draws = np.empty((self._n, clusters), dtype=np.int16)
+        draws = new_array((self._n, clusters), np.int16)  # in a temporary map if it is large
         step = max(1, _BLOCK // clusters)
         for at in range(0, self._n, step):
             size = min(step, self._n - at)

@@ -27,7 +27,7 @@ class TwoStageRanks(NamedTuple):
 def coarse_to_fine_ranks(
     coarse: Floats, query_groups: Ints, gallery_groups: Ints, top_k: int, score_pairs: ScorePairs
 ) -> TwoStageRanks:
-    """Rank the gallery for each query by the coarse score, and the best K again by the fine score alone.
+    """Rank the gallery for each query by the coarse score, and the best K again by ``score_pairs`` alone.
 
     A query without a relevant item among its K best keeps its coarse rank, which is greater than K. Ties count against
     the system, as in :func:`speechclip.eval.ranking.first_hit_ranks`.

@@ -130,7 +130,7 @@ class ConditionScorer:
             entry: dict[str, Any] = {"kind": condition.kind, "value": condition.value, "n_utterances": len(chosen)}
             entry |= self._retrieval(self.scores[system.name], condition, rows[system.name], chosen)
             if system.name in texts:
-                spoken = [self.split.data.utterances[at].text for at in chosen]
+                spoken = [self.split.data.utterances[int(at)].text for at in chosen]
                 heard = [texts[system.name][at] for at in chosen]
                 entry["recognition"] = wer_report(spoken, heard, self.split.utterance_image[chosen], self.n_bootstrap)
             self.scores[system.name].conditions[condition.name] = entry

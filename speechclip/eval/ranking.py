@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from speechclip.data.mapped import gathered
 from speechclip.model.encoders.kernels.linear import linear
 
 BLOCK_SCORES = 1 << 22  # scores in memory at a time: 16 MiB in single precision
@@ -43,7 +44,7 @@ def first_hit_ranks(
     # a matrix product may round equal columns differently, so each distinct row is scored once
     first, row_of_item = _distinct_rows(g)
     repeated = len(first) < len(g)
-    rows, listed = g[first] if repeated else g, sort_groups(gg)
+    rows, listed = gathered(g, first) if repeated else g, sort_groups(gg)
     ranks = np.empty(len(q), dtype=np.int64)
     for part in blocks(len(q), len(g), block):
         scores = _products(q[part], rows)  # [b, G], or a column for each distinct row
@@ -182,8 +183,10 @@ def as_matrix(values: ArrayLike, name: str) -> Floats:
     array = array.astype(np.result_type(array, np.float32), copy=False)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name}: a non-empty [N, D] matrix is needed, the shape is {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(array).all(axis=1)))} contains NaN or infinity")
+    for part in blocks(len(array), array.shape[1], None):
+        finite = np.isfinite(array[part]).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"{name}: row {part.start + int(np.argmin(finite))} contains NaN or infinity")
     return array
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechclip.common.files import read_json, replace_folder, write_json
-from speechclip.data.dataset import SpeechSource, Split, evaluation_batches, read_batches
+from speechclip.data.batches import evaluation_batches
+from speechclip.data.dataset import SpeechSource, Split, read_batches
 from speechclip.eval.ranking import Ints
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.eval.transcripts import wer_report

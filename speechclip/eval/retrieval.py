@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speechclip.data.embeddings import row_norms
+from speechclip.data.mapped import new_array
+from speechclip.data.mapped_embeddings import row_norms
 from speechclip.eval.bootstrap import Bootstrap, interval
 from speechclip.eval.ranking import (
     Floats,
@@ -262,4 +263,7 @@ def _unit(values: ArrayLike, name: str) -> Floats:
     """Scale the rows of a matrix to length one. Zero rows stay zero."""
     array = as_matrix(values, name)
     norm = row_norms(array)
-    return array / np.where(norm > 0, norm, 1)
+    unit = new_array(array.shape, array.dtype)  # in a temporary map if it is large
+    for part in blocks(len(array), array.shape[1], None):
+        np.divide(array[part], np.where(norm[part] > 0, norm[part], 1), out=unit[part])
+    return unit

@@ -8,6 +8,7 @@ keywords.json                   scores of the keywords
 keywords.jsonl                  one line for each keyword
 keywords.npz                    what each utterance adds to the keyword scores, for paired tests
 attention.npz                   attention of the keywords over the frames of the first utterances
+spotting.json                   scores of keyword spotting
 conditions.json                 scores under listening conditions, and paired tests
 conditions.npz                  rank and image of every query in every condition
 """

@@ -47,8 +47,8 @@ def add_second_stage(
 ) -> None:  # fmt: skip
     """Add the scores after reranking to a report and its ranks.
 
-    ``report["coarse_to_fine"]`` gets, by direction, the scores after the best K are ordered by the fine score alone. It
-    also gets their means over both directions, the "paired" test against the coarse order, "top_k" (K), "name", and
+    ``report["coarse_to_fine"]`` gets, by direction, the scores after ``score_pairs`` alone orders the best K. It also
+    gets their means over both directions, the "paired" test against the coarse order, "top_k" (K), "name", and
     "cost": the number of pairs, pairs per second, pairs per query, and the seconds of the second stage divided by those
     of the coarse scores.
 
@@ -58,7 +58,8 @@ def add_second_stage(
         coarse: returns the coarse scores of all utterances and images, [U, I].
         utt_images: image of each utterance, [U].
         top_k: K.
-        score_pairs: returns the fine scores of pairs of an utterance and an image.
+        score_pairs: returns the scores of pairs of an utterance and an image. Those of fast_vgs are fine scores. Those
+            of a reranker are the coarse score plus the weighted fine score.
         name: name of the row in tables.
         n_bootstrap: number of resamples; 0 for no intervals and no test.
     """

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.common.errors import Stopped, UserError
+from speechclip.common.errors import MissingFileError, Stopped, UserError
 from speechclip.common.files import lines_fingerprint
 from speechclip.common.parallel import map_ahead
-from speechclip.data.embeddings import load_embeddings, read_arrays, save_embeddings
+from speechclip.data.embeddings import (
+    load_embeddings,
+    read_arrays,
+    read_shape,
+    save_embedding_blocks,
+    save_embeddings,
+)
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
+from speechclip.data.mapped import Column
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.encoders.tokenizers import add_special_tokens
@@ -31,16 +38,46 @@ KEEP_SECONDS = 30.0  # between two saves of finished batches
 LOG_SECONDS = 10.0  # between two log lines
 
 Stop = Callable[[], bool]
-Encode = Callable[[int], Iterator[np.ndarray]]
+Encode = Callable[[int, int], Iterator[np.ndarray]]
+
+
+class Job(NamedTuple):
+    """One of several processes that embed the same data directories.
+
+    Attributes:
+        number: from 1 to ``total``; 0 for the process that merges the finished parts.
+        total: number of jobs. A single job embeds and merges.
+    """
+
+    number: int = 1
+    total: int = 1
+
+    def rows(self, count: int) -> tuple[int, int]:
+        """Return the first row of this job's share of ``count`` rows, and the row after it. Batches stay whole."""
+        if not self.number:
+            return 0, 0
+        batches = -(-count // BATCH)
+        first, end = (batches * number // self.total * BATCH for number in (self.number - 1, self.number))
+        return first, min(end, count)
+
+    @property
+    def merges(self) -> bool:
+        """Return whether this process writes the final files."""
+        return self.number == 0 or self.total == 1
+
+
+ALONE = Job()
 
 
 def embed_images(
-    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False
-) -> int:
+    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False,
+    job: Job = ALONE,
+) -> int:  # fmt: skip
     """Write ``image_embeddings.npz`` of a data directory's images, from CLIP or from the file ``given``.
 
     Embeddings of the same files with the same weights and preprocessing are kept, also those of an interrupted call.
-    One thread per CPU decodes images while CLIP runs.
+    One thread per CPU decodes images while CLIP runs. Several jobs each embed a share; the job 0, after them, merges
+    the shares. The file does not depend on their number. On CPUs it depends on the number of threads, up to rounding.
 
     Args:
         directory: the data directory.
@@ -48,37 +85,40 @@ def embed_images(
         clip: CLIP; may be None if ``given`` is a file.
         given: an ``.npz`` file with the user's own embeddings, or None.
         stop: called after each batch. If it returns True, the finished batches are stored.
+        job: the share of this process.
 
     Returns:
-        The number of images.
+        The number of images in the share, or of all images after merging.
 
     Raises:
         UserError: ``given`` lacks an image, or a file is not an image.
+        MissingFileError: the job 0 lacks the embeddings of another job.
         Stopped: ``stop`` returned True.
     """
-    target, ids = out / "image_embeddings.npz", list(directory.images)
+    target, ids = out / "image_embeddings.npz", directory.images.ids
     if given:
-        _, rows = load_embeddings(given, ids)
-        save_embeddings(target, ids, rows, {"path": given})
-        return len(ids)
+        if job.merges:
+            _, rows = load_embeddings(given, ids)
+            save_embeddings(target, ids, rows, {"path": given})
+        return len(ids) if job.merges else 0
     assert clip is not None
-    paths = [Path(path) for path in directory.images.values()]
+    files = directory.images.files
 
-    def encode(start: int) -> Iterator[np.ndarray]:
-        for pixels in batches_of_pixels(paths[start:], clip):
+    def encode(start: int, end: int) -> Iterator[np.ndarray]:
+        for pixels in batches_of_pixels((Path(files[at]) for at in range(start, end)), clip):
             yield clip.encode_pixels(pixels).cpu().numpy()
 
-    of = lines_fingerprint(f"{item} {_size_and_time(path)}" for item, path in zip(ids, paths))
-    _embed(target, ids, clip.description | {"of": of}, encode, stop)
-    return len(ids)
+    of = lines_fingerprint(f"{item} {_size_and_time(path)}" for item, path in directory.images.items())
+    return _embed(target, ids, clip.description | {"of": of}, encode, stop, job)
 
 
 def embed_texts(
-    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False
-) -> int:
+    directory: DataDir, out: Path, clip: OpenClip | None, given: str | None, *, stop: Stop = lambda: False,
+    job: Job = ALONE,
+) -> int:  # fmt: skip
     """Write ``text_embeddings.npz`` of the captions as CLIP reads them, from CLIP or from the file ``given``.
 
-    Finished batches are kept as in :func:`embed_images`.
+    Finished batches are kept, and several jobs share the work, as in :func:`embed_images`.
 
     Args:
         directory: the data directory.
@@ -87,32 +127,34 @@ def embed_texts(
         given: an ``.npz`` file with the user's own embeddings of all or some utterances, or None. Its ids are utterance
             ids, with or without the speaker and the dash at the start.
         stop: called after each batch. If it returns True, the finished batches are stored.
+        job: the share of this process.
 
     Returns:
         The number of embedded captions. If it is 0, no file is written, and an earlier file is removed.
 
     Raises:
         UserError: ``given`` cannot be read.
+        MissingFileError: the job 0 lacks the embeddings of another job.
         Stopped: ``stop`` returned True.
     """
     target = out / "text_embeddings.npz"
+    if not given and clip is not None:
+        texts = directory.utterances.clip_texts
+
+        def encode(start: int, end: int) -> Iterator[np.ndarray]:
+            return encode_captions(texts, clip, start, end)
+
+        of = lines_fingerprint(f"{item} {text}" for item, text in zip(directory.ids, texts))
+        source = {key: value for key, value in clip.description.items() if key != "preprocess"}  # of images
+        return _embed(target, directory.ids, source | {"of": of}, encode, stop, job)
+    if not job.merges:
+        return 0
+    kept = []
     if given:
         stored, table = load_embeddings(given)
         kept = _rows_of_utterances(directory, stored)
         if kept:
             save_embeddings(target, [item for item, _ in kept], table[[row for _, row in kept]], {"path": given})
-    elif clip is not None:
-        kept = [(utterance.id, at) for at, utterance in enumerate(directory.utterances)]
-        texts = [utterance.clip_text for utterance in directory.utterances]
-
-        def encode(start: int) -> Iterator[np.ndarray]:
-            return encode_captions(texts, clip, start)
-
-        of = lines_fingerprint(f"{item} {text}" for (item, _), text in zip(kept, texts))
-        source = {key: value for key, value in clip.description.items() if key != "preprocess"}  # of images
-        _embed(target, [item for item, _ in kept], source | {"of": of}, encode, stop)
-    else:
-        kept = []
     if not kept:
         target.unlink(missing_ok=True)
     return len(kept)
@@ -140,75 +182,108 @@ def _rows_of_utterances(directory: DataDir, stored: Sequence[str]) -> list[tuple
     return [(item, row) for item, row in pairs if row >= 0]
 
 
-def encode_captions(texts: Sequence[str], clip: OpenClip, start: int = 0) -> Iterator[np.ndarray]:
-    """Yield CLIP embeddings [N, J] of texts from number ``start`` on, a batch at a time.
+def encode_captions(
+    texts: Sequence[str], clip: OpenClip, start: int = 0, end: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield CLIP embeddings [N, J] of texts from number ``start`` to before ``end``, a batch at a time.
 
     Equal lists of texts give equal bits, because the batches are the same.
     """
-    for at in range(start, len(texts), BATCH):
-        yield clip.encode_texts(texts[at : at + BATCH]).cpu().numpy()
+    end = len(texts) if end is None else end
+    for at in range(start, end, BATCH):
+        yield clip.encode_texts(texts[at : min(at + BATCH, end)]).cpu().numpy()
 
 
-def _embed(target: Path, ids: Sequence[str], source: Mapping[str, str], encode: Encode, stop: Stop) -> None:
-    """Write the embeddings of ``ids``, unless they exist, in batches from ``encode(start)``.
+def _embed(target: Path, ids: Column, source: Mapping[str, str], encode: Encode, stop: Stop, job: Job) -> int:
+    """Write the embeddings of ``ids``, unless they exist, in batches from ``encode(start, end)``.
 
-    Finished batches are saved every :data:`KEEP_SECONDS` to a folder next to ``target``, so that a killed run resumes.
-    The batches, and therefore the stored values, do not depend on interruptions.
+    Finished batches are saved every :data:`KEEP_SECONDS` to a folder next to ``target``, so that a killed run resumes,
+    also with another number of jobs. The batches, and therefore the stored values, do not depend on interruptions.
+
+    Returns:
+        The number of rows in the share of the job, or of all rows after merging.
     """
-    if _stored(target, source) is not None:
-        return
-    folder = target.with_name(f".{target.stem}.parts")
-    parts, start = _kept(folder, source)
+    first, end = job.rows(len(ids))
+    if read_shape(target, source) is None:
+        folder = target.with_name(f".{target.stem}.parts")
+        if job.number:
+            _embed_share(target, folder, ids, source, encode, stop, (first, end))
+        if job.merges:
+            _merge(target, folder, ids, source)
+            shutil.rmtree(folder, ignore_errors=True)
+    return len(ids) if job.merges else end - first
+
+
+def _embed_share(
+    target: Path, folder: Path, ids: Column, source: Mapping[str, str], encode: Encode, stop: Stop,
+    share: tuple[int, int],
+) -> None:  # fmt: skip
+    """Write the parts of a share that do not exist yet. A part is named by its first row, a multiple of a batch."""
+    at, end = share
     fresh: list[np.ndarray] = []
     began = logged = written = time.monotonic()
-    first = start
+    encoded = 0
 
     def keep() -> None:
         if fresh:
-            count = sum(map(len, fresh))
             rows = np.concatenate(fresh)
-            save_embeddings(folder / f"{start - count:09d}.npz", ids[start - count : start], rows, source)
-            parts.append(rows)
+            first = at - len(rows)
+            save_embeddings(folder / f"{first:09d}.npz", ids[first:at], rows, source)
             fresh.clear()
 
-    for rows in encode(start):
-        fresh.append(rows)
-        start += len(rows)
-        now = time.monotonic()
-        if stop() and start < len(ids):
-            keep()
-            raise Stopped(f"{target}: stopped after {start} of {len(ids)}, which are stored")
-        if now - written > KEEP_SECONDS:
-            keep()
-            written = now
-        if now - logged > LOG_SECONDS:
-            logged = now
-            left = (now - began) / (start - first) * (len(ids) - start)
-            logger.info("%s: %d/%d, %.0f s left", target, start, len(ids), left)
-    save_embeddings(target, ids, np.concatenate([*parts, *fresh]), source)
-    shutil.rmtree(folder, ignore_errors=True)
+    while at < end:
+        if shape := read_shape(folder / f"{at:09d}.npz", source):
+            at += shape[0]
+            continue
+        # to the next part of an earlier run, if there is one
+        limit = next((item for item in _starts(folder, at, end) if read_shape(folder / f"{item:09d}.npz", source)), end)
+        for rows in encode(at, limit):
+            fresh.append(rows)
+            at += len(rows)
+            encoded += len(rows)
+            now = time.monotonic()
+            if stop() and at < end:
+                keep()
+                raise Stopped(f"{target}: stopped after {at - share[0]} of {end - share[0]}, which are stored")
+            if now - written > KEEP_SECONDS:
+                keep()
+                written = now
+            if now - logged > LOG_SECONDS:
+                logged = now
+                left = (now - began) / encoded * (end - at)
+                logger.info("%s: %d/%d, %.0f s left", target, at - share[0], end - share[0], left)
+        keep()
 
 
-def _stored(path: Path, source: Mapping[str, str]) -> np.ndarray | None:
-    """Return the embeddings in a file, or None if the file is damaged or has another source."""
-    try:
-        arrays = read_arrays(path)
-        return arrays["embeddings"] if json.loads(str(arrays["source"])) == dict(source) else None
-    except (UserError, ValueError, KeyError):  # missing or damaged: computed again
-        return None
+def _starts(folder: Path, after: int, end: int) -> list[int]:
+    """Return the first rows of the parts of a folder between two rows, ascending."""
+    found = (int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal())
+    return sorted(start for start in found if after < start < end)
 
 
-def _kept(folder: Path, source: Mapping[str, str]) -> tuple[list[np.ndarray], int]:
-    """Return the parts of an earlier run before the first missing or different one, and their number of rows."""
-    parts: list[np.ndarray] = []
-    start = 0
-    while (rows := _stored(folder / f"{start:09d}.npz", source)) is not None:
-        parts.append(rows)
-        start += len(rows)
-    return parts, start
+def _merge(target: Path, folder: Path, ids: Column, source: Mapping[str, str]) -> None:
+    """Write one file from all parts, one part in memory at a time.
+
+    Raises:
+        MissingFileError: a part is missing.
+    """
+    starts, at, dim = [], 0, 0
+    while at < len(ids):
+        shape = read_shape(folder / f"{at:09d}.npz", source)
+        if shape is None:
+            raise MissingFileError(target, f"no embedding of {ids[at]!r}: a job is not finished")
+        starts.append(at)
+        at, dim = at + shape[0], shape[1]
+
+    def blocks() -> Iterator[np.ndarray]:
+        ends = [*starts[1:], len(ids)]
+        for start, end in zip(starts, ends):
+            yield read_arrays(folder / f"{start:09d}.npz")["embeddings"][: end - start]
+
+    save_embedding_blocks(target, ids, blocks(), dim, source)
 
 
-def batches_of_pixels(paths: Sequence[Path], clip: OpenClip) -> Iterator[Tensor]:
+def batches_of_pixels(paths: Iterable[Path], clip: OpenClip) -> Iterator[Tensor]:
     """Yield batches of preprocessed images [N, 3, side, side]. Threads decode the next batch meanwhile."""
     decoded = map_ahead(lambda path: clip.preprocess(load_image(path)), paths, ahead=2 * BATCH)
     while batch := list(itertools.islice(decoded, BATCH)):
@@ -231,9 +306,8 @@ def count_vocabulary(texts: Iterable[str], clip: OpenClip) -> Vocabulary:
         clip: provides the tokenizer and the context length.
     """
     tokenizer = clip.tokenizer
-    rows = [add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts]
-    used = {token for row in rows for token in row}
-    return Vocabulary.from_rows(rows, {token: tokenizer.subword(token) for token in used})
+    rows = (add_special_tokens(tokenizer, tokenizer.encode(text), clip.context_length) for text in texts)
+    return Vocabulary.from_rows(rows, tokenizer.subword)
 
 
 def vocabulary_texts(directories: Sequence[DataDir], captions: Path, *, only_train: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,11 @@ from speechclip.common.devices import pick_device
 from speechclip.common.errors import Stopped, UserError
 from speechclip.common.files import lines_fingerprint
 from speechclip.config import Config
-from speechclip.data.audio import load_audio, num_samples
+from speechclip.data.audio import load_audio
 from speechclip.data.augmented import Augmentation
 from speechclip.data.features import FeatureWriter
 from speechclip.data.kaldi import DataDir
+from speechclip.data.lengths import recording_lengths
 from speechclip.model.encoders.base import SpeechEncoder
 from speechclip.model.encoders.factory import load_speech_encoder
 
@@ -74,9 +76,8 @@ def extract_features(
         Stopped: ``stop`` returned True.
     """
     directory = DataDir.load(data)
-    paths = {utterance.id: utterance.wav for utterance in directory.utterances}
-    ids = list(paths)
-    samples = np.array([num_samples(path) for path in paths.values()])
+    ids, wavs = directory.ids, directory.utterances.wavs
+    samples, _ = recording_lengths(directory)
     encoder = load_speech_encoder(config.model.speech_encoder) if encoder is None else encoder
     layers = config.model.speech_encoder.layers or list(range(encoder.num_states))
     if max(layers) >= encoder.num_states:
@@ -90,12 +91,12 @@ def extract_features(
     # the encoder may move to another folder: only its name counts
     description = {key: value for key, value in encoder.description.items() if key != "path"}
     description |= {"name": Path(encoder.description["path"]).name, "recordings": _recordings(ids, samples)}
-    augmentation, position = None, {name: at for at, name in enumerate(ids)}
+    augmentation = None
     if copy:
         augmentation = Augmentation(directory, config.data.augment)
         drawn = dataclasses.replace(config.data.augment, probability=1.0, copies=1)  # the others change no copy
         description |= {"augment": f"copy {copy} {lines_fingerprint([str(drawn)])}"}
-    batches = [[ids[at] for at in batch] for batch in batches_by_seconds(samples, batch_seconds)][job - 1 :: jobs]
+    batches = itertools.islice(batches_by_seconds(samples, batch_seconds), job - 1, None, jobs)
     started, done, total = time.monotonic(), 0, 0
     dtype, number = config.data.store_dtype, job if jobs > 1 else None
     with FeatureWriter(out, encoder=description, layers=layers, dtype=dtype, job=number, replace=True) as writer:
@@ -103,19 +104,20 @@ def extract_features(
             logger.info("%s. The old features stay until the first new shard is complete.", writer.stale)
         finished = writer.finished
         # the whole of an interrupted batch is encoded again: other padding would change the last bits
-        todo = [batch for batch in batches if not finished.issuperset(batch)]
+        todo = [np.array(batch) for batch in batches if not all(ids[at] in finished for at in batch)]
         last_logged = started
-        for count, batch in enumerate(todo, 1):
+        for count, positions in enumerate(todo, 1):
+            batch = positions.tolist()
             if stop():
                 writer.flush()
                 raise Stopped(f"{out}: stopped after {count - 1} of {len(todo)} batches, which are stored")
-            heard = [load_audio(paths[name]) for name in batch]
+            heard = [load_audio(Path(wavs[at])) for at in batch]
             if augmentation is not None:
-                heard = [augmentation.change(position[n], wave, f"copy {copy}") for n, wave in zip(batch, heard)]
+                heard = [augmentation.change(at, wave, f"copy {copy}") for at, wave in zip(batch, heard)]
             waves = [torch.from_numpy(wave).to(device) for wave in heard]
             states, frames = encoder(waves)
-            for name, row, length in zip(batch, states, frames.tolist()):
-                if name not in finished:
+            for at, row, length in zip(batch, states, frames.tolist()):
+                if (name := ids[at]) not in finished:
                     writer.add(name, row[layers, :length])
             done += len(batch)
             total += sum(len(wave) for wave in waves)

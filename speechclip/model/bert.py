@@ -5,18 +5,26 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 BERT_EPSILON = 1e-12  # of every LayerNorm of BERT
-_INIT_STD = 0.02  # of every Linear, as in BERT
+_INIT_STD, _WIDTH = 0.02, 768  # of every Linear, and the width of BERT Base
 
 
-def init_bert(module: nn.Module) -> None:
-    """Initialise one module as BERT does: Linear from N(0, 0.02) with zero bias, LayerNorm with ones and zeros."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=_INIT_STD)
-        if module.bias is not None:
+def init_bert(model: nn.Module, dim: int) -> None:
+    """Initialise all layers as BERT does: Linear from N(0, 0.02) with zero bias, LayerNorm with ones and zeros.
+
+    At another width than BERT's 768 the deviation is 0.02 * sqrt(768 / dim), so that outputs have the same scale.
+
+    Args:
+        model: the layers.
+        dim: width of the model.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=_INIT_STD * (_WIDTH / dim) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
 
 
 class BareAttention(nn.Module):

@@ -41,19 +41,21 @@ class CrossModalLayer(nn.Module):
         to_speech = self.cross.attend(query_i, key_s, value_s, valid)
         return self.cross_output(to_image, speech), self.cross_output(to_speech, image)
 
-    def cross_attend_grid(self, speech: Tensor, valid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend between all pairs of speech [A, T, d] and image [B, R, d]. The projections are computed once each.
+    def cross_attend_groups(self, speech: Tensor, valid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend between all pairs of speech [G, A, T, d] and image [G, B, R, d] of each group.
+
+        The projections of an utterance or image are computed once.
 
         Returns:
-            [A * B, T, d] and [A * B, R, d], with the images of an utterance next to each other.
+            [G * A * B, T, d] and [G * A * B, R, d], with the images of an utterance next to each other.
         """
-        count_s, count_i = len(speech), len(image)
+        count_s, count_i = speech.shape[1], image.shape[1]
 
         def rows(tokens: Tensor) -> Tensor:
-            return tokens[:, None].expand(-1, count_i, *tokens.shape[1:]).flatten(0, 1)
+            return tokens[:, :, None].expand(-1, -1, count_i, *tokens.shape[2:]).flatten(0, 2)
 
         def columns(tokens: Tensor) -> Tensor:
-            return tokens[None].expand(count_s, *tokens.shape).flatten(0, 1)
+            return tokens[:, None].expand(-1, count_s, *tokens.shape[1:]).flatten(0, 2)
 
         query_s, key_s, value_s = (rows(part) for part in self.cross.project(speech))
         query_i, key_i, value_i = (columns(part) for part in self.cross.project(image))
@@ -95,7 +97,7 @@ class CrossModalScorer(nn.Module):
         width = hidden or 4 * dim
         self.layers = nn.ModuleList(CrossModalLayer(dim, heads, width, dropout) for _ in range(layers))
         self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
-        self.apply(init_bert)
+        init_bert(self, dim)
 
     def forward(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
         """Compute :meth:`score_pairs`."""
@@ -119,11 +121,22 @@ class CrossModalScorer(nn.Module):
 
     def score_grid(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
         """Score all pairs of A utterances and B images: [A, B]. See :meth:`score_pairs`."""
+        return self.score_groups(speech[None], valid[None], regions[None])[0]
+
+    def score_groups(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
+        """Score all pairs of A utterances and B images of each of G groups: [G, A, B].
+
+        Args:
+            speech: [G, A, T, d], [CLS] first.
+            valid: [G, A, T] bool.
+            regions: [G, B, R, d], [CLS] first.
+        """
         layer = self.layers[0]
         assert isinstance(layer, CrossModalLayer)
-        tokens, image = layer.cross_attend_grid(speech, valid, regions)
-        every = valid[:, None].expand(-1, len(regions), -1).flatten(0, 1)
-        return self._finish(tokens, image, every).view(len(speech), len(regions))
+        tokens, image = layer.cross_attend_groups(speech, valid, regions)
+        shape = (*valid.shape[:2], regions.shape[1])  # G, A, B
+        every = valid[:, :, None].expand(*shape, -1).flatten(0, 2)
+        return self._finish(tokens, image, every).view(shape)
 
     def _finish(self, speech: Tensor, image: Tensor, valid: Tensor) -> Tensor:
         """Return the scores from the output of the first cross-attention."""

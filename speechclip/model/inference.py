@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.constants import FRAME_SECONDS
-from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
+from speechclip.data.batches import evaluation_batches
+from speechclip.data.dataset import Batch, SpeechSource, read_batches
+from speechclip.data.mapped import new_array
 from speechclip.data.regions import Regions, RegionStore
 from speechclip.data.windows import WindowSource
 from speechclip.model.cross_modal import score_listed_pairs
@@ -87,7 +89,8 @@ def embed_branches(
     for batch, output in iterate_batches(model, source, batch_size, workers):
         for name, embedding in output.branches.items():
             unit = nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
-            rows.setdefault(name, np.empty((len(source.lengths), unit.shape[1]), dtype=np.float32))
+            if name not in rows:
+                rows[name] = new_array((len(source.lengths), unit.shape[1]), np.float32)
             rows[name][batch.indices.numpy()] = unit
     return rows
 
@@ -116,7 +119,7 @@ def embed_speech(
         [N, J] float32, L2-normalised, in the order of the source. Rows outside ``share`` (see :func:`iterate_batches`)
         are zero.
     """
-    rows = np.zeros((len(source.lengths), model.dimensions.joint), dtype=np.float32)
+    rows = new_array((len(source.lengths), model.dimensions.joint), np.float32)
     for batch, output in iterate_batches(model, source, batch_size, workers, share):
         unit = nn.functional.normalize(output.embedding.float(), dim=-1)
         rows[batch.indices.numpy()] = unit.cpu().numpy()

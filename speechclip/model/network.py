@@ -84,6 +84,7 @@ class SpeechNetwork(nn.Module):
         self.time_mask = TimeMask()
         self.feature_noise = FeatureNoise()
         self._encoder_names: tuple[str, ...] = ()  # trained parameters of the speech encoder
+        self._inner_names: tuple[str, ...] = ()  # of a speech transformer that the head holds
 
     def forward(self, batch: Batch) -> SpeechOutput:
         """Compute the embeddings of a batch, and the keywords if the head has them.
@@ -207,13 +208,17 @@ class SpeechNetwork(nn.Module):
     def train_encoder(self, part: str | int) -> None:
         """Select the part of the speech encoder that is trained and that checkpoints hold.
 
+        A head may hold the transformer of the encoder itself. Then the speech encoder is the waveform convolutions.
+
         Args:
             part: the value of ``train.encoder``, see :class:`speechclip.config.TrainConfig`.
 
         Raises:
             UserError: no speech encoder is loaded, or it does not have this part.
         """
-        if part == "frozen":
+        inner = self.head.train_encoder(part)
+        self._inner_names = tuple(inner or ())
+        if part == "frozen" or (inner is not None and part != "all"):
             return
         encoder, layers = self.require_speech_encoder(), self.config.speech_encoder.layers
         encoder.unfreeze(part, encoder.num_states if layers is None else max(layers) + 1)
@@ -239,13 +244,18 @@ class SpeechNetwork(nn.Module):
                 parameter.copy_(state[f"{ENCODER_PREFIX}{name}"])
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that get gradients. Those of the speech encoder come last."""
-        head = [p for part in self.trained_modules().values() for p in part.parameters() if p.requires_grad]
-        return head + self.encoder_parameters()
+        """Return the parameters that get gradients. Those of :meth:`encoder_parameters` come last."""
+        encoder = self.encoder_parameters()
+        known = {id(parameter) for parameter in encoder}
+        parts = self.trained_modules().values()
+        head = [p for part in parts for p in part.parameters() if p.requires_grad and id(p) not in known]
+        return head + encoder
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the trained parameters of the speech encoder."""
-        return list(self._encoder_parameters().values())
+        """Return the trained parameters of the speech encoder, also of the part that the head holds."""
+        return [
+            *(self.head.get_parameter(name) for name in self._inner_names), *self._encoder_parameters().values()
+        ]  # fmt: skip
 
     def _encoder_parameters(self) -> dict[str, nn.Parameter]:
         if not self._encoder_names:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.common.errors import UserError
-from speechclip.data.dataset import Batch, SpeechSource, evaluation_batches, read_batches
+from speechclip.data.batches import evaluation_batches
+from speechclip.data.dataset import Batch, SpeechSource, read_batches
 from speechclip.data.regions import Regions, RegionStore, grid_boxes
 from speechclip.model.encoders.patches import Patches
 from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead, SpeechTokens
@@ -40,6 +41,7 @@ class Candidates(NamedTuple):
         speech: [U, 1 + S, dim], padded with zeros.
         valid: [U, 1 + S] bool.
         coarse: [U, J], embeddings of the coarse head, L2-normalised.
+        pooled: [U, J], see :class:`SpeechTokens`.
         images: [I, 1 + R, dim].
         embeddings: [I, J], of the images, L2-normalised.
     """
@@ -47,6 +49,7 @@ class Candidates(NamedTuple):
     speech: Tensor
     valid: Tensor
     coarse: Tensor
+    pooled: Tensor
     images: Tensor
     embeddings: Tensor
 
@@ -124,10 +127,10 @@ def encode_candidates(
     head, dim = reranker_of(model.eval()), model.config.head.reranker.dim
     count, joint = len(source.lengths), embeddings.shape[1]
     rows: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * count
-    coarse = torch.zeros(count, joint)
+    coarse, pooled = torch.zeros(count, joint), torch.zeros(count, joint)
     for batch in read_batches(source, evaluation_batches(source.lengths, batch_size)):
         speech = head.speech_tokens(head.frozen_speech(*model.mixed_frames(batch)))
-        coarse[batch.indices] = speech.coarse.cpu()
+        coarse[batch.indices], pooled[batch.indices] = speech.coarse.cpu(), speech.pooled.cpu()
         for at, tokens, valid in zip(batch.indices.tolist(), speech.tokens.float().cpu(), speech.valid.cpu()):
             rows[at] = tokens, valid
     longest = max(int(valid.sum()) for _, valid in rows)
@@ -137,11 +140,32 @@ def encode_candidates(
         tokens_of[at, :kept], valid_of[at, :kept] = tokens[:kept], True
     pictures = torch.from_numpy(embeddings)
     images = encode_images(model, store, image_ids, pictures, batch_size)
-    return Candidates(tokens_of, valid_of, coarse, images, pictures)
+    return Candidates(tokens_of, valid_of, coarse, pooled, images, pictures)
+
+
+def score_candidates(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarray, block: int) -> np.ndarray:
+    """Return the scores that order the candidates: coarse score plus weighted fine score.
+
+    Args:
+        model, candidates, pairs, block: see :func:`fine_scores`.
+
+    Returns:
+        [P] float32.
+    """
+    weight = reranker_of(model).fine_weight.item()
+    return coarse_scores(model, candidates, pairs) + np.float32(weight) * fine_scores(model, candidates, pairs, block)
 
 
 @torch.no_grad()
-def score_candidates(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarray, block: int) -> np.ndarray:
+def coarse_scores(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarray) -> np.ndarray:
+    """Return the coarse scores of pairs [P, 2], cosine / tau: [P] float32."""
+    utterances, images = torch.from_numpy(np.ascontiguousarray(pairs)).unbind(dim=1)
+    cosines = (candidates.coarse[utterances] * candidates.embeddings[images]).sum(dim=1)
+    return (cosines * model.loss.scale.cpu()).numpy()
+
+
+@torch.no_grad()
+def fine_scores(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarray, block: int) -> np.ndarray:
     """Return the fine scores of pairs of an utterance and an image.
 
     Pairs of utterances of similar length are scored together, so that little padding is computed. The result is in the
@@ -156,7 +180,7 @@ def score_candidates(model: SpeechNetwork, candidates: Candidates, pairs: np.nda
     Returns:
         [P] float32.
     """
-    head, scale, device = reranker_of(model.eval()), model.loss.scale, model.device
+    head, device = reranker_of(model.eval()), model.device
     listed = torch.from_numpy(np.ascontiguousarray(pairs))
     lengths = candidates.valid.sum(dim=1)[listed[:, 0]]
     order = torch.argsort(lengths, descending=True, stable=True)
@@ -165,10 +189,10 @@ def score_candidates(model: SpeechNetwork, candidates: Candidates, pairs: np.nda
         utterances, images = listed[part].unbind(dim=1)
         longest = int(lengths[part[0]])
         speech, valid = candidates.speech[utterances, :longest], candidates.valid[utterances, :longest]
-        cosines = (candidates.coarse[utterances] * candidates.embeddings[images]).sum(dim=1)
-        tokens = SpeechTokens(speech.to(device), valid.to(device), candidates.coarse[utterances].to(device))
-        fine = head.score_pairs(tokens, candidates.images[images].to(device), cosines.to(device), scale)
-        scores[part] = fine.float().cpu()
+        vectors = candidates.coarse[utterances], candidates.pooled[utterances]
+        tokens = SpeechTokens(*(item.to(device) for item in (speech, valid, *vectors)))
+        embeddings = candidates.embeddings[images].to(device)
+        scores[part] = head.fine_scores(tokens, candidates.images[images].to(device), embeddings).float().cpu()
     return scores.numpy()
 
 
@@ -187,7 +211,7 @@ def image_tokens(model: SpeechNetwork, patches: Patches, embeddings: Tensor) -> 
 
 @torch.no_grad()
 def score_batch(model: SpeechNetwork, waves: Sequence[Tensor], images: Tensor, embeddings: Tensor) -> Tensor:
-    """Return the fine scores of all pairs of 16 kHz waveforms and images, [B, N].
+    """Return the scores of all pairs of 16 kHz waveforms and images, [B, N].
 
     Args:
         model: a network with a reranker and a speech encoder.
@@ -204,7 +228,8 @@ def score_batch(model: SpeechNetwork, waves: Sequence[Tensor], images: Tensor, e
         for start in range(0, len(images), size):
             part = images[start : start + size]
             repeated = SpeechTokens(*(item[one].expand(len(part), *item.shape[1:]) for item in speech))
-            cosines = embeddings[start : start + size] @ speech.coarse[at]
-            scores.append(head.score_pairs(repeated, part, cosines, model.loss.scale))
+            those = embeddings[start : start + size]
+            fine = head.fine_scores(repeated, part, those)
+            scores.append(those @ speech.coarse[at] * model.loss.scale + head.fine_weight * fine)
         rows.append(torch.cat(scores))
     return torch.stack(rows)

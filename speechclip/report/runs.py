@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechclip.common.constants import CONDITIONS, KEYWORDS, RETRIEVAL, SCORES
+from speechclip.common.constants import CONDITIONS, KEYWORDS, RETRIEVAL, SCORES, SPOTTING
 from speechclip.common.errors import UserError
 from speechclip.eval.score_files import read_scores
 
@@ -89,6 +89,8 @@ class Run:
         keywords: the content of keywords.json; None for a head without keywords.
         training: the provenance of the training; None for weights without one.
         conditions: the content of conditions.json; None if it was not scored under listening conditions.
+        spotting: the content of spotting.json; None if keyword spotting was not scored.
+        further: the content of retrieval.json of further test sets, by the name of their data directory.
     """
 
     directory: Path
@@ -100,6 +102,8 @@ class Run:
     keywords: Scores | None
     training: Scores | None
     conditions: Scores | None = None
+    spotting: Scores | None = None
+    further: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
     def seed_text(self) -> str:
@@ -122,11 +126,13 @@ def load_run(directory: str | Path) -> Run:
     retrieval = Scores.read(folder / SCORES / RETRIEVAL)
     keywords_path, training_path = folder / SCORES / KEYWORDS, folder / "best" / "provenance.json"
     keywords = Scores.read(keywords_path) if keywords_path.exists() else None
-    conditions_path = folder / SCORES / CONDITIONS
-    conditions = Scores.read(conditions_path) if conditions_path.exists() else None
+    conditions, spotting = (
+        Scores.read(path) if (path := folder / SCORES / name).exists() else None for name in (CONDITIONS, SPOTTING)
+    )
+    further = {path.parent.name: Scores.read(path) for path in sorted((folder / SCORES).glob(f"*/{RETRIEVAL}"))}
     training = Scores.read(training_path) if training_path.exists() else _training_of(retrieval)
     for key in _REQUIRED:
-        for scores in (retrieval, keywords, conditions):
+        for scores in (retrieval, keywords, conditions, spotting, *further.values()):
             if scores:
                 scores.get("provenance", key)
         if training:
@@ -136,8 +142,9 @@ def load_run(directory: str | Path) -> Run:
         raise UserError(
             f"{retrieval.path}: made with seed {seed}, {training.path} with another one. Score the run again."
         )
-    if keywords and keywords.seed("provenance", "seed") != seed:
-        raise UserError(f"{keywords.path}: made with another seed than {retrieval.path}. Score the run again.")
+    for scores in (keywords, spotting, *further.values()):
+        if scores and scores.seed("provenance", "seed") != seed:
+            raise UserError(f"{scores.path}: made with another seed than {retrieval.path}. Score the run again.")
     origin = retrieval.get("provenance")
     parts = _NAME.fullmatch(folder.resolve().name)
     named = parts.groupdict() if parts else {}
@@ -147,7 +154,8 @@ def load_run(directory: str | Path) -> Run:
             f"{folder}: the name has no model and head, nor has {retrieval.path}. Rename it <model>_<head>."
         )
     tag = origin["tag"] if origin.get("tag") is not None else named.get("tag")
-    return Run(folder, str(model), str(head), str(tag or ""), seed, retrieval, keywords, training, conditions)
+    name = str(model), str(head), str(tag or "")
+    return Run(folder, *name, seed, retrieval, keywords, training, conditions, spotting, further)
 
 
 def _training_of(retrieval: Scores) -> Scores | None:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from speechclip.common.errors import UserError
 from speechclip.common.files import check_folder, only_one_writer, replace_folder, write_json
 from speechclip.common.parallel import map_ahead
-from speechclip.data.embeddings import embeddings_source, load_embeddings
+from speechclip.data.embeddings import embeddings_source
+from speechclip.data.stored_rows import open_rows
 from speechclip.search.embed import BATCH, Embedded, embed_files, try_thumbnail
 from speechclip.search.index import (
     INFO,
@@ -34,8 +36,9 @@ from speechclip.search.index import (
     thumbnail_path,
 )
 from speechclip.search.items import IMAGE, KINDS, RECORDING, WINDOW_MARK, Duplicate, Items, window_id
-from speechclip.search.journal import Journal, Known, check_updatable
+from speechclip.search.journal import IN_INDEX, Journal, check_updatable
 from speechclip.search.sources import Sources, printable
+from speechclip.search.vectors import GatheredVectors
 from speechclip.search.windows import DEFAULT_WINDOWS, WindowSettings
 from speechclip.search.write import DEFAULT_STRUCTURE, Reused, Structure, save_info, write_index
 
@@ -176,12 +179,11 @@ def _assemble(
     info = write_index(
         folder, table.items, table.vectors, structure, info, old=Reused(target, table.old_rows) if update else None
     )
-    for row, thumbnail in enumerate(table.thumbnails):
-        if thumbnail is not None:
-            _link(thumbnail, thumbnail_path(folder, row))
+    for row, digest in enumerate(table.pictures):
+        _link(journal.thumbnail(digest), thumbnail_path(folder, row))
     _list_not_indexed(folder, target, embedded.not_indexed)
     files = {item: list(record) for item, record in embedded.files.items()}
-    write_json(folder / SOURCES, {**record, "rows": table.row_files, "files": files})
+    write_json(folder / SOURCES, {**record, "rows": table.row_files, "files": files}, compact=True)
 
 
 class Table(NamedTuple):
@@ -189,15 +191,15 @@ class Table(NamedTuple):
 
     Attributes:
         items: ids, files, windows and duplicates.
-        vectors: [N, D], float32.
-        thumbnails: file of each picture's thumbnail, by row; None if it is missing.
+        vectors: [N, D].
+        pictures: the digest of each picture, by row.
         row_files: id of the file of each row.
         old_rows: row of each vector in the index before, [N]; -1 if it was not there.
     """
 
     items: Items
-    vectors: NDArray[np.float32]
-    thumbnails: list[Path | None]
+    vectors: GatheredVectors
+    pictures: list[str]
     row_files: list[str]
     old_rows: NDArray[np.int64]
 
@@ -207,8 +209,9 @@ def collect(embedded: Embedded, journal: Journal) -> Table:
     items = Items([])
     first_row: dict[tuple[str, str], range] = {}
     others: dict[int, list[Duplicate]] = {}
-    contents: list[Known] = []
     row_files: list[str] = []
+    pictures: list[str] = []
+    tables, rows = array("b"), array("q")
     for item, record in sorted(embedded.files.items(), key=lambda one: (KINDS.index(one[1].kind), one[0])):
         key = record.kind, record.digest
         if key in first_row:
@@ -217,26 +220,20 @@ def collect(embedded: Embedded, journal: Journal) -> Table:
             continue
         known = journal.get(*key)
         assert known is not None
-        spans = known.spans
-        first_row[key] = range(len(items.ids), len(items.ids) + len(known.vectors))
-        items.ids.extend([item] if len(known.vectors) == 1 else [window_id(item, span) for span in spans])
-        items.files.extend([record.path] * len(known.vectors))
+        count, spans = known.rows, known.spans
+        first_row[key] = range(len(items.ids), len(items.ids) + count)
+        items.ids.extend([item] if count == 1 else [window_id(item, span) for span in spans])
+        items.files.extend([record.path] * count)
         items.spans.extend(spans)
-        row_files += [item] * len(known.vectors)
-        contents.append(known)
-    vectors = np.empty((len(items.ids), journal.dim), dtype=np.float32)
-    old_rows = np.full(len(items.ids), -1, dtype=np.int64)
-    thumbnails: list[Path | None] = []
-    at = 0
-    for known in contents:
-        count = len(known.vectors)
-        vectors[at : at + count] = known.vectors
-        if known.row >= 0:
-            old_rows[at : at + count] = np.arange(known.row, known.row + count)
-        thumbnails += [known.thumbnail] * count
-        at += count
+        row_files += [item] * count
+        pictures += [record.digest] if record.kind == IMAGE else []
+        tables.extend([known.table] * count)
+        rows.extend(range(known.first, known.first + count))
+    table, row_of = np.array(tables, dtype=np.int8), np.array(rows, dtype=np.int64)
+    vectors = GatheredVectors(journal.tables(), table, row_of, journal.dim)
     duplicates = {row: tuple(found) for row, found in others.items()}
-    return Table(dataclasses.replace(items, duplicates=duplicates), vectors, thumbnails, row_files, old_rows)
+    items = dataclasses.replace(items, duplicates=duplicates)
+    return Table(items, vectors, pictures, row_files, np.where(table == IN_INDEX, row_of, -1))
 
 
 def _row_id(item: str, items: Items, row: int) -> str:
@@ -278,7 +275,7 @@ def index_embeddings(
         UserError: a file cannot be read, or the embeddings do not fit the model or the images.
     """
     target = check_target(out)
-    ids, table = load_embeddings(embeddings)
+    ids, table = open_rows(embeddings)
     if table.shape[1] != model.network.dimensions.joint:
         raise UserError(
             f"{embeddings}: {table.shape[1]} dimensions, {name} has {model.network.dimensions.joint}."
@@ -298,7 +295,7 @@ def index_embeddings(
 
     def write(folder: Path) -> None:
         info = IndexInfo("", 0, 0, space, model_reference(name, target), thumbnails=False)
-        info = write_index(folder, Items(ids, files if images else []), table, structure, info)
+        info = write_index(folder, Items(list(ids), files if images else []), table, structure, info)
         count = 0
         thumbnails = map_ahead(lambda row: try_thumbnail(Path(files[row])), rows, ahead=2 * BATCH)
         for row, thumbnail in zip(rows, thumbnails):

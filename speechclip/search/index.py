@@ -5,7 +5,7 @@ A folder with these files:
 * ``index.json``: see :class:`IndexInfo`.
 * ``items.json``: ids, files, time windows and duplicates, row by row.
 * ``vectors.npy``: unit vectors, in single precision for exact search and else in half precision, memory-mapped.
-* ``lists.faiss``: the inverted file of a large index.
+* ``lists.faiss``: the inverted file of a large index, memory-mapped.
 * ``thumbnails/<row // 1000>/<row>.jpg``.
 * ``sources.json``: the indexed folders, and size, time and checksum of every file, for ``speechclip index --update``.
 * ``not_indexed.tsv``: files that are not indexed, with the reasons; absent if all are.
@@ -33,7 +33,7 @@ from speechclip.checkpoint.published import PUBLISHED_MODELS
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import SUMS, damaged_file, file_sha256, is_hub_id, previous, read_json
 from speechclip.search.items import IMAGE, ITEMS, RECORDING, Duplicate, Items, read_items
-from speechclip.search.neighbours import InvertedFile, exact_search, read_inverted_file
+from speechclip.search.neighbours import EXACT_UP_TO, InvertedFile, exact_search, read_ahead, read_inverted_file
 
 if TYPE_CHECKING:
     from speechclip.api import SpeechCLIP
@@ -153,7 +153,7 @@ class ImageIndex:
     def _read(cls, folder: Path) -> ImageIndex:
         info = read_info(folder)
         items = read_items(folder)
-        vectors = _read_vectors(folder / VECTORS, mapped=info.kind == INVERTED)
+        vectors = _read_vectors(folder / VECTORS, mapped=info.kind == INVERTED or info.count > EXACT_UP_TO)
         ids = items.ids
         if vectors.shape != (info.count, info.dim) or len(ids) != info.count:
             raise UserError(
@@ -172,6 +172,8 @@ class ImageIndex:
             )
         if wrong := damaged_file(folder, all_files=True):
             raise UserError(f"{folder / wrong}: damaged: its checksum is not that of {SUMS}. Index the files again.")
+        if lists is not None:
+            read_ahead(folder / LISTS)  # a check of large vectors may have taken its place in memory
         return cls(folder, info, items, vectors, lists, version_of(folder))
 
     def __len__(self) -> int:

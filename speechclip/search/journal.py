@@ -7,7 +7,6 @@ A finished run removes it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from speechclip.search.index import SOURCES, VECTORS, IndexInfo, read_info, thum
 from speechclip.search.items import IMAGE, RECORDING, read_items
 
 RECORDS, FLOATS = "records.jsonl", "vectors.f32"
+IN_INDEX, IN_JOURNAL = 0, 1  # numbers of tables
 
 
 class Stat(NamedTuple):
@@ -42,25 +42,26 @@ class Stat(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns)
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """The embeddings of one content.
+class Known(NamedTuple):
+    """The place of the embeddings of one content: some rows of a table of :meth:`Journal.tables`.
 
     Attributes:
-        vectors: [n, D]: one row for a picture, one per window for a recording.
+        table: IN_INDEX or IN_JOURNAL.
+        first: the first row.
+        rows: number of rows: one for a picture, one per window for a recording.
         spans: start and end of each window in seconds; empty for a picture.
-        thumbnail: the file of the thumbnail; None for a recording.
-        row: the first row in the present index; -1 if it is not there.
     """
 
-    vectors: NDArray[Any]
+    table: int
+    first: int
+    rows: int
     spans: tuple[tuple[float, float], ...] = ()
-    thumbnail: Path | None = None
-    row: int = -1
 
 
 class Journal:
     """The known embeddings by content, and a file to which new ones are appended.
+
+    The embeddings themselves stay on disk.
 
     Args:
         index: folder of the index.
@@ -74,6 +75,8 @@ class Journal:
         self.resumed = 0  # contents that an earlier run left
         self._known: dict[tuple[str, str], Known] = {}
         self._digests: dict[tuple[str, Stat], str] = {}
+        self._index: Path | None = None
+        self._rows = 0  # in the file of vectors
         self._records: IO[str] | None = None
         self._floats: IO[bytes] | None = None
 
@@ -92,20 +95,19 @@ class Journal:
             )
         if info.dim != self.dim:
             return
-        vectors = np.load(index / VECTORS, mmap_mode="r", allow_pickle=False)
-        rows: dict[str, list[int]] = {}
+        self._index = index
+        ranges: dict[str, tuple[int, int]] = {}  # of the rows of a file
         for row, item in enumerate(sources["rows"]):
-            rows.setdefault(item, []).append(row)
+            ranges[item] = ranges.get(item, (row,))[0], row + 1
         first = info.count - info.recordings
         for item, (kind, path, size, changed, digest) in sources["files"].items():
             if self.keys.get(kind) != _key_of(info, kind):
                 continue
             self._digests[path, Stat(size, changed)] = digest
-            if item in rows:
-                at = slice(rows[item][0], rows[item][-1] + 1)
-                spans = tuple(items.spans[at.start - first : at.stop - first]) if kind == RECORDING else ()
-                thumbnail = thumbnail_path(index, at.start) if kind == IMAGE else None
-                self._known[kind, digest] = Known(vectors[at], spans, thumbnail, at.start)
+            if item in ranges:
+                start, end = ranges[item]
+                spans = tuple(items.spans[start - first : end - first]) if kind == RECORDING else ()
+                self._known[kind, digest] = Known(IN_INDEX, start, end - start, spans)
 
     def resume(self) -> None:
         """Add what an earlier run left, and open the files to append to them. Other content is removed."""
@@ -117,13 +119,13 @@ class Journal:
                 with path.open("ab") as file:
                     file.truncate(size)
             self._records, self._floats = records.open("a", encoding="utf-8"), floats.open("ab")
+        self._rows = rows
 
     def _read(self, records: Path, floats: Path) -> tuple[int, int]:
         """Read the complete records. Return their bytes and the number of their vectors."""
         if not records.is_file() or not floats.is_file():
             return 0, 0
         stored = floats.stat().st_size // (4 * self.dim)
-        table = np.memmap(floats, np.float32, "r", shape=(stored, self.dim)) if stored else np.empty((0, self.dim))
         size = rows = 0
         for line in records.read_bytes().splitlines(keepends=True):
             try:
@@ -134,9 +136,9 @@ class Journal:
             except (ValueError, KeyError, TypeError):  # the run was killed while it wrote this line
                 break
             if entry["key"] == self.keys.get(kind):
-                thumbnail = self._thumbnail(entry["digest"]) if kind == IMAGE else None
-                known = Known(table[rows : rows + count], tuple((a, b) for a, b in spans), thumbnail)
-                self._known[kind, entry["digest"]] = known
+                self._known[kind, entry["digest"]] = Known(
+                    IN_JOURNAL, rows, count, tuple((a, b) for a, b in spans)
+                )  # fmt: skip
                 self._digests[entry["path"], Stat(*entry["stat"])] = entry["digest"]
                 self.resumed += 1
             size, rows = size + len(line), rows + count
@@ -148,7 +150,6 @@ class Journal:
     ) -> None:  # fmt: skip
         """Add the embeddings of one file. :meth:`flush` writes them to the disk."""
         assert self._records is not None and self._floats is not None
-        place = None
         with writing(self.folder):
             if thumbnail is not None:
                 place = self._thumbnail(digest)
@@ -160,8 +161,9 @@ class Journal:
                 "stat": list(stat), "count": len(vectors), "spans": list(spans),
             }  # fmt: skip
             self._records.write(json.dumps(entry) + "\n")
-        self._known[kind, digest] = Known(vectors, spans, place)
+        self._known[kind, digest] = Known(IN_JOURNAL, self._rows, len(vectors), spans)
         self._digests[path, stat] = digest
+        self._rows += len(vectors)
 
     def flush(self) -> None:
         """Write the vectors, and then the records that name them, to the disk."""
@@ -178,6 +180,23 @@ class Journal:
     def get(self, kind: str, digest: str) -> Known | None:
         """Return the embeddings of a content."""
         return self._known.get((kind, digest))
+
+    def tables(self) -> list[NDArray[Any]]:
+        """Return the vectors of the present index and those of the journal, memory-mapped: IN_INDEX and IN_JOURNAL."""
+        self.flush()
+        none, floats = np.empty((0, self.dim), np.float32), self.folder / FLOATS
+        return [
+            none if self._index is None else np.load(self._index / VECTORS, mmap_mode="r", allow_pickle=False),
+            np.memmap(floats, np.float32, "r", shape=(self._rows, self.dim)) if self._rows else none,
+        ]
+
+    def thumbnail(self, digest: str) -> Path:
+        """Return the path of the thumbnail of a known picture."""
+        known = self._known[IMAGE, digest]
+        if known.table == IN_INDEX:
+            assert self._index is not None
+            return thumbnail_path(self._index, known.first)
+        return self._thumbnail(digest)
 
     def has_records(self) -> bool:
         """Return whether anything was appended by this run or by an earlier one."""

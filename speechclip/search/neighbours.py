@@ -8,6 +8,8 @@ ranked again with the stored vectors.
 from __future__ import annotations
 
 import math
+import mmap
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 EXACT_UP_TO = 50_000  # vectors; up to this number all cosines take a few milliseconds
 BLOCK = 32_768  # vectors that are compared at once
-TRAINING_VECTORS = 64  # vectors per list that k-means uses
 SHORTLIST = 20  # vectors that are ranked again, per result
 LEAST_SHORTLIST = 200
+READ_AHEAD_FROM = 2 << 30  # bytes of mapped vectors; fewer are expected to stay in memory
 
 
 def exact_search(vectors: NDArray[Any], queries: Floats, top_k: int) -> tuple[Rows, Floats]:
@@ -62,41 +64,16 @@ def default_probes(lists: int) -> int:
     return min(lists, math.ceil(2.25 * math.sqrt(lists)))
 
 
-def build_inverted_file(vectors: NDArray[Any], lists: int, seed: int) -> Any:
-    """Build faiss's inverted file with 8 bits per dimension.
-
-    Args:
-        vectors: [N, D], L2-normalised.
-        lists: number of lists, 1 to N.
-        seed: seed of k-means.
-
-    Raises:
-        UserError: faiss is not installed, or ``lists`` is out of range.
-    """
-    faiss = import_faiss()
-    count, dim = vectors.shape
-    if not 1 <= lists <= count:
-        raise UserError(f"--lists: {lists} is not 1 to {count}, the number of vectors. Change the value.")
-    centres = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFScalarQuantizer(
-        centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-    )
-    index.cp.spherical, index.cp.seed, index.cp.niter = True, seed, 8
-    index.cp.min_points_per_centroid = 1  # do not warn about few vectors
-    sample = np.random.default_rng(seed).permutation(count)[: lists * TRAINING_VECTORS]
-    sample.sort()
-    index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
-    for start in range(0, count, BLOCK):
-        index.add(np.ascontiguousarray(vectors[start : start + BLOCK], dtype=np.float32))
-    return index
-
-
 class InvertedFile:
     """Approximate search: the shortlist of an inverted file, ranked again with the stored vectors."""
 
     def __init__(self, index: Any, vectors: NDArray[Any], probes: int) -> None:
         self.index, self.vectors = index, vectors
         self.index.nprobe = probes
+        self._map: mmap.mmap | None = None
+        if isinstance(vectors, np.memmap) and isinstance(vectors.base, mmap.mmap) and vectors.nbytes > READ_AHEAD_FROM:
+            self._map = vectors.base
+            self._map.madvise(mmap.MADV_RANDOM)  # a read of one vector does not read its neighbours
 
     def search(self, queries: Floats, top_k: int, within: range | None = None) -> tuple[Rows, Floats]:
         """Find the nearest vectors. See :func:`exact_search`; k is smaller if the searched lists hold fewer.
@@ -113,12 +90,22 @@ class InvertedFile:
         rows, cosines = [], []
         for query, found in zip(queries, shortlist):
             kept = np.sort(found[found >= 0])  # in the order of the rows
+            self._read_ahead(kept)
             scores = self.vectors[kept].astype(np.float32) @ query
             order, value = largest(scores[None], min(top_k, len(scores)))
             rows.append(kept[order[0]])
             cosines.append(value[0])
         least = min(map(len, rows))
         return np.stack([row[:least] for row in rows]), np.stack([row[:least] for row in cosines])
+
+    def _read_ahead(self, rows: Rows) -> None:
+        """Start to read mapped vectors from the disk, all at the same time."""
+        if self._map is None:
+            return
+        first, size = getattr(self.vectors, "offset", 0) % mmap.ALLOCATIONGRANULARITY, self.vectors[0].nbytes
+        for start in (first + size * rows).tolist():
+            page = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
     def _within(self, rows: range | None) -> Any:
         """Return faiss's parameters of a search in some rows. The share of lists grows as these rows are fewer."""
@@ -146,46 +133,26 @@ def import_faiss() -> Any:
 
 
 def read_inverted_file(path: Path) -> Any:
-    """Read an inverted file.
+    """Open an inverted file. Its lists stay on disk and are mapped into memory.
 
     Raises:
         UserError: the file is missing or damaged, or faiss is not installed.
     """
     faiss = import_faiss()
+    damaged = UserError(f"{path}: missing, damaged or truncated. Index the files again.")
     try:
-        return faiss.read_index(str(path))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:  # faiss raises this class for every failure
-        raise UserError(f"{path}: missing, damaged or truncated. Index the files again.") from error
+        raise damaged from error
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    if path.stat().st_size < index.ntotal * (index.code_size + 8):  # a truncated file would be read beyond its end
+        raise damaged
+    lists.prefetch_nthread = 0  # faiss would start threads for every query
+    return index
 
 
-def write_inverted_file(index: Any, path: Path) -> None:
-    """Write an inverted file."""
-    import_faiss().write_index(index, str(path))
-
-
-def update_inverted_file(index: Any, new_rows: Rows, vectors: NDArray[Any], added: Rows) -> None:
-    """Change an inverted file in place: renumber and remove vectors, then add others. The lists stay the same.
-
-    Args:
-        index: the inverted file of N vectors.
-        new_rows: the new row of each vector, [N]; -1 removes it.
-        vectors: all vectors in their new rows, [M, D].
-        added: the rows of ``vectors`` that are added.
-    """
-    faiss = import_faiss()
-    lists, size = index.invlists, index.code_size
-    for number in range(index.nlist):
-        count = lists.list_size(number)
-        if not count:
-            continue
-        rows = faiss.rev_swig_ptr(lists.get_ids(number), count)
-        kept = np.flatnonzero(new_rows[rows] >= 0)
-        if len(kept) < count:
-            codes = faiss.rev_swig_ptr(lists.get_codes(number), count * size).reshape(count, size)
-            codes[: len(kept)], rows[: len(kept)] = codes[kept], rows[kept]
-        rows[: len(kept)] = new_rows[rows[: len(kept)]]
-        lists.resize(number, len(kept))
-    index.ntotal = int((new_rows >= 0).sum())
-    for start in range(0, len(added), BLOCK):
-        block = added[start : start + BLOCK]
-        index.add_with_ids(np.ascontiguousarray(vectors[block], dtype=np.float32), block)
+def read_ahead(path: Path) -> None:
+    """Ask the system to read a file that is mapped into memory."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from speechclip.common.errors import UserError
 from speechclip.config import Config
+from speechclip.model.heads.fast_vgs import FAST_VGS
 
 if TYPE_CHECKING:
     from speechclip.train.trainer import TrainingData
@@ -36,6 +37,8 @@ def check_encoder(config: Config) -> None:
     Raises:
         UserError: training reads stored hidden states.
     """
+    if config.model.head.name == FAST_VGS and config.train.encoder != "all":
+        return  # the head holds the transformer
     if config.train.encoder != "frozen" and config.data.feats != "online":
         raise UserError(
             f"train.encoder: {config.train.encoder} needs the encoder in the training loop, but data.feats is "
@@ -55,11 +58,11 @@ def check_data(config: Config, data: TrainingData) -> None:
     size, count = config.data.batch_size, len(train.ids)
     if size > count:
         raise UserError(f"data.batch_size: {size} is more than the {count} training utterances. Use at most {count}.")
-    if len(set(train.utterance_image.tolist())) < 2:
+    if (train.utterance_image == train.utterance_image[0]).all():
         raise UserError(
             f"{train.data.path}: all utterances describe one image. The contrastive loss needs at least two images."
         )
-    if len(set(dev.utterance_image.tolist())) < 2:
+    if (dev.utterance_image == dev.utterance_image[0]).all():
         logger.warning("%s: all utterances describe one image. The best step cannot be chosen by R@10.", dev.data.path)
     interval, steps = config.train.eval_interval, config.optim.max_steps
     if interval > steps:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from speechclip.common.errors import UserError
 from speechclip.config import OptimConfig
-from speechclip.data.dataset import Crop, SpeechSource, bucketed_batches, evaluation_batches, read_batches
+from speechclip.data.batches import bucketed_batches, evaluation_batches
+from speechclip.data.dataset import Crop, SpeechSource, read_batches
 from speechclip.data.kaldi import DataDir
 from speechclip.eval.transcripts import word_errors
 from speechclip.model.recognizers.ctc import BLANK, CtcNetwork, CtcRecognizer, CtcSettings, count_units, split_units

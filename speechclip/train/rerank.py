@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from speechclip.checkpoint.folder import WEIGHTS, load_weights, locate, read_checkpoint, read_weights
@@ -17,15 +18,18 @@ from speechclip.config import Config
 from speechclip.data.dataset import Batch, Split
 from speechclip.data.regions import Regions, RegionStore
 from speechclip.eval.coarse_to_fine import two_stage_report
-from speechclip.model.heads.reranker import RERANKERS, FrozenSpeech, RerankerHead
+from speechclip.eval.second_stage import SECTION
+from speechclip.model.heads.reranker import RERANKERS, FrozenSpeech, RerankerHead, SpeechTokens
 from speechclip.model.inference import embed_speech
 from speechclip.model.losses import masked_cross_entropy
 from speechclip.model.network import SpeechNetwork
-from speechclip.model.reranking import SpeechCache, encode_candidates, reranker_of, score_candidates
-from speechclip.train.step import TrainBatch
+from speechclip.model.reranking import SpeechCache, coarse_scores, encode_candidates, fine_scores, reranker_of
+from speechclip.train.step import TrainBatch, gather_rows
 from speechclip.train.trainer import DevScores, Trainer
 
 _COARSE = "head.coarse."  # of the names of the coarse head's tensors
+#: Weights of the fine score. The one with the highest mean R@1 on dev is stored in a checkpoint, the least of equals.
+FINE_WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
 
 
 class HardGroups(Sequence[list[int]]):
@@ -111,19 +115,27 @@ class RerankBatch(TrainBatch):
 
 
 class RerankStep(nn.Module):
-    """The loss of a reranker: symmetric cross-entropy over the pairs of each group, and over the aligned pairs.
+    """The loss of a reranker, a sum of three cross-entropies. The coarse scores are not in it.
 
-    The second part is over all pairs of this process's share of the batch.
+    The first is that of the fine scores over the pairs of each group, in both directions. The second is that of the
+    scores before the cross-modal layers over all pairs of the global batch, in both directions. The third is that of
+    the pooled speech over all images of the training split.
 
     Args:
         model: a network with a reranker.
         size: utterances in a group.
-        share: factor for the groups of this process, see :class:`speechclip.train.step.LossStep`.
+        groups: groups of the global batch.
+        gallery: [I, J], embeddings of the training images.
+        fabric: launched.
     """
 
-    def __init__(self, model: SpeechNetwork, size: int, total: int, world: int) -> None:
+    def __init__(self, model: SpeechNetwork, size: int, groups: int, gallery: Tensor, fabric: Fabric) -> None:
         super().__init__()
-        self.model, self._size, self._total, self._world = model, size, total, world
+        self.model, self._size, self._fabric = model, size, fabric
+        world = fabric.world_size
+        self._sizes = [size * len(range(rank, groups, world)) for rank in range(world)]
+        self._share = self._sizes[fabric.global_rank] * world / (size * groups)
+        self._gallery = gallery.to(fabric.device)
 
     def forward(self, train_batch: RerankBatch) -> Tensor:
         """Return the loss of a batch, a scalar."""
@@ -131,24 +143,47 @@ class RerankStep(nn.Module):
         frozen = train_batch.speech or head.frozen_speech(*self.model.mixed_frames(train_batch.batch))
         speech = head.speech_tokens(frozen)
         images = head.image_tokens(train_batch.found, train_batch.targets)
-        aligned = head.align(speech, images)
-        cosines = speech.coarse @ train_batch.targets.T
-        known = aligned + head.coarse_factor * self.model.loss.scale.detach() * cosines
-        losses = []
-        for at in range(0, len(images), self._size):
-            part = slice(at, at + self._size)
-            crossed = head.scorer.score_grid(speech.tokens[part], speech.valid[part], images[part]).float()
-            losses.append(masked_cross_entropy(crossed + known[part, part], train_batch.groups[part]))
+        known = self._known(head, speech, images, train_batch.targets)
+        inputs = (part.unflatten(0, (-1, self._size)) for part in (speech.tokens, speech.valid, images))
+        fine = head.scorer.score_groups(*inputs).float() + self._own_groups(known)
+        every = nn.functional.cross_entropy(head.match_pooled(speech, self._gallery), train_batch.groups)
         # Gradients are averaged over processes, whatever the share of each: undo that.
-        share = len(losses) * self._world / self._total
-        return (torch.stack(losses).mean() + masked_cross_entropy(aligned, train_batch.groups)) * share
+        local = (_group_loss(fine) + every) * self._share
+        return local + masked_cross_entropy(known, self._gather(train_batch.groups))
+
+    def _known(self, head: RerankerHead, speech: SpeechTokens, images: Tensor, embeddings: Tensor) -> Tensor:
+        """Return the scores before the cross-modal layers of all pairs of the global batch, [B, B]."""
+        if self._fabric.world_size > 1:
+            images, embeddings = self._gather(images, sync_grads=True), self._gather(embeddings)
+        rows = head.align(speech, images) + head.match_pooled(speech, embeddings)
+        return self._gather(rows, sync_grads=True)
+
+    def _own_groups(self, scores: Tensor) -> Tensor:
+        """Return the scores within each group of this process, [G, size, size], from those of all pairs [B, B]."""
+        rank = self._fabric.global_rank
+        first, count = sum(self._sizes[:rank]), self._sizes[rank]
+        own = scores[first : first + count, first : first + count]
+        blocks = own.unflatten(0, (-1, self._size)).unflatten(2, (-1, self._size))  # [G, size, G, size]
+        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+    def _gather(self, rows: Tensor, sync_grads: bool = False) -> Tensor:
+        return gather_rows(self._fabric, rows, self._sizes, sync_grads)
+
+
+def _group_loss(scores: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies over rows and columns of groups [G, N, N]. Their images differ."""
+    right = torch.arange(scores.shape[1], device=scores.device).repeat(len(scores))
+    cross_entropy = nn.functional.cross_entropy
+    rows, columns = scores.flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
+    return (cross_entropy(rows, right) + cross_entropy(columns, right)) / 2
 
 
 class RerankTrainer(Trainer):
     """A :class:`Trainer` whose batches are hard groups and whose dev scores are those after reranking.
 
     The best weights have the highest mean R@1 over both directions of dev after the best candidates
-    (``model.head.reranker.dev_top_k``) are reordered.
+    (``model.head.reranker.dev_top_k``) are reordered. The weight of the fine score (:data:`FINE_WEIGHTS`) is chosen by
+    the same score.
 
     Args:
         regions: of the images of train and dev.
@@ -179,7 +214,8 @@ class RerankTrainer(Trainer):
 
     def _step_module(self) -> nn.Module:
         groups = self.config.data.batch_size // self._settings.group
-        return RerankStep(self.model, self._settings.group, groups, self.fabric.world_size)
+        gallery = torch.from_numpy(self.data.train.images)
+        return RerankStep(self.model, self._settings.group, groups, gallery, self.fabric)
 
     def _batches(self, epoch: int, position: int) -> Sequence[list[int]]:
         size, train = self._settings.group, self.data.train
@@ -227,11 +263,29 @@ class RerankTrainer(Trainer):
         if not self._is_main:
             return DevScores({}, np.empty((0, 0)))
         found = encode_candidates(self.model, self.data.dev_speech, self._regions[1], dev.image_ids, dev.images, size)
-        report, _ = two_stage_report(
-            (found.coarse @ found.embeddings.T).numpy(), dev.utterance_image, self._settings.dev_top_k,
-            lambda pairs: score_candidates(self.model, found, pairs, self._settings.block), n_bootstrap=0,
-        )  # fmt: skip
-        return DevScores(report, found.coarse.numpy())
+        coarse = (found.coarse @ found.embeddings.T).numpy()
+        fine: list[np.ndarray] = []  # by direction
+        reports = {}
+        for weight in FINE_WEIGHTS:
+            calls = iter(range(2))
+
+            def score(pairs: np.ndarray, weight: float = weight, calls: Iterator[int] = calls) -> np.ndarray:
+                at = next(calls)
+                if at == len(fine):
+                    fine.append(fine_scores(self.model, found, pairs, self._settings.block))
+                return coarse_scores(self.model, found, pairs) + np.float32(weight) * fine[at]
+
+            reports[weight], _ = two_stage_report(
+                coarse, dev.utterance_image, self._settings.dev_top_k, score, n_bootstrap=0
+            )
+        best = max(reports, key=lambda weight: reports[weight][SECTION]["mean_R@1"])
+        reranker_of(self.model).fine_weight.fill_(best)
+        return DevScores(reports[best], found.coarse.numpy())
+
+    def _save(self, evaluate: bool) -> None:
+        """Save. The weight of the fine score belongs to the saved weights: training goes on without it."""
+        super()._save(evaluate)
+        reranker_of(self.model).fine_weight.fill_(1.0)
 
 
 def _check_groups(config: Config, train: Split, processes: int) -> None:
@@ -247,7 +301,7 @@ def _check_groups(config: Config, train: Split, processes: int) -> None:
             f"data.batch_size: {batch} holds {batch // size} groups, less than the {processes} processes. Use at least "
             f"{processes * size}."
         )
-    images = len(set(train.utterance_image.tolist()))
+    images = len(np.unique(train.utterance_image))
     if min(config.model.head.reranker.pool, images - 1) < size - 1:
         raise UserError(
             f"model.head.reranker.group: {size} images cannot be drawn from {images} images and a pool of "

@@ -15,7 +15,7 @@ from speechclip.common.files import file_sha256
 from speechclip.config import Config
 from speechclip.data.augmented import AugmentedStore, AugmentedWaves
 from speechclip.data.dataset import SpeechSource, Split, StoreSource, WaveSource
-from speechclip.data.embeddings import embeddings_source, load_embeddings
+from speechclip.data.embeddings import embeddings_dim, embeddings_source
 from speechclip.data.features import FeatureStore, feature_folder
 from speechclip.data.kaldi import DataDir
 from speechclip.data.regions import FOLDER as REGIONS
@@ -73,7 +73,7 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork
     if has_keywords(settings.head.name):
         clip = load_clip(settings.clip)
         words = Vocabulary.load(vocabulary)
-    joint = int(load_embeddings(_embeddings(dump))[1].shape[1])
+    joint = embeddings_dim(_embeddings(dump))
     if clip is not None and clip.joint_dim != joint:
         raise UserError(
             f"{dump}/image_embeddings.npz: {joint} dimensions, but {settings.clip.path} has {clip.joint_dim}. "
@@ -176,7 +176,7 @@ def speech_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:
     if config.data.feats == "online":
         return WaveSource(data)
     folder = feature_folder(dump, config.model.speech_encoder.part)
-    return StoreSource(folder, [utterance.id for utterance in data.utterances], config.model.speech_encoder.layers)
+    return StoreSource(folder, data.ids, config.model.speech_encoder.layers)
 
 
 def training_source(config: Config, data: DataDir, dump: Path) -> SpeechSource:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,12 +19,17 @@ from speechclip.checkpoint.folder import SETTINGS, read_weights
 from speechclip.common.errors import UserError
 from speechclip.common.files import SUMS, lines_fingerprint, read_json, replace_folder
 from speechclip.config import Config, known_keys, load, save, to_dict
+from speechclip.data.mapped import release
 from speechclip.model.network import SpeechNetwork
 
 if TYPE_CHECKING:
+    from speechclip.data.dataset import SpeechSource, Split
     from speechclip.train.trainer import TrainingData
 
 TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
+_BLOCK = 1 << 14  # rows that are fingerprinted at a time
+_PROBES = 4  # weighted sums of a table of embeddings
+_PROBE_ROUNDING = 2e-3  # rows are unit vectors: another row changes a sum by about 1, rounding by 1e-7 sqrt(N D)
 
 
 @dataclass
@@ -188,30 +192,65 @@ def frozen_weights(encoders: dict[str, Any], model: SpeechNetwork | None = None)
     return {part: str(facts.get("weights") or "") for part, facts in described.items()}
 
 
-def data_fingerprints(data: TrainingData, model: SpeechNetwork, config: Config) -> dict[str, str]:
+def data_fingerprints(data: TrainingData, model: SpeechNetwork, config: Config) -> dict[str, Any]:
     """Return fingerprints of everything that training reads, except the encoders.
 
     Paths of recordings and images are left out: a corpus that was moved trains the same weights.
 
     Returns:
         utterances: of ids, images and lengths of both splits.
-        embeddings: of the image embeddings of both splits, and of the caption embeddings if they supervise training.
+        embeddings: :func:`probe_sums` of the image embeddings of both splits, and of the caption embeddings if they
+            supervise training.
         vocabulary: of the subword ids and their counts; "" for a head without keywords.
     """
-    lines, digest = [], hashlib.sha256()
-    for split, speech in ((data.train, data.train_speech), (data.dev, data.dev_speech)):
-        images = [split.image_ids[at] for at in split.utterance_image]
-        lines += [f"{u}\t{i}\t{s:.2f}" for u, i, s in zip(split.ids, images, speech.lengths, strict=True)]
-        digest.update(np.ascontiguousarray(split.images).data)
+    spoken = [(data.train, data.train_speech), (data.dev, data.dev_speech)]
+    rows = [split.images for split, _ in spoken]
     if config.train.supervision == "text" and data.train.texts is not None:
-        digest.update(np.ascontiguousarray(data.train.texts).data)
+        rows.append(data.train.texts)
     words = model.vocabulary
     subwords = [] if words is None else [f"{number}\t{count}" for number, count in zip(words.ids, words.counts)]
     return {
-        "utterances": lines_fingerprint(lines),
-        "embeddings": digest.hexdigest()[:16],
+        "utterances": lines_fingerprint(line for part in spoken for line in _utterance_lines(*part)),
+        "embeddings": [probe_sums(matrix) for matrix in rows],
         "vocabulary": lines_fingerprint(subwords) if subwords else "",
     }
+
+
+def probe_sums(matrix: np.ndarray) -> list[float]:
+    """Return weighted sums of all values of embeddings [N, D], one for each of four patterns of weights.
+
+    They are equal up to rounding if the embeddings are. CLIP rounds differently with another number of threads. A
+    changed, missing or moved row changes them.
+    """
+    sums, columns = np.zeros(_PROBES), np.cos(np.outer(np.arange(matrix.shape[1]) + 1.0, _frequencies(2)))
+    for start in range(0, len(matrix), _BLOCK):
+        block = matrix[start : start + _BLOCK].astype(np.float64)
+        rows = np.cos(np.outer(np.arange(start, start + len(block)) + 1.0, _frequencies(3)))
+        sums += (rows * (block @ columns)).sum(axis=0)
+        release(matrix)
+    return [round(float(value), 6) for value in sums]
+
+
+def _frequencies(base: int) -> np.ndarray:
+    """Return frequencies without common multiples: the weights of two rows or columns are never all equal."""
+    return np.sqrt(base) * np.arange(1, _PROBES + 1)
+
+
+def _same_input(before: Any, now: Any) -> bool:
+    """Return whether an input of training is unchanged. Sums of embeddings may differ by rounding."""
+    if not isinstance(before, list) or not isinstance(now, list):
+        return bool(before == now)
+    first, second = np.array(before, dtype=float), np.array(now, dtype=float)
+    return first.shape == second.shape and bool(np.allclose(first, second, rtol=0, atol=_PROBE_ROUNDING))
+
+
+def _utterance_lines(split: Split, speech: SpeechSource) -> Iterator[str]:
+    """Yield id, image and length of every utterance, many lines at a time."""
+    for start in range(0, len(split.ids), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        images = split.image_ids.take(split.utterance_image[part])
+        rows = zip(split.ids[part], images, speech.lengths[part].tolist(), strict=True)
+        yield "\n".join([f"{item}\t{image}\t{length:.2f}" for item, image, length in rows])
 
 
 def changed_inputs(
@@ -237,7 +276,7 @@ def changed_inputs(
     if origin.get("seed") != wanted_origin.get("seed"):
         found.append("seed")
     read = origin.get("inputs", {})
-    return found + [name for name, value in wanted_origin["inputs"].items() if read.get(name) != value]
+    return found + [name for name, value in wanted_origin["inputs"].items() if not _same_input(read.get(name), value)]
 
 
 def update_settings(folder: Path, config: Config) -> None:

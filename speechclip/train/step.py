@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -170,10 +171,23 @@ class LossStep(nn.Module):
     def _gather(self, rows: Tensor, sync_grads: bool = False) -> Tensor:
         """Return the rows [b, ...] of all processes in order of rank: [B, ...]. Shares may differ by one row."""
         world, batch = self._fabric.world_size, self._config.data.batch_size
-        longest = -(-batch // world)
-        padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-        every = cast(Tensor, self._fabric.all_gather(padded, sync_grads=sync_grads)).flatten(0, 1)
-        if batch % world == 0:
-            return every
-        sizes = [len(range(rank, batch, world)) for rank in range(world)]
-        return torch.cat([every[rank * longest :][:size] for rank, size in enumerate(sizes)])
+        return gather_rows(self._fabric, rows, [len(range(rank, batch, world)) for rank in range(world)], sync_grads)
+
+
+def gather_rows(fabric: Fabric, rows: Tensor, sizes: Sequence[int], sync_grads: bool = False) -> Tensor:
+    """Return the rows of all processes in order of rank: [B, ...].
+
+    Args:
+        fabric: launched.
+        rows: [b, ...], of this process.
+        sizes: b of every process.
+        sync_grads: let gradients flow back to the other processes.
+    """
+    if len(sizes) == 1:
+        return rows
+    longest = max(sizes)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    every = cast(Tensor, fabric.all_gather(padded, sync_grads=sync_grads)).flatten(0, 1)
+    if min(sizes) == longest:
+        return every
+    return torch.cat([every[rank * longest :][:size] for rank, size in enumerate(sizes)])

@@ -96,7 +96,7 @@ def train_text_head(
     )
     optimizer = make_optimizer([*head.parameters(), *loss.parameters()], optim)
     spoken, groups = torch.from_numpy(texts), torch.from_numpy(train.utterance_image)
-    targets = torch.from_numpy(train.images)[groups]
+    targets = torch.from_numpy(train.images[groups])
     held = torch.from_numpy(dev_texts)
 
     best, best_step, best_score = copy.deepcopy(head.state_dict()), 0, dev_score(head, held, dev)

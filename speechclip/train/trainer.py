@@ -29,7 +29,8 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import damaged_file
 from speechclip.common.shutdown import GracefulShutdown
 from speechclip.config import Config
-from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, bucketed_batches, read_batches
+from speechclip.data.batches import bucketed_batches
+from speechclip.data.dataset import Batch, Crop, SpeechSource, Split, read_batches
 from speechclip.data.regions import Regions
 from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
@@ -135,8 +136,7 @@ class Trainer:
         self.stopped, self._first = False, 0
         self.step_module, self.optimizer = fabric.setup(self._step_module(), plain)
         self.ema = EmaWeights(model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self._targets = self._training_targets()
-        self._groups = torch.from_numpy(data.train.utterance_image).to(fabric.device)
+        self._targets, self._target_rows = self._training_targets()
         self._logger: TrainLogger | None = None
         self._replaces = False  # the folder holds another run until the first save
         self._resume(plain)
@@ -156,19 +156,22 @@ class Trainer:
             head += list(self.objectives.parameters())
         return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
 
-    def _training_targets(self) -> Tensor:
-        """Return [U, J], L2-normalised: each training utterance's image, or its caption for the supervised topline."""
+    def _training_targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targets and the row of each training utterance [U] in them.
+
+        The targets are the embeddings of the images, or of the captions for the supervised topline, L2-normalised. They
+        may be mapped: a step reads the rows of its batch.
+        """
         split = self.data.train
         if self.config.train.supervision == "image":
-            rows = split.images[split.utterance_image]
-        else:
-            if split.texts is None or split.text_utterance is None or len(split.texts) != len(split.ids):
-                raise UserError(
-                    "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
-                    "Extract the CLIP embeddings again."
-                )
-            rows = split.texts[split.text_utterance.argsort()]
-        return torch.from_numpy(rows).to(self.fabric.device)
+            return split.images, split.utterance_image
+        if split.texts is None or split.text_utterance is None or len(split.texts) != len(split.ids):
+            raise UserError(
+                "train.supervision: text needs text_embeddings.npz with an embedding of every training caption. "
+                "Extract the CLIP embeddings again."
+            )
+        rows = split.text_utterance
+        return split.texts, rows if (rows[1:] > rows[:-1]).all() else rows.argsort()
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Load ``last``, or the intact checkpoint before it, if it is of this run. Otherwise training starts over."""
@@ -319,12 +322,13 @@ class Trainer:
             self.data.train_speech.lengths, data.batch_size, bucket_batches=data.bucket_batches, seed=self.seed,
             epoch=epoch,
         )  # fmt: skip
-        return [batch[rank::world] for batch in batches[position:]]
+        return batches[position:].share(rank, world)
 
     def _train_batch(self, batch: Batch) -> TrainBatch:
-        indices = batch.indices.to(self.fabric.device)
-        groups = self._groups[indices]
-        return TrainBatch(batch, self._targets[indices], groups, self._region_batch(groups), self.progress.step)
+        indices, device = batch.indices.numpy(), self.fabric.device
+        targets = torch.from_numpy(self._targets[self._target_rows[indices]]).to(device)
+        groups = torch.from_numpy(self.data.train.utterance_image[indices]).to(device)
+        return TrainBatch(batch, targets, groups, self._region_batch(groups), self.progress.step)
 
     def _update(self, batch: Batch) -> Tensor:
         """Do one optimiser step, and return the loss, detached.
@@ -366,7 +370,7 @@ class Trainer:
         """Name utterances whose features are not finite, or the first of the batch if all features are finite."""
         states, frames = self.model.features(batch)
         bad = [at for at, count in enumerate(frames.tolist()) if not states[at, :, :count].isfinite().all()]
-        ids = [self.data.train.ids[batch.indices[at]] for at in bad or range(len(frames))]
+        ids = [self.data.train.ids[int(batch.indices[at])] for at in bad or range(len(frames))]
         if bad:
             return f"Features are not finite: {', '.join(ids[:5])}. Extract them again, or remove the utterances."
         return f"All features are finite. Lower optim.lr. The batch begins with {', '.join(ids[:5])}."

@@ -14,14 +14,13 @@ import torch
 from fixtures import JOINT, STATES, WIDTH, make_data, store_embeddings, store_features, stored_split
 
 from speechclip.common.errors import MissingFileError, UserError
+from speechclip.data.batches import bucketed_batches, evaluation_batches
 from speechclip.data.dataset import (
     Batch,
     Crop,
     Split,
     StoreSource,
     WaveSource,
-    bucketed_batches,
-    evaluation_batches,
     read_batches,
 )
 from speechclip.data.embeddings import load_embeddings, save_embeddings
@@ -253,7 +252,7 @@ def test_store_has_the_layers_of_the_fixture(tmp_path: Path) -> None:
 
 def test_vocabulary_is_ordered_and_round_trips(tmp_path: Path) -> None:
     names = {3: "\u2581dog", 5: "!</w>", 7: "\ufffd", 9: "a b"}
-    vocabulary = Vocabulary.from_rows([[5, 3, 9], [9, 7, 3], [9]], names)
+    vocabulary = Vocabulary.from_rows([[5, 3, 9], [9, 7, 3], [9]], names.__getitem__)
     assert vocabulary.ids == (9, 3, 5, 7)
     assert vocabulary.counts == (3, 2, 1, 1)
     assert vocabulary.subwords == ("a b", "\u2581dog", "!</w>", "\ufffd")

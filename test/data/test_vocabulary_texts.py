@@ -12,6 +12,7 @@ from fixtures import make_data
 from speechclip.common.compat import prepare
 from speechclip.common.errors import UserError
 from speechclip.data.corpora.flickr8k import clip_caption
+from speechclip.data.mapped import Column
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.features.clip import count_vocabulary, vocabulary_texts
 from speechclip.model.encoders.tokenizers import BpeTokenizer
@@ -81,8 +82,8 @@ def test_vocabulary_counts_the_captions_as_clip_reads_them() -> None:
 
 def test_vocabulary_texts_uses_captions_for_clip(tmp_path: Path) -> None:
     data = make_data(tmp_path / "train", images=1, each=2)
-    first, second = data.utterances
-    part = replace(data, utterances=(replace(first, clip_text="a dog"), second))
+    second = data.utterances[1]
+    part = replace(data, utterances=replace(data.utterances, clip_texts=Column.of(["a dog", second.text])))
     assert vocabulary_texts([part], tmp_path / "captions.tsv", only_train=True) == ["a dog", second.text]
 
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(MINI / "local"))
 import captions  # noqa: E402
 import captions_es  # noqa: E402
 import generate  # noqa: E402
+import narrate  # noqa: E402
 import prepare  # noqa: E402
 import render  # noqa: E402
 import scenes  # noqa: E402
@@ -238,6 +239,49 @@ def test_prepare_writes_valid_data_directories(corpus: Path, tmp_path: Path) -> 
             seconds = len(load_audio(utterance.wav)) / 16000
             assert float(mine[-1][2]) + float(mine[-1][3]) <= seconds + 1e-3
             assert utterance.id.startswith(utterance.speaker)
+
+
+def test_prepare_labels_keywords_of_each_image(corpus: Path, tmp_path: Path) -> None:
+    from speechclip.data.kaldi import read_table
+    from speechclip.data.spoken_keywords import read_keyword_table
+
+    prepare.prepare(corpus, tmp_path)
+    labels, text = read_keyword_table(tmp_path / "test/utt2keywords"), read_table(tmp_path / "test/text")
+    image = read_table(tmp_path / "test/utt2img")
+    assert labels.keys() == text.keys() and not (tmp_path / "train/utt2keywords").exists()
+    for key, words in labels.items():
+        spoken = {word for other, caption in text.items() if image[other] == image[key] for word in caption.split()}
+        assert words == spoken & {*scenes.SHAPES, *scenes.COLOURS} and words
+    assert len({frozenset(words) for words in labels.values()}) == 2  # one set for each image
+
+
+def test_narratives_are_long_descriptions_of_scenes(corpus: Path, tmp_path: Path) -> None:
+    from speechclip.data.audio import load_audio
+    from speechclip.data.kaldi import DataDir
+
+    out, data = tmp_path / "corpus", tmp_path / "data"
+    shutil.copytree(corpus, out)
+    records = narrate.generate(out, 0, {"dev": 1, "test": 2}, 12.0, 1)
+    assert prepare.prepare(out, data) == {"train": 6, "dev": 6, "test": 6, "dev_long": 1, "test_long": 2}
+    long = DataDir.load(data / "test_long")
+    assert list(long.images) == ["test00000", "test00001"] and len(records) == 3
+    for utterance in long.utterances:
+        wave = load_audio(utterance.wav)
+        assert 12 <= len(wave) / 16000 < 20 and utterance.speaker in speak.VOICES["test"]
+        own = captions.captions_of(0, "test", int(utterance.image_id[-5:]), scenes.random_scene(
+            0, "test", int(utterance.image_id[-5:])), 9)  # fmt: skip
+        assert " ".join(own).startswith(utterance.text) and utterance.text.startswith(" ".join(own[:3]))
+        words = [line.split() for line in (data / "test_long/ctm").read_text().splitlines()]
+        words = [fields for fields in words if fields[0] == utterance.id]
+        assert [fields[4] for fields in words] == utterance.text.split()
+        starts = [float(fields[2]) for fields in words]
+        assert starts == sorted(starts) and starts[-1] + float(words[-1][3]) <= len(wave) / 16000 + 1e-3
+        for _, _, start, length, _ in words[:: len(words) // 4]:  # the words are where the sound is
+            first, last = (round(time * 16000) for time in (float(start), float(start) + float(length)))
+            assert np.abs(wave[first:last]).max() > 0.02
+    (out / "narratives.tsv").unlink()
+    assert prepare.prepare(out, data) == {"train": 6, "dev": 6, "test": 6}
+    assert not (data / "test_long").exists()
 
 
 def test_prepare_names_the_missing_file(corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -120,13 +121,15 @@ def test_learning_rates_reads_numbers() -> None:
             superb.learning_rates(words, 1.0)
 
 
-def _finished(folder: Path, task: str, lr: float, valid: float, test: float, loss: float = 0.0) -> sweep.Run:
+def _finished(
+    folder: Path, task: str, lr: float, valid: float, test: float, loss: float = 0.0, **more: Any
+) -> sweep.Run:
     config = {"build_optimizer": {"conf": {"lr": lr}}, "train": {"total_steps": 5}}
     run = sweep.Run(TASKS[task], sweep.Upstream("speechclip_local", ""), folder / f"lr_{lr:g}", config)
     run.folder.mkdir(parents=True)
     metric = TASKS[task].valid_metric
     found = {metric: valid, "loss": loss}
-    result = {"settings": run.settings(), "valid": found, "test": {TASKS[task].metric: test}, "lr": lr}
+    result = {"settings": run.settings(), "valid": found, "test": {TASKS[task].metric: test}, "lr": lr, **more}
     (run.folder / "result.json").write_text(json.dumps(result))
     return run
 
@@ -137,6 +140,57 @@ def test_sweep_is_decided_by_validation(tmp_path: Path) -> None:
     assert sweep.sweep(runs, 2, force=False)["lr"] == 0.01
     runs = [_finished(tmp_path / "asr", "asr", lr, valid, 0.5) for lr, valid in ((0.1, 0.5), (0.01, 0.7))]
     assert sweep.sweep(runs, 1, force=False)["lr"] == 0.1  # the lower error rate
+
+
+def test_folds_are_averaged_and_share_a_rate(tmp_path: Path) -> None:
+    runs = []
+    for fold, (low, high) in enumerate([((0.4, 0.5), (0.9, 0.9)), ((0.8, 0.7), (0.2, 0.1))]):
+        for lr, (valid, test) in ((0.01, low), (0.1, high)):
+            run = _finished(
+                tmp_path / f"fold_{fold}", "er", lr, valid, test, step=10 * (fold + 1), layer_weights=[fold, 1 - fold]
+            )
+            runs.append(dataclasses.replace(run, fold=fold))
+    best = sweep.sweep(runs, 2, force=False)
+    assert best["lr"] == 0.01 and best["valid"]["accuracy"] == pytest.approx(0.6)  # 0.55 for the other rate
+    assert best["test"] == {"accuracy": pytest.approx(0.6)} and best["folds"] == {"0": 0.5, "1": 0.7}
+    assert best["step"] == [10, 20] and best["layer_weights"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "folds"),
+    [
+        ("er", "", [0, 1, 2, 3, 4]),
+        ("er", "3 0", [3, 0]),
+        ("er", "5", "--folds: '5' is not one of: 0 1 2 3 4"),
+        ("er", "1 1", "--folds: '1' is not one of: 0 1 2 3 4, each at most once."),
+        ("ks", "", [0]),
+        ("ks", "0", "--folds: KS has no folds. Leave the option out."),
+    ],
+)
+def test_folds_of_reads_numbers(task: str, words: str, folds: list[int] | str) -> None:
+    if isinstance(folds, list):
+        assert superb.folds_of(words, TASKS[task]) == folds
+        return
+    with pytest.raises(UserError, match=folds):
+        superb.folds_of(words, TASKS[task])
+
+
+def test_each_fold_has_its_folder_and_test_set(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = SimpleNamespace(
+        task="er", pseudo="true", config="", overrides=[], tag="", seed=0, lr="1e-3 1e-2", folds="0 4", device="cpu",
+        workers=0,
+    )  # fmt: skip
+    runs = superb.runs_of(options, TASKS["er"], tmp_path, sweep.Upstream("speechclip_local", checkpoint))
+    assert [(str(run.folder.relative_to(tmp_path / "exp/er/speechclip_local_tiny")), run.fold) for run in runs] == [
+        ("fold_0/lr_0.001", 0), ("fold_0/lr_0.01", 0), ("fold_4/lr_0.001", 4), ("fold_4/lr_0.01", 4),
+    ]  # fmt: skip
+    assert [run.config["prepare_data"]["test_fold"] for run in runs] == [0, 0, 4, 4]
+    options.overrides = ["--prepare_data.test_fold", "2"]
+    with pytest.raises(UserError, match="prepare_data.test_fold: is set by --folds"):
+        superb.runs_of(options, TASKS["er"], tmp_path, sweep.Upstream("speechclip_local", checkpoint))
 
 
 def test_run_refuses_a_folder_with_other_settings(tmp_path: Path) -> None:
@@ -406,7 +460,7 @@ def test_train_reports_a_missing_speaker_list(home: Path, tmp_path: Path, monkey
     corpus = tmp_path / "vox"
     corpus.mkdir()
     options = SimpleNamespace(task="sid", pseudo="false", config="", overrides=[], lr="", seed=0, tag="", device="cpu",
-                              workers=0, nj=1, force="false")  # fmt: skip
+                              workers=0, nj=1, folds="", force="false")  # fmt: skip
     with pytest.raises(UserError) as caught:
         superb.train(options, TASKS["sid"], corpus, [sweep.Upstream("hubert", "")])
     message = str(caught.value)
@@ -449,7 +503,8 @@ def _best(folder: Path, upstream: str, accuracy: float, weights: list[float], **
         "task": "sid", "tag": "", "upstream": upstream, "baseline": "encoder" in upstream, "checkpoint": "a/best",
         "head": "encoder" not in upstream, "against": "",
         "corpus": "vox", "rates": [0.1, 0.01], "lr": 0.01, "step": 7, "test": {"accuracy": accuracy, "loss": 1},
-        "valid": {}, "layer_weights": weights, "seed": 0, "command": "./run.sh", "commit": "abc", "weights": "f",
+        "valid": {}, "layer_weights": weights, "folds": {}, "seed": 0, "command": "./run.sh", "commit": "abc",
+        "weights": "f",
         **changes,
     }  # fmt: skip
     (folder / "best.json").write_text(json.dumps(facts))
@@ -477,6 +532,17 @@ def test_report_writes_rows_and_draws_weights(tmp_path: Path) -> None:
     assert [row["test"] for row in read_rows(exp / "results.jsonl")] == [50.0, 87.5]
     with pytest.raises(UserError, match="holds no finished task"):
         write_report(tmp_path / "nothing")
+
+
+def test_report_shows_the_score_of_each_fold(tmp_path: Path) -> None:
+    exp = tmp_path / "exp"
+    _best(exp / "sid" / "a", "speechclip_local", 0.875, [0.1, 0.2, 0.7])
+    folds = {"folds": {"0": 0.5, "3": 0.75}, "step": [7, 9]}
+    _best(exp / "er" / "a", "speechclip_local", 0.625, [0.1, 0.2, 0.7], task="er", **folds)
+    write_report(exp)
+    text = (exp / "RESULTS.md").read_text()
+    assert _cells(text, "ER")[0][5:9] == ["62.50", "0: 50.00, 3: 75.00", "0.01 (0.1 0.01)", "7 9"]
+    assert _cells(text)[0][5:9] == ["87.50", "–", "0.01 (0.1 0.01)", "7"]
 
 
 def test_report_compares_with_the_baseline(tmp_path: Path) -> None:
@@ -677,8 +743,8 @@ def test_every_task_runs_on_generated_data(checkpoint: str, tmp_path: Path, name
     if name == "qbe" and find_spec("dtw") is None:
         pytest.skip("dtw-python is not installed")
     recipe = _copy(tmp_path / "repository")
-    ended = _run("--task", name, "--pseudo", "true", "--checkpoint", checkpoint, "--baseline=", "--stop_stage", "1",
-                 cwd=recipe)  # fmt: skip
+    words = ["--folds", "0 3"] if name == "er" else []
+    ended = _run("--task", name, "--pseudo", "true", "--checkpoint", checkpoint, "--baseline=", *words, cwd=recipe)
     assert ended.returncode == 0, ended.stderr
     pattern = "qbe/*/state_3/eval/benchmark.stdlist.xml" if name == "qbe" else f"{name}/*/best.json"
     assert len(list((recipe / "exp").glob(pattern))) == 1

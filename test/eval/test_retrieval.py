@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+import speechclip.data.mapped as mapped
 from speechclip.eval import ranking
 from speechclip.eval.ranking import ranks_from_scores
 from speechclip.eval.retrieval import (
@@ -346,3 +347,15 @@ def test_branches_are_scored_one_by_one() -> None:
     assert list(report["branches"]["cascaded"]) == ["speech->image", "image->speech", "mean_R@10"]
     single, _ = branch_report({"parallel": branches["parallel"]}, owner, images, n_bootstrap=0)
     assert "branches" not in single and single["mean_R@10"] == 100.0
+
+
+def test_retrieval_report_of_mapped_arrays_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((40, 16)).astype(np.float32)
+    images[7] = images[3]  # equal rows are gathered once
+    owner = rng.integers(0, 40, 300)
+    speech, texts = (images[owner] + rng.standard_normal((300, 16)).astype(np.float32) for _ in range(2))
+    plain = retrieval_report(speech, owner, images, texts, n_bootstrap=50)
+    monkeypatch.setattr(mapped, "MAP_BYTES", 1)
+    assert isinstance(mapped.new_array((40, 16), np.float32).base, np.memmap)
+    assert retrieval_report(speech, owner, images, texts, n_bootstrap=50) == plain

@@ -18,12 +18,13 @@ import torch
 from fixtures import make_data, save_clip
 
 import speechclip.features.clip as embeddings
-from speechclip.common.errors import Stopped, UserError
+from speechclip.common.errors import MissingFileError, Stopped, UserError
 from speechclip.config import ClipConfig
 from speechclip.data.embeddings import embeddings_source, load_embeddings, read_arrays
 from speechclip.data.images import load_image
 from speechclip.data.kaldi import DataDir
-from speechclip.features.clip import embed_images, embed_texts
+from speechclip.data.mapped import Column
+from speechclip.features.clip import Job, embed_images, embed_texts
 from speechclip.model.encoders.clip import OpenClip, load_clip
 
 EMBED = {"image": embed_images, "text": embed_texts}
@@ -76,9 +77,15 @@ def _count(clip: OpenClip, monkeypatch: pytest.MonkeyPatch, fail_at: int | None 
     return seen
 
 
+def _with_caption(directory: DataDir, text: str) -> DataDir:
+    """Return the data directory with another caption of its first utterance for CLIP."""
+    table = directory.utterances
+    captions = Column.of([text, *table.clip_texts[1:]])
+    return dataclasses.replace(directory, utterances=dataclasses.replace(table, clip_texts=captions))
+
+
 def test_embeddings_equal_those_of_single_items(directory: DataDir, clip: OpenClip, tmp_path: Path) -> None:
-    first, *others = directory.utterances
-    directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, clip_text="a dog"), *others))
+    directory = _with_caption(directory, "a dog")
     assert embed_images(directory, tmp_path, clip, None) == 10 and embed_texts(directory, tmp_path, clip, None) == 20
     ids, rows = load_embeddings(tmp_path / "image_embeddings.npz")
     assert ids == list(directory.images)
@@ -117,8 +124,7 @@ def test_embeddings_are_kept_until_an_input_changes(
             path.write_bytes(content)
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
-        first, *others = directory.utterances
-        directory = dataclasses.replace(directory, utterances=(dataclasses.replace(first, clip_text="a dog"), *others))
+        directory = _with_caption(directory, "a dog")
         embed(directory, tmp_path, clip, None)
     assert sum(seen) == 3 * count and _bytes(tmp_path, kind) != before
 
@@ -164,6 +170,40 @@ def test_embedding_resumes_an_interrupted_run(
     assert sum(seen) == count - 3 * (at - 1)
     assert _bytes(tmp_path / "cut", kind) == _bytes(tmp_path / "whole", kind)
     assert [path.name for path in (tmp_path / "cut").iterdir()] == [f"{kind}_embeddings.npz"]
+
+
+@pytest.mark.parametrize("kind", EMBED)
+@pytest.mark.parametrize("jobs", [2, 3, 30])  # 30: more jobs than batches
+def test_jobs_write_the_file_of_one_job(
+    kind: str, jobs: int, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, count = EMBED[kind], COUNTS[kind]
+    assert embed(directory, tmp_path / "one", clip, None) == count
+    seen = _count(clip, monkeypatch)
+    shares = [embed(directory, tmp_path / "many", clip, None, job=Job(number, jobs)) for number in range(jobs, 0, -1)]
+    assert sum(shares) == sum(seen) == count and max(shares) - min(shares) <= 3
+    assert not (tmp_path / "many" / f"{kind}_embeddings.npz").exists()
+    assert embed(directory, tmp_path / "many", clip, None, job=Job(0, jobs)) == count
+    files = [tmp_path / name / f"{kind}_embeddings.npz" for name in ("one", "many")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [path.name for path in (tmp_path / "many").iterdir()] == [files[1].name]
+
+
+@pytest.mark.parametrize("kind", EMBED)
+def test_jobs_resume_with_another_number_of_jobs(
+    kind: str, directory: DataDir, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, count = EMBED[kind], COUNTS[kind]
+    embed(directory, tmp_path / "one", clip, None)
+    with pytest.raises(Stopped, match="stopped after 3 of"):
+        embed(directory, tmp_path, clip, None, job=Job(2, 2), stop=lambda: True)
+    with pytest.raises(MissingFileError, match="npz: no embedding of '.*': a job is not finished"):
+        embed(directory, tmp_path, clip, None, job=Job(0, 2))
+    seen = _count(clip, monkeypatch)
+    for number in (1, 2, 3, 0):
+        embed(directory, tmp_path, clip, None, job=Job(number, 3))
+    assert sum(seen) == count - 3  # the batch of the stopped job is not encoded again
+    assert _bytes(tmp_path, kind) == _bytes(tmp_path / "one", kind)
 
 
 @pytest.mark.parametrize("kind", EMBED)

@@ -20,6 +20,8 @@ from browser import Watched, open_page, until
 pytest.importorskip("starlette", reason="extra 'search' is not installed")
 pytest.importorskip("uvicorn", reason="extra 'search' is not installed")
 
+from speechclip.common.errors import UserError  # noqa: E402
+from speechclip.data.audio import load_audio  # noqa: E402
 from speechclip.search.export import HIT_COLUMNS  # noqa: E402
 from speechclip.search.query import ask  # noqa: E402
 from speechclip.search.serve import make_app  # noqa: E402
@@ -331,22 +333,50 @@ def test_page_explains_a_missing_microphone(browser: Any, address: str, name: st
     until(page, f"document.getElementById('status').textContent.startsWith({json.dumps(reason)})")
 
 
-def test_page_decodes_formats_that_the_server_cannot_read(tmp_path: Path, browser: Any, address: str) -> None:
-    watched = opened(browser, address, permissions=["microphone"])
-    page = watched.page
-    recorded = page.evaluate("""async () => {
-        const recorder = new MediaRecorder(await navigator.mediaDevices.getUserMedia({ audio: true }));
+def recorded_as(page: Any, kind: str) -> bytes:
+    """Return two seconds of the fake microphone in a format of the browser's recorder."""
+    encoded = page.evaluate(
+        """async (kind) => {
+        const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+        const recorder = new MediaRecorder(stream, { mimeType: kind });
         const part = new Promise((resolve) => { recorder.ondataavailable = (event) => resolve(event.data); });
         recorder.start();
         await new Promise((resolve) => setTimeout(resolve, 2000));
         recorder.stop();
         const bytes = new Uint8Array(await (await part).arrayBuffer());
-        return [recorder.mimeType, btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))];
-    }""")
-    assert recorded[0].startswith("audio/webm")
-    (tmp_path / "query.webm").write_bytes(base64.b64decode(recorded[1]))
-    upload(watched, tmp_path / "query.webm")
+        return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+    }""",
+        kind,
+    )
+    return base64.b64decode(encoded)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "start"),
+    [
+        ("query.webm", "audio/webm", b"\x1a\x45\xdf\xa3"),
+        ("query.m4a", "audio/mp4;codecs=opus", b"ftyp"),
+        ("voice_memo.m4a", "", b"ftypM4A"),
+    ],
+)
+def test_page_decodes_formats_that_the_server_cannot_read(
+    tmp_path: Path, browser: Any, address: str, name: str, kind: str, start: bytes
+) -> None:
+    """voice_memo.m4a has AAC, as phones record it: two seconds of a demo query, encoded with FFmpeg (PyAV 18.1)."""
+    watched = opened(browser, address, permissions=["microphone"])
+    page = watched.page
+    if not kind and not page.evaluate("document.createElement('audio').canPlayType('audio/mp4; codecs=mp4a.40.2')"):
+        pytest.skip("this Chromium is built without AAC")
+    path = tmp_path / name if kind else Path(__file__).with_name(name)
+    if kind:
+        path.write_bytes(recorded_as(page, kind))
+    assert start in path.read_bytes()[:12]
+    with pytest.raises(UserError, match="Format not recognised"):
+        load_audio(path)
+    with page.expect_response("**/search") as answered:
+        upload(watched, path)
     assert page.locator("#results li").count() == 6
+    assert abs(answered.value.json()["seconds"] - 2) < 0.3
     assert_no_errors(watched, address)
 
 

@@ -287,7 +287,7 @@ def test_update_of_a_large_index_keeps_its_lists(world: World, media: Path, monk
     build_index(world)
     (media / "x03.png").unlink()
     save(media / "a.png", 99)
-    monkeypatch.setattr(write, "build_inverted_file", None)  # k-means must not run again
+    monkeypatch.setattr(write, "train_inverted_file", None)  # k-means must not run again
     build_index(world, update=True)
     index = ImageIndex.open("idx")
     assert (index.info.kind, index.ids[0], len(index.pictures)) == ("ivf", "a.png", 33)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -20,6 +21,8 @@ sys.path.insert(0, str(ROOT / "tools" / "bench"))
 
 import check  # noqa: E402
 import document  # noqa: E402
+import fine_scores  # noqa: E402
+import live_memory  # noqa: E402
 import measure  # noqa: E402
 import mini  # noqa: E402
 import parts  # noqa: E402
@@ -29,6 +32,7 @@ import startup  # noqa: E402
 import steps  # noqa: E402
 import store  # noqa: E402
 
+from speechclip.config import FastVgsConfig  # noqa: E402
 from speechclip.data.dataset import Batch  # noqa: E402
 from speechclip.data.vocabulary import Vocabulary  # noqa: E402
 from speechclip.model.encoders.clip import load_clip  # noqa: E402
@@ -374,3 +378,26 @@ def test_benchmarks_page_is_rendered_from_the_results(tmp_path: Path) -> None:
     linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "BENCHMARKS.md").read_text())
     assert [name for name in linked if not (ROOT / name).is_file()] == []
     assert bool(linked) == ("growth" in results)
+
+
+def test_live_memory_of_fake_tensors_is_that_of_real_ones() -> None:
+    settings = FastVgsConfig(
+        dim=24, heads=2, feed_forward=24, speech_layers=1, speech_layer=1, speech_heads=2, speech_feed_forward=24,
+        position_kernel=4, position_groups=2, widths=[8, 8, 24], image_layers=1, cross_layers=1, region_features=8,
+    )  # fmt: skip
+    step = functools.partial(fine_scores.step, settings, 4, 3, 4)
+    fake, real = (live_memory.peak(step, fake=fake) for fake in (True, False))
+    assert fake == real
+    assert fake["peak"] > live_memory.peak(functools.partial(fine_scores.step, settings, 4, 3, 1))["peak"]
+
+    def known() -> Any:
+        held = torch.zeros(1000)
+
+        def work() -> None:
+            first = held + 1
+            del first
+            assert (held * 2 + held).shape == held.shape
+
+        return work
+
+    assert live_memory.peak(known) == {"held": 4000, "peak": 12000}

@@ -119,8 +119,8 @@ def test_a_run_killed_in_every_stage_ends_undisturbed(tmp_path: Path) -> None:
 
 
 RATES = plan_corpus.MeasuredRates(
-    speech=10, images=5, captions=20, written=1e6, read=2e6, step=0.5, table_bytes=100, table_memory=1000, tables=1e4,
-    pairs=1e6, batch=10, layers=2, width=3, joint=4,
+    speech=10, images=5, captions=20, written=1e6, read=2e6, step=0.5, table_bytes=100, mapped_bytes=70,
+    table_memory=0.5, tables=1e4, pairs=1e6, batch=10, layers=2, width=3, joint=4,
 )  # fmt: skip
 
 
@@ -131,19 +131,21 @@ def test_needs_by_hand() -> None:
         ("disk", "recordings"): 3600 * 32000,
         ("disk", "data directory"): 1000 * 100,
         ("disk", "CLIP embeddings"): 1200 * 16,
+        ("disk", "mapped tables"): 1000 * 70 + 1200 * 16,
         ("disk", "stored features"): 3600 * 50 * 2 * 3 * 2,
-        ("time", "reading the data directory"): 0.1,
+        ("time", "building mapped tables, once"): 0.1,
         ("time", "CLIP embeddings"): 200 / 5 + 1000 / 20,
         ("time", "features"): 360,
         ("time", "writing features"): pytest.approx(2.16),
         ("time", "training, 3 epochs"): 150,
         ("time", "reading features in training"): pytest.approx(3 * 1.08),
         ("time", "scoring one direction"): pytest.approx(50 * 100 / 1e6),
-        ("memory", "data directory and index"): 1e6,
-        ("memory", "CLIP embeddings in training"): 1200 * 16,
+        ("memory", "data directory and index"): 500,
+        ("memory", "CLIP embeddings in training"): 10 * 4 * 4,
         ("memory", "a batch of features"): pytest.approx(10 * 3.6 * 50 * 12 * 3),
     }
     shared = {(kind, what): value for kind, what, value, _ in plan_corpus.estimate(RATES, corpus, 10, 3, 4)}
+    assert shared["time", "CLIP embeddings"] == 90 / 4
     assert shared["time", "features"] == 90 and shared["disk", "stored features"] == rows["disk", "stored features"]
 
 
@@ -159,6 +161,8 @@ def test_rates_are_measured_and_a_plan_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plan_corpus, "_clip_rates", lambda name, seconds: (3.0, 7.0, JOINT))  # 150 M parameters
+    rates = plan_corpus._table_rates
+    monkeypatch.setattr(plan_corpus, "_table_rates", lambda folder: rates(folder, 2000))
     words = ["--encoder", str(save_hubert(tmp_path / "hubert")), "--batch", "4", "--seconds", "0.01", "--folder"]
     monkeypatch.setattr(sys, "argv", ["plan_corpus.py", *words, str(tmp_path)])
     plan_corpus.main()
@@ -166,5 +170,5 @@ def test_rates_are_measured_and_a_plan_is_printed(
     assert f"layers {STATES}, width {WIDTH}, joint {JOINT}" in printed
     seconds = 74_200 * 3600
     assert f"{seconds * 50 * STATES * WIDTH * 2 / 1e12:.1f} TB" in printed
-    assert [line.split()[0] for line in printed.splitlines()[2:]] == ["disk"] * 4 + ["time"] * 7 + ["memory"] * 3
+    assert [line.split()[0] for line in printed.splitlines()[2:]] == ["disk"] * 5 + ["time"] * 7 + ["memory"] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hubert"]

@@ -25,6 +25,7 @@ from speechclip.common.errors import UserError
 from speechclip.config import Config, load
 from speechclip.train.logger import TrainLogger
 from speechclip.train.replaced import REPLACED, keep, restore_interrupted, set_aside
+from speechclip.train.state import probe_sums
 from speechclip.train.trainer import STARTING, Trainer, TrainingData
 
 FILES = (f"best/{WEIGHTS}", f"last/{WEIGHTS}")
@@ -135,6 +136,33 @@ def test_a_moved_encoder_with_the_same_weights_is_the_same(corpus: Path, run: Pa
 def _other_images(data: TrainingData) -> TrainingData:
     split = dataclasses.replace(data.train, images=np.roll(data.train.images, 1, axis=0))
     return dataclasses.replace(data, train=split)
+
+
+def test_embeddings_that_differ_by_rounding_are_the_same(corpus: Path, run: Path) -> None:
+    before, data = _weights(run), training_data(corpus)
+    dev = dataclasses.replace(data.dev, images=data.dev.images * np.float32(1 + 1e-7))
+    assert not np.array_equal(dev.images, data.dev.images)
+    started = trainer(_settings(), dataclasses.replace(data, dev=dev), run)
+    assert started.progress.finished and _weights(run) == before
+
+
+def test_sums_of_embeddings_show_every_change_but_rounding() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40_000, 8), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    sums = probe_sums(rows)
+    expected = np.zeros(4)
+    for at, row in enumerate(rows[:3].astype(float), start=1):
+        for probe in range(1, 5):
+            weights = np.cos(np.arange(1, 9) * probe * np.sqrt(2))
+            expected[probe - 1] += np.cos(at * probe * np.sqrt(3)) * row @ weights
+    np.testing.assert_allclose(probe_sums(rows[:3]), expected, atol=1e-6)
+    rounded = rows * (1 + rng.uniform(-1e-7, 1e-7, rows.shape)).astype(np.float32)
+    np.testing.assert_allclose(probe_sums(rounded), sums, atol=1e-4)
+    swapped, other = rows.copy(), rows.copy()
+    swapped[[7, 30_000]], other[20_000] = swapped[[30_000, 7]], rows[5]
+    for changed in (swapped, other, rows[:-1], -rows):
+        assert np.abs(np.array(probe_sums(changed)) - sums).max() > 0.05
 
 
 CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -10,52 +10,50 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures import settings, stored_split
+from fixtures import settings, store_regions, stored_split
 from lightning_fabric import Fabric
 
 from speechclip.bin.score_retrieval import main as score_retrieval
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
 from speechclip.config import Config
-from speechclip.data.regions import FOLDER, Regions, RegionWriter, grid_boxes
-from speechclip.eval.coarse_to_fine import REORDERED
+from speechclip.eval.coarse_to_fine import REORDERED, two_stage_report
 from speechclip.model.heads.reranker import SpeechTokens
-from speechclip.model.reranking import encode_candidates, score_candidates
+from speechclip.model.reranking import encode_candidates, fine_scores, score_candidates
 from speechclip.train.logger import TrainLogger
-from speechclip.train.rerank import HardGroups
+from speechclip.train.rerank import FINE_WEIGHTS, HardGroups
 from speechclip.train.setup import make_trainer, prepare_training
 from speechclip.train.state import TENSORS
 
 REGION = 24  # width of the features of a region
 
 
-def _store_regions(folder: Path, name: str, ids: list[str], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    writer = RegionWriter(folder / "dump" / name / FOLDER, {"kind": "clip", "weights": "random"})
-    with writer:
-        for image in ids:
-            writer.add_image(image, Regions(torch.randn(4, REGION, generator=generator), grid_boxes(2, 2)))
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two splits with random features and regions, and a trained parallel head in coarse/best."""
     folder = tmp_path_factory.mktemp("recipe")
-    for name, images, seed in (("train", 12, 0), ("dev", 6, 1)):
-        split = stored_split(folder, name, images=images, each=3, seed=seed)
-        _store_regions(folder, name, list(split.image_ids), seed)
-    _train(folder, folder / "coarse", settings(optim__max_steps=6, train__tensorboard_utterances=0))
+    make_recipe(folder)
     return folder
 
 
-def _config(**changes: Any) -> Config:
+def make_recipe(folder: Path) -> None:
+    """Write two splits with random features and regions, and train a parallel head."""
+    for name, images, seed in (("train", 12, 0), ("dev", 6, 1)):
+        split = stored_split(folder, name, images=images, each=3, seed=seed)
+        store_regions(folder / "dump" / name, split.image_ids, width=REGION, seed=seed)
+    _train(folder, folder / "coarse", settings(optim__max_steps=6, train__tensorboard_utterances=0))
+
+
+def rerank_config(**changes: Any) -> Config:
+    """Return small settings of a reranker."""
     reranker = {"dim": 16, "heads": 2, "layers": 1, "stride": 4, "group": 4, "pool": 6, "dev_top_k": 3, "dropout": 0.1}
     sizes = {f"model__head__reranker__{key}": value for key, value in reranker.items()}
     defaults = {"optim__max_steps": 6, "train__eval_interval": 2, "train__tensorboard_utterances": 0}
     return settings(model__head__name="reranker", **{**sizes, **defaults, **changes})
 
 
-def _trainer(recipe: Path, out: Path, config: Config, fabric: Any = None, coarse: str = "") -> Any:
+def rerank_trainer(recipe: Path, out: Path, config: Config, fabric: Any = None, coarse: str = "") -> Any:
+    """Return the trainer of a reranker over the head in coarse/best, or of another head."""
     torch.manual_seed(0)
     dump = recipe / "dump"
     if not coarse and config.model.head.name == "reranker":
@@ -71,7 +69,7 @@ def _trainer(recipe: Path, out: Path, config: Config, fabric: Any = None, coarse
 
 
 def _train(recipe: Path, out: Path, config: Config) -> Any:
-    run = _trainer(recipe, out, config)
+    run = rerank_trainer(recipe, out, config)
     run.run()
     return run
 
@@ -114,18 +112,20 @@ def test_hard_groups_depend_on_seed_and_place_only() -> None:
 
 
 def test_training_changes_the_reranker_alone(recipe: Path, tmp_path: Path) -> None:
-    run = _train(recipe, tmp_path, _config())
+    run = _train(recipe, tmp_path, rerank_config())
     coarse, trained = (read_weights(path / WEIGHTS) for path in (recipe / "coarse" / "best", tmp_path / "last"))
     for name, value in coarse.items():
         kept = name.replace("head.", "head.coarse.", 1) if name.startswith("head.") else name
         assert torch.equal(trained[kept], value), name
-    fresh = _trainer(recipe, tmp_path / "fresh", _config()).model.trained_state()
+    fresh = rerank_trainer(recipe, tmp_path / "fresh", rerank_config()).model.trained_state()
     moved = {name for name, value in fresh.items() if not torch.equal(value, trained[name])}
     assert {name for name in moved if name.startswith("head.coarse.")} == set()
-    assert {"head.coarse_factor", "head.frame_projection.weight", "head.scorer.score.2.weight"} <= moved
+    changed = ("frame_projection.weight", "scorer.score.2.weight", "pooled_projection.weight", "fine_weight")
+    assert {f"head.{name}" for name in changed} <= moved
+    assert trained["head.fine_weight"].item() in [pytest.approx(weight) for weight in FINE_WEIGHTS]
     assert run.origin["trained"] == sum(
         value.numel() for name, value in trained.items()
-        if name.startswith("head.") and not name.startswith("head.coarse.")
+        if name.startswith("head.") and not name.startswith("head.coarse.") and name != "head.fine_weight"
     )  # fmt: skip
     dev = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "dev" in line]
     assert all(f"speech->image{REORDERED}" in record["dev"] for record in dev)
@@ -133,16 +133,17 @@ def test_training_changes_the_reranker_alone(recipe: Path, tmp_path: Path) -> No
     assert origin["dev_mean_R@1"] == run.progress.best
 
 
-def test_a_fresh_reranker_starts_near_the_coarse_order(recipe: Path, tmp_path: Path) -> None:
-    run = _trainer(recipe, tmp_path, _config())
+def test_scores_are_coarse_plus_weighted_fine(recipe: Path, tmp_path: Path) -> None:
+    run = rerank_trainer(recipe, tmp_path, rerank_config())
     model, dev = run.model, run.data.dev
     found = encode_candidates(model, run.data.dev_speech, run._regions[1], dev.image_ids, dev.images, 5)
     pairs = np.stack(np.meshgrid(np.arange(18), np.arange(6), indexing="ij"), axis=-1).reshape(-1, 2)
-    fine = score_candidates(model, found, pairs, 7).reshape(18, 6)
-    coarse = (found.coarse @ found.embeddings.T).numpy() / 0.07
-    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.9
+    fine = fine_scores(model, found, pairs, 7)
+    coarse = (found.coarse @ found.embeddings.T).numpy().reshape(-1) / 0.07
+    model.head.fine_weight.fill_(0.25)
+    assert np.allclose(score_candidates(model, found, pairs, 7), coarse + 0.25 * fine, atol=1e-4)
     # neither the block nor the padding of the other utterances changes a score
-    assert np.allclose(score_candidates(model, found, pairs[::-1], 100)[::-1].reshape(18, 6), fine, atol=1e-4)
+    assert np.allclose(fine_scores(model, found, pairs[::-1], 100)[::-1], fine, atol=1e-4)
     expected = load_model(recipe / "coarse" / "best", with_speech_encoder=False)
     batch = run.data.dev_speech.batch([0, 1])
     with torch.no_grad():
@@ -150,7 +151,9 @@ def test_a_fresh_reranker_starts_near_the_coarse_order(recipe: Path, tmp_path: P
 
 
 def test_loss_of_a_group_is_symmetric_cross_entropy(recipe: Path, tmp_path: Path) -> None:
-    run = _trainer(recipe, tmp_path, _config(model__head__reranker__dropout=0))
+    run = rerank_trainer(
+        recipe, tmp_path, rerank_config(model__head__reranker__dropout=0, model__head__reranker__input_dropout=0)
+    )
     indices = run._batches(0, 0)[0]
     batch = run._train_batch(run.data.train_speech.batch(indices))
     model, train = run.model.train(), run.data.train
@@ -160,17 +163,36 @@ def test_loss_of_a_group_is_symmetric_cross_entropy(recipe: Path, tmp_path: Path
     for at in range(0, len(indices), 4):
         group = np.array(indices[at : at + 4])
         pairs = np.stack(np.meshgrid(group, train.utterance_image[group], indexing="ij"), axis=-1).reshape(-1, 2)
-        scores = torch.from_numpy(score_candidates(model, found, pairs, 16).reshape(4, 4))
+        scores = torch.from_numpy(fine_scores(model, found, pairs, 16).reshape(4, 4))
         losses.append(-(scores.log_softmax(0).diag() + scores.log_softmax(1).diag()).mean() / 2)
-    # the similarity before the cross-modal layers has the same loss over all pairs of the batch
+    # the scores before the cross-modal layers have the same loss over all pairs of the batch
     owners = train.utterance_image[np.array(indices)]
     with torch.no_grad():
-        tokens = SpeechTokens(found.speech[indices], found.valid[indices], found.coarse[indices])
-        aligned = model.head.align(tokens, found.images[owners])
+        tokens = SpeechTokens(*(part[indices] for part in found[:4]))
+        every = model.head.match_pooled(tokens, found.embeddings)
+        known = model.head.align(tokens, found.images[owners]) + every[:, owners]
     same = torch.from_numpy(owners[:, None] == owners[None, :]).fill_diagonal_(False)
-    aligned = aligned.masked_fill(same, -torch.inf)
-    second = -(aligned.log_softmax(0).diag() + aligned.log_softmax(1).diag()).mean() / 2
-    assert loss == pytest.approx(float(torch.stack(losses).mean() + second), rel=1e-4)
+    known = known.masked_fill(same, -torch.inf)
+    second = -(known.log_softmax(0).diag() + known.log_softmax(1).diag()).mean() / 2
+    third = -every.log_softmax(1)[torch.arange(len(owners)), torch.from_numpy(owners)].mean()
+    assert loss == pytest.approx(float(torch.stack(losses).mean() + second + third), rel=1e-4)
+
+
+def test_the_chosen_weight_is_the_best_on_dev(recipe: Path, tmp_path: Path) -> None:
+    run = _train(recipe, tmp_path, rerank_config(optim__lr=1e-2, optim__max_steps=8))
+    model = load_model(tmp_path / "best", with_speech_encoder=False)
+    dev = run.data.dev
+    found = encode_candidates(model, run.data.dev_speech, run._regions[1], dev.image_ids, dev.images, 5)
+    means = {}
+    for weight in FINE_WEIGHTS:
+        model.head.fine_weight.fill_(weight)
+        coarse = (found.coarse @ found.embeddings.T).numpy()
+        report, _ = two_stage_report(
+            coarse, dev.utterance_image, 3, lambda pairs: score_candidates(model, found, pairs, 9), n_bootstrap=0
+        )
+        means[weight] = report["coarse_to_fine"]["mean_R@1"]
+    stored = read_weights(tmp_path / "best" / WEIGHTS)["head.fine_weight"].item()
+    assert means[min(means, key=lambda weight: abs(weight - stored))] == max(means.values()) == run.progress.best
 
 
 class Killed(Exception):
@@ -182,7 +204,7 @@ def test_a_killed_reranker_resumes_to_equal_weights(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
 ) -> None:
     changes = {"model__head__reranker__cache": cache, "data__max_seconds": 0 if cache else 0.3}
-    config = _config(optim__ema_decay=0.5, **changes)
+    config = rerank_config(optim__ema_decay=0.5, **changes)
     _train(recipe, tmp_path / "whole", config)
     plain_step = TrainLogger.step
 
@@ -195,7 +217,7 @@ def test_a_killed_reranker_resumes_to_equal_weights(
         patch.setattr(TrainLogger, "step", step)
         with pytest.raises(Killed):
             _train(recipe, tmp_path / "cut", config)
-    resumed = _trainer(recipe, tmp_path / "cut", config)
+    resumed = rerank_trainer(recipe, tmp_path / "cut", config)
     assert resumed.progress.step == 4
     resumed.run()
     for name in (f"last/{WEIGHTS}", f"best/{WEIGHTS}", f"last/{TENSORS}"):
@@ -205,11 +227,13 @@ def test_a_killed_reranker_resumes_to_equal_weights(
 
 
 def test_another_coarse_head_starts_training_over(recipe: Path, tmp_path: Path) -> None:
-    _train(recipe, tmp_path / "run", _config(optim__max_steps=2))
+    _train(recipe, tmp_path / "run", rerank_config(optim__max_steps=2))
     _train(recipe, tmp_path / "coarse", settings(optim__max_steps=2, train__tensorboard_utterances=0))
-    same = _trainer(recipe, tmp_path / "run", _config(optim__max_steps=2))
+    same = rerank_trainer(recipe, tmp_path / "run", rerank_config(optim__max_steps=2))
     assert same.progress.finished
-    other = _trainer(recipe, tmp_path / "run", _config(optim__max_steps=2), coarse=str(tmp_path / "coarse" / "best"))
+    other = rerank_trainer(
+        recipe, tmp_path / "run", rerank_config(optim__max_steps=2), coarse=str(tmp_path / "coarse" / "best")
+    )
     assert other.progress.step == 0
 
 
@@ -225,17 +249,17 @@ def test_unusable_settings_of_a_reranker_are_one_line(
     recipe: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
-        _trainer(recipe, tmp_path, _config(**changes))
+        rerank_trainer(recipe, tmp_path, rerank_config(**changes))
 
 
 def test_a_reranker_needs_a_head_that_it_can_rerank(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^--coarse: is not set. A reranker needs"):
-        prepare_training(_config(), recipe / "data", recipe / "dump", "", "")
+        prepare_training(rerank_config(), recipe / "data", recipe / "dump", "", "")
     with pytest.raises(UserError, match="^--coarse: a parallel head has no coarse checkpoint"):
         prepare_training(settings(), recipe / "data", recipe / "dump", "", "x")
-    _train(recipe, tmp_path, _config(optim__max_steps=2))
+    _train(recipe, tmp_path, rerank_config(optim__max_steps=2))
     with pytest.raises(UserError, match="best: has a reranker head. A reranker needs one of: parallel, hybrid"):
-        prepare_training(_config(), recipe / "data", recipe / "dump", "", str(tmp_path / "best"))
+        prepare_training(rerank_config(), recipe / "data", recipe / "dump", "", str(tmp_path / "best"))
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
@@ -254,7 +278,7 @@ def _score(recipe: Path, checkpoint: Path, out: Path, monkeypatch: pytest.Monkey
 def test_stage_4_scores_both_orders(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _train(recipe, tmp_path / "run", _config())
+    _train(recipe, tmp_path / "run", rerank_config())
     plain = _score(recipe, recipe / "coarse" / "best", tmp_path / "plain", monkeypatch)
     assert "coarse_to_fine" not in plain
     own = _score(recipe, tmp_path / "run" / "best", tmp_path / "own", monkeypatch, "--eval.top_k", "2")

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 from fixtures import (
+    WIDTH,
     make_data,
     save_hubert,
     settings,
     store_embeddings,
+    store_regions,
     trainer,
     training_data,
     wave,
     with_paths,
 )
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from speechclip.api import SpeechCLIP
@@ -30,6 +33,7 @@ from speechclip.config import Config, SpeechEncoderConfig
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.network import ENCODER_PREFIX
 from speechclip.train.logger import TrainLogger
+from speechclip.train.setup import make_trainer, prepare_training
 from speechclip.train.state import TENSORS
 from speechclip.upstream.expert import UpstreamExpert
 
@@ -38,11 +42,18 @@ from speechclip.upstream.expert import UpstreamExpert
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings with random image embeddings, and a tiny HuBERT of each type."""
     folder = tmp_path_factory.mktemp("recipe")
-    for name, images, seed in (("train", 8, 0), ("dev", 4, 1)):
-        store_embeddings(make_data(folder / "data" / name, images=images, each=2, seed=seed), folder / "dump" / name)
+    make_recipe(folder)
     save_hubert(folder / "hubert0")
     save_hubert(folder / "hubert1", large=True)
     return folder
+
+
+def make_recipe(folder: Path) -> None:
+    """Write two splits of recordings with random embeddings and regions of the images."""
+    for name, images, seed in (("train", 8, 0), ("dev", 4, 1)):
+        data = make_data(folder / "data" / name, images=images, each=2, seed=seed)
+        store_embeddings(data, folder / "dump" / name)
+        store_regions(folder / "dump" / name, sorted(data.images), width=6, seed=seed)
 
 
 def _config(recipe: Path, part: Any, large: bool = False, **changes: Any) -> Config:
@@ -63,6 +74,36 @@ def _encoder_tensors(folder: Path) -> dict[str, Tensor]:
     tensors = read_weights(folder / WEIGHTS)
     prefix = f"{ENCODER_PREFIX}model."
     return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def tower_config(recipe: Path, part: Any, **changes: Any) -> Config:
+    """Return small settings of the head fast_vgs over the tiny HuBERT."""
+    sizes = {
+        "dim": WIDTH, "heads": 2, "feed_forward": 16, "speech_layers": 2, "speech_layer": 2, "speech_heads": 4,
+        "speech_feed_forward": 2 * WIDTH, "position_kernel": 16, "position_groups": 4, "widths": [8, WIDTH],
+        "image_layers": 1, "cross_layers": 1, "region_features": 6, "regions": "clip", "top_k": 3,
+    }  # fmt: skip
+    seconds = {"train_seconds": 0.4, "eval_seconds": 0.5, "part": "convolutions"}
+    defaults = {
+        **{f"model__head__fast_vgs__{key}": value for key, value in sizes.items()},
+        **{f"model__speech_encoder__{key}": value for key, value in seconds.items()},
+        "data__feats": "online", "optim__max_steps": 2, "train__eval_interval": 2, "train__encoder": part,
+        "train__encoder_lr": 1e-4, "train__tensorboard_utterances": 0, "data__encode_batch_size": 1,
+    }  # fmt: skip
+    return with_paths(settings(model__head__name="fast_vgs", **{**defaults, **changes}), hubert=recipe / "hubert0")
+
+
+def tower_trainer(recipe: Path, out: Path, config: Config, fabric: Any = None) -> Any:
+    """Return the trainer of a fast_vgs head."""
+    torch.manual_seed(0)
+    config, model, data = prepare_training(config, recipe / "data", recipe / "dump", "")
+    if fabric is None:
+        fabric = Fabric(accelerator="cpu", devices=1)
+        fabric.launch()
+    return make_trainer(
+        config, model, data, out, fabric=fabric, seed=0, origin={"seed": 0, "data": {"train": "0"}},
+        dump_root=recipe / "dump",
+    )  # fmt: skip
 
 
 LAYERS = ("encoder.layers.0.", "encoder.layers.1.")
@@ -190,9 +231,50 @@ def test_stored_features_with_a_trained_encoder_are_an_error(recipe: Path, tmp_p
             _trainer(recipe, tmp_path, _config(recipe, part))
 
 
-def test_fast_vgs_with_a_trained_encoder_is_an_error() -> None:
-    with pytest.raises(UserError, match="^train.encoder: 2, but the head fast_vgs always trains its transformer"):
-        settings(train__encoder=2, data__feats="online", model__head__name="fast_vgs")
+TOWER = "speech.transformer."
+TOWER_PARTS = [  # part, stored convolutions, prefixes of the trained tensors of the tower's transformer
+    ("frozen", False, ()),
+    (1, False, ("layers.1.",)),
+    ("transformer", False, ("layers.0.", "layers.1.", "input_norm.", "projection.", "position.", "norm.")),
+    ("all", True, ("layers.0.", "layers.1.", "input_norm.", "projection.", "position.", "norm.")),
+]
+
+
+@pytest.mark.parametrize(("part", "convolutions", "prefixes"), TOWER_PARTS)
+def test_fast_vgs_trains_the_selected_part(
+    recipe: Path, tmp_path: Path, part: Any, convolutions: bool, prefixes: tuple[str, ...]
+) -> None:
+    config = tower_config(recipe, part)
+    run = tower_trainer(recipe, tmp_path / "run", config)
+    names = {f"{TOWER}{name}" for name, _ in run.model.head.speech.transformer.named_parameters()}
+    wanted = {name for name in names if name.startswith(tuple(f"{TOWER}{prefix}" for prefix in prefixes))}
+    rates = [(group["lr_scale"], len(group["params"])) for group in run.optimizer.param_groups if "lr_scale" in group]
+    if part != "frozen":
+        assert rates[1] == (pytest.approx(0.1), len(run.model.encoder_parameters()))
+    before = {name: value.clone() for name, value in run.model.head.named_parameters()}
+    kernels = run.model.speech_encoder.convolutions.state_dict()
+    kernels = {name: value.clone() for name, value in kernels.items()}
+    run.run()
+    for name, value in run.model.head.named_parameters():
+        if name.startswith(TOWER):
+            moved = not torch.equal(value, before[name])
+            new = name == f"{TOWER}cls"  # it comes from no encoder
+            assert moved == (name in wanted or new) or name.endswith("key.bias"), name
+    moved = {
+        n for n, value in run.model.speech_encoder.convolutions.state_dict().items() if (value != kernels[n]).any()
+    }
+    assert bool(moved) == convolutions
+    loaded = load_model(tmp_path / "run" / "last")
+    waves = [torch.from_numpy(wave(9000, 3))]
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_waves(waves).states, run.model.eval().encode_waves(waves).states)
+
+
+def test_fast_vgs_refuses_more_layers_than_it_reads(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^train.encoder: 3, but the used states depend on 2 layers"):
+        tower_trainer(recipe, tmp_path, tower_config(recipe, 3))
+    with pytest.raises(UserError, match="^train.encoder: all needs .* data.feats is dump"):
+        trainer(settings(train__encoder="all", model__head__name="fast_vgs"), SimpleNamespace(), tmp_path)
 
 
 def test_gradients_of_the_encoder_are_exact(recipe: Path) -> None:

@@ -28,9 +28,10 @@ from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
-from speechclip.common.files import SUMS
+from speechclip.common.files import SUMS, lines_fingerprint
 from speechclip.config import SpeechEncoderConfig
-from speechclip.data.dataset import Batch, Crop, StoreSource, bucketed_batches
+from speechclip.data.batches import bucketed_batches
+from speechclip.data.dataset import Batch, Crop, StoreSource
 from speechclip.data.features import FeatureWriter
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.encoders.factory import load_speech_encoder
@@ -234,14 +235,29 @@ def test_mixed_precision_rounds_no_input(
         read = data.train_speech.batch(batch.indices.tolist(), Crop(6.4, 0, 0))
         pairs = [(batch.states, read.states)] if feats == "dump" else zip(batch.waves, read.waves, strict=True)
         assert all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
-        assert torch.equal(target, run._targets[batch.indices])
+        assert torch.equal(target, _targets(run)[batch.indices])
+
+
+def test_fingerprint_of_utterances_is_that_of_lines(corpus: Path, tmp_path: Path) -> None:
+    data = training_data(corpus)
+    lines = [
+        f"{item}\t{split.image_ids[int(image)]}\t{length:.2f}"
+        for split, speech in ((data.train, data.train_speech), (data.dev, data.dev_speech))
+        for item, image, length in zip(split.ids, split.utterance_image, speech.lengths)
+    ]
+    assert trainer(settings(), data, tmp_path).origin["inputs"]["utterances"] == lines_fingerprint(lines)
+
+
+def _targets(run: Any) -> torch.Tensor:
+    """Return the target of every training utterance."""
+    return torch.from_numpy(run._targets[run._target_rows])
 
 
 def test_text_supervision_replaces_images_by_captions(corpus: Path, tmp_path: Path) -> None:
     data = training_data(corpus)
-    images = trainer(settings(), data, tmp_path / "image")._targets
+    images = _targets(trainer(settings(), data, tmp_path / "image"))
     assert torch.equal(images, torch.from_numpy(data.train.images[data.train.utterance_image]))
-    texts = trainer(settings(train__supervision="text"), data, tmp_path / "text")._targets
+    texts = _targets(trainer(settings(train__supervision="text"), data, tmp_path / "text"))
     assert data.train.texts is not None
     assert torch.equal(texts, torch.from_numpy(data.train.texts))  # stored in the order of the utterances
     shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(0)).numpy()
@@ -249,7 +265,7 @@ def test_text_supervision_replaces_images_by_captions(corpus: Path, tmp_path: Pa
         **{**vars(data.train), "texts": data.train.texts[shuffled], "text_utterance": shuffled}, ids=data.train.ids
     )
     moved = TrainingData(other, data.dev, data.train_speech, data.dev_speech)  # type: ignore[arg-type]
-    assert torch.equal(trainer(settings(train__supervision="text"), moved, tmp_path / "moved")._targets, texts)
+    assert torch.equal(_targets(trainer(settings(train__supervision="text"), moved, tmp_path / "moved")), texts)
     missing = SimpleNamespace(**{**vars(data.train), "texts": None}, ids=data.train.ids)
     moved = TrainingData(missing, data.dev, data.train_speech, data.dev_speech)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="train.supervision: text needs"):

@@ -382,6 +382,8 @@ def test_a_missing_input_names_its_stage(recipe, options, missing, stage):
         (["--moodel", "tiny"], "unknown option --moodel, did you mean --model?"),
         (["--augment", "2"], "--augment: '2' is not between 0 and 1"),
         (["--noise_dir", "nowhere"], "--noise_dir: nowhere: is not a directory"),
+        (["--compare", "exp/x"], "--compare: is for --conditions true"),
+        (["--compare", "exp/x", "--conditions", "true"], "--compare: exp/x: has no weights in best/."),
         (["--", "--bad.key", "1"], "unknown configuration key bad.key"),
     ],
 )
@@ -422,6 +424,14 @@ def test_augmentation_stores_copies_and_trains_again(done):
     for call in (copies, training):
         assert "--data.augment.probability 0.5" in call
     assert "--out exp/tiny_parallel_noisy" in training
+
+
+def test_conditions_score_earlier_runs_too(done):
+    result = done.run("--head", "parallel", "--tag", "noisy", "--conditions", "true", "--compare", "exp/tiny_parallel")
+    assert result.returncode == 0, result.stderr
+    conditions = next(call for call in done.calls() if call.startswith("score_conditions"))
+    runs = [f"--run {exp}/best {exp}" for exp in ("exp/tiny_parallel_noisy", "exp/tiny_parallel")]
+    assert " ".join(runs) in conditions
 
 
 def test_help_fits_80_columns_and_names_all(recipe):

@@ -158,7 +158,9 @@ def test_sigterm_exits_with_75_only_if_all_jobs_saved(tmp_path: Path, second: st
 def test_the_recipe_submits_stage_2_to_slurm(tmp_path: Path) -> None:
     recipe = fake_recipe.FakeRecipe(tmp_path)
     _program(tmp_path / "bin", "sbatch", SBATCH)
-    (recipe.folder / "cmd.sh").write_text('train_cmd=\njobs_launcher=slurm\nslurm_options="--partition=cpu"\n')
+    (recipe.folder / "cmd.sh").write_text(
+        'train_cmd=\njobs_launcher=slurm\nslurm_options="--partition=cpu"\ncaptions_per_job=1\n'
+    )
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     before = sorted(recipe.folder.rglob("*"))
     dry = recipe.run("--nj", "3", "--dry_run", "true", PATH=path)
@@ -170,8 +172,10 @@ def test_the_recipe_submits_stage_2_to_slurm(tmp_path: Path) -> None:
     assert re.search(r"-m speechclip\.bin\.train .*--out exp/tiny_parallel --seed 0", dry.stdout)
     ended = recipe.run("--nj", "3", "--stop_stage", "2", PATH=path)
     assert ended.returncode == 0, ended.stderr
-    names = [line for line in recipe.calls() if line.startswith("extract_features")]
-    assert [line.rpartition(" ")[2] for line in names] == ["1", "2", "3", "0"]
+    calls = recipe.calls()
+    for name in ("extract_clip_embeddings", "extract_features"):
+        jobs = [line.rpartition(" ")[2] for line in calls if line.startswith(name)]
+        assert jobs == ["1", "2", "3", "0"], name
     again = recipe.run("--nj", "2", "--stop_stage", "2", PATH=path)  # the number of jobs is not an input
     assert again.stdout.count("up to date") == 3
 
@@ -236,6 +240,20 @@ def test_machines_find_each_other_at_the_endpoint(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors[-2000:]
     assert sorted(path.name for path in tmp_path.glob("rank*")) == [f"rank{rank}of4" for rank in range(4)]
+
+
+def test_machines_of_a_slurm_job_find_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same without --endpoint: a stand-in for scontrol names the machines."""
+    _program(tmp_path / "bin", "srun", SRUN)
+    names = '[ "$*" = "show hostnames node[1-2]" ] && echo 127.0.0.1 && echo b'
+    _program(tmp_path / "bin", "scontrol", f"#!/bin/sh\n{names}\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    monkeypatch.setenv("SLURM_JOB_ID", str(4000 + os.getpid() % 1000))
+    process = _torchrun(tmp_path, "--ngpu", "1", "--num_nodes", "2", "--endpoint", "", "x", launcher=("srun",))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-2000:]
+    assert sorted(path.name for path in tmp_path.glob("rank*")) == ["rank0of2", "rank1of2"]
 
 
 def test_an_endpoint_is_needed_outside_slurm(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Ours(Engine):
 class Hnsw(Engine):
     """faiss's HNSW with ids over 8 bits per dimension, all in memory."""
 
-    settings = (16, 32, 64, 128, 256)
+    settings = (16, 32, 64, 128, 256, 512, 1024, 2048)
     neighbours, width = 16, 80
 
     def build(self, vectors: Floats, folder: Path) -> None:
@@ -159,23 +159,21 @@ class RaBitQ(Engine):
         """See :class:`Engine`."""
         faiss = import_faiss()
         faiss.extract_index_ivf(self.index).nprobe = setting
-        rows = np.sort(self.index.search(query[None], SHORTLIST)[1][0])
-        rows = rows[rows >= 0]
-        return rows[np.argsort(-(self.vectors[rows].astype(np.float32) @ query))[:top_k]]
+        return rank_again(self.vectors, self.index.search(query[None], SHORTLIST)[1][0], query, top_k)
 
     def add(self, folder: Path, vectors: Floats, first: int) -> None:
         """See :class:`Engine`."""
         self.open(folder, 1)
         self.index.add(vectors)
         import_faiss().write_index(self.index, str(folder / LISTS))
-        np.save(folder / "new.npy", np.concatenate([self.vectors, vectors.astype(np.float16)]))
-        (folder / "new.npy").replace(folder / VECTORS)
+        append(folder / VECTORS, vectors)
 
 
 class Usearch(Engine):
-    """usearch's HNSW over 8 bits per dimension, memory-mapped."""
+    """usearch's HNSW over 8 bits per dimension, and our ranking with vectors in half precision, both memory-mapped."""
 
-    settings = (16, 32, 64, 128, 256)
+    settings = (16, 32, 64, 128, 256, 512, 1024, 2048)
+    shortlist = 50  # vectors that are ranked again: 8 bits alone do not reach the recall
 
     def _empty(self, dim: int) -> Any:
         from usearch.index import Index
@@ -190,17 +188,20 @@ class Usearch(Engine):
             index.add(np.arange(start, start + len(block)), block, threads=THREADS)
         folder.mkdir()
         index.save(str(folder / "index.usearch"))
+        np.save(folder / VECTORS, vectors.astype(np.float16))
 
     def open(self, folder: Path, threads: int) -> None:
         """See :class:`Engine`."""
         from usearch.index import Index
 
         self.index = Index.restore(str(folder / "index.usearch"), view=True)
+        self.vectors = np.load(folder / VECTORS, mmap_mode="r")
 
     def search(self, query: Floats, top_k: int, setting: int) -> Any:
         """See :class:`Engine`."""
         self.index.expansion_search = setting
-        return self.index.search(query, top_k, threads=1).keys
+        found = self.index.search(query, self.shortlist, threads=1).keys
+        return rank_again(self.vectors, np.asarray(found, dtype=np.int64), query, top_k)
 
     def add(self, folder: Path, vectors: Floats, first: int) -> None:
         """See :class:`Engine`."""
@@ -209,6 +210,7 @@ class Usearch(Engine):
         index = Index.restore(str(folder / "index.usearch"), view=False)
         index.add(np.arange(first, first + len(vectors)), vectors, threads=THREADS)
         index.save(str(folder / "index.usearch"))
+        append(folder / VECTORS, vectors)
 
 
 class Lance(Engine):
@@ -287,6 +289,19 @@ ENGINES: dict[str, type[Engine]] = {
     "lancedb_ivf": Lance,
     "lancedb_hnsw": LanceHnsw,
 }
+
+
+def rank_again(vectors: Floats, rows: Floats, query: Floats, top_k: int) -> Floats:
+    """Return the best rows of a shortlist by their stored vectors [N, D]. Rows below 0 are left out."""
+    rows = np.sort(rows[rows >= 0])
+    return rows[np.argsort(-(vectors[rows].astype(np.float32) @ query))[:top_k]]
+
+
+def append(path: Path, vectors: Floats) -> None:
+    """Write a file of vectors in half precision again, with more vectors at its end."""
+    new = path.with_name("new.npy")
+    np.save(new, np.concatenate([np.load(path, mmap_mode="r"), vectors.astype(np.float16)]))
+    new.replace(path)
 
 
 def size(folder: Path) -> int:

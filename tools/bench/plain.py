@@ -74,8 +74,8 @@ def quantize(quantizer: Any, vectors: Tensor) -> Tensor:
     """Quantise keywords [B, K, D], straight-through, one keyword after the other over a broadcast vocabulary."""
     cosines = []
     for keyword in vectors.unbind(dim=1):
-        every = quantizer.subword_embeddings[None]  # [1, V, D], broadcast to [B, V, D]
-        cosines.append(nn.functional.cosine_similarity(keyword[:, None, :], every, dim=-1))
+        every = quantizer.subword_embeddings.T[None]  # [1, D, V], broadcast to [B, D, V] as in the published code
+        cosines.append(nn.functional.cosine_similarity(keyword[:, :, None], every, dim=1))
     scores = torch.stack(cosines, dim=1).masked_fill(~quantizer.valid_mask, float("-inf"))
     soft = (scores / quantizer.temperature).softmax(dim=-1)
     hard = nn.functional.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)

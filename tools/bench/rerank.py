@@ -39,15 +39,15 @@ def run(images: int, top_k: int, repeats: int, threads: int = 2) -> list[dict[st
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model, gallery = _model(), _gallery(images)
-        parts = [_query(model, gallery, top_k) for _ in range(repeats + 1)][1:]  # the first one warms up
+        model, held = make_model(), gallery(images)
+        parts = [_query(model, held, top_k) for _ in range(repeats + 1)][1:]  # the first one warms up
     finally:
         torch.set_num_threads(before)
     row = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
     return [{"images": images, "top_k": top_k, "threads": threads, "seconds": SECONDS, **row}]
 
 
-def _model() -> Any:
+def make_model() -> Any:
     """Return a reranker over a parallel head with the settings of the mini recipe and its speech encoder."""
     conf = ROOT / "egs" / "mini" / "conf"
     layers = [ROOT / "egs" / "conf" / "parallel.yaml", conf / "tiny.yaml", conf / "parallel.yaml"]
@@ -59,12 +59,24 @@ def _model() -> Any:
     return build_network(config, Dimensions(encoder.dim, encoder.num_states, JOINT), speech_encoder=encoder).eval()
 
 
-def _gallery(images: int) -> tuple[Regions, torch.Tensor]:
+def gallery(images: int) -> tuple[Regions, torch.Tensor]:
+    """Return random regions and embeddings of images, with the sizes of the mini recipe."""
     generator = torch.Generator().manual_seed(0)
     config = load([ROOT / "egs" / "mini" / "conf" / "reranker.yaml"]).model.head.reranker
     features = torch.randn(images, GRID * GRID, config.region_features, generator=generator)
     embeddings = torch.nn.functional.normalize(torch.randn(images, JOINT, generator=generator), dim=1)
     return Regions(features, grid_boxes(GRID, GRID).expand(images, -1, -1)), embeddings
+
+
+@torch.no_grad()
+def candidates(model: Any, images: tuple[Regions, torch.Tensor], utterances: int) -> Candidates:
+    """Return random recordings of 1.5 to 3 s and the images of :func:`gallery` as the cross-modal layers read them."""
+    head, generator = reranker_of(model), torch.Generator().manual_seed(1)
+    lengths = torch.linspace(SECONDS / 2, SECONDS, utterances) * SAMPLE_RATE
+    states, frames = model.encode_waves([0.1 * torch.randn(int(n), generator=generator) for n in lengths])
+    padding = torch.arange(states.shape[2])[None, :] >= frames[:, None]
+    speech = head.speech_tokens(head.frozen_speech(model.weighted_sum(states), padding))
+    return Candidates(speech.tokens, speech.valid, speech.coarse, head.image_tokens(*images), images[1])
 
 
 @torch.no_grad()

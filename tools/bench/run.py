@@ -94,6 +94,10 @@ def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | Non
         import rerank
 
         return lambda: rerank.run(images=1000, top_k=100, repeats=max(5, repeats))
+    if name == "fine_scores":
+        import fine_scores
+
+        return lambda: fine_scores.run(repeats)
     if name == "growth":
         import growth
 

@@ -7,7 +7,7 @@ each that the server closes. It prints latency, memory of the server and its log
 query is not answered, if the log has a traceback, or if the memory grows.
 
 Usage: tools/bench/search_load.py --index INDEX --query QUERY.wav [--model MODEL] [--number 1000] [--parallel 8]
-       [--idle 1000] [--unfinished 60] [--max_growth_mb 100]
+       [--idle 1000] [--unfinished 60] [--max_growth_mb 100] [--results FILE]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import re
 import resource
 import statistics
@@ -25,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.errors import UserError
@@ -205,24 +206,58 @@ def serving(args: argparse.Namespace, log: Path) -> Iterator[tuple[int, int]]:
         server.wait(30)
 
 
-def show(load: Load, log: str, args: argparse.Namespace) -> bool:
-    """Print the figures. Return whether the server passed."""
+def figures(load: Load, log: str) -> dict[str, Any]:
+    """Return the figures of a run."""
     times = sorted(1000 * answer.seconds for answer in load.good)
-    answered = sum(answer.status == 200 for answer in load.good)
-    growth = max(load.memory[1:]) - load.memory[0]
-    tracebacks = log.count("Traceback")
-    print(f"{args.number} requests in {load.seconds:.1f} s, {args.parallel} at a time")
-    print(f"good queries: {answered} of {len(times)} answered, {load.refused} times refused with 503 and sent again")
-    print(
-        f"latency: median {statistics.median(times):.0f} ms, 95% {times[int(0.95 * (len(times) - 1))]:.0f} ms, "
-        f"longest {times[-1]:.0f} ms"
-    )
-    print(f"malformed requests: {args.number - len(times)}, wrong answers: {len(load.wrong)} {sorted(set(load.wrong))}")
-    closed = f"{load.closed['idle']} idle and {load.closed['unfinished']} unfinished"
+    return {
+        "seconds": load.seconds,
+        "good": len(times),
+        "answered": sum(answer.status == 200 for answer in load.good),
+        "refused": load.refused,
+        "median_ms": statistics.median(times),
+        "p95_ms": times[int(0.95 * (len(times) - 1))],
+        "longest_ms": times[-1],
+        "wrong": sorted(set(load.wrong)),
+        "closed_idle": load.closed["idle"],
+        "closed_unfinished": load.closed["unfinished"],
+        "memory_mb": load.memory,
+        "growth_mb": max(load.memory[1:]) - load.memory[0],
+        "tracebacks": log.count("Traceback"),
+    }
+
+
+def show(found: dict[str, Any], log: str, args: argparse.Namespace) -> bool:
+    """Print the figures. Return whether the server passed."""
+    good, growth = found["good"], found["growth_mb"]
+    median, late, longest = (f"{found[key]:.0f} ms" for key in ("median_ms", "p95_ms", "longest_ms"))
+    print(f"{args.number} requests in {found['seconds']:.1f} s, {args.parallel} at a time")
+    again = f"{found['refused']} times refused with 503 and sent again"
+    print(f"good queries: {found['answered']} of {good} answered, {again}")
+    print(f"latency: median {median}, 95% {late}, longest {longest}")
+    print(f"malformed requests: {args.number - good}, wrong answers: {len(found['wrong'])} {found['wrong']}")
+    closed = f"{found['closed_idle']} idle and {found['closed_unfinished']} unfinished"
     print(f"connections that the server closed: {closed}")
-    print(f"memory of the server in MB: {' '.join(f'{value:.0f}' for value in load.memory)} (growth {growth:.0f})")
-    print(f"log of the server: {tracebacks} tracebacks, {len(log.splitlines())} lines:\n{log[-2000:].rstrip()}")
-    return answered == len(times) and not load.wrong and not tracebacks and growth <= args.max_growth_mb
+    memory = " ".join(f"{value:.0f}" for value in found["memory_mb"])
+    print(f"memory of the server in MB: {memory} (growth {growth:.0f})")
+    print(
+        f"log of the server: {found['tracebacks']} tracebacks, {len(log.splitlines())} lines:\n{log[-2000:].rstrip()}"
+    )
+    right = found["answered"] == good and not found["wrong"] and not found["tracebacks"]
+    return right and growth <= args.max_growth_mb
+
+
+def record(path: Path, found: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write the figures to the results, as the section search_load."""
+    from measure import machine
+
+    from speechclip.common.provenance import commit
+
+    words = ("number", "parallel", "idle", "unfinished")
+    row = {**{word: getattr(args, word) for word in words}, **found}
+    command = f"tools/bench/search_load.py {' '.join(f'--{word} {getattr(args, word)}' for word in words)}"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results["search_load"] = {"rows": [row], "machine": machine(), "commit": commit(), "command": command}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 @exit_on_user_error
@@ -237,6 +272,7 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=1000, help="connections without a request")
     parser.add_argument("--unfinished", type=int, default=60, help="uploads that never end")
     parser.add_argument("--max_growth_mb", type=float, default=100.0, help="largest growth of the server's memory")
+    parser.add_argument("--results", default="", metavar="FILE", help="write the figures to this file of results")
     args = parser.parse_args()
     if min(args.number, args.parallel) < 1 or min(args.idle, args.unfinished) < 0:
         parser.error("--number and --parallel must be at least 1, --idle and --unfinished at least 0")
@@ -247,7 +283,11 @@ def main() -> None:
             # only this process gets more files, so that the server has the usual limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
             load = asyncio.run(run_load(port, pid, Path(args.query).read_bytes(), args))
-        passed = show(load, log.read_text(errors="replace"), args)
+        text = log.read_text(errors="replace")
+        found = figures(load, text)
+        passed = show(found, text, args)
+    if args.results:
+        record(Path(args.results), found, args)
     if not passed:
         raise SystemExit(1)
 

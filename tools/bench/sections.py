@@ -13,4 +13,5 @@ SECTIONS = (
     "mini",
     "growth",
     "rerank",
+    "fine_scores",
 )

@@ -66,7 +66,7 @@ def our_loss(model: SpeechNetwork, config: Config, batch: Batch, targets: Tensor
 def plain_loss(
     model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor
 ) -> Tensor:
-    """Return the loss of the plain step.
+    """Return the loss of the plain step. The image tower runs first, as in the published code.
 
     Args:
         model: the network.
@@ -76,8 +76,9 @@ def plain_loss(
         images: preprocessed, [B, 3, side, side].
         groups: [B], the image of each utterance.
     """
+    embedded = plain.image_tower(clip, images)  # before the head: its buffers are not in memory with the graph
     embeddings, quantity = plain.apply_head(model, clip, states, frames)
-    return plain.loss(model, embeddings, quantity, plain.image_tower(clip, images), groups)
+    return plain.loss(model, embeddings, quantity, embedded, groups)
 
 
 def updater(model: SpeechNetwork, kind: str) -> Callable[[Tensor], float]:

@@ -3,8 +3,9 @@
 
 The pictures are generated: rectangles of random colours, saved as JPEG. SIGKILL comes when a part of them is embedded,
 and once more while the index is written. After every kill the index must be the old one, or missing if there was none.
-The resumed run must embed only the rest, and the index must equal that of a run without kills for a sample of pictures.
-Then some pictures are added, some change and some are deleted, and the update is killed and run again.
+The resumed run must embed only the rest. Then some pictures are added, one changes and one is deleted, and the update
+is killed and run again. At the end another index of the same pictures is made in a run without kills. Both indexes must
+have the same ids, embeddings and thumbnails.
 
 Usage: tools/measure/index_many.py [--count 10000] [--more 10] [--model mini] [--out DIR]
 """
@@ -27,7 +28,8 @@ from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.errors import UserError
 
 PARTS = (0.2, 0.5, 0.8)  # of the pictures that are embedded when the kill comes
-SAMPLE = 50  # pictures whose embeddings are compared
+SAMPLE = 50  # pictures whose embeddings are compared with those of the model
+TOLERANCE = 1e-5  # of an embedding's components
 
 
 def draw(folder: Path, first: int, count: int, seed: int = 0) -> None:
@@ -52,13 +54,14 @@ class Runs:
     """Runs of ``speechclip index`` for one folder.
 
     Args:
-        folder: holds ``pictures`` and ``idx``.
+        folder: holds ``pictures`` and the index.
         model: see ``speechclip index``.
+        name: the name of the index.
     """
 
-    def __init__(self, folder: Path, model: str) -> None:
-        self.index, self.pictures = folder / "idx", folder / "pictures"
-        self.journal = folder / "idx.embedded.part" / "records.jsonl"
+    def __init__(self, folder: Path, model: str, name: str = "idx") -> None:
+        self.index, self.pictures = folder / name, folder / "pictures"
+        self.journal = folder / f"{name}.embedded.part" / "records.jsonl"
         self.model = model
 
     def start(self, update: bool) -> subprocess.Popen[str]:
@@ -90,7 +93,7 @@ class Runs:
     def kill(self, moment: int | str, update: bool = False) -> int:
         """Kill a run when so many files are embedded, or "writing" the index. Return the files in the journal."""
         process = self.start(update)
-        part = self.index.with_name("idx.part")
+        part = self.index.with_name(f"{self.index.name}.part")
         while process.poll() is None:
             if part.exists() if moment == "writing" else self.embedded() >= int(moment):
                 os.kill(process.pid, signal.SIGKILL)
@@ -104,16 +107,17 @@ class Runs:
         """Return the number of files in the journal."""
         return self.journal.read_bytes().count(b"\n") if self.journal.is_file() else 0
 
-    def content(self) -> dict[str, Any] | None:
-        """Return ids and embeddings by id, after all checks of the index; None if it is missing."""
+    def content(self) -> dict[str, tuple[Any, bytes]] | None:
+        """Return embeddings and thumbnails by id, after all checks of the index; None if it is missing."""
         from speechclip.search.index import ImageIndex
 
-        if not self.index.exists() and not self.index.with_name("idx.old").exists():
+        if not self.index.exists() and not self.index.with_name(f"{self.index.name}.old").exists():
             return None
         index = ImageIndex.open(self.index)
-        if any(index.thumbnail(row) is None for row in range(0, len(index), max(1, len(index) // SAMPLE))):
-            raise UserError(f"{self.index}: a thumbnail is missing")
-        return dict(zip(index.ids, index.vectors, strict=True))
+        thumbnails = [index.read_thumbnail(row) for row in range(len(index))]
+        if None in thumbnails:
+            raise UserError(f"{self.index}: the thumbnail of row {thumbnails.index(None)} is missing")
+        return dict(zip(index.ids, zip(index.vectors, thumbnails), strict=True))
 
 
 def _peak(process: int) -> int:
@@ -131,7 +135,7 @@ def check(condition: bool, problem: str) -> None:
         raise UserError(problem)
 
 
-def check_content(runs: Runs, count: int) -> dict[str, Any]:
+def check_content(runs: Runs, count: int) -> None:
     """Check that the index has all pictures, and that a sample has the embeddings of the model."""
     import numpy as np
 
@@ -142,9 +146,24 @@ def check_content(runs: Runs, count: int) -> dict[str, Any]:
     assert found is not None
     ids = sorted(found)[:: max(1, count // SAMPLE)]
     wanted = load_for_search(runs.model, "cpu").encode_image([str(runs.pictures / item) for item in ids]).numpy()
-    difference = float(np.abs(np.stack([found[item] for item in ids]) - wanted).max())
-    check(difference < 1e-5, f"{runs.index}: an embedding differs by {difference}")
-    return found
+    difference = float(np.abs(np.stack([found[item][0] for item in ids]) - wanted).max())
+    check(difference < TOLERANCE, f"{runs.index}: an embedding differs by {difference}")
+
+
+def check_equal(one: Runs, other: Runs) -> float:
+    """Check that two indexes have the same pictures. Return the largest difference of two embeddings of a picture.
+
+    A batch of the encoder has other pictures after a kill, so the embeddings may differ by rounding.
+    """
+    import numpy as np
+
+    first, second = one.content() or {}, other.content() or {}
+    check(list(first) == list(second), f"{one.index}: other ids than {other.index}")
+    different = [item for item in first if first[item][1] != second[item][1]]
+    check(not different, f"{one.index}: another thumbnail than {other.index} for {different[:1]}")
+    difference = max(float(np.abs(first[item][0] - second[item][0]).max()) for item in first)
+    check(difference < TOLERANCE, f"{one.index}: an embedding differs from {other.index} by {difference}")
+    return difference
 
 
 def measure(folder: Path, count: int, more: int, model: str) -> list[dict[str, Any]]:
@@ -159,6 +178,7 @@ def measure(folder: Path, count: int, more: int, model: str) -> list[dict[str, A
     check(runs.content() is None, f"{runs.index}: a killed run left an index")
     rows.append({"run": "killed while the index is written", "known": left})
     rows.append({"run": "resumed", **runs.finish()})
+    check(rows[-1]["known"] == left, f"{runs.index}: {rows[-1]['known']} files were known, not {left}")
     check_content(runs, count)
     draw(runs.pictures, count, more)
     draw(runs.pictures, 0, 1, seed=1)  # changes the first picture
@@ -171,6 +191,9 @@ def measure(folder: Path, count: int, more: int, model: str) -> list[dict[str, A
     rows.append({"run": f"update: {more} new, 1 changed, 1 removed", **runs.finish(update=True)})
     check_content(runs, count + more - 1)
     rows.append({"run": "update without changes", **runs.finish(update=True)})
+    whole = Runs(folder, model, "whole")
+    rows.append({"run": "another index, without kills", **whole.finish()})
+    rows[-1]["difference"] = check_equal(runs, whole)
     return rows
 
 
@@ -196,6 +219,7 @@ def main() -> None:
     for row in rows:
         cells = [f"{row[key]:.0f}" if key in row else "-" for key in ("seconds", "cpu", "peak_mb")]
         print(f"| {row['run']} | {row['known']:,} | {' | '.join(cells)} |")
+    print(f"\nlargest difference of an embedding between the two indexes: {rows[-1]['difference']:.1g}")
     if args.json:
         kept = [{key: value for key, value in row.items() if key != "lines"} for row in rows]
         Path(args.json).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -2,8 +2,8 @@
 """Estimate the disk, time and memory of a corpus of any size, from rates measured on this machine.
 
 Each rate is measured for some seconds: the speech encoder, both towers of CLIP, writing and reading the feature
-store, a training step, reading a data directory, scoring. The rest is arithmetic, and every line shows its factors.
-The rates are those of one process on this machine. --machines divides the time of the work that can be split.
+store, a training step, building and opening mapped tables, scoring. The rest is arithmetic, and every line shows its
+factors. The rates are those of one process on this machine. --machines divides the time of the work that can be split.
 
 Usage: tools/measure/plan_corpus.py [--times 100] [--corpus spokencoco|flickr8k]
        [--encoder random:base|random:large|FOLDER] [--clip ViT-B-32] [--batch 256] [--epochs 10]
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from measure_feature_costs import load_or_make
+from scale_corpus import write_corpus
 
 from speechclip.common.arguments import ArgumentParser, exit_on_user_error
 from speechclip.common.constants import FRAME_RATE, SAMPLE_RATE
@@ -59,8 +60,9 @@ class MeasuredRates:
         read: bytes of the feature store read per second, in random order.
         step: seconds per training step.
         table_bytes: bytes of a data directory per utterance.
-        table_memory: bytes of memory of a data directory per utterance.
-        tables: utterances of a data directory read per second.
+        mapped_bytes: bytes of the mapped columns and index per utterance.
+        table_memory: bytes of private memory of a mapped data directory and index per utterance.
+        tables: utterances per second whose mapped columns and index are built.
         pairs: query-item pairs scored per second.
         batch: utterances in a training step.
         layers: hidden states of the speech encoder.
@@ -75,6 +77,7 @@ class MeasuredRates:
     read: float
     step: float
     table_bytes: float
+    mapped_bytes: float
     table_memory: float
     tables: float
     pairs: float
@@ -101,11 +104,13 @@ def estimate(rates: MeasuredRates, corpus: Corpus, times: float, epochs: int, ma
         ("disk", "recordings", speech * SAMPLE_RATE * 2, f"{speech:.3g} s x {SAMPLE_RATE} x 2 bytes, 16-bit wav"),
         ("disk", "data directory", utterances * rates.table_bytes, f"utterances x {rates.table_bytes:.0f} bytes"),
         ("disk", "CLIP embeddings", embeddings, f"(utterances + images) x {rates.joint} x 4 bytes"),
+        ("disk", "mapped tables", utterances * rates.mapped_bytes + embeddings,
+         f"utterances x {rates.mapped_bytes:.0f} bytes, and the embeddings, next to their sources"),
         ("disk", "stored features", store,
          f"{speech:.3g} s x {FRAME_RATE} x {rates.layers} layers x {rates.width} x 2 bytes; 0 with --feats online"),
-        ("time", "reading the data directory", utterances / rates.tables, f"{rates.tables:.0f} utterances/s"),
-        ("time", "CLIP embeddings", images / rates.images + utterances / rates.captions,
-         f"{rates.images:.1f} images/s, {rates.captions:.1f} captions/s"),
+        ("time", "building mapped tables, once", utterances / rates.tables, f"{rates.tables:.0f} utterances/s"),
+        ("time", "CLIP embeddings", (images / rates.images + utterances / rates.captions) / machines,
+         f"{rates.images:.1f} images/s, {rates.captions:.1f} captions/s{shared}"),
         ("time", "features", speech / rates.speech / machines, f"{rates.speech:.1f} s of speech/s{shared}"),
         ("time", "writing features", store / rates.written / machines, f"{rates.written / 1e6:.0f} MB/s{shared}"),
         ("time", f"training, {epochs} epochs", steps * rates.step / machines,
@@ -114,8 +119,9 @@ def estimate(rates: MeasuredRates, corpus: Corpus, times: float, epochs: int, ma
          f"{rates.read / 1e6:.0f} MB/s at random{shared}"),
         ("time", "scoring one direction", pairs / rates.pairs, f"{pairs:.3g} pairs, {rates.pairs:.3g}/s"),
         ("memory", "data directory and index", utterances * rates.table_memory,
-         f"utterances x {rates.table_memory:.0f} bytes, per process"),
-        ("memory", "CLIP embeddings in training", embeddings, "all embeddings, per process"),
+         f"utterances x {rates.table_memory:.3f} bytes of private memory, per process; the rest is mapped"),
+        ("memory", "CLIP embeddings in training", rates.batch * rates.joint * 4,
+         "those of a batch; the rest is mapped"),
         ("memory", "a batch of features", batch * 3, f"{rates.batch} utterances in half and single precision"),
     ]  # fmt: skip
 
@@ -145,12 +151,12 @@ def measure(encoder_name: str, clip_name: str, batch: int, seconds: float, folde
     layers, width = encoder.num_states, encoder.dim
     images, captions, joint = _clip_rates(clip_name, seconds)
     written, read = _store_rates(folder / "store", layers, width)
-    table_bytes, table_memory, tables = _table_rates(folder / "data")
+    table_bytes, mapped_bytes, table_memory, tables = _table_rates(folder / "corpus")
     return MeasuredRates(
         speech=speech, images=images, captions=captions, written=written, read=read,
         step=1 / repeated(_training_step(layers, width, joint, batch), seconds), table_bytes=table_bytes,
-        table_memory=table_memory, tables=tables, pairs=repeated(_scoring(joint), seconds), batch=batch, layers=layers,
-        width=width, joint=joint,
+        mapped_bytes=mapped_bytes, table_memory=table_memory, tables=tables,
+        pairs=repeated(_scoring(joint), seconds), batch=batch, layers=layers, width=width, joint=joint,
     )  # fmt: skip
 
 
@@ -195,30 +201,31 @@ def _store_rates(folder: Path, layers: int, width: int) -> tuple[float, float]:
     return written, total / (time.perf_counter() - started)
 
 
-def _table_rates(folder: Path, number: int = 20_000) -> tuple[float, float, float]:
-    """Return bytes on disk and in memory per utterance, and utterances read per second, of a data directory."""
-    from speechclip.data.kaldi import DataDir, Utterance, write_data_dir
+def _table_rates(folder: Path, number: int = 200_000) -> tuple[float, float, float, float]:
+    """Measure a data directory and the index of a store.
 
-    folder.mkdir(parents=True)
-    media = folder / "a.wav"
-    media.write_bytes(b"x")
-    caption = "a man in a red shirt rides a horse along the beach"
-    utterances = [
-        Utterance(f"spk{n % 2000:04d}-{n:012d}", media, caption, f"spk{n % 2000:04d}", f"{n // 5:012d}")
-        for n in range(number)
-    ]
-    write_data_dir(folder / "d", utterances, {f"{n:012d}": media for n in range(number // 5)})
-    size = sum(path.stat().st_size for path in (folder / "d").iterdir())
-    del utterances
-    started = time.perf_counter()
-    DataDir.load(folder / "d")
-    seconds = time.perf_counter() - started
-    tracemalloc.start()  # tracing slows the load down, so the time was measured before
-    data = DataDir.load(folder / "d")
-    index = {item.id: f"feats.0000.safetensors {item.id}" for item in data.utterances}
-    memory = tracemalloc.get_traced_memory()[1]
+    Returns:
+        Bytes on disk per utterance, bytes of the mapped tables per utterance, bytes of private memory per utterance
+        that a process needs to open them, and utterances per second of processor time whose mapped
+        tables are built.
+    """
+    from speechclip.data.dataset import StoreSource
+    from speechclip.data.kaldi import DataDir
+
+    write_corpus(folder, "train", number, joint=1)
+    data, store = folder / "data" / "train", folder / "dump" / "train"
+    size = sum(path.stat().st_size for path in data.iterdir())
+    started = time.process_time()
+    StoreSource(store, DataDir.load(data).ids)
+    seconds = time.process_time() - started
+    mapped = sum(path.stat().st_size for path in (*data.glob(".columns-*/*"), *store.glob(".index-*/*")))
+    tracemalloc.start()
+    opened = DataDir.load(data)
+    source = StoreSource(store, opened.ids)
+    memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    return size / number, memory / len(index), number / seconds
+    assert len(source.lengths) == number
+    return size / number, mapped / number, memory / number, number / seconds
 
 
 def _training_step(layers: int, width: int, joint: int, batch: int) -> Callable[[], float]:

@@ -9,6 +9,7 @@ corpus=         #: not used, this recipe generates its corpus
 nj=2            #: processes
 scenes=4000     #: training scenes; dev and test have a twentieth each
 languages=en    #: languages of the captions: en, es or "en es"
+long_seconds=0  #: dev_long and test_long: a description of each scene of this many seconds or more; 0 for none
 pretrain=false  #: train models/clip and models/hubert again; this takes much longer than the recipe
 . ../../utils/parse_options.sh "$@"
 
@@ -29,3 +30,8 @@ done
 held_out=$((scenes / 20 > 0 ? scenes / 20 : 1))
 "$SPEECHCLIP_PYTHON" local/generate.py corpus --num_train "$scenes" --num_dev "$held_out" --num_test "$held_out" \
     --languages "$languages" --nj "$nj"
+rm -rf corpus/narratives corpus/narratives.tsv corpus/narratives.ctm
+if ((long_seconds > 0)); then
+    "$SPEECHCLIP_PYTHON" local/narrate.py corpus --num_dev "$held_out" --num_test "$held_out" --seconds "$long_seconds" \
+        --nj "$nj"
+fi

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep import SCORED, score
+from scores import score
+from sweep import SCORED
 from tasks import TASKS
 
 from speechclip.common.arguments import exit_on_user_error
@@ -97,7 +98,9 @@ def read_rows(path: Path) -> list[Measured]:
 
 def _row(best: Measured, experiments: Path) -> Measured:
     """Return the row of a sweep. "test" is the number that the tables show."""
-    copied = ("tag", "corpus", "upstream", "checkpoint", "lr", "rates", "step", "seed", "commit", "command", "head")
+    copied = (
+        "tag", "corpus", "upstream", "checkpoint", "lr", "rates", "step", "seed", "commit", "command", "head",
+    )  # fmt: skip
     metric, test = _test_score(best)
     baseline = None
     if best["against"]:
@@ -106,9 +109,11 @@ def _row(best: Measured, experiments: Path) -> Measured:
         other = read_json(experiments / folder / best["against"] / "best.json")
         baseline = {"upstream": other["upstream"], "test": _test_score(other)[1]}
     weights = [round(value, 4) for value in best["layer_weights"]]
+    percent = TASKS[best["task"]].percent
+    folds = {fold: round(value * percent, 4) for fold, value in best["folds"].items()}
     return {
         "task": TASKS[best["task"]].name, **{key: best[key] for key in copied}, "metric": metric, "test": test,
-        "baseline": baseline, "layer_weights": weights,
+        "folds": folds, "baseline": baseline, "layer_weights": weights,
     }  # fmt: skip
 
 
@@ -153,11 +158,16 @@ def _names(row: Measured) -> tuple[str, ...]:
 
 
 def scores_table(rows: Sequence[Measured]) -> Table:
-    """Return the table of all sweeps, with their learning rates and commands."""
-    table = Table("Scores", "", ("test", "lr (of)", "step", "seed", "commit", "command"), name_columns=RUN_COLUMNS)
+    """Return the table of all sweeps, with their learning rates and commands, and the scores of folds."""
+    folds = ("folds",) if any(row["folds"] for row in rows) else ()
+    columns = ("test", *folds, "lr (of)", "step", "seed", "commit", "command")
+    table = Table("Scores", "", columns, name_columns=RUN_COLUMNS)
     for row in rows:
         rates = f"{row['lr']:g} ({' '.join(f'{rate:g}' for rate in row['rates'])})"
-        texts = (rates, str(row["step"]), str(row["seed"]), row["commit"], code(row["command"]))
+        steps = row["step"] if isinstance(row["step"], list) else [row["step"]]
+        texts = [rates, " ".join(map(str, steps)), str(row["seed"]), row["commit"], code(row["command"])]
+        if folds:
+            texts.insert(0, ", ".join(f"{fold}: {value:.2f}" for fold, value in row["folds"].items()) or "–")
         table.rows.append(Row(_names(row), [Cell(row["test"], 2), *map(Cell, texts)]))
     return table
 

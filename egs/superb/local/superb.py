@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ def parser() -> ArgumentParser:
     """Return the parser of run.sh's options. The remaining words override s3prl's configuration."""
     made = ArgumentParser(prog="superb.py", description=__doc__)
     made.add_argument("--task", choices=list(TASKS), required=True)
-    for name in ("upstream", "checkpoint", "baseline", "baseline_checkpoint", "corpus", "config", "tag", "lr"):
+    for name in ("upstream", "checkpoint", "baseline", "baseline_checkpoint", "corpus", "config", "tag", "lr", "folds"):
         made.add_argument(f"--{name}", default="")
     for name in ("stage", "stop_stage", "scale", "seed", "nj", "workers"):
         made.add_argument(f"--{name}", type=int, default=0)
@@ -141,6 +142,22 @@ def learning_rates(words: str, own: float) -> list[float]:
     return rates
 
 
+def folds_of(words: str, task: Task) -> list[int]:
+    """Return the folds of --folds, or all folds of the task if it is empty. A task with one test set has fold 0.
+
+    Raises:
+        UserError: a word is not a fold of the task, or is there twice.
+    """
+    known = list(map(str, range(task.folds)))
+    if words and task.folds == 1:
+        raise UserError(f"--folds: {task.name} has no folds. Leave the option out.")
+    chosen = words.split() or known
+    for word in chosen:
+        if word not in known or chosen.count(word) > 1:
+            raise UserError(f"--folds: {word!r} is not one of: {' '.join(known)}, each at most once.")
+    return [int(word) for word in chosen]
+
+
 def configuration(options: Any, task: Task) -> dict[str, Any]:
     """Merge the task's settings, the settings for generated data, --config, and the overrides.
 
@@ -151,7 +168,10 @@ def configuration(options: Any, task: Task) -> dict[str, Any]:
     layers = [RECIPE / "conf" / "small" / f"{options.task}.yaml"] if options.pseudo == "true" and task.problem else []
     for layer in [*layers, *([Path(options.config)] if options.config else [])]:
         settings = merge(settings, read_yaml(layer), str(layer))
-    settings = merge({"stop": None, **settings}, parse_overrides(options.overrides), "after --")
+    overrides = parse_overrides(options.overrides)
+    if "test_fold" in overrides.get("prepare_data", {}):
+        raise UserError("after --: prepare_data.test_fold: is set by --folds. Use --folds 2 for fold 2 alone.")
+    settings = merge({"stop": None, **settings}, overrides, "after --")
     if task.problem:
         _check_steps(settings["train"], task)
     return settings
@@ -179,7 +199,10 @@ def experiment(options: Any, upstream: Upstream) -> Path:
 
 
 def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[Run]:
-    """Return one run per learning rate, in :func:`experiment`/lr_<rate>."""
+    """Return one run per learning rate, in :func:`experiment`/lr_<rate>.
+
+    A task with folds has one run per rate and fold, in :func:`experiment`/fold_<number>/lr_<rate>.
+    """
     settings = configuration(options, task)
     if settings["stop"] is None:
         del settings["stop"]
@@ -188,15 +211,19 @@ def runs_of(options: Any, task: Task, corpus: Path, upstream: Upstream) -> list[
     for pattern in ("metadata/*.json", SPLIT, TRIALS):
         for file in filter(is_filled, corpus.glob(pattern)):
             shutil.copy(file, cache)  # s3prl would download it
-    folder, runs = experiment(options, upstream), []
-    for rate in learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"])):
+    runs = []
+    rates = learning_rates(options.lr, float(settings["build_optimizer"]["conf"]["lr"]))
+    for fold, rate in itertools.product(folds_of(options.folds, task), rates):
+        folder, data = experiment(options, upstream), prepare
+        if task.folds > 1:
+            folder, data = folder / f"fold_{fold}", {**prepare, "test_fold": fold}
+        folder /= f"lr_{rate:g}"
         config = merge(settings, {"build_optimizer": {"conf": {"lr": rate}}, "train": {"seed": options.seed}}, "--lr")
         config |= {
-            "prepare_data": prepare, "target_dir": str(folder / f"lr_{rate:g}"), "cache_dir": str(cache),
-            "device": options.device, "num_workers": options.workers,
-            "build_upstream": upstream.settings(),
+            "prepare_data": data, "target_dir": str(folder), "cache_dir": str(cache), "device": options.device,
+            "num_workers": options.workers, "build_upstream": upstream.settings(),
         }  # fmt: skip
-        runs.append(Run(task, upstream, folder / f"lr_{rate:g}", config, corpus))
+        runs.append(Run(task, upstream, folder, config, corpus, fold))
     return runs
 
 
@@ -263,6 +290,7 @@ def main() -> None:
         if getattr(options, name) < 1:
             raise UserError(f"--{name}: {getattr(options, name)}; must be at least 1")
     configuration(options, task)  # reports mistakes before anything is written
+    folds_of(options.folds, task)
     check_checkpoints(upstreams)
     if options.stage <= 1:
         corpus = corpus_of(options, task)
@@ -297,7 +325,7 @@ def train(options: Any, task: Task, corpus: Path, upstreams: list[Upstream]) -> 
                 f"{corpus / SPLIT}: is missing, and s3prl could not download it to {speakers}. Put VoxCeleb1's list "
                 f"of recordings there ({error})."
             ) from error
-        rates = [run.config["build_optimizer"]["conf"]["lr"] for run in runs]
+        rates = list(dict.fromkeys(run.config["build_optimizer"]["conf"]["lr"] for run in runs))
         write_best(options, upstream, upstreams, corpus, best, rates)
 
 
@@ -320,8 +348,8 @@ def write_best(
         "baseline": upstream is not upstreams[0], "against": others[0] if others and upstream is upstreams[0] else "",
         "checkpoint": _relative(upstream.checkpoint), "corpus": corpus.name,
         "rates": rates, "lr": best["lr"], "step": best["step"], "test": best["test"], "valid": best["valid"],
-        "layer_weights": best["layer_weights"], "seed": options.seed, "command": best["command"],
-        "commit": best["commit"], "weights": best["settings"]["weights"],
+        "layer_weights": best["layer_weights"], "folds": best["folds"], "seed": options.seed,
+        "command": best["command"], "commit": best["commit"], "weights": best["settings"]["weights"],
     }  # fmt: skip
     (experiment(options, upstream) / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scores import average_folds, rank, score
 from tasks import Task, is_filled
 
 from speechclip.common.errors import UserError, first_line
@@ -137,6 +137,7 @@ class Run:
         folder: folder of the run.
         config: s3prl's configuration.
         corpus: folder of the corpus, for errors.
+        fold: number of the test fold, from 0.
     """
 
     task: Task
@@ -144,6 +145,7 @@ class Run:
     folder: Path
     config: dict[str, Any]
     corpus: Path = Path()
+    fold: int = 0
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None if its settings differ or a score is missing."""
@@ -348,12 +350,13 @@ def _end_with_parent() -> None:
 
 
 def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
-    """Run the trainings that are not finished, and return the result of the best one.
+    """Run the trainings that are not finished, and return the result of the best learning rate.
 
-    Validation decides. A task without a validation set (ASV) is decided on its trials, as in s3prl.
+    Validation decides. A task without a validation set (ASV) is decided on its trials, as in s3prl. With folds, their
+    mean decides, so all folds have the same rate.
 
     Args:
-        runs: one run per learning rate.
+        runs: one run per learning rate, and per fold.
         jobs: number of runs at the same time.
         force: start over.
     """
@@ -368,39 +371,16 @@ def sweep(runs: list[Run], jobs: int, force: bool) -> dict[str, Any]:
         return result
 
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(do, runs))
-    best = min(results, key=lambda result: _rank(runs[0].task, result))
+        finished = list(pool.map(do, runs))
+    by_rate: dict[float, dict[int, dict[str, Any]]] = {}
+    for run, result in zip(runs, finished, strict=True):
+        by_rate.setdefault(result["lr"], {})[run.fold] = result
+    results = [average_folds(runs[0].task, folds) for folds in by_rate.values()]
+    best = min(results, key=lambda result: rank(runs[0].task, result))
     rates = sorted(result["lr"] for result in results)
-    equal = [result for result in results if _rank(runs[0].task, result)[0] == _rank(runs[0].task, best)[0]]
+    equal = [result for result in results if rank(runs[0].task, result)[0] == rank(runs[0].task, best)[0]]
     if len(rates) > 1 and len(equal) == 1 and best["lr"] in (rates[0], rates[-1]):
         side, other = ("lowest", "lower") if best["lr"] == rates[0] else ("highest", "higher")
         print(f"{runs[0].folder.parent}: the best rate {best['lr']:g} is the {side} of --lr. Try a {other} one.",
               flush=True)  # fmt: skip
     return best
-
-
-def _rank(task: Task, result: dict[str, Any]) -> tuple[float, float, float]:
-    """Return the sort key of a result, lower is better: metric, loss on validation, learning rate."""
-    value = float(result["valid"][task.valid_metric]) if task.valid_metric else score(task, result["test"])
-    loss = float(result["valid"].get("loss", math.inf))
-    first, second = (math.inf if math.isnan(x) else x for x in (-value if task.higher_better else value, loss))
-    return first, second, result["lr"]
-
-
-def score(task: Task, test: dict[str, Any]) -> float:
-    """Return the task's metric from s3prl's result. Upper and lower case of its name do not matter.
-
-    Raises:
-        UserError: the result lacks the metric.
-    """
-    found = {key.lower(): value for key, value in _flat(test).items()}
-    if task.metric.lower() not in found:
-        raise UserError(f"result.yaml: lacks {task.metric}. It holds {', '.join(found)}.")
-    return float(found[task.metric.lower()])
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value) if isinstance(value, dict) else {key: value}
-    return flat

@@ -26,6 +26,7 @@ class Task:
         percent: factor from result.yaml to the table.
         valid_metric: metric that decides a sweep of learning rates; empty if the task has no validation set.
         scorer: file that the task's optional last stage writes.
+        folds: number of test folds; SUPERB's score is their mean. 1 for a task with one test set.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Task:
     percent: float = 100.0
     valid_metric: str = "accuracy"
     scorer: str = ""
+    folds: int = 1
 
 
 S3PRL_CACHE = Path(".cache") / "s3prl"  # below HOME
@@ -58,7 +60,7 @@ TASKS = {
     "sf": Task("SF", "SuperbSF", "slot_type_f1", "slot type F1", "snips",
                ("all.iob.snips.txt", "train", "valid", "test"), {"dataset_root": "."}, valid_metric="slot_type_f1"),
     "er": Task("ER", "SuperbER", "accuracy", "accuracy", "iemocap",
-               tuple(f"Session{i}/dialog/EmoEvaluation/*.txt" for i in range(1, 6)), {"iemocap": "."}),
+               tuple(f"Session{i}/dialog/EmoEvaluation/*.txt" for i in range(1, 6)), {"iemocap": "."}, folds=5),
     "sid": Task("SID", "SuperbSID", "accuracy", "accuracy", "voxceleb1", ("dev/wav/*/*/*.wav", "test/wav/*/*/*.wav"),
                 {"dataset_root": "."}),
     "asv": Task("ASV", "SuperbASV", "EER", "EER", "voxceleb1", ("dev/wav/*/*/*.wav", "test/wav/*/*/*.wav"),

@@ -52,6 +52,9 @@ LICENCE = (
     "Flickr8k (Hodosh et al. 2013) is for research; the Flickr Audio Caption Corpus (Harwath and Glass 2015) is under "
     "CC BY-SA"
 )
+PAGE = "https://groups.csail.mit.edu/sls/downloads/flickraudio/"
+#: mteb's Flickr tasks rank all 8,091 photographs of Flickr8k, 6,000 of them for training.
+MTEB_TASKS = frozenset({"FlickrAudioToImageRetrieval", "FlickrImageToAudioRetrieval"})
 
 _MIRROR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 _ILLINOIS = "http://nlp.cs.illinois.edu/HockenmaierGroup/Framing_Image_Description"

@@ -29,6 +29,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.alignments import LabelSpool, timed_words
 from speechclip.data.corpora.download import RemoteFile
 from speechclip.data.corpora.download_each import download_each
+from speechclip.data.corpora.flickr8k import MTEB_TASKS as FLICKR_TASKS
 from speechclip.data.corpora.preparation import (
     Candidate,
     Limits,
@@ -39,6 +40,7 @@ from speechclip.data.corpora.preparation import (
     without_repeats,
     write_corpus,
 )
+from speechclip.data.corpora.spokencoco import MTEB_TASKS as COCO_TASKS
 from speechclip.data.kaldi import StrPath, Utterance
 
 LIMITS = Limits(max_seconds=300.0, check_samples=False)  # only the headers of the 870,000 recordings are read
@@ -46,6 +48,8 @@ LICENCE = (
     "Localized Narratives (Pont-Tuset et al. 2020): CC BY 4.0; the photographs of COCO, Flickr30k, ADE20k and Open "
     "Images under the terms of their publishers"
 )
+PAGE = "https://google.github.io/localized-narratives/"
+MTEB_TASKS = COCO_TASKS | FLICKR_TASKS  # COCO's train2017 has most of val2014; Flickr30k has photographs of Flickr8k
 PARTS = ("coco", "flickr30k", "ade20k", "open_images")
 
 _GOOGLE = "https://storage.googleapis.com/localized-narratives"
@@ -114,22 +118,25 @@ def prepare_localized_narratives(corpus_dir: StrPath, data_dir: StrPath, limits:
     lists, recordings = find_parts(corpus)
     tested = {part for _, part, split in lists if split == "test"}
     photographs = _Photographs(corpus)
-    items: list[Candidate | Skipped] = []
+    captions: list[tuple[str, str]] = []
+    labelled: set[str] = set()  # a repeated utterance adds no words
     with LabelSpool() as words:
-        for file, part, split in lists:
-            for line, entry in read_annotations(file):
-                item = _candidate(file, line, part, split, entry, recordings, photographs)
-                if isinstance(item, Candidate):
-                    words.add(item.utterance.id, _words(entry))
-                    if split == "dev" and part not in tested and item.utterance.image_id[-1] in "02468":
-                        item = replace(item, split="test")
-                items.append(item)
-        captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-        bad = [item for item in items if isinstance(item, Skipped)]
-        good = without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice")
-        return write_corpus(
-            corpus, Path(data_dir), [*bad, *good], limits=limits, captions=captions, labels={"ctm": words}
-        )
+
+        def items() -> Iterator[Candidate | Skipped]:
+            for file, part, split in lists:
+                for line, entry in read_annotations(file):
+                    item = _candidate(file, line, part, split, entry, recordings, photographs)
+                    if isinstance(item, Candidate):
+                        if item.utterance.id not in labelled:
+                            words.add(item.utterance.id, _words(entry))
+                            labelled.add(item.utterance.id)
+                        if split == "dev" and part not in tested and item.utterance.image_id[-1] in "02468":
+                            item = replace(item, split="test")
+                        captions.append((item.split, item.utterance.clip_text))
+                    yield item
+
+        unique = without_repeats(items(), "listed twice")
+        return write_corpus(corpus, Path(data_dir), unique, limits=limits, captions=captions, labels={"ctm": words})
 
 
 def find_parts(corpus: Path) -> tuple[list[tuple[Path, str, str]], Path]:

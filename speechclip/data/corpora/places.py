@@ -43,6 +43,7 @@ from speechclip.data.kaldi import StrPath, Utterance
 
 LIMITS = Limits(check_samples=False)  # only the headers of the 400,000 recordings are read
 LICENCE = "Places Audio Captions (Harwath et al. 2018) and Places205 (Zhou et al. 2014): under the terms on their pages"
+PAGE = "https://groups.csail.mit.edu/sls/downloads/placesaudio/"
 #: Splits next to train, dev and test: rooms of the unseen categories, and images with speech in several languages.
 EXTRA_SPLITS = ("dev_unseen", "test_unseen", "dev_multilingual", "test_multilingual")
 NO_TRANSCRIPT = "<unk>"  # text of an utterance without transcript
@@ -128,10 +129,8 @@ def prepare_places(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMI
     if left_out:
         logger.info("%d training utterances left out: their images are in an evaluation set", left_out)
     captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-    skipped = [item for item in items if isinstance(item, Skipped)]
-    unique = without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice")
     return write_corpus(
-        corpus, Path(data_dir), [*skipped, *unique], limits=limits, extra_splits=EXTRA_SPLITS,
+        corpus, Path(data_dir), without_repeats(items, "listed twice"), limits=limits, extra_splits=EXTRA_SPLITS,
         captions=[item for item in captions if item[1] != NO_TRANSCRIPT],
     )  # fmt: skip
 

@@ -10,35 +10,26 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError, writing
 from speechclip.data.alignments import LabelSpool
-from speechclip.data.audio import check_audio, num_samples
-from speechclip.data.images import check_image
+from speechclip.data.corpora.file_checks import FileChecks, decoded_seconds, header_seconds, image_problem, is_utf8
 from speechclip.data.kaldi import (
     OPTIONAL_TABLES,
     Utterance,
-    is_command,
     key_problem,
     move_into_place,
-    value_problem,
     write_data_dir,
 )
-
-T = TypeVar("T")
 
 SPLITS = ("train", "dev", "test")
 SKIPPED_FILE = "skipped.tsv"
 CAPTIONS_FILE = "captions.tsv"
 NO_SPLIT = "-"
-
-_CHUNK = 128  # files a worker process takes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +135,12 @@ def caption_problem(text: Any) -> str | None:
         return "caption is not a text"
     if not text.strip():
         return "empty caption"
-    return None if _is_utf8(text) else "caption is not valid Unicode"
+    return None if is_utf8(text) else "caption is not valid Unicode"
 
 
 def id_problem(*parts: str) -> str | None:
     """Return the reason why an id cannot consist of these parts, or None."""
-    if not all(map(_is_utf8, parts)):
+    if not all(map(is_utf8, parts)):
         return "id is not valid Unicode"
     return next((f"unusable id: {problem}" for part in parts if (problem := key_problem(part)) is not None), None)
 
@@ -184,15 +175,16 @@ def make_image_ids(paths: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def without_repeats(items: Iterable[Candidate], reason: str) -> Iterator[Candidate | Skipped]:
-    """Yield the candidates; a candidate with the id of an earlier one is skipped for ``reason``."""
+def without_repeats(items: Iterable[Candidate | Skipped], reason: str) -> Iterator[Candidate | Skipped]:
+    """Yield the items; a candidate with the id of an earlier one is skipped for ``reason``."""
     seen: set[str] = set()
     for item in items:
-        if item.utterance.id in seen:
+        if isinstance(item, Candidate) and item.utterance.id in seen:
             yield Skipped(item.utterance.id, str(item.utterance.wav), reason)
-        else:
+            continue
+        if isinstance(item, Candidate):
             seen.add(item.utterance.id)
-            yield item
+        yield item
 
 
 def write_corpus(
@@ -214,10 +206,11 @@ def write_corpus(
     Args:
         source: the corpus, for messages.
         data_dir: folder of the splits' data directories.
-        items: the utterances, whose ids must differ, and the items that are known to be unusable.
+        items: the utterances, whose ids must differ, and the items that are known to be unusable. If this is an
+            iterator, other processes check the files while it reads the corpus.
         limits: the limits.
         captions: split (``-`` for none) and text of all captions of the corpus, recorded or not, as CLIP reads them.
-            ``data_dir/captions.tsv`` keeps them for the reduced vocabulary.
+            ``data_dir/captions.tsv`` keeps them for the reduced vocabulary. They are read after all ``items``.
         extra_splits: names of further splits, such as a second test set.
         labels: by file name, such as ``ctm``, labels with times. Each split gets a file of its utterances.
         tables: by file name, a text for each of some utterances. Each split gets the rows of its utterances.
@@ -225,14 +218,11 @@ def write_corpus(
     Raises:
         UserError: more than ``limits.max_bad`` would be skipped, or a split would be empty.
     """
-    every = list(items)
-    candidates = [item for item in every if isinstance(item, Candidate)]
-    bad = [item for item in every if isinstance(item, Skipped)]
-    good, seconds, found = _check_files(candidates, limits)
-    bad += found
-    if len(bad) > limits.max_bad * len(every):
+    good, seconds, bad = _check_files(items, limits)
+    count = len(good) + len(bad)
+    if len(bad) > limits.max_bad * count:
         raise UserError(
-            f"{source}: {len(bad)} of {len(every)} utterances cannot be used, more than max_bad {limits.max_bad:g} "
+            f"{source}: {len(bad)} of {count} utterances cannot be used, more than max_bad {limits.max_bad:g} "
             f"allows; the first: {bad[0].file}: {bad[0].reason}"
         )
     by_split: dict[str, list[Candidate]] = {split: [] for split in (*SPLITS, *extra_splits)}
@@ -285,40 +275,52 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
         file.writelines(f"{line}\n" for line in lines)
 
 
-def _is_utf8(text: str) -> bool:
-    """Return whether a text can be written as UTF-8; JSON can hold halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _check_files(
-    candidates: Sequence[Candidate], limits: Limits
+    items: Iterable[Candidate | Skipped], limits: Limits
 ) -> tuple[list[Candidate], dict[str, float], list[Skipped]]:
     """Return the candidates with good files, their lengths in seconds by utterance id, and the others as skipped."""
-    images = sorted({os.fspath(item.image) for item in candidates})
-    image_reasons = dict(zip(images, _map(_image_problem, images, limits.nj), strict=True))
-    waves = [os.fspath(item.utterance.wav) for item in candidates]
-    measure = _decoded_seconds if limits.check_samples else _header_seconds
-    lengths: list[float | str] = _map(measure, waves, limits.nj)
-    good, seconds, bad = [], {}, []
-    for item, wave, length in zip(candidates, waves, lengths, strict=True):
-        image = os.fspath(item.image)
-        reason = image_reasons[image]
-        if reason is not None:
-            bad.append(Skipped(item.utterance.id, image, reason))
-        elif isinstance(length, str):
-            bad.append(Skipped(item.utterance.id, wave, length))
-        elif length < limits.min_seconds:
-            bad.append(Skipped(item.utterance.id, wave, f"too short: {length:.2f} s"))
-        elif length > limits.max_seconds:
-            bad.append(Skipped(item.utterance.id, wave, f"too long: {length:.2f} s"))
-        else:
-            good.append(item)
-            seconds[item.utterance.id] = length
+    candidates, bad = [], []
+    with FileChecks(limits.nj) as checks:
+        images: dict[str, str | None] = {}
+        measure = decoded_seconds if limits.check_samples else header_seconds
+        for item in items:
+            if isinstance(item, Skipped):
+                bad.append(item)
+                continue
+            candidates.append(item)
+            image = os.fspath(item.image)
+            if image not in images:
+                images[image] = None
+                checks.add(image_problem, image)
+            checks.add(measure, os.fspath(item.utterance.wav))
+        images.update(zip(images, checks.results(image_problem), strict=True))
+        good, seconds = [], {}
+        for item, length in zip(candidates, checks.results(measure), strict=True):
+            if problem := _file_problem(item, images[os.fspath(item.image)], length, limits):
+                bad.append(problem)
+            else:
+                good.append(item)
+                seconds[item.utterance.id] = float(length)
     return good, seconds, bad
+
+
+def _file_problem(item: Candidate, reason: str | None, length: float | str, limits: Limits) -> Skipped | None:
+    """Return an utterance as skipped if a file of it cannot be used, or None.
+
+    Args:
+        item: the utterance.
+        reason: the problem of its image, or None.
+        length: of its recording in seconds, or the problem of the recording.
+        limits: the limits.
+    """
+    key, wave = item.utterance.id, os.fspath(item.utterance.wav)
+    if reason is not None:
+        return Skipped(key, os.fspath(item.image), reason)
+    if isinstance(length, str):
+        return Skipped(key, wave, length)
+    if length < limits.min_seconds:
+        return Skipped(key, wave, f"too short: {length:.2f} s")
+    return Skipped(key, wave, f"too long: {length:.2f} s") if length > limits.max_seconds else None
 
 
 def _size(items: Sequence[Candidate], seconds: dict[str, float]) -> SplitSummary:
@@ -329,47 +331,3 @@ def _size(items: Sequence[Candidate], seconds: dict[str, float]) -> SplitSummary
         hours=sum(seconds[item.id] for item in utterances) / 3600,
         speakers=len({item.speaker for item in utterances}),
     )
-
-
-def _map(function: Callable[[str], T], paths: Sequence[str], nj: int) -> list[T]:
-    """Return the function's value for every path, in order, computed by ``nj`` processes."""
-    if nj == 1 or len(paths) <= _CHUNK:
-        return [function(path) for path in paths]
-    with ProcessPoolExecutor(nj) as pool:
-        return list(pool.map(function, paths, chunksize=_CHUNK))
-
-
-def _image_problem(path: str) -> str | None:
-    """Return the reason why an image cannot be used, or None."""
-    try:
-        check_image(path)
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return _path_problem(path)
-
-
-def _decoded_seconds(path: str) -> float | str:
-    """Return the length of a recording, or the reason why it cannot be decoded."""
-    return _seconds(path, check_audio)
-
-
-def _header_seconds(path: str) -> float | str:
-    """Return the length of a recording according to its header, or the reason why it cannot be used."""
-    return _seconds(path, num_samples)
-
-
-def _seconds(path: str, count: Callable[[str], int]) -> float | str:
-    try:
-        seconds = count(path) / SAMPLE_RATE
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return _path_problem(path) or seconds
-
-
-def _path_problem(path: str) -> str | None:
-    """Return the reason why ``wav.scp`` and ``img.scp`` cannot hold a path, or None."""
-    if is_command(path):
-        return "its path reads as a command"
-    if problem := value_problem(path):
-        return f"its path cannot be written to a table ({problem})"
-    return None if _is_utf8(path) else "its path is not valid Unicode"

@@ -3,7 +3,8 @@
 A corpus is a module of this package that defines ``prepare_<name>(corpus_dir, data_dir, limits)``, its default
 ``LIMITS``, its ``LICENCE`` and ``find_parts(corpus_dir)``. A corpus that can be downloaded also defines its
 ``SOURCES``, and a corpus whose recordings are published one by one defines ``download_more(corpus_dir, mirror)``, which
-runs after them. The corpus has the name of the module; no list has to be edited.
+runs after them. ``PAGE`` and ``MTEB_TASKS`` describe the corpus as training data of a model in mteb. The corpus has the
+name of the module; no list has to be edited.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Corpus:
         licence: the terms of the corpus, for the card of a model that was trained on it.
         sources: the files that ``download`` gets; empty if the corpus cannot be downloaded.
         download_more: get the files that ``sources`` does not list: (corpus folder, URL of a mirror or "").
+        page: where the corpus is published.
+        mteb_tasks: the tasks of mteb that have training images of the corpus, or its other splits.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Corpus:
     licence: str
     sources: tuple[RemoteFile, ...] = ()
     download_more: Callable[[Path, str], None] | None = None
+    page: str = ""
+    mteb_tasks: frozenset[str] = frozenset()
 
     @property
     def download(self) -> Callable[[str, str, Sequence[str]], None] | None:
@@ -92,6 +97,8 @@ def find_corpus(name: str) -> Corpus:
         module.LICENCE,
         getattr(module, "SOURCES", ()),
         getattr(module, "download_more", None),
+        getattr(module, "PAGE", ""),
+        getattr(module, "MTEB_TASKS", frozenset()),
     )
 
 

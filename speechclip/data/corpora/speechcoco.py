@@ -38,6 +38,7 @@ from speechclip.data.corpora.preparation import (
     without_repeats,
     write_corpus,
 )
+from speechclip.data.corpora.spokencoco import MTEB_TASKS as COCO_TASKS
 from speechclip.data.corpora.spokencoco import SOURCES as SPOKENCOCO
 from speechclip.data.kaldi import StrPath, Utterance
 
@@ -46,10 +47,13 @@ LICENCE = (
     "SPEECH-COCO (Havard et al. 2017): CC BY 4.0; COCO 2014 (Lin et al. 2014): annotations CC BY 4.0, photographs "
     "under their Flickr licences"
 )
+PAGE = "https://zenodo.org/record/4282267"
+MTEB_TASKS = COCO_TASKS  # the same photographs, in other splits
 VOICES = ("Amanda", "Bronwen", "Bruce", "Elizabeth", "Jenny", "Judith", "Paul", "Phil")
 
 #: COCO's photographs are those of SpokenCOCO. The publisher's README has the size of the corpus, the abstract of the
-#: paper its place. The names of the archives there were not found. A mirror may have the folder in one archive.
+#: paper (arXiv 1707.08435) the Zenodo record. No source was found for the names of the files there, so no address of a
+#: file is stated. A mirror may have the folder in one archive.
 SOURCES = (
     *(item for item in SPOKENCOCO if item.name in ("train2014.zip", "val2014.zip")),
     RemoteFile(
@@ -108,22 +112,27 @@ def prepare_speechcoco(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = 
     corpus = Path(corpus_dir)
     sets, images = find_parts(corpus)
     splits = _karpathy(corpus / "dataset_coco.json")
-    items: list[Candidate | Skipped] = []
+    captions: list[tuple[str, str]] = []
+    labelled: set[str] = set()  # a repeated utterance adds no labels
     with LabelSpool() as words, LabelSpool() as syllables, LabelSpool() as phonemes:
-        for part in sets:
-            for source, entry in _entries(part):
-                item = _candidate(part, source, entry, images, splits)
-                items.append(item)
-                if isinstance(item, Candidate):
-                    times = parse_timecode(entry["timecode"])
-                    words.add(item.utterance.id, times.words)
-                    syllables.add(item.utterance.id, times.syllables)
-                    phonemes.add(item.utterance.id, times.phonemes)
-        captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-        bad = [item for item in items if isinstance(item, Skipped)]
-        good = without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice")
+
+        def items() -> Iterator[Candidate | Skipped]:
+            for part in sets:
+                for source, entry in _entries(part):
+                    item = _candidate(part, source, entry, images, splits)
+                    if isinstance(item, Candidate):
+                        if item.utterance.id not in labelled:
+                            times = parse_timecode(entry["timecode"])
+                            words.add(item.utterance.id, times.words)
+                            syllables.add(item.utterance.id, times.syllables)
+                            phonemes.add(item.utterance.id, times.phonemes)
+                            labelled.add(item.utterance.id)
+                        captions.append((item.split, item.utterance.clip_text))
+                    yield item
+
+        unique = without_repeats(items(), "listed twice")
         labels = {"ctm": words, "syllables.ctm": syllables, "phones.ctm": phonemes}
-        return write_corpus(corpus, Path(data_dir), [*bad, *good], limits=limits, captions=captions, labels=labels)
+        return write_corpus(corpus, Path(data_dir), unique, limits=limits, captions=captions, labels=labels)
 
 
 def find_parts(corpus: Path) -> tuple[list[_Set], Path]:

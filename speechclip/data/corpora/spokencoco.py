@@ -44,6 +44,16 @@ LICENCE = (
     "COCO 2014 (Lin et al. 2014): annotations CC BY 4.0, photographs under their Flickr licences; SpokenCOCO (Hsu et "
     "al. 2021): under the terms on its page"
 )
+PAGE = "https://groups.csail.mit.edu/sls/downloads/placesaudio/"
+#: SPEECH-COCO speaks captions of COCO's val2014; most of these images are training images of SpokenCOCO.
+MTEB_TASKS = frozenset(
+    {
+        "SpokenCOCOA2IRetrieval", "SpokenCOCOI2ARetrieval", "SpeechCocoA2IRetrieval", "SpeechCocoI2ARetrieval",
+        "COCOModalEquivA2IHumanRetrieval", "COCOModalEquivI2AHumanRetrieval", "COCOModalEquivA2ITTSRetrieval",
+        "COCOModalEquivI2ATTSRetrieval", "COCOModalEquivT2IRetrieval", "COCOModalEquivI2TRetrieval",
+        "MSCOCOT2IRetrieval", "MSCOCOI2TRetrieval",
+    }
+)  # fmt: skip
 
 _COCO = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")  # two names of one host
 _DARKNET = "https://pjreddie.com/media/files"  # as scripts/get_coco_dataset.sh of pjreddie/darknet has it

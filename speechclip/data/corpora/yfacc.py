@@ -19,6 +19,7 @@ from pathlib import Path
 from speechclip.common.errors import UserError
 from speechclip.data.alignments import LabelSpool, read_textgrid, timed_words
 from speechclip.data.corpora.download import RemoteFile
+from speechclip.data.corpora.flickr8k import MTEB_TASKS as FLICKR_TASKS
 from speechclip.data.corpora.flickr8k import SOURCES as FLICKR8K
 from speechclip.data.corpora.flickr8k import clip_caption
 from speechclip.data.corpora.preparation import (
@@ -38,6 +39,8 @@ LICENCE = (
     "YFACC (Olaleye et al. 2022): CC BY-SA 4.0 according to public code that downloads it; Flickr8k (Hodosh et al. "
     "2013) is for research"
 )
+PAGE = "https://arxiv.org/abs/2210.04600"
+MTEB_TASKS = FLICKR_TASKS  # the same photographs
 SPEAKER, LANGUAGE = "S001", "yo"
 
 #: The address is that of public code that reads the corpus. No size and no checksum are known. Photographs and English
@@ -77,14 +80,13 @@ def prepare_yfacc(corpus_dir: StrPath, data_dir: StrPath, limits: Limits = LIMIT
         for key, text in _captions(parts[f"{split} captions"]):
             items.append(_candidate(parts, split, key, text, english.get(key, "")))
     captions = [(item.split, item.utterance.clip_text) for item in items if isinstance(item, Candidate)]
-    bad = [item for item in items if isinstance(item, Skipped)]
-    good = list(without_repeats((item for item in items if isinstance(item, Candidate)), "listed twice"))
+    unique = list(without_repeats(items, "listed twice"))
     with LabelSpool() as words:
-        for item in good:
+        for item in unique:
             if isinstance(item, Candidate) and "alignments" in parts:
                 _add_words(words, item.utterance, parts["alignments"])
         labels = {"ctm": words} if "alignments" in parts else {}
-        return write_corpus(corpus, Path(data_dir), [*bad, *good], limits=limits, captions=captions, labels=labels)
+        return write_corpus(corpus, Path(data_dir), unique, limits=limits, captions=captions, labels=labels)
 
 
 def find_parts(corpus: Path) -> dict[str, Path]:

@@ -18,7 +18,7 @@ CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))  # kern
 
 
 class FrontEnd(SpeechEncoder):
-    """Frozen waveform convolutions on waveforms of a fixed length, as in FaST-VGS (Peng and Harwath 2022).
+    """Waveform convolutions on waveforms of a fixed length, as in FaST-VGS (Peng and Harwath 2022).
 
     A waveform is cut at its end, normalised, and padded with zeros. The frames of the padding are returned too: the
     positional convolution and ResDAVEnet read them. The only state is the output of the convolutions.
@@ -50,6 +50,11 @@ class FrontEnd(SpeechEncoder):
         super().train(False)
         return self
 
+    def unfreeze(self, part: str | int, states: int) -> None:
+        """Let the convolutions get gradients. The head selects the part of the transformer."""
+        self.convolutions.requires_grad_(True)
+        self.trained = True
+
     def forward(self, waves: Sequence[Tensor]) -> SpeechFeatures:
         """Encode 16 kHz waveforms, each [n_i] float: states [B, 1, T, C], with the frames of the padding."""
         return self._encode(waves, self._samples)
@@ -58,7 +63,6 @@ class FrontEnd(SpeechEncoder):
         """Encode whole waveforms, padded to the longest one."""
         return self._encode(waves, max(_SHORTEST, *(len(wave) for wave in waves)))
 
-    @torch.no_grad()
     def _encode(self, waves: Sequence[Tensor], samples: int) -> SpeechFeatures:
         """Encode waveforms, cut or padded to a number of samples."""
         weight = next(self.convolutions.parameters())
@@ -67,7 +71,8 @@ class FrontEnd(SpeechEncoder):
             cut = wave[:samples].to(weight.device, torch.float32)
             row[: len(cut)] = unit_variance(cut) if self.normalize else cut
         lengths = torch.tensor([min(len(wave), samples) for wave in waves], device=weight.device)
-        features = self.convolutions(batch.to(weight.dtype)).transpose(1, 2)  # [B, T, C]
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            features = self.convolutions(batch.to(weight.dtype)).transpose(1, 2)  # [B, T, C]
         frames = attention_frames(lengths, samples, features.shape[1]).sum(dim=1).clamp(min=1)
         return SpeechFeatures(features[:, None], frames)
 

@@ -128,6 +128,20 @@ class Head(nn.Module, ABC):
             source: its path, for errors.
         """
 
+    def train_encoder(self, part: str | int) -> list[str] | None:
+        """Select the trained part of a speech transformer that the head holds itself. Most heads hold none.
+
+        Args:
+            part: the value of ``train.encoder``, see :class:`speechclip.config.TrainConfig`.
+
+        Returns:
+            The names of its trained parameters; None if the head holds no such transformer.
+
+        Raises:
+            UserError: the transformer has fewer layers.
+        """
+        return None
+
     def set_step(self, step: int) -> None:
         """Announce the training step that comes next, counted from 0. Most heads do not depend on it."""
 

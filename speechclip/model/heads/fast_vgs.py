@@ -59,7 +59,7 @@ class ImageTower(nn.Module):
             BertLayer(dim, settings.heads, settings.feed_forward, dropout) for _ in range(settings.image_layers)
         )
         self.projection = make_mlp(dim)
-        self.apply(init_bert)
+        init_bert(self, dim)
 
     def forward(self, regions: Regions) -> tuple[Tensor, Tensor]:
         """Encode regions [N, R, F] with boxes [N, R, 4].
@@ -113,6 +113,11 @@ class FastVgsHead(Head):
     def start_from(self, model: Any, source: str) -> None:
         """Copy the transformer of a wav2vec 2.0 or HuBERT of transformers."""
         self.speech.transformer.start_from(model, source)
+
+    def train_encoder(self, part: str | int) -> list[str]:
+        """Select the trained part of the transformer. Its [CLS] is new and always trained. See :class:`Head`."""
+        prefix = "speech.transformer."
+        return [f"{prefix}{name}" for name in self.speech.transformer.train_part(part)]
 
 
 @register_head(FAST_VGS, branches=FastVgsHead.branches)

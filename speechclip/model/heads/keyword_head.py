@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from speechclip.config import HeadConfig
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import Head, Keywords
+from speechclip.model.heads.batch_norm import GlobalBatchNorm
 from speechclip.model.heads.quantizer import Annealing, SubwordQuantizer
 from speechclip.model.heads.transformer_layer import TransformerLayer
 
 
-class KeywordBatchNorm(nn.BatchNorm1d):
+class KeywordBatchNorm(GlobalBatchNorm):
     """BatchNorm of keyword vectors that starts with the statistics of the subword embeddings.
 
     It moves keyword vectors into the region of the subword embeddings, so that the quantiser's cosines have a meaning
     from the first step. With K keywords, every keyword and dimension has its own scale and shift. The layout is
     keyword-major, (k, d) -> k * D + d. (The published code flattens dimension-major but initialises keyword-major.)
-    With one keyword, all positions share scale and shift. In a process group the batch statistics are global, because
-    torch's SyncBatchNorm does not support CPU tensors.
+    With one keyword, all positions share scale and shift.
 
     Args:
         keywords: K, or 1 if all positions share scale and shift.
@@ -39,28 +38,7 @@ class KeywordBatchNorm(nn.BatchNorm1d):
     def forward(self, vectors: Tensor) -> Tensor:
         """Normalise [B, K, D], or [N, D] if all positions share scale and shift, to the same shape."""
         flat = vectors.reshape(-1, self.num_features)
-        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return self._forward_global(flat).view_as(vectors)
         return super().forward(flat).view_as(vectors)
-
-    def _forward_global(self, flat: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
-        flat = flat.float()  # sums over the batch need single precision
-        size = torch.full_like(flat[0, :1], len(flat))
-        sums = all_reduce(torch.cat([flat.sum(dim=0), size]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        variance = all_reduce((flat - mean).square().sum(dim=0)) / count
-        with torch.no_grad():
-            momentum = 0.1 if self.momentum is None else self.momentum
-            assert (
-                self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-            )
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
-        return (flat - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 def projection(dim: int, width: int, layers: int, dropout: float) -> nn.Module:

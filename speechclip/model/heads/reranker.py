@@ -2,6 +2,9 @@
 
 Coarse-to-fine retrieval and the cross-modal layers follow FaST-VGS (Peng and Harwath, ICASSP 2022, arXiv 2109.08186).
 Here the coarse score is that of a trained SpeechCLIP head, which stays frozen, and the images are CLIP's patch tokens.
+
+The coarse head has seen its training pairs often. There its scores are much better than on new pairs. So the fine score
+is trained without them, and both are added afterwards, with a weight that is chosen on dev.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from speechclip.model.heads import hybrid, parallel  # noqa: F401  their builder
 from speechclip.model.heads.base import Head, HeadInputs, HeadOutput, register_head, registered_heads
 
 RERANKER = "reranker"
-_ALIGN_SCALE = 10.0  # of the similarity before the cross-modal layers, at the start
+_ALIGN_SCALE = 16.0  # of the similarity before the cross-modal layers, at the start
+_POOLED_SCALE = 20.0  # of the cosine of the pooled speech, at the start
+_CONTEXT = 3  # positions that the convolution over the joined frames sees
 #: Name of the head by the name of the head that it reranks.
 RERANKERS = {"parallel": RERANKER, "hybrid": f"{RERANKER}_hybrid"}
 
@@ -46,21 +51,24 @@ class SpeechTokens(NamedTuple):
         tokens: [B, 1 + S, dim], [CLS] first.
         valid: [B, 1 + S] bool, True at the positions that count.
         coarse: [B, J], embeddings of the coarse head, L2-normalised.
+        pooled: [B, J], weighted mean of the positions in the joint space, L2-normalised.
     """
 
     tokens: Tensor
     valid: Tensor
     coarse: Tensor
+    pooled: Tensor
 
 
 class RerankerHead(Head):
     """A frozen coarse head, and cross-modal layers that score pairs of speech and image.
 
-    The score of a pair has three parts. The first is that of the cross-modal layers. The second is a * cosine / tau,
-    with the cosine of the coarse embeddings, their fixed temperature tau and a trained factor a that starts at 1. The
-    third is the similarity of both sequences before the cross-modal layers (:meth:`align`). It has a loss of its own,
-    so that the sequences are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other
-    outputs are those of the coarse head.
+    The order of the candidates is that of cosine / tau + w * fine, with the cosine of the coarse embeddings, their
+    temperature tau, and a weight w that is chosen on dev. The fine score has three parts. The first is that of the
+    cross-modal layers. The others compare speech and image before these layers: by position (:meth:`align`), and by the
+    cosine of the pooled speech and CLIP's embedding of the image. They have losses of their own, so that speech and
+    image are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other outputs are those of
+    the coarse head.
 
     Args:
         coarse: the trained head. Its parameters get no gradient and it stays in eval mode.
@@ -75,7 +83,16 @@ class RerankerHead(Head):
         self.branches = coarse.branches  # type: ignore[misc]  # those of the coarse head
         self.settings = settings
         width = settings.dim
-        self.frame_projection = nn.Linear(settings.stride * dim, width)
+        self.frame_dropout = nn.Dropout(settings.input_dropout)
+        self.frame_projection, self.frame_norm = nn.Linear(settings.stride * dim, width), nn.LayerNorm(width)
+        self.context = nn.Conv1d(width, width, _CONTEXT, padding=_CONTEXT // 2)
+        self.speech_layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, settings.heads, 4 * width, settings.dropout, activation="gelu", batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(settings.speech_layers)
+        )  # fmt: skip
         self.speech_norm = nn.LayerNorm(width)
         self.region_norm = nn.LayerNorm(settings.region_features)
         self.region_projection = nn.Linear(settings.region_features, width)
@@ -87,8 +104,13 @@ class RerankerHead(Head):
         for module in self.scorer.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-        self.coarse_factor = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(self.scorer.score[2].weight)  # type: ignore[arg-type]  # what is not learned adds no noise
+        self.register_buffer("fine_weight", torch.ones(()))
         self.position_weight = nn.Linear(width, 1)
+        # every dimension has its own weights over the positions, as attention with one head for each dimension
+        self.pooled_weights, self.pooled_values = nn.Linear(width, width), nn.Linear(width, width)
+        self.pooled_projection = nn.Linear(width, joint_dim)
+        self.pooled_scale = nn.Parameter(torch.tensor(math.log(_POOLED_SCALE)))
         self.speech_align, self.image_align = nn.Linear(width, width), nn.Linear(width, width)
         self.align_scale = nn.Parameter(torch.tensor(math.log(_ALIGN_SCALE)))
 
@@ -128,10 +150,19 @@ class RerankerHead(Head):
 
     def speech_tokens(self, speech: FrozenSpeech) -> SpeechTokens:
         """Return utterances for the cross-modal layers. [CLS] is a projection of the coarse embedding."""
-        joined = self.frame_projection(speech.states)  # [B, S, width]
+        joined = self.frame_norm(self.frame_projection(self.frame_dropout(speech.states)))  # [B, S, width]
+        joined = joined.masked_fill(~speech.valid[:, :, None], 0)
+        joined = joined + nn.functional.gelu(self.context(joined.transpose(1, 2))).transpose(1, 2)
+        for layer in self.speech_layers:
+            joined = layer(joined, src_key_padding_mask=~speech.valid)
         tokens = torch.cat([self.speech_cls(speech.coarse)[:, None], joined], dim=1)
+        tokens = self.speech_norm(tokens)
+        weights = (
+            self.pooled_weights(tokens[:, 1:]).masked_fill(~speech.valid[:, :, None], float("-inf")).softmax(dim=1)
+        )
+        pooled = self.pooled_projection((self.pooled_values(tokens[:, 1:]) * weights).sum(dim=1)).float()
         valid = nn.functional.pad(speech.valid, (1, 0), value=True)
-        return SpeechTokens(self.speech_norm(tokens), valid, speech.coarse)
+        return SpeechTokens(tokens, valid, speech.coarse, nn.functional.normalize(pooled, dim=-1))
 
     def image_tokens(self, regions: Regions, embeddings: Tensor) -> Tensor:
         """Return images for the cross-modal layers, [N, 1 + R, dim]. [CLS] is a projection of CLIP's embedding.
@@ -168,20 +199,28 @@ class RerankerHead(Head):
     def _aligned(self, speech: SpeechTokens, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left = nn.functional.normalize(self.speech_align(speech.tokens[:, 1:]).float(), dim=-1)  # without [CLS]
         right = nn.functional.normalize(self.image_align(images).float(), dim=-1)
-        scores = self.position_weight(speech.tokens[:, 1:])[..., 0].float()
-        return left, right, scores.masked_fill(~speech.valid[:, 1:], float("-inf")).softmax(dim=1)
+        return left, right, self._position_weights(speech.tokens, speech.valid[:, 1:])
 
-    def score_pairs(self, speech: SpeechTokens, images: Tensor, cosines: Tensor, scale: Tensor | float) -> Tensor:
+    def _position_weights(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Return the share of each position but [CLS] in the pooled speech, [B, S]."""
+        scores = self.position_weight(tokens[:, 1:])[..., 0].float()
+        return scores.masked_fill(~valid, float("-inf")).softmax(dim=1)
+
+    def match_pooled(self, speech: SpeechTokens, embeddings: Tensor) -> Tensor:
+        """Return the scaled cosines of the pooled speech and embeddings [N, J] of images, [B, N]."""
+        return speech.pooled @ embeddings.T * self.pooled_scale.exp()
+
+    def fine_scores(self, speech: SpeechTokens, images: Tensor, embeddings: Tensor) -> Tensor:
         """Return the fine scores of the pairs of utterance i and image i, [P].
 
         Args:
             speech: P utterances.
             images: [P, 1 + R, dim].
-            cosines: [P], of the coarse embeddings of the pairs.
-            scale: 1 / tau of the coarse head.
+            embeddings: [P, J], of the images, L2-normalised.
         """
         crossed = self.scorer.score_pairs(speech.tokens, speech.valid, images).float()
-        return crossed + self.align_pairs(speech, images) + self.coarse_factor * scale * cosines
+        pooled = (speech.pooled * embeddings).sum(dim=1) * self.pooled_scale.exp()
+        return crossed + self.align_pairs(speech, images) + pooled
 
 
 def _builder(coarse: str) -> Callable[[HeadConfig, HeadInputs], RerankerHead]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from speechclip.model.heads.batch_norm import GlobalBatchNorm
+
 KERNEL = 9  # frames
 _BLOCKS = 2  # per stage
 
@@ -24,12 +26,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, inner: int, outer: int, stride: int, shortcut: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(inner, outer, KERNEL, stride, KERNEL // 2, bias=False)
-        self.norm1 = nn.BatchNorm1d(outer)
+        self.norm1 = GlobalBatchNorm(outer)
         self.conv2 = nn.Conv1d(outer, outer, KERNEL, 1, KERNEL // 2, bias=False)
-        self.norm2 = nn.BatchNorm1d(outer)
+        self.norm2 = GlobalBatchNorm(outer)
         self.shortcut: nn.Module = nn.Identity()
         if shortcut:
-            self.shortcut = nn.Sequential(nn.Conv1d(inner, outer, 1, stride, bias=False), nn.BatchNorm1d(outer))
+            self.shortcut = nn.Sequential(nn.Conv1d(inner, outer, 1, stride, bias=False), GlobalBatchNorm(outer))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Convolve frames [B, inner, T] to [B, outer, ceil(T / stride)]."""
@@ -40,7 +42,8 @@ class ResidualBlock(nn.Module):
 class ResDavenet(nn.Module):
     """Linear, BatchNorm and ReLU, and then stages of two residual blocks. Each stage halves the number of frames.
 
-    Statistics of BatchNorm include padded frames, as in the code of FaST-VGS.
+    Statistics of BatchNorm include padded frames, as in the code of FaST-VGS. With several processes they are those of
+    the global batch; in that code they are those of each GPU.
 
     Args:
         dim: width of the frames.
@@ -50,7 +53,7 @@ class ResDavenet(nn.Module):
     def __init__(self, dim: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, widths[0])
-        self.norm = nn.BatchNorm1d(widths[0])
+        self.norm = GlobalBatchNorm(widths[0])
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from speechclip.common.errors import UserError
 from speechclip.config import FastVgsConfig
 from speechclip.model.bert import BertLayer, init_bert
+from speechclip.model.encoders.base import top_layers
 from speechclip.model.heads.resdavenet import ResDavenet
 
 _EPSILON = 1e-5  # of wav2vec 2.0
@@ -75,6 +76,26 @@ class FrameTransformer(nn.Module):
         """Return the output of the used layer, [B, 1 + T, dim]. See :meth:`states`."""
         x = self.states(features, valid, self.used)[-1]
         return self.norm(x) if self.pre_norm else x
+
+    def train_part(self, part: str | int) -> list[str]:
+        """Let a part of the transformer get gradients, and return the names of its parameters.
+
+        Args:
+            part: "frozen"; a number of layers, counted from the used one downwards; "transformer" or "all" for
+                everything.
+
+        Raises:
+            UserError: there are fewer layers.
+        """
+        modules: list[nn.Module] = [] if part == "frozen" else top_layers(self.layers, part, self.used + 1)
+        if part in ("transformer", "all"):
+            modules += [self.input_norm, self.projection, self.position, self.norm]
+        self.requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        self.cls.requires_grad_(True)
+        return names
 
     def start_from(self, model: Any, source: str) -> None:
         """Copy the weights of a HuBERT or wav2vec 2.0 of transformers. The [CLS] stays as it is.
@@ -150,7 +171,7 @@ class SpeechTower(nn.Module):
         self.layer = BertLayer(dim, settings.heads, settings.feed_forward, dropout)
         self.projection = nn.Linear(dim, dim)
         self.train_frames, self.eval_frames = frames
-        self.apply(init_bert)
+        init_bert(self, dim)
 
     def fixed(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [B, T, C] and their mask [B, T], True at valid frames, at the fixed number of frames."""

@@ -35,7 +35,7 @@ class EvalSplit:
         transcripts: by recogniser, the transcripts of the utterances, U.
     """
 
-    utterances: tuple[Utterance, ...]
+    utterances: Sequence[Utterance]
     speech: NDArray[np.float32]
     images: NDArray[np.float32]
     image_ids: tuple[str, ...]

@@ -15,6 +15,8 @@ from speechclip.report.results import (
     language_tables,
     published,
     retrieval_tables,
+    spotting_tables,
+    test_set_tables,
 )
 from speechclip.report.results.rows import STEPS, TRAIN, ResultRow, merge_rows, read_rows, rows_of_run, write_rows
 from speechclip.report.runs import Run
@@ -27,8 +29,10 @@ Section = tuple[str, Callable[[], list[Table]]]  # an introduction, and the func
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[ResultRow], str], list[Table]]]] = {
     "heads": (heads_table.INTRODUCTION, lambda rows, recipe: heads_table.heads_tables(rows)),
     "retrieval": (retrieval_tables.INTRODUCTION, lambda rows, recipe: retrieval_tables.retrieval_tables(rows)),
+    "test_sets": (test_set_tables.INTRODUCTION, lambda rows, recipe: test_set_tables.test_set_tables(rows)),
     "languages": (language_tables.INTRODUCTION, lambda rows, recipe: language_tables.language_tables(rows)),
     "keywords": (keyword_tables.INTRODUCTION, lambda rows, recipe: keyword_tables.keyword_tables(rows)),
+    "spotting": (spotting_tables.INTRODUCTION, lambda rows, recipe: spotting_tables.spotting_tables(rows)),
     "conditions": (condition_tables.INTRODUCTION, lambda rows, recipe: condition_tables.condition_tables(rows)),
     "published": (published.INTRODUCTION, lambda rows, recipe: published.published_tables(recipe, _own_tables(rows))),
     "commands": ("The commands and commits that made the tables.", lambda rows, recipe: command_tables(rows)),
@@ -57,17 +61,20 @@ def update_results(out: Path, runs: Sequence[Run], recipe: str) -> list[ResultRo
     return rows
 
 
-def commit_results(folder: Path, runs: Sequence[Run], *, replace: bool = False) -> list[ResultRow]:
+def commit_results(
+    folder: Path, runs: Sequence[Run], *, replace: bool = False, steps: Sequence[str] = ()
+) -> list[ResultRow]:
     """Add runs to the committed results of a recipe and render its RESULTS.md again.
 
     Args:
         folder: the folder of the recipe, with RESULTS.template.md.
         runs: scored runs; none to render only.
         replace: drop all older rows of these runs. Otherwise rows of other commits stay.
+        steps: steps to add, such as "spotting" or "retrieval test_unseen"; none for all.
     Returns:
         all rows.
     Raises:
-        UserError: the template or a score is missing, or a run was made with uncommitted code.
+        UserError: no run has one of the steps, the template or a score is missing, or a run was made with uncommitted code.
     """
     template = folder / TEMPLATE
     try:
@@ -75,6 +82,10 @@ def commit_results(folder: Path, runs: Sequence[Run], *, replace: bool = False) 
     except FileNotFoundError:
         raise MissingFileError(template) from None
     new = [row for run in runs for row in rows_of_run(run, folder.resolve().name)]
+    if absent := set(steps) - {row.step for row in new}:
+        known = ", ".join(dict.fromkeys(row.step for row in new))
+        raise UserError(f"--steps: no run has the step '{min(absent)}' (steps: {known}). Score it first.")
+    new = [row for row in new if not steps or row.step in steps]
     for row in new:
         if row.commit.endswith("-dirty") or row.trained_at.endswith("-dirty"):
             raise UserError(
@@ -139,7 +150,7 @@ def fill_template(template: str, sections: Mapping[str, Section], source: str) -
 def command_tables(rows: Sequence[ResultRow]) -> list[Table]:
     """Return the table of commands. Runs that differ in the seed only share a row."""
     seeds: dict[tuple[str, ...], list[str]] = {}
-    for row in sorted(rows, key=lambda row: (row.model, row.tag, row.head, STEPS.index(row.step))):
+    for row in sorted(rows, key=lambda row: (row.model, row.tag, row.head, STEPS.index(row.step_name), row.step)):
         command = inline_code(row.recipe_command or row.command)
         key = (row.model, row.head, row.tag, row.step, _short(row.commit), _size(row), command)
         seeds.setdefault(key, []).append(row.seed_text)

@@ -77,7 +77,8 @@ def _directions(*shorts: str) -> tuple[str, ...]:
 _PARALLEL, _CASCADED, _SUPERVISED = (
     ("large", head, tag) for head, tag in (("parallel", ""), ("cascaded", ""), ("parallel", "supervised"))
 )
-#: The name that tables give to the second stage of a fast_vgs head.
+#: The names that tables give to both stages of a fast_vgs head with the published regions.
+_FAST_VGS_CO = ("base", "FaST-VGS (BUTD-36)", "")
 _FAST_VGS_CTF = ("base", "FaST-VGS (BUTD-36) (coarse to fine, K=100)", "")
 _KEYWORDS = (*(f"kw{number}" for number in range(1, 9)), "avg")
 TABLES = (
@@ -87,7 +88,7 @@ TABLES = (
         _directions("S→I", "I→S"),
         "Speech and images",
         (
-            Line("FaST-VGS_CO", (31.8, 62.5, 75.0, 42.5, 73.7, 84.9), QUOTED_OTHER, own=("base", "fast_vgs", "")),
+            Line("FaST-VGS_CO", (31.8, 62.5, 75.0, 42.5, 73.7, 84.9), QUOTED_OTHER, own=_FAST_VGS_CO),
             Line("FaST-VGS_CTF", (35.9, 66.3, 77.9, 48.8, 78.2, 87.0), QUOTED_OTHER, own=_FAST_VGS_CTF),
             Line("SpeechCLIP Parallel Large", (35.8, 66.5, 78.0, 50.6, 80.9, 89.1), own=_PARALLEL),
             Line("SpeechCLIP Cascaded Large", (6.4, 20.7, 31.0, 9.6, 27.7, 39.7), own=_CASCADED),
@@ -128,6 +129,8 @@ TABLES = (
             Line("Cascaded Base", own=("base", "cascaded", "")),
             Line("Parallel Large", own=_PARALLEL),
             Line("Cascaded Large", own=_CASCADED),
+            Line("FaST-VGS_CO", own=_FAST_VGS_CO),
+            Line("FaST-VGS_CTF", own=_FAST_VGS_CTF),
         ),
     ),
     Published(
@@ -220,7 +223,8 @@ def _own_rows(
             theirs.append((f"the authors' checkpoint, scored here{count}", _cells(row[1], table)))
     if not found:
         supervised = " --supervision text" if tag == "supervised" else ""
-        name, regions = (FAST_VGS, " --region_files FILES") if head in (FAST_VGS, _FAST_VGS_CTF[1]) else (head, "")
+        is_fast_vgs = head in (_FAST_VGS_CO[1], _FAST_VGS_CTF[1])
+        name, regions = (FAST_VGS, " --region_files FILES") if is_fast_vgs else (head, "")
         command = f"`./run.sh --model {model} --head {name}{regions}{supervised}`"
         yield f"not run: {command}", [Cell() for _ in table.columns]
     yield from theirs

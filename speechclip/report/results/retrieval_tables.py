@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from speechclip.report.results.assemble import Entry, assemble, entry, number, seedless
+from speechclip.report.results.published import FAST_VGS
 from speechclip.report.results.rows import RETRIEVAL as STEP
 from speechclip.report.results.rows import ResultRow
 from speechclip.report.runs import Scores
@@ -20,6 +21,7 @@ RECOGNISERS = (
     " 'text_head' adds a small head over the text embeddings, trained on the training images. 'mean' is the mean of the"
     " frames with one linear layer."
 )
+WINDOWS = "In windows: the embedding of an utterance is the mean of the embeddings of its windows."
 #: Title of a table, and its directions with their short names.
 RETRIEVAL = {
     IMAGES: {"speech->image": "S→I", "image->speech": "I→S"},
@@ -36,17 +38,25 @@ on captions. The topline finds images by their true captions. Chance is exact. `
 rank and 95% intervals over images."""
 
 
-def retrieval_tables(rows: Sequence[ResultRow]) -> list[Table]:
-    """Return a table for images and one for each protocol of captions. A table without rows is left out."""
+def retrieval_tables(rows: Sequence[ResultRow], titles: Sequence[str] = tuple(RETRIEVAL)) -> list[Table]:
+    """Return a table for images and one for each protocol of captions. A table without rows is left out.
+
+    Args:
+        rows: the measurements.
+        titles: the tables, of `RETRIEVAL`.
+    """
     tables = []
-    for title, directions in RETRIEVAL.items():
+    for title in titles:
+        directions = RETRIEVAL[title]
         columns = [f"{short} {cutoff}" for short in directions.values() for cutoff in CUTOFFS]
         columns += ["mean R@10"] if title == IMAGES else []
         recognised = any("recognition" in row.scores.content for row in rows if row.step == STEP)
         columns += [WER] if title == IMAGES and recognised else []
         entries = [item for row in rows if row.step == STEP for item in _entries(row, directions, title == IMAGES)]
         if entries:
-            tables.append(assemble(title, RECOGNISERS if WER in columns else "", columns, entries, digits=2))
+            notes = [RECOGNISERS] if WER in columns else []
+            notes += [WINDOWS] if any("(in windows of" in item.head for item in entries) else []
+            tables.append(assemble(title, " ".join(notes), columns, entries, digits=2))
     return tables
 
 
@@ -56,9 +66,16 @@ def branch_head(head: str, branch: str) -> str:
 
 
 def coarse_head(head: str, scores: Scores) -> str:
-    """Return the name of the row before reranking. A head with a reranker of its own says that it is coarse."""
+    """Return the name of the row before reranking. A head with a reranker of its own says that it is coarse.
+
+    The name of a fast_vgs head is that of its regions: only published regions make it a FaST-VGS.
+    """
     content = scores.content.get("coarse_to_fine")
-    return f"{head} (coarse)" if isinstance(content, Mapping) and content.get("name") == head else head
+    if not isinstance(content, Mapping):
+        return head
+    if head == FAST_VGS:
+        return str(content.get("name", head))
+    return f"{head} (coarse)" if content.get("name") == head else head
 
 
 def second_stage_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
@@ -76,13 +93,22 @@ def branch_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
         yield branch_head(head, str(branch)), Scores(scores.path, part)
 
 
+def window_scores(head: str, scores: Scores) -> Iterator[tuple[str, Scores]]:
+    """Yield name and scores in windows, of each branch of a head. The name has the length of the windows."""
+    content = scores.content.get("windows")
+    if isinstance(content, Mapping):
+        windows = Scores(scores.path, dict(content))
+        for name, part in [(head, windows), *branch_scores(head, windows)]:
+            yield f"{name} (in windows of {windows.number('seconds'):g} s)", part
+
+
 def _entries(row: ResultRow, directions: Mapping[str, str], images: bool) -> Iterator[Entry]:
     scores = row.scores
     present = {name: short for name, short in directions.items() if images or name in scores.content}
     if not present:
         return
-    second = second_stage_scores(row.head, scores) if images else ()
-    for head, part in [(coarse_head(row.head, scores), scores), *branch_scores(row.head, scores), *second]:
+    further = [*window_scores(row.head, scores), *second_stage_scores(row.head, scores)] if images else []
+    for head, part in [(coarse_head(row.head, scores), scores), *branch_scores(row.head, scores), *further]:
         cells = recalls(part, (), present)
         if images:
             cells["mean R@10"] = number(part.number("mean_R@10"), digits=2)

@@ -13,8 +13,8 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import replace_file
 from speechclip.report.runs import UNKNOWN_SEED, Run, Scores
 
-TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS = "train", "retrieval", "keywords", "conditions"
-STEPS = (TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS)
+TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS, SPOTTING = "train", "retrieval", "keywords", "conditions", "spotting"
+STEPS = (TRAIN, RETRIEVAL, KEYWORDS, CONDITIONS, SPOTTING)
 _TRAINING = ("trained", "total", "train_seconds", "step", "dev_mean_R@10", "dev_mean_R@1")
 _DECIMALS = 4  # of a stored number; tables show one or two
 _COMMIT = 7  # digits of a commit in a table
@@ -30,7 +30,7 @@ class ResultRow:
         head: name of the head.
         tag: the user's tag of the run; "" for none.
         seed: None if it is unknown, as for published weights.
-        step: one of `STEPS`.
+        step: one of `STEPS`; "retrieval test_unseen" for a further test set, with the name of its data directory.
         commit: commit of the code that ran this step.
         trained_at: commit of the code that trained the weights; "" if it is unknown.
         settings: fingerprint of the configuration; "" if it is unknown.
@@ -51,6 +51,16 @@ class ResultRow:
     command: str
     recipe_command: str
     scores: Scores
+
+    @property
+    def step_name(self) -> str:
+        """The step without a further test set: one of `STEPS`."""
+        return self.step.partition(" ")[0]
+
+    @property
+    def further_set(self) -> str:
+        """The name of the further test set, "" for the test set itself."""
+        return self.step.partition(" ")[2]
 
     @property
     def run_key(self) -> tuple[str, str, str, str, int | None]:
@@ -86,9 +96,14 @@ def rows_of_run(run: Run, recipe: str) -> list[ResultRow]:
     if run.training:
         content = run.training.content
         steps.append((TRAIN, run.training, content, {key: content[key] for key in _TRAINING if key in content}))
-    for step, scores in ((RETRIEVAL, run.retrieval), (KEYWORDS, run.keywords), (CONDITIONS, run.conditions)):
+    scored: list[tuple[str, Scores | None]] = [
+        (RETRIEVAL, run.retrieval), *((f"{RETRIEVAL} {name}", scores) for name, scores in run.further.items()),
+        (KEYWORDS, run.keywords), (SPOTTING, run.spotting), (CONDITIONS, run.conditions),
+    ]  # fmt: skip
+    for step, scores in scored:
         if scores:
             content = {key: value for key, value in scores.content.items() if key != "provenance"}
+            content = _without_each_keyword(content) if step == SPOTTING else content
             steps.append((step, scores, scores.get("provenance"), content))
     return [
         ResultRow(
@@ -119,7 +134,7 @@ def read_rows(path: Path) -> list[ResultRow]:
             row = ResultRow(**{**fields, "scores": Scores(path, fields["scores"])})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: line {number} is not a row of results ({error}). Remove it.") from error
-        if row.step not in STEPS or not isinstance(row.scores.content, dict):
+        if row.step_name not in STEPS or not isinstance(row.scores.content, dict):
             raise UserError(f"{path}: line {number} is not a row of results (step {row.step!r}). Remove it.")
         rows.append(row)
     return rows
@@ -161,6 +176,14 @@ def related(row: ResultRow, step: str, rows: Iterable[ResultRow]) -> ResultRow |
         if other.step == step and other.run_key == row.run_key and other.trained_at == row.trained_at
     ]  # fmt: skip
     return max(same, key=lambda other: (other.settings == row.settings, other.commit == row.commit), default=None)
+
+
+def _without_each_keyword(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of spotting.json without those of each keyword."""
+    return {
+        query: {kind: {key: value for key, value in row.items() if key != "keywords"} for kind, row in kinds.items()}
+        for query, kinds in content.items()
+    }
 
 
 def _rounded(value: Any) -> Any:

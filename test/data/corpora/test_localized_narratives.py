@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -229,7 +230,8 @@ def test_prepare_narratives_skips_and_lists_bad_items(
     assert counts(summary) == {"train": 4, "dev": 2, "test": 1}
     rows = (tmp_path / "data/skipped.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 and reason in rows[1].split("\t")[2]
-    assert len(read_ctm(tmp_path / "data/train/ctm")) == 4
+    words = read_ctm(tmp_path / "data/train/ctm")
+    assert len(words) == 4 and {len(found) for found in words.values()} == {3}
 
 
 @pytest.mark.parametrize(
@@ -290,3 +292,21 @@ def test_download_gets_recordings_one_by_one(tmp_path: Path, mirror: str, monkey
     assert (tmp_path / "corpus" / cut).read_bytes() == (published / cut).read_bytes()
     with pytest.raises(UserError, match="no file begins with places"):
         get(str(tmp_path / "corpus"), mirror, ["places"])
+
+
+PARTS = ("coco", "open_images")  # for the readers of other toolkits, see test_corpus_recipes.py
+
+
+def publish(published: Path, corpus: Path) -> list[str]:
+    """Annotations and recordings on the server, photographs on disk."""
+    make_corpus(published, "flickr30k", annotations="")
+    shutil.move(published / "flickr30k-images", corpus / "flickr30k-images")
+    return ["--parts", "flickr30k_"]
+
+
+def check_scores(recipe: Path, scores: Path) -> None:
+    """Retrieval has scores in windows, and keywords have times."""
+    windows = json.loads((scores / "retrieval.json").read_text())["windows"]
+    assert (windows["seconds"], windows["windows"]) == (10, 2) and "speech->image" in windows
+    assert "(in windows of 10 s)" in (recipe / "exp/RESULTS.md").read_text()
+    assert {"segmentation", "overlap"} <= set(json.loads((scores / "keywords.json").read_text()))

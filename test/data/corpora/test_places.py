@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_files import photograph, recording
+from corpus_files import archive, photograph, recording
 
 from speechclip.common.errors import UserError
 from speechclip.data.corpora.places import prepare_places
 from speechclip.data.corpora.preparation import Limits, Summary
 from speechclip.data.kaldi import DataDir, find_problems, read_table
+from speechclip.report.results.document import render
+from speechclip.report.results.rows import rows_of_run
+from speechclip.report.runs import load_run
 
 #: image numbers of the lists of 2020, ten in all
 LISTS = {"train": (0, 1, 2, 3), "dev_seen": (4,), "dev_unseen": (5,), "test_seen": (6, 7), "test_unseen": (8, 9)}
@@ -259,3 +263,41 @@ def test_prepare_places_reports_a_bad_japanese_list(tmp_path: Path, content: byt
 def test_prepare_places_reports_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such corpus folder"):
         prepare_places(tmp_path / "none", tmp_path / "data")
+
+
+HEAD = "parallel"  # of the test of the recipe, see test_corpus_recipes.py
+
+
+def publish(published: Path, corpus: Path) -> list[str]:
+    """English in an archive; the photographs, Hindi and Japanese are on disk."""
+    made = make_corpus(published / "made")
+    add_hindi(made)
+    add_japanese(made)
+    content = archive({"PlacesAudio_400k_distro": made / "PlacesAudio_400k_distro"})
+    (published / "placesaudio_2020_splits.tar.gz").write_bytes(content)
+    for name in ("images", "PlacesHindi100k", "PlacesAudioJpn_100k"):
+        shutil.move(made / name, corpus / name)
+    return []
+
+
+def check_scores(recipe: Path, scores: Path) -> None:
+    """The seen and the unseen test set, and the captions in several languages, are scored and shown."""
+    for split in ("test_unseen", "test_multilingual"):
+        assert "speech->image" in json.loads((scores / split / "retrieval.json").read_text())
+    across = json.loads((scores / "test_multilingual/retrieval.json").read_text())["across_languages"]
+    assert set(across) == {"en->hi", "en->ja", "hi->en", "hi->ja", "ja->en", "ja->hi"}
+    assert across["en->hi"]["random"]["R@1"] == 100  # one image
+    assert "across_languages" not in json.loads((scores / "retrieval.json").read_text())  # the seen set is English
+    rows = rows_of_run(load_run(scores.parent), "places")
+    committed = render(rows, "places", (recipe / "RESULTS.template.md").read_text(), "template")
+    for text in ((recipe / "exp/RESULTS.md").read_text(), committed):  # seen, then unseen, both directions
+        seen, unseen = (text.index(f"### Speech and images{name}\n") for name in ("", ": test_unseen"))
+        assert seen < unseen
+        for start in (seen, unseen):
+            line = next(line for line in text[start:].splitlines() if line.startswith("| model"))
+            names = [f"{way} R@{cutoff}" for way in ("S→I", "I→S") for cutoff in (1, 5, 10)]
+            assert [cell.strip() for cell in line.split("|")[4:10]] == names
+        assert "### Speech to speech in another language: test_multilingual" in text
+    assert {path.parent.name for path in recipe.glob("data/*/wav.scp")} == {
+        "train", "dev", "test", "dev_unseen", "test_unseen", "dev_multilingual", "test_multilingual"
+    }  # fmt: skip

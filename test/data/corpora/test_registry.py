@@ -31,6 +31,7 @@ def test_registry_finds_the_corpora() -> None:
     for name in corpus_names():
         corpus = find_corpus(name)
         assert corpus.name == name and corpus.download is not None and corpus.sources and corpus.licence
+        assert corpus.page.startswith("https://")
     with pytest.raises(
         UserError, match=rf"^unknown corpus 'sources' \(known: {' '.join(corpus_names())}\)\. Choose a known one\.$"
     ):
@@ -44,7 +45,8 @@ def test_registry_finds_a_new_module(
     known = corpus_names()
     monkeypatch.setattr(speechclip.data.corpora, "__path__", [*speechclip.data.corpora.__path__, str(tmp_path)])
     assert corpus_names() == sorted([*known, "tiny"])
-    assert find_corpus("tiny").sources == () and find_corpus("tiny").download is None
+    tiny = find_corpus("tiny")
+    assert (tiny.sources, tiny.download, tiny.page, tiny.mteb_tasks) == ((), None, "", frozenset())
     main(["--name", "tiny", "--corpus", "in", "--out", "out", "--nj", "1"])
     assert "in out 0.5 1" in capsys.readouterr().out
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_files import photograph, recording
+from corpus_files import archive, photograph, recording
 
 from speechclip.common.errors import UserError
 from speechclip.data.alignments import AlignedWord, read_ctm
@@ -228,3 +229,19 @@ def test_prepare_speechcoco_skips_a_bad_row_of_a_database(tmp_path: Path) -> Non
     database.execute("UPDATE captions SET timecode = '[[' WHERE captionID = 420")
     database.commit()
     assert prepare_speechcoco(corpus, tmp_path / "data", LOOSE).skipped == {"timecode is not a list": 1}
+
+
+def publish(published: Path, corpus: Path) -> list[str]:
+    """Recordings in an archive; COCO's photographs on disk, as their checksums are those of the real files."""
+    made = make_corpus(published / "made", form="database")
+    (published / "CORPUS-MSCOCO.tar.gz").write_bytes(archive({"CORPUS-MSCOCO": made / "CORPUS-MSCOCO"}))
+    for name in ("train2014", "val2014"):
+        shutil.move(made / name, corpus / name)
+    return []
+
+
+def check_scores(recipe: Path, scores: Path) -> None:
+    """Each image has two captions, and keywords have times."""
+    scored = json.loads((scores / "retrieval.json").read_text())["speech->image"]
+    assert scored["n_queries"] == 2 * scored["n_gallery"]
+    assert {"segmentation", "overlap"} <= set(json.loads((scores / "keywords.json").read_text()))

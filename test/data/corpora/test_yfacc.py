@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpus_files import photograph, recording
+from corpus_files import archive, photograph, recording
 
 from speechclip.common.errors import UserError
 from speechclip.data.alignments import read_ctm
@@ -145,3 +147,18 @@ def test_prepare_yfacc_reports_a_bad_corpus(tmp_path: Path, damage: Callable[[Pa
         prepare_yfacc(corpus, tmp_path / "data")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+def publish(published: Path, corpus: Path) -> list[str]:
+    """Recordings and captions in an archive; Flickr8k is on disk, as its checksums are those of the real files."""
+    made = make_corpus(published / "made")
+    (published / "yfacc_v6.tar.gz").write_bytes(archive({"yfacc_v6": made / "yfacc_v6"}))
+    for name in ("Flicker8k_Dataset", "Flickr8k_text"):
+        shutil.move(made / name, corpus / name)
+    return []
+
+
+def check_scores(recipe: Path, scores: Path) -> None:
+    """The head is scored on Yorùbá, and keywords have the times of the words that are aligned."""
+    assert set(read_table(recipe / "data/test/utt2lang").values()) == {"yo"}
+    assert {"segmentation", "overlap"} <= set(json.loads((scores / "keywords.json").read_text()))

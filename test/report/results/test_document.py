@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from result_runs import COMMIT, Make
+from result_runs import COMMIT, Make, retrieval_scores, write
 
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.report.results import keyword_tables as keywords
@@ -16,7 +16,9 @@ from speechclip.report.results.heads_table import heads_tables
 from speechclip.report.results.keyword_tables import keyword_tables
 from speechclip.report.results.language_tables import language_tables
 from speechclip.report.results.retrieval_tables import retrieval_tables
-from speechclip.report.results.rows import ResultRow, rows_of_run
+from speechclip.report.results.rows import ResultRow, read_rows, rows_of_run
+from speechclip.report.results.spotting_tables import spotting_tables
+from speechclip.report.results.test_set_tables import test_set_tables as further_tables
 from speechclip.report.runs import Run, load_run
 from speechclip.report.tables import Table
 
@@ -70,6 +72,58 @@ def test_language_tables_by_hand(make: Make) -> None:
     assert cells_of(each, "*text→image topline* (en)", "")["S→I R@1"] == "70.00"
     assert cells_of(between, "parallel (en → es)") == {"R@1": "12.00", "R@5": "20.00", "R@10": "30.00", "MRR": "15.00"}
     assert cells_of(between, "*chance* (en → es)", "")["R@5"] == "2.50"
+
+
+def test_test_set_tables_by_hand(make: Make) -> None:
+    assert further_tables(rows_of(make("tiny_parallel", 40))) == []
+    run = make("tiny_parallel", 40)
+    origin = run.retrieval.get("provenance")
+    windows = {**retrieval_scores(23.0), "seconds": 10.0, "hop": 5.0, "windows": 9}
+    unseen_scores = {**retrieval_scores(30.0), "provenance": origin}
+    long_scores = {**retrieval_scores(20.0), "windows": windows, "provenance": origin}
+    for name, scores in (("test_unseen", unseen_scores), ("test_long", long_scores)):
+        write(run.directory / "scores" / name / "retrieval.json", scores)
+    rows = rows_of(load_run(run.directory))
+    long, unseen = further_tables(rows)
+    assert (long.title, unseen.title) == ("Speech and images: test_long", "Speech and images: test_unseen")
+    assert cells_of(unseen, "parallel")["S→I R@1"] == "30.00" and cells_of(unseen, "parallel")["I→S R@10"] == "51.00"
+    assert cells_of(long, "parallel")["S→I R@1"] == "20.00"
+    assert cells_of(long, "parallel (in windows of 10 s)")["I→S R@5"] == "34.00"
+    assert cells_of(long, "*chance*", "")["S→I R@10"] == "5.00"
+    assert cells_of(retrieval_tables(rows)[0], "parallel")["S→I R@1"] == "40.00"  # of the test set only
+    (run.directory / "RESULTS.md").write_text("")
+    assert [row.step for row in update_results(run.directory / "RESULTS.md", [load_run(run.directory)], "places")] == [
+        "train", "retrieval", "retrieval test_long", "retrieval test_unseen"
+    ]  # fmt: skip
+    assert [row.further_set for row in read_rows(run.directory / "results.jsonl")][2:] == ["test_long", "test_unseen"]
+    text = (run.directory / "RESULTS.md").read_text()
+    assert "### Speech and images: test_unseen" in text and "| retrieval test_unseen |" in text
+    assert long.note.startswith("In windows") and not unseen.note
+    write(run.directory / "scores/test_long/retrieval.json", {**long_scores, "provenance": {**origin, "seed": 9}})
+    with pytest.raises(UserError, match="test_long/retrieval.json: made with another seed"):
+        load_run(run.directory)
+
+
+def test_spotting_tables_by_hand(make: Make) -> None:
+    run = make("tiny_cascaded", 40, rate=30.0)
+    assert spotting_tables(rows_of(run)) == []
+    chance = {"P@10": 5.0, "P@N": 5.0, "EER": 50.0, "AP": 5.5}
+    row = {"P@10": 60.0, "P@N": 40.0, "EER": 20.0, "AP": 45.0, "ci95": {"AP": [41.0, 49.0]}, "chance": chance}
+    row |= {"keywords": {"red": chance}, "n_keywords": 1, "n_utterances": 600}
+    spoken = {**row, "AP": 30.0, "chance": {**chance, "AP": 6.5}}
+    scores = {"written": {"exact": row, "semantic": {**row, "AP": 50.0}}, "spoken": {"exact": spoken}}
+    scores["attention"] = {"exact": {**row, "AP": 12.0}}
+    write(run.directory / "scores/spotting.json", {**scores, "provenance": run.retrieval.get("provenance")})
+    rows = rows_of(load_run(run.directory))
+    assert "red" not in str(rows[-1].scores.content)  # scores of each keyword stay in the run
+    exact, semantic = spotting_tables(rows)
+    measured = {"P@10": "60.0", "P@N": "40.0", "EER": "20.0", "AP": "45.0 [41.0, 49.0]"}
+    assert cells_of(exact, "cascaded (written)") == measured
+    assert cells_of(exact, "cascaded (spoken)")["AP"] == "30.0 [41.0, 49.0]"
+    assert cells_of(exact, "cascaded (attention)")["AP"] == "12.0 [41.0, 49.0]"
+    assert cells_of(exact, "*chance*", "") == {"P@10": "5.0", "P@N": "5.0", "EER": "50.0", "AP": "5.5"}
+    assert cells_of(exact, "*chance* (spoken)", "")["AP"] == "6.5" and len(exact.rows) == 5
+    assert cells_of(semantic, "cascaded (written)")["AP"] == "50.0 [41.0, 49.0]" and len(semantic.rows) == 2
 
 
 def test_heads_table_by_hand(make: Make) -> None:
@@ -256,7 +310,20 @@ def test_commands_share_a_row_over_seeds(make: Make) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mini", "flickr8k", "spokencoco"])
+def test_commit_results_adds_some_steps(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    (folder / "RESULTS.template.md").write_text("<!-- tables: retrieval -->\n")
+    commit_results(folder, [make("tiny_cascaded", 40, rate=30.0)])
+    later = make("tiny_cascaded", 50, rate=60.0, commit="fedc" * 10, trained_at=COMMIT)
+    rows = commit_results(folder, [later], steps=["keywords"])
+    found = [(row.step, row.commit[:4]) for row in rows]
+    assert found == [("train", "0123"), ("retrieval", "0123"), ("keywords", "0123"), ("keywords", "fedc")]
+    with pytest.raises(UserError, match=r"no run has the step 'spotting' \(steps: train, retrieval, keywords\)"):
+        commit_results(folder, [later], steps=["spotting"])
+
+
+@pytest.mark.parametrize("name", ["mini", "flickr8k", "spokencoco", "places"])
 def test_committed_files_are_rendered_from_their_data(name: str, tmp_path: Path) -> None:
     committed = ROOT / "egs" / name
     folder = tmp_path / name

@@ -10,6 +10,8 @@ import pytest
 
 from speechclip.report.results.document import render
 from speechclip.report.results.published import QUOTED_OMNI, SIZES, TABLES, published_tables
+from speechclip.report.results.retrieval_tables import coarse_head, second_stage_scores
+from speechclip.report.runs import Scores
 from speechclip.report.tables import Cell, Row, Table
 
 COLUMNS = [f"{short} R@{k}" for short in ("S→I", "I→S") for k in (1, 5, 10)]
@@ -54,6 +56,17 @@ def test_own_row_follows_the_quoted_row() -> None:
         row
         for name, number in names
         for row in ((name, "quoted: Peng and Harwath 2022, in Shih et al. 2022", number), (name, command, "–"))
+    ]
+
+
+def test_only_published_regions_fill_the_rows_of_fast_vgs() -> None:
+    names = ("FaST-VGS (BUTD-36)", "FaST-VGS (BUTD-36) (coarse to fine, K=100)")
+    others = ("FaST-style (CLIP patches)", "FaST-style (CLIP patches) (coarse to fine, K=100)")
+    own_rows = [own("base", name, value) for name, value in zip(names + others, (1.0, 2.0, 3.0, 4.0))]
+    table = tables_of("spokencoco", own_rows)[0]
+    assert [row[1:] for row in printed(table)[:4]][1::2] == [
+        ("this project, seed 0", "1.00"),
+        ("this project, seed 0", "2.00"),
     ]
 
 
@@ -142,3 +155,18 @@ def test_published_tables_need_no_rows() -> None:
     text = render([], "flickr8k", "# Results\n\n<!-- tables: published -->\n", "")
     assert "26.74" in text and "not run: `./run.sh --model base" in text and text.count("### Published") == 3
     assert render([], "mini", "# Results\n\n<!-- tables: published -->\n", "") == "# Results\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "coarse"),
+    [
+        ("fast_vgs", "FaST-style (CLIP patches)", "FaST-style (CLIP patches)"),
+        ("reranker", "reranker", "reranker (coarse)"),
+        ("parallel", "parallel + reranker", "parallel"),
+    ],
+)
+def test_rows_of_two_stages_have_their_names(head: str, name: str, coarse: str, tmp_path: Path) -> None:
+    scores = Scores(tmp_path / "retrieval.json", {"coarse_to_fine": {"name": name, "top_k": 9}})
+    assert coarse_head(head, scores) == coarse
+    assert [row for row, _ in second_stage_scores(head, scores)] == [f"{name} (coarse to fine, K=9)"]
+    assert coarse_head(head, Scores(tmp_path / "retrieval.json", {})) == head
