@@ -457,11 +457,11 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "Where a limit is given, a control group of Linux counts own memory, mapped files and cached files of the "
         "build and of the searches together, and the kernel stops a process that needs more. To open an index "
         "includes its checksums.\n\n"
-        "From one to two million vectors, the CPU time of the build grows 2.3 times, that of a query 1.5 times, "
-        "and the own memory of the build 1.2 times: the sample of k-means grows with the square root, and the ids "
-        "grow linearly. Wall times are those of a machine that was shared by many processes. Ten million vectors "
-        "were not measured. If this growth goes on, their build needs 17 to 36 minutes of CPU time (exponents of "
-        "1.2 and of 1.5, the product of vectors and lists), about 2 GB of own memory and 16 GB of disk.",
+        "With twice the vectors, the CPU time of the build grows 2.2 times, that of a query 1.5 times, and the "
+        "own memory of the build 1.3 times: the sample of k-means grows with the square root, and the ids grow "
+        "linearly. Wall times are those of a machine that was shared by many processes. Ten million vectors were "
+        "not measured. If this growth goes on, their build needs 16 to 22 minutes of CPU time (exponents of 1.14 "
+        "and of 1.5, the product of vectors and lists), about 2 GB of own memory and 16 GB of disk.",
         _scale,
     ),
     "search_load": (
