@@ -88,7 +88,11 @@ def test_a_first_run_writes_every_file_with_right_counts(recipe: Path, first: st
     kept = np.load(recipe / "exp/tiny_cascaded/scores/attention.npz")
     assert len(kept["weights"]) == (kept["keywords"] * kept["frames"]).sum()
     assert kept["ids"].tolist() == sorted({json.loads(line)["utterance"] for line in lines})
+    for head, queries in (("parallel", {"written", "spoken"}), ("cascaded", {"written", "spoken", "attention"})):
+        spotting = json.loads((recipe / f"exp/tiny_{head}/scores/spotting.json").read_text())
+        assert set(spotting) == {*queries, "provenance"} and set(spotting["written"]) == {"exact", "semantic"}
     results = (recipe / "exp" / "RESULTS.md").read_text()
+    assert "### Keyword spotting, exact labels" in results
     assert "tiny" in results and "cascaded" in results and "parallel" in results
 
 

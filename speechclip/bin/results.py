@@ -32,13 +32,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--conditions_figure", metavar="STEM", help="path without a suffix of the figure of the listening conditions"
     )
+    parser.add_argument(
+        "--steps", nargs="+", default=[], metavar="STEP",
+        help='with --commit_to: add these steps only, such as spotting or "retrieval test_unseen"',
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if bool(args.data_dir) != bool(args.dump_dir):
         parser.error("--data_dir and --dump_dir: give both or none")
     if not args.exp and not args.commit_to:
         parser.error("--exp: give at least one folder")
-    if args.replace and not args.commit_to:
-        parser.error("--replace: needs --commit_to")
+    for name in ("replace", "steps"):
+        if getattr(args, name) and not args.commit_to:
+            parser.error(f"--{name}: needs --commit_to")
+    if args.replace and args.steps:
+        parser.error("--steps: adds rows, and --replace drops those of other steps. Give one of them")
 
     from speechclip.report.results.document import DATA, DOCUMENT, commit_results, update_results
     from speechclip.report.runs import load_run
@@ -46,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [load_run(directory) for directory in args.exp]
     if args.commit_to:
         folder = Path(args.commit_to)
-        rows = commit_results(folder, runs, replace=args.replace)
+        rows = commit_results(folder, runs, replace=args.replace, steps=args.steps)
         if rows:
             print(f"wrote {folder / DATA}: {len(rows)} rows")
         print(f"wrote {folder / DOCUMENT}")

@@ -10,36 +10,26 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from speechclip.common.constants import SAMPLE_RATE
 from speechclip.common.errors import UserError, writing
 from speechclip.data.alignments import LabelSpool
-from speechclip.data.audio import check_audio, num_samples
-from speechclip.data.images import check_image
+from speechclip.data.corpora.file_checks import FileChecks, decoded_seconds, header_seconds, image_problem, is_utf8
 from speechclip.data.kaldi import (
     OPTIONAL_TABLES,
     Utterance,
-    is_command,
     key_problem,
     move_into_place,
-    value_problem,
     write_data_dir,
 )
-
-T = TypeVar("T")
 
 SPLITS = ("train", "dev", "test")
 SKIPPED_FILE = "skipped.tsv"
 CAPTIONS_FILE = "captions.tsv"
 NO_SPLIT = "-"
-
-_CHUNK = 128  # files a worker process takes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +135,12 @@ def caption_problem(text: Any) -> str | None:
         return "caption is not a text"
     if not text.strip():
         return "empty caption"
-    return None if _is_utf8(text) else "caption is not valid Unicode"
+    return None if is_utf8(text) else "caption is not valid Unicode"
 
 
 def id_problem(*parts: str) -> str | None:
     """Return the reason why an id cannot consist of these parts, or None."""
-    if not all(map(_is_utf8, parts)):
+    if not all(map(is_utf8, parts)):
         return "id is not valid Unicode"
     return next((f"unusable id: {problem}" for part in parts if (problem := key_problem(part)) is not None), None)
 
@@ -285,23 +275,14 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
         file.writelines(f"{line}\n" for line in lines)
 
 
-def _is_utf8(text: str) -> bool:
-    """Return whether a text can be written as UTF-8; JSON can hold halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _check_files(
     items: Iterable[Candidate | Skipped], limits: Limits
 ) -> tuple[list[Candidate], dict[str, float], list[Skipped]]:
     """Return the candidates with good files, their lengths in seconds by utterance id, and the others as skipped."""
     candidates, bad = [], []
-    with _FileChecks(limits.nj) as checks:
+    with FileChecks(limits.nj) as checks:
         images: dict[str, str | None] = {}
-        measure = _decoded_seconds if limits.check_samples else _header_seconds
+        measure = decoded_seconds if limits.check_samples else header_seconds
         for item in items:
             if isinstance(item, Skipped):
                 bad.append(item)
@@ -310,9 +291,9 @@ def _check_files(
             image = os.fspath(item.image)
             if image not in images:
                 images[image] = None
-                checks.add(_image_problem, image)
+                checks.add(image_problem, image)
             checks.add(measure, os.fspath(item.utterance.wav))
-        images.update(zip(images, checks.results(_image_problem), strict=True))
+        images.update(zip(images, checks.results(image_problem), strict=True))
         good, seconds = [], {}
         for item, length in zip(candidates, checks.results(measure), strict=True):
             if problem := _file_problem(item, images[os.fspath(item.image)], length, limits):
@@ -342,48 +323,6 @@ def _file_problem(item: Candidate, reason: str | None, length: float | str, limi
     return Skipped(key, wave, f"too long: {length:.2f} s") if length > limits.max_seconds else None
 
 
-class _FileChecks:
-    """Functions of paths, computed by other processes while the caller adds further paths.
-
-    The processes start with the first full batch, when the memory of this process is still small. Without a full batch,
-    or with ``nj`` 1, this process computes all values.
-    """
-
-    def __init__(self, nj: int) -> None:
-        self._pool = None if nj == 1 else ProcessPoolExecutor(nj)
-        self._batches: dict[Callable[[str], Any], list[str]] = {}
-        self._values: dict[Callable[[str], Any], list[list[Any] | Future[list[Any]]]] = {}
-
-    def __enter__(self) -> _FileChecks:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=error is not None)
-
-    def add(self, function: Callable[[str], Any], path: str) -> None:
-        """Ask for the value of a function for a path."""
-        batch = self._batches.setdefault(function, [])
-        batch.append(path)
-        if len(batch) == _CHUNK:
-            values = self._values.setdefault(function, [])
-            pool = self._pool
-            values.append(_apply(function, batch) if pool is None else pool.submit(_apply, function, batch))
-            del self._batches[function]
-
-    def results(self, function: Callable[[str], T]) -> Iterator[T]:
-        """Yield the value for every path, in the order of :meth:`add`. No path may follow."""
-        values = self._values.pop(function, [])
-        values.append(_apply(function, self._batches.pop(function, [])))
-        for place, value in enumerate(values):
-            yield from value if isinstance(value, list) else value.result()
-            values[place] = []  # frees the memory
-
-
-def _apply(function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-    return [function(path) for path in paths]
-
-
 def _size(items: Sequence[Candidate], seconds: dict[str, float]) -> SplitSummary:
     utterances = [item.utterance for item in items]
     return SplitSummary(
@@ -392,39 +331,3 @@ def _size(items: Sequence[Candidate], seconds: dict[str, float]) -> SplitSummary
         hours=sum(seconds[item.id] for item in utterances) / 3600,
         speakers=len({item.speaker for item in utterances}),
     )
-
-
-def _image_problem(path: str) -> str | None:
-    """Return the reason why an image cannot be used, or None."""
-    try:
-        check_image(path)
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return _path_problem(path)
-
-
-def _decoded_seconds(path: str) -> float | str:
-    """Return the length of a recording, or the reason why it cannot be decoded."""
-    return _seconds(path, check_audio)
-
-
-def _header_seconds(path: str) -> float | str:
-    """Return the length of a recording according to its header, or the reason why it cannot be used."""
-    return _seconds(path, num_samples)
-
-
-def _seconds(path: str, count: Callable[[str], int]) -> float | str:
-    try:
-        seconds = count(path) / SAMPLE_RATE
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return _path_problem(path) or seconds
-
-
-def _path_problem(path: str) -> str | None:
-    """Return the reason why ``wav.scp`` and ``img.scp`` cannot hold a path, or None."""
-    if is_command(path):
-        return "its path reads as a command"
-    if problem := value_problem(path):
-        return f"its path cannot be written to a table ({problem})"
-    return None if _is_utf8(path) else "its path is not valid Unicode"

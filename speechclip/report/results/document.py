@@ -61,17 +61,21 @@ def update_results(out: Path, runs: Sequence[Run], recipe: str) -> list[ResultRo
     return rows
 
 
-def commit_results(folder: Path, runs: Sequence[Run], *, replace: bool = False) -> list[ResultRow]:
+def commit_results(
+    folder: Path, runs: Sequence[Run], *, replace: bool = False, steps: Sequence[str] = ()
+) -> list[ResultRow]:
     """Add runs to the committed results of a recipe and render its RESULTS.md again.
 
     Args:
         folder: the folder of the recipe, with RESULTS.template.md.
         runs: scored runs; none to render only.
         replace: drop all older rows of these runs. Otherwise rows of other commits stay.
+        steps: steps to add, such as "spotting" or "retrieval test_unseen"; none for all.
     Returns:
         all rows.
     Raises:
-        UserError: the template or a score is missing, or a run was made with uncommitted code.
+        UserError: the template or a score is missing, no run has one of the steps, or a run was made with uncommitted
+            code.
     """
     template = folder / TEMPLATE
     try:
@@ -79,6 +83,10 @@ def commit_results(folder: Path, runs: Sequence[Run], *, replace: bool = False) 
     except FileNotFoundError:
         raise MissingFileError(template) from None
     new = [row for run in runs for row in rows_of_run(run, folder.resolve().name)]
+    if absent := set(steps) - {row.step for row in new}:
+        known = ", ".join(dict.fromkeys(row.step for row in new))
+        raise UserError(f"--steps: no run has the step '{min(absent)}' (steps: {known}). Score it first.")
+    new = [row for row in new if not steps or row.step in steps]
     for row in new:
         if row.commit.endswith("-dirty") or row.trained_at.endswith("-dirty"):
             raise UserError(

@@ -370,7 +370,7 @@ def test_prepare_flickr8k_skips_and_lists_bad_files(
 
 
 def test_prepare_flickr8k_runs_in_several_processes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speechclip.data.corpora.preparation._CHUNK", 1)
+    monkeypatch.setattr("speechclip.data.corpora.file_checks._CHUNK", 1)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(corpus / IMAGE)
     truncate(corpus / IMAGE)

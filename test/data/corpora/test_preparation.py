@@ -39,7 +39,7 @@ def test_write_corpus_writes_languages(tmp_path: Path) -> None:
 def test_write_corpus_checks_files_in_batches(
     tmp_path: Path, nj: int, bad: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("speechclip.data.corpora.preparation._CHUNK", 2)
+    monkeypatch.setattr("speechclip.data.corpora.file_checks._CHUNK", 2)
     captions = []
 
     def items() -> Iterator[Candidate | Skipped]:

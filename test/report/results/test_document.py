@@ -310,6 +310,19 @@ def test_commands_share_a_row_over_seeds(make: Make) -> None:
     ]
 
 
+def test_commit_results_adds_some_steps(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    (folder / "RESULTS.template.md").write_text("<!-- tables: retrieval -->\n")
+    commit_results(folder, [make("tiny_cascaded", 40, rate=30.0)])
+    later = make("tiny_cascaded", 50, rate=60.0, commit="fedc" * 10, trained_at=COMMIT)
+    rows = commit_results(folder, [later], steps=["keywords"])
+    found = [(row.step, row.commit[:4]) for row in rows]
+    assert found == [("train", "0123"), ("retrieval", "0123"), ("keywords", "0123"), ("keywords", "fedc")]
+    with pytest.raises(UserError, match=r"no run has the step 'spotting' \(steps: train, retrieval, keywords\)"):
+        commit_results(folder, [later], steps=["spotting"])
+
+
 @pytest.mark.parametrize("name", ["mini", "flickr8k", "spokencoco", "places"])
 def test_committed_files_are_rendered_from_their_data(name: str, tmp_path: Path) -> None:
     committed = ROOT / "egs" / name
