@@ -11,6 +11,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.mapped import new_array
 
 _LARGEST = np.iinfo(np.int32).max
+_BLOCK = 1 << 16  # positions that are written at a time
 
 
 class PositionBatches(Sequence[list[int]]):
@@ -84,7 +85,8 @@ def bucketed_batches(
         )
     rng = np.random.default_rng((seed, epoch))
     order = new_array((len(lengths),), np.int32 if len(lengths) <= _LARGEST else np.int64)
-    order[:] = np.arange(len(lengths), dtype=order.dtype)
+    for start in range(0, len(order), _BLOCK):
+        order[start : start + _BLOCK] = np.arange(start, min(start + _BLOCK, len(order)))
     rng.shuffle(order)  # as rng.permutation does with an array of its own
     order = order[: len(order) // batch_size * batch_size]
     if bucket_batches > 1:

@@ -27,8 +27,7 @@ from speechclip.common.files import sync
 
 logger = logging.getLogger(__name__)
 
-MAP_BYTES = 4 << 20  # sources of this size or more are mapped
-_ARRAY_FACTOR = 4  # arrays of one process are mapped from this multiple on
+MAP_BYTES = 4 << 20  # sources and arrays of this size or more are mapped
 _BLOCK_ROWS = 1 << 13  # strings that are decoded at a time
 _MAX_WIDTH = 256  # bytes of a string in a table of equal widths
 
@@ -37,7 +36,7 @@ _T = TypeVar("_T")
 
 
 def is_large(size: int) -> bool:
-    """Return whether a source of so many bytes is mapped."""
+    """Return whether a source or an array of so many bytes is mapped."""
     return size >= MAP_BYTES
 
 
@@ -327,7 +326,7 @@ def open_column(folder: Path, name: str) -> Column:
 def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return an array of zeros: in memory, or in a temporary file without a name (in ``TMPDIR``) if it is large."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if not is_large(size // _ARRAY_FACTOR):
+    if not is_large(size):
         return np.zeros(shape, dtype)
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryFile(prefix="speechclip.") as file:
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and not a signal later

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from speechclip.train.trainer import TrainingData
 
 TENSORS, COUNTERS = "training_state.safetensors", "training_state.json"
-_BLOCK = 1 << 14  # rows that are fingerprinted at a time
+_BLOCK = 1 << 11  # rows that are fingerprinted at a time
 _PROBES = 4  # weighted sums of a table of embeddings
 _PROBE_ROUNDING = 2e-3  # rows are unit vectors: another row changes a sum by about 1, rounding by 1e-7 sqrt(N D)
 
