@@ -362,7 +362,7 @@ class FeatureStore:
                 if len(self._open) > _OPEN_SHARDS:
                     self._open.popitem(last=False)[1].close()
             self._open.move_to_end(number)
-            count, buffer = 0, memoryview(target.reshape(-1))
+            count, buffer = 0, target.reshape(-1).data
             while count < len(buffer):  # a call reads at most 2 GiB
                 done = os.preadv(self._open[number].fileno(), [buffer[count:]], offset + count)
                 if not done:

@@ -47,8 +47,8 @@ def add_second_stage(
 ) -> None:  # fmt: skip
     """Add the scores after reranking to a report and its ranks.
 
-    ``report["coarse_to_fine"]`` gets, by direction, the scores after ``score_pairs`` alone orders the best K. It also
-    gets their means over both directions, the "paired" test against the coarse order, "top_k" (K), "name", and
+    ``report["coarse_to_fine"]`` gets, by direction, the scores after the best K are ordered by ``score_pairs`` alone.
+    It also gets their means over both directions, the "paired" test against the coarse order, "top_k" (K), "name", and
     "cost": the number of pairs, pairs per second, pairs per query, and the seconds of the second stage divided by those
     of the coarse scores.
 

@@ -265,7 +265,7 @@ class RerankTrainer(Trainer):
         found = encode_candidates(self.model, self.data.dev_speech, self._regions[1], dev.image_ids, dev.images, size)
         coarse = (found.coarse @ found.embeddings.T).numpy()
         fine: list[np.ndarray] = []  # by direction
-        reports = {}
+        reports: dict[float, dict[str, Any]] = {}
         for weight in FINE_WEIGHTS:
             calls = iter(range(2))
 

@@ -429,9 +429,11 @@ def test_augmentation_stores_copies_and_trains_again(done):
 def test_conditions_score_earlier_runs_too(done):
     result = done.run("--head", "parallel", "--tag", "noisy", "--conditions", "true", "--compare", "exp/tiny_parallel")
     assert result.returncode == 0, result.stderr
-    conditions = next(call for call in done.calls() if call.startswith("score_conditions"))
+    calls = done.calls()
+    conditions = next(call for call in calls if call.startswith("score_conditions"))
     runs = [f"--run {exp}/best {exp}" for exp in ("exp/tiny_parallel_noisy", "exp/tiny_parallel")]
     assert " ".join(runs) in conditions
+    assert "--exp exp/tiny_parallel_noisy exp/tiny_parallel" in calls[-1]  # the report, too
 
 
 def test_help_fits_80_columns_and_names_all(recipe):

@@ -75,7 +75,12 @@ class RerankerHead(Head):
         dim: d, width of the speech features.
         joint_dim: J, width of the joint space.
         settings: sizes of the cross-modal layers.
+
+    Attributes:
+        fine_weight: w, a scalar.
     """
+
+    fine_weight: Tensor
 
     def __init__(self, coarse: Head, dim: int, joint_dim: int, settings: RerankerConfig) -> None:
         super().__init__()
