@@ -155,6 +155,7 @@ def publish(published: Path, corpus: Path) -> list[str]:
     (published / "yfacc_v6.tar.gz").write_bytes(archive({"yfacc_v6": made / "yfacc_v6"}))
     for name in ("Flicker8k_Dataset", "Flickr8k_text"):
         shutil.move(made / name, corpus / name)
+    (corpus / "Flickr8k_text/Flickr_8k.trainImages.txt").write_text(f"{stem(0)}.jpg\n")  # part of the same archive
     return []
 
 
