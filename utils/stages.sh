@@ -245,9 +245,10 @@ stage_keywords() {  # scores/keywords.json, for heads with keywords; scores/spot
     claim
     run "$python" -m speechclip.bin.score_keywords --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
         --train_data data/train --out "$exp/scores" "${eval_overrides[@]}"
-    [[ ! -f data/test/utt2keywords || $has_clip == false || " fast_vgs reranker " == *" $run_head "* ]] || run "$python" -m speechclip.bin.score_spotting \
-        --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" --spoken_from data/train --out "$exp/scores" \
-        "${eval_overrides[@]}"
+    if [[ -f data/test/utt2keywords && $has_clip == true && $run_head != fast_vgs && $run_head != reranker ]]; then
+        run "$python" -m speechclip.bin.score_spotting --checkpoint "$weights" --data_dir data/test --dump_dir "$dump/test" \
+            --spoken_from data/train --out "$exp/scores" "${eval_overrides[@]}"
+    fi
     finish
 }
 

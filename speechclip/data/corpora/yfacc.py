@@ -97,9 +97,12 @@ def find_parts(corpus: Path) -> dict[str, Path]:
     """
     if not corpus.is_dir():
         raise UserError(f"{corpus}: no such corpus folder. Check the path.")
-    first = [item for item in sorted(corpus.iterdir()) if item.is_dir()]
-    small = [item for item in first if item.name not in _IMAGES and not item.name.startswith("flickr_audio")]
-    roots = [corpus, *first, *(item for root in small for item in sorted(root.iterdir()) if item.is_dir())]
+    roots = [corpus]
+    level = [corpus]
+    for _ in range(3):  # the archive is unpacked into a folder of its own, and may have one, too
+        inside = [item for folder in level for item in sorted(folder.iterdir()) if item.is_dir()]
+        roots += inside
+        level = [item for item in inside if item.name not in _IMAGES and not item.name.startswith("flickr_audio")]
     wanted: dict[str, tuple[str, ...]] = {
         f"{split} captions": (f"Flickr8k.token.{split}_yoruba.txt",) for split in SPLITS
     }

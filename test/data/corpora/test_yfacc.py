@@ -58,7 +58,7 @@ def make_corpus(folder: Path, *, root: str = "yfacc_v6", audio: str = "", englis
             lines.append(f"{stem(number)}.jpg#{number % 5}\tAjá {number} ń sáré\n")
         (place / "Flickr8k_text").mkdir(exist_ok=True)
         (place / f"Flickr8k_text/Flickr8k.token.{split}_yoruba.txt").write_text("".join(lines), encoding="utf-8")
-    (place / "Flickr8k_alignment").mkdir()
+    (place / "Flickr8k_alignment").mkdir(parents=True)
     (place / f"Flickr8k_alignment/{stem(8)}_3.TextGrid").write_text(GRID, encoding="utf-8")
     if english:
         (folder / "Flickr8k_text").mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def counts(summary: Summary) -> dict[str, int]:
     return {name: size.utterances for name, size in summary.splits.items()}
 
 
-@pytest.mark.parametrize("root", ["yfacc_v6", "Flickr8k_Yoruba_v6", ""])
+@pytest.mark.parametrize("root", ["yfacc_v6", "yfacc_v6/yfacc_v6", "Flickr8k_Yoruba_v6", ""])
 @pytest.mark.parametrize("audio", ["", "16k"])
 @pytest.mark.parametrize("english", [True, False])
 def test_prepare_yfacc_reads_every_layout(tmp_path: Path, root: str, audio: str, english: bool) -> None:
@@ -155,6 +155,7 @@ def publish(published: Path, corpus: Path) -> list[str]:
     (published / "yfacc_v6.tar.gz").write_bytes(archive({"yfacc_v6": made / "yfacc_v6"}))
     for name in ("Flicker8k_Dataset", "Flickr8k_text"):
         shutil.move(made / name, corpus / name)
+    (corpus / "Flickr8k_text/Flickr_8k.trainImages.txt").write_text(f"{stem(0)}.jpg\n")  # part of the same archive
     return []
 
 
