@@ -25,7 +25,7 @@ STEPS = 4
 #: The running mean follows the last one.
 WITHOUT_EFFECT = (
     ".key.bias", "position_weight.bias", "pooled_weights.bias", "resdavenet.linear.bias",
-    "resdavenet.norm.running_mean",
+    "resdavenet.norm.running_mean", "scorer.score.2.bias",
 )  # fmt: skip
 #: A group of a reranker has four utterances: 12 of them are two groups and one.
 RUNS = {"reranker": 8, "uneven_reranker": 12, "fast_vgs": 8, "uneven_fast_vgs": 7}
