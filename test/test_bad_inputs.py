@@ -140,7 +140,7 @@ ROWS: list[tuple[str, Act, str]] = [
     ("store_other_format", in_dump("feats.0000.safetensors", lambda c: c.replace(b"features 1", b"features 9")),
      "{t}/dump/feats.0000.safetensors: not a shard of features. Extract the features again."),
     ("store_lacks_one", lambda t: write_index(t / "dump", ["other", "no1"]),
-     "{t}/dump/feats.scp: no features of utterance 'other' and 1 more"),
+     "{t}/dump/feats.scp: no features of utterance 'no1' and 1 more"),
     ("store_lacks_layer", lambda t: StoreSource(t / "dump", ["s0-i00"], [0, 9]),
      "{t}/dump/feats.scp: layer 9 is not stored, only [0, 1, 2]"),
     ("ctm_missing", lambda t: read_ctm(t / "ctm"),

@@ -276,6 +276,7 @@ stage_report() {  # exp/RESULTS.md, and the figures and the page of each run
     # shellcheck disable=SC2086 # a list of folders
     for folder in "${exps[@]}" $compare "${asr_exps[@]}"; do needs "$folder/scores/retrieval.json" 4; done
     needs "$dump/test/image_embeddings.npz" 2
+    # shellcheck disable=SC2086 # a list of folders
     run "$python" -m speechclip.bin.results --out exp/RESULTS.md --data_dir data/test --dump_dir "$dump/test" \
         --exp "${exps[@]}" $compare "${asr_exps[@]}" "${transcripts[@]}" "${figures[@]}"
     finish

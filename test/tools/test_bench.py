@@ -388,7 +388,7 @@ def test_live_memory_of_fake_tensors_is_that_of_real_ones() -> None:
     step = functools.partial(fine_scores.step, settings, 4, 3, 4)
     fake, real = (live_memory.peak(step, fake=fake) for fake in (True, False))
     assert fake == real
-    assert fake["peak"] > live_memory.peak(functools.partial(fine_scores.step, settings, 4, 3, 1))["peak"]
+    assert live_memory.peak(functools.partial(fine_scores.step, settings, 8, 3, 4))["peak"] > 1.9 * fake["peak"]
 
     def known() -> Any:
         held = torch.zeros(1000)

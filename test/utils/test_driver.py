@@ -192,7 +192,7 @@ def test_stop_stage(recipe):
 
 def test_a_boolean_download_option_runs_only_stage_0(done):
     done.run("--pretrain", "true")
-    assert done.calls() == ["download --corpus  --nj 2 --scenes 4000 --pretrain true --languages en"]
+    assert done.calls() == ["download --corpus  --nj 2 --scenes 4000 --pretrain true --languages en --long_seconds 0"]
     done.run()
     assert done.calls() == []
 
@@ -200,7 +200,7 @@ def test_a_boolean_download_option_runs_only_stage_0(done):
 def test_another_download_option_runs_stage_0(done):
     result = done.run("--scenes", "50", "--stop_stage", "0")
     assert "scenes changed from '4000' to '50'" in result.stdout
-    assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false --languages en"]
+    assert done.calls() == ["download --corpus  --nj 2 --scenes 50 --pretrain false --languages en --long_seconds 0"]
 
 
 def test_languages_make_a_run_of_their_own(done):
@@ -226,8 +226,10 @@ def test_the_own_language_of_a_recipe_needs_no_table(done):
 
 def test_another_mirror_runs_only_stage_0(done):
     text = (done.folder / "run.sh").read_text()
-    assert text.count("download_options=(scenes pretrain languages)") == 1
-    text = text.replace("download_options=(scenes pretrain languages)", "download_options=(scenes pretrain mirror)")
+    assert text.count("download_options=(scenes pretrain languages long_seconds)") == 1
+    text = text.replace(
+        "download_options=(scenes pretrain languages long_seconds)", "download_options=(scenes pretrain mirror)"
+    )
     (done.folder / "run.sh").write_text(text.replace("pretrain=false ", "mirror= #: a URL\npretrain=false "))
     done.run("--mirror", "http://one/", "--stop_stage", "3")
     assert done.names() == ["download"]

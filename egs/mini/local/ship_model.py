@@ -78,7 +78,7 @@ def ship_demo(head: Path, corpus: Path, models: Path, scenes: int, queries: int)
     from speechclip.search.sources import Sources
     from speechclip.search.write import Structure
 
-    records = [record for record in read_captions(corpus) if record.split == "test"]
+    records = [record for record in read_captions(corpus / "captions.tsv") if record.split == "test"]
     images = sorted({record.image for record in records})[:scenes]
     if not 0 < queries <= len(images):
         raise UserError(f"{corpus}: {len(images)} test scenes. Choose 1 to {len(images)} queries.")
