@@ -463,9 +463,9 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "includes its checksums.\n\n"
         "With twice the vectors, the CPU time of the build grows 2.2 times, that of a query 1.5 times, and the "
         "own memory of the build 1.3 times: the sample of k-means grows with the square root, and the ids grow "
-        "linearly. Wall times are those of a machine that was shared by many processes. Ten million vectors were "
-        "not measured. If this growth goes on, their build needs 16 to 22 minutes of CPU time (exponents of 1.14 "
-        "and of 1.5, the product of vectors and lists), about 2 GB of own memory and 16 GB of disk.",
+        "linearly. Wall times, most of all of the first three rows, are those of a machine that was shared by many "
+        "processes. At ten million vectors the control group reaches its limit: files of 15.6 GB do not fit into 8 GB, "
+        "and the system gives back pages that no search has read lately.",
         _scale,
     ),
     "search_load": (
