@@ -173,6 +173,8 @@ def main() -> None:
     head = ["utterances", "private MB", "with mapped pages MB", "start s", "start CPU s", "training CPU s"]
     print(f"| {' | '.join([*head, 'building CPU s', 'building MB', 'tables GB'])} |\n|{'---:|' * 9}", flush=True)
     for count in options.utterances:
+        if options.folder:
+            Path(options.folder).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
             found = row(count, options.joint, options.steps, options.processes, folder, options.seed)
