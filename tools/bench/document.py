@@ -477,7 +477,8 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "search_pictures": (
         "An index of 10,000 pictures",
         "Killed with SIGKILL at several moments, resumed, and updated. After every kill the index was the old one, or "
-        "missing if there was none, and the embeddings of a sample are those of the model.",
+        "missing if there was none. Another index of the same pictures, made without kills, has the same ids and "
+        "thumbnails, and embeddings that differ by at most 4e-8.",
         _pictures,
     ),
     "mini": ("The mini recipe", "`./run.sh` without options: wall time.", _mini),
