@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures import JOINT, STATES, WIDTH, save_clip, settings, stored_split, trainer, training_data
+from fixtures import JOINT, STATES, WIDTH, settings, trainer, training_data
 from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
-from speechclip.config import ClipConfig
-from speechclip.model.encoders.clip import OpenClip, load_clip
+from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.heads.base import Keywords, SpeechOutput
 from speechclip.model.network import Dimensions, build_network
 from speechclip.train.logger import TrainLogger
@@ -29,21 +28,6 @@ ALL = {
     "train__objectives__stride": 3,
 }  # fmt: skip
 FEATURES = {"data__layer_dropout": 0.3, "data__channel_dropout": 0.1, "data__feature_noise": 0.1}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 utterances of 8 images to train on, and 8 of 4 for dev."""
-    folder = tmp_path_factory.mktemp("corpus")
-    stored_split(folder, "train", images=8, each=3, seed=0)
-    stored_split(folder, "dev", images=4, each=2, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> OpenClip:
-    """A tiny random CLIP."""
-    return load_clip(ClipConfig(str(save_clip(tmp_path_factory.mktemp("clip") / "clip"))))
 
 
 def _network(**changes: Any) -> Any:
