@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from PIL import Image
@@ -22,6 +24,7 @@ from speechclip.data.features import FeatureWriter
 from speechclip.data.kaldi import DataDir, Utterance, write_data_dir
 from speechclip.data.vocabulary import Vocabulary
 from speechclip.model.encoders.tokenizers import add_special_tokens
+from speechclip.train.logger import TrainLogger
 
 WORDS = ("red", "blue", "round", "large", "small", "dog", "house", "tree", "boat", "a", "the", "near", "and", "two")
 WIDTH, STATES = 32, 3  # of the speech encoder
@@ -238,3 +241,23 @@ def whole_model(recipe: Path, head: str, *, large: bool = False, **changes: Any)
         _shake(part, 3)
     relative = with_paths(config, hubert=hubert.relative_to(recipe), clip=clip_folder.relative_to(recipe))
     return model.eval(), relative
+
+
+class _Killed(Exception):
+    """Stands for a kill of the process."""
+
+
+@contextlib.contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
+    """Expect that the training in the block is killed when it logs a step."""
+    plain = TrainLogger.step
+
+    def step(self: TrainLogger, at: int) -> None:
+        if at == number:
+            raise _Killed
+        plain(self, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLogger, "step", step)
+        with pytest.raises(_Killed):
+            yield

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures import settings, store_regions, stored_split
+from fixtures import killed_at, settings, store_regions, stored_split
 from lightning_fabric import Fabric
 
 from speechclip.bin.score_retrieval import main as score_retrieval
@@ -20,7 +20,6 @@ from speechclip.config import Config
 from speechclip.eval.coarse_to_fine import REORDERED, two_stage_report
 from speechclip.model.heads.reranker import SpeechTokens
 from speechclip.model.reranking import encode_candidates, fine_scores, score_candidates
-from speechclip.train.logger import TrainLogger
 from speechclip.train.rerank import FINE_WEIGHTS, HardGroups
 from speechclip.train.setup import make_trainer, prepare_training
 from speechclip.train.state import TENSORS
@@ -195,10 +194,6 @@ def test_the_chosen_weight_is_the_best_on_dev(recipe: Path, tmp_path: Path) -> N
     assert means[min(means, key=lambda weight: abs(weight - stored))] == max(means.values()) == run.progress.best
 
 
-class Killed(Exception):
-    """Stands for a kill of the process."""
-
-
 @pytest.mark.parametrize("cache", [False, True])
 def test_a_killed_reranker_resumes_to_equal_weights(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
@@ -206,17 +201,8 @@ def test_a_killed_reranker_resumes_to_equal_weights(
     changes = {"model__head__reranker__cache": cache, "data__max_seconds": 0 if cache else 0.3}
     config = rerank_config(optim__ema_decay=0.5, **changes)
     _train(recipe, tmp_path / "whole", config)
-    plain_step = TrainLogger.step
-
-    def step(self: TrainLogger, number: int) -> None:
-        if number == 5:
-            raise Killed
-        plain_step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainLogger, "step", step)
-        with pytest.raises(Killed):
-            _train(recipe, tmp_path / "cut", config)
+    with killed_at(monkeypatch, 5):
+        _train(recipe, tmp_path / "cut", config)
     resumed = rerank_trainer(recipe, tmp_path / "cut", config)
     assert resumed.progress.step == 4
     resumed.run()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fixtures import (
     WIDTH,
+    killed_at,
     make_data,
     save_hubert,
     settings,
@@ -32,7 +33,6 @@ from speechclip.common.files import write_json
 from speechclip.config import Config, SpeechEncoderConfig
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.network import ENCODER_PREFIX
-from speechclip.train.logger import TrainLogger
 from speechclip.train.setup import make_trainer, prepare_training
 from speechclip.train.state import TENSORS
 from speechclip.upstream.expert import UpstreamExpert
@@ -166,10 +166,6 @@ def test_encoder_has_its_own_learning_rate(recipe: Path, tmp_path: Path, monkeyp
     assert len(run.optimizer.param_groups[1]["params"]) == len(run.model.encoder_parameters()) == 16
 
 
-class Killed(Exception):
-    """Stands for a kill of the process."""
-
-
 @pytest.mark.parametrize(("part", "decay"), [("transformer", 0.9), (1, 0.0)])
 def test_a_killed_run_with_a_trained_encoder_resumes_exactly(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Any, decay: float
@@ -178,17 +174,8 @@ def test_a_killed_run_with_a_trained_encoder_resumes_exactly(
         recipe, part, optim__max_steps=6, data__time_masks=1, optim__ema_decay=decay, data__encode_batch_size=3
     )
     _trainer(recipe, tmp_path / "whole", config).run()
-    plain_step = TrainLogger.step
-
-    def step(self: TrainLogger, number: int) -> None:
-        if number == 3:
-            raise Killed
-        plain_step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainLogger, "step", step)
-        with pytest.raises(Killed):
-            _trainer(recipe, tmp_path / "cut", config).run()
+    with killed_at(monkeypatch, 3):
+        _trainer(recipe, tmp_path / "cut", config).run()
     resumed = _trainer(recipe, tmp_path / "cut", config)
     assert resumed.progress.step == 2
     resumed.run()

@@ -16,6 +16,7 @@ from fixtures import (
     STATES,
     WIDTH,
     captions,
+    killed_at,
     make_data,
     save_hubert,
     settings,
@@ -38,14 +39,9 @@ from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.feature_augment import random_spans
 from speechclip.model.network import Dimensions, build_network
 from speechclip.train.checks import check_batch_size
-from speechclip.train.logger import TrainLogger
 from speechclip.train.optim import learning_rate
 from speechclip.train.state import COUNTERS, TENSORS
 from speechclip.train.trainer import TrainingData
-
-
-class Killed(Exception):
-    """Stands for a kill of the process."""
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -90,17 +86,8 @@ def test_a_killed_run_resumes_to_equal_weights(
     used = clip if head != "parallel" else None
     trainer(config, training_data(corpus), tmp_path / "whole", clip=used).run()
 
-    plain_step = TrainLogger.step
-
-    def step(self: TrainLogger, number: int) -> None:
-        if number == at:
-            raise Killed
-        plain_step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainLogger, "step", step)
-        with pytest.raises(Killed):
-            trainer(config, training_data(corpus), tmp_path / "cut", clip=used).run()
+    with killed_at(monkeypatch, at):
+        trainer(config, training_data(corpus), tmp_path / "cut", clip=used).run()
     resumed = trainer(config, training_data(corpus), tmp_path / "cut", clip=used)
     assert resumed.progress.step == at // 4 * 4
     resumed.run()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures import JOINT, STATES, WIDTH, settings, trainer, training_data
+from fixtures import JOINT, STATES, WIDTH, killed_at, settings, trainer, training_data
 from torch import Tensor
 
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
@@ -16,7 +16,6 @@ from speechclip.common.errors import UserError
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.heads.base import Keywords, SpeechOutput
 from speechclip.model.network import Dimensions, build_network
-from speechclip.train.logger import TrainLogger
 from speechclip.train.objectives.combined import make_objectives
 from speechclip.train.objectives.momentum import MomentumModel
 from speechclip.train.state import TENSORS
@@ -66,10 +65,6 @@ def test_momentum_model_embeds_without_dropout(corpus: Path) -> None:
     assert model.training and not found.requires_grad
 
 
-class Killed(Exception):
-    """Stands for a kill of the process."""
-
-
 @pytest.mark.parametrize("head", ["parallel", "hybrid"])
 def test_a_killed_run_resumes_with_its_objectives(
     corpus: Path, clip: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
@@ -77,17 +72,8 @@ def test_a_killed_run_resumes_with_its_objectives(
     config = settings(model__head__name=head, optim__ema_decay=0.9, optim__max_steps=10, **ALL, **FEATURES)
     used = clip if head != "parallel" else None
     trainer(config, training_data(corpus), tmp_path / "whole", clip=used).run()
-    plain = TrainLogger.step
-
-    def step(self: TrainLogger, number: int) -> None:
-        if number == 6:
-            raise Killed
-        plain(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainLogger, "step", step)
-        with pytest.raises(Killed):
-            trainer(config, training_data(corpus), tmp_path / "cut", clip=used).run()
+    with killed_at(monkeypatch, 6):
+        trainer(config, training_data(corpus), tmp_path / "cut", clip=used).run()
     resumed = trainer(config, training_data(corpus), tmp_path / "cut", clip=used)
     assert resumed.progress.step == 4
     resumed.run()
