@@ -206,6 +206,8 @@ class RerankerConfig:
         dropout: dropout of all layers.
         input_dropout: dropout of the joined frames.
         group: utterances in a hard group; all pairs of a group are scored. It divides data.batch_size.
+        crossed_groups: groups of a batch that pass the cross-modal layers; the others train the pooled speech alone,
+            which costs less; 0 for all.
         pool: the images of a group are drawn from the first one and its ``pool`` nearest by the coarse score.
         cache: keep the frames of all training utterances in memory, in half precision. They do not change, because the
             trained head is frozen. It needs data.max_seconds 0.
@@ -223,6 +225,7 @@ class RerankerConfig:
     dropout: float = bounded(0.1, PROBABILITY)
     input_dropout: float = bounded(0.1, PROBABILITY)
     group: int = bounded(8, Bound(2))
+    crossed_groups: int = bounded(0, NOT_NEGATIVE)
     pool: int = bounded(32, AT_LEAST_ONE)
     cache: bool = False
     block: int = bounded(256, AT_LEAST_ONE)
@@ -241,6 +244,9 @@ class HeadConfig:
         attention_heads: heads of the self-attention.
         dropout: dropout of attention and feed-forward.
         input_dropout: dropout on the weighted sum of hidden states.
+        pooling: of the head parallel: "cls" as published, or "weights" for joined frames and weights over time for every
+            dimension (ours), without a transformer layer. Then attention_heads, dropout and cls_std have no effect.
+        joined_frames: with pooling "weights": frames of 20 ms that are joined to one position.
         keywords: K, the number of keywords of the heads cascaded and hybrid.
         projection_layers: linear layers from a keyword's state to the subword width, 1 or 2.
         parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
@@ -259,6 +265,8 @@ class HeadConfig:
     attention_heads: int = bounded(8, AT_LEAST_ONE)
     dropout: float = bounded(0.1, PROBABILITY)
     input_dropout: float = bounded(0.0, PROBABILITY)
+    pooling: Literal["cls", "weights"] = "cls"
+    joined_frames: int = bounded(4, AT_LEAST_ONE)
     keywords: int = bounded(8, AT_LEAST_ONE)
     projection_layers: Literal[1, 2] = 1
     parallel_layers: Literal[1, 2] = 1
@@ -414,6 +422,8 @@ class ObjectivesConfig:
 
     Attributes:
         queue: number of earlier utterances and images that are further negatives; 0 for none (SIC, arXiv 2408.13119).
+        all_images: all images of the training split are negatives of an utterance, not only those of the batch (ours).
+            CLIP is frozen, so their embeddings never age.
         momentum: decay of the momentum model, which embeds the utterances of the queue and gives soft targets.
         distillation: share of the momentum model's distribution in the targets of the contrastive loss (SIC).
         image_distillation: share of the softmax of the cosines between the images in these targets. It transfers CLIP's
@@ -428,6 +438,7 @@ class ObjectivesConfig:
     """
 
     queue: int = bounded(0, NOT_NEGATIVE)
+    all_images: bool = False
     momentum: float = bounded(0.995, PROBABILITY)
     distillation: float = bounded(0.0, Bound(0, 1))
     image_distillation: float = bounded(0.0, Bound(0, 1))
@@ -448,7 +459,7 @@ class ObjectivesConfig:
     def active(self) -> bool:
         """True if an objective is on."""
         weights = self.matching_weight, self.denoising_weight, self.keyword_weight
-        return bool(self.needs_momentum or self.image_distillation or any(weights))
+        return bool(self.needs_momentum or self.all_images or self.image_distillation or any(weights))
 
 
 @dataclass(frozen=True)
@@ -554,6 +565,7 @@ class Config:
             raise UserError(
                 f"train.encoder: {self.train.encoder} is not a number of layers from 1 on. Change the value."
             )
+        self._check_head()
         self._check_objectives()
         if not math.isfinite(sum(self.data.augment.snr)) or self.data.augment.snr[0] > self.data.augment.snr[1]:
             raise UserError(
@@ -573,6 +585,11 @@ class Config:
                 " Change it or optim.max_steps."
             )
 
+    def _check_head(self) -> None:
+        head = self.model.head
+        if head.pooling != "cls" and head.name not in ("parallel", "reranker"):  # a reranker keeps those of its coarse head
+            raise UserError(f"model.head.pooling: belongs to the head parallel, not to {head.name}. Remove it.")
+
     def _check_objectives(self) -> None:
         objectives, head = self.train.objectives, self.model.head.name
         if not objectives.active:
@@ -583,6 +600,8 @@ class Config:
             )
         if head == "fast_vgs" or head.startswith("reranker"):
             raise UserError(f"train.objectives: the head {head} has losses of its own. Switch the objectives off.")
+        if objectives.all_images and self.train.supervision == "text":
+            raise UserError("train.objectives.all_images: train.supervision is text. Switch all_images off.")
         if objectives.keyword_weight and head in ("parallel", "mean"):
             raise UserError(f"train.objectives.keyword_weight: the head {head} has no keywords. Set it to 0.")
         if objectives.distillation + objectives.image_distillation > 1:

@@ -117,24 +117,28 @@ class RerankBatch(TrainBatch):
 class RerankStep(nn.Module):
     """The loss of a reranker, a sum of three cross-entropies. The coarse scores are not in it.
 
-    The first is that of the fine scores over the pairs of each group, in both directions. The second is that of the
-    scores before the cross-modal layers over all pairs of the global batch, in both directions. The third is that of
-    the pooled speech over all images of the training split.
+    The first is that of the fine scores over the pairs of each group, in both directions. The others are those of the
+    pooled speech: over all pairs of the global batch, in both directions, and over all images of the training split.
 
     Args:
         model: a network with a reranker.
         size: utterances in a group.
         groups: groups of the global batch.
+        crossed: the cross-modal layers score the pairs of the first groups of the global batch alone, this many.
         gallery: [I, J], embeddings of the training images.
         fabric: launched.
     """
 
-    def __init__(self, model: SpeechNetwork, size: int, groups: int, gallery: Tensor, fabric: Fabric) -> None:
+    def __init__(
+        self, model: SpeechNetwork, size: int, groups: int, crossed: int, gallery: Tensor, fabric: Fabric
+    ) -> None:
         super().__init__()
         self.model, self._size, self._fabric = model, size, fabric
         world = fabric.world_size
         self._sizes = [size * len(range(rank, groups, world)) for rank in range(world)]
         self._share = self._sizes[fabric.global_rank] * world / (size * groups)
+        self._crossed = len(range(fabric.global_rank, crossed, world))
+        self._crossed_share = self._crossed * world / crossed
         self._gallery = gallery.to(fabric.device)
 
     def forward(self, train_batch: RerankBatch) -> Tensor:
@@ -142,26 +146,27 @@ class RerankStep(nn.Module):
         head = cast(RerankerHead, self.model.head)
         frozen = train_batch.speech or head.frozen_speech(*self.model.mixed_frames(train_batch.batch))
         speech = head.speech_tokens(frozen)
-        images = head.image_tokens(train_batch.found, train_batch.targets)
-        known = self._known(head, speech, images, train_batch.targets)
-        inputs = (part.unflatten(0, (-1, self._size)) for part in (speech.tokens, speech.valid, images))
+        count = self._crossed * self._size
+        regions = Regions(*(part[:count] for part in train_batch.found))
+        images = head.image_tokens(regions, train_batch.targets[:count])
+        known = self._known(head, speech, train_batch.targets)
+        crossed = (speech.tokens[:count], speech.valid[:count], images)
+        inputs = (part.unflatten(0, (-1, self._size)) for part in crossed)
         fine = head.scorer.score_groups(*inputs).float() + self._own_groups(known)
         every = nn.functional.cross_entropy(head.match_pooled(speech, self._gallery), train_batch.groups)
         # Gradients are averaged over processes, whatever the share of each: undo that.
-        local = (_group_loss(fine) + every) * self._share
+        local = _group_loss(fine) * self._crossed_share + every * self._share
         return local + masked_cross_entropy(known, self._gather(train_batch.groups))
 
-    def _known(self, head: RerankerHead, speech: SpeechTokens, images: Tensor, embeddings: Tensor) -> Tensor:
-        """Return the scores before the cross-modal layers of all pairs of the global batch, [B, B]."""
+    def _known(self, head: RerankerHead, speech: SpeechTokens, embeddings: Tensor) -> Tensor:
+        """Return the scores of the pooled speech of all pairs of the global batch, [B, B]."""
         if self._fabric.world_size > 1:
-            images, embeddings = self._gather(images, sync_grads=True), self._gather(embeddings)
-        rows = head.align(speech, images) + head.match_pooled(speech, embeddings)
-        return self._gather(rows, sync_grads=True)
+            embeddings = self._gather(embeddings)
+        return self._gather(head.match_pooled(speech, embeddings), sync_grads=True)
 
     def _own_groups(self, scores: Tensor) -> Tensor:
-        """Return the scores within each group of this process, [G, size, size], from those of all pairs [B, B]."""
-        rank = self._fabric.global_rank
-        first, count = sum(self._sizes[:rank]), self._sizes[rank]
+        """Return the scores within the crossed groups of this process, [G, size, size], from those of all pairs [B, B]."""
+        first, count = sum(self._sizes[: self._fabric.global_rank]), self._crossed * self._size
         own = scores[first : first + count, first : first + count]
         blocks = own.unflatten(0, (-1, self._size)).unflatten(2, (-1, self._size))  # [G, size, G, size]
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -215,7 +220,8 @@ class RerankTrainer(Trainer):
     def _step_module(self) -> nn.Module:
         groups = self.config.data.batch_size // self._settings.group
         gallery = torch.from_numpy(self.data.train.images)
-        return RerankStep(self.model, self._settings.group, groups, gallery, self.fabric)
+        crossed = self._settings.crossed_groups or groups
+        return RerankStep(self.model, self._settings.group, groups, crossed, gallery, self.fabric)
 
     def _batches(self, epoch: int, position: int) -> Sequence[list[int]]:
         size, train = self._settings.group, self.data.train
@@ -295,6 +301,12 @@ def _check_groups(config: Config, train: Split, processes: int) -> None:
     if batch % size:
         raise UserError(
             f"data.batch_size: {batch} is not a multiple of model.head.reranker.group ({size}). Change one of them."
+        )
+    crossed = config.model.head.reranker.crossed_groups
+    if crossed and not processes <= crossed <= batch // size:
+        raise UserError(
+            f"model.head.reranker.crossed_groups: is {crossed}. Choose from {processes} (processes) to {batch // size} "
+            "(groups of a batch), or 0 for all groups."
         )
     if batch // size < processes:
         raise UserError(

@@ -130,7 +130,7 @@ class Trainer:
         model.time_mask = TimeMask(config.data.time_masks, config.data.time_mask_frames)
         model.feature_noise = FeatureNoise(config.data.channel_dropout, config.data.feature_noise)
         model.weighted_sum.dropout = config.data.layer_dropout
-        self.objectives = make_objectives(config, model)
+        self.objectives = make_objectives(config, model, data.train.images)
         plain = make_optimizer(self._parameters(), config.optim, config.train.precision)
         self.progress = Progress()
         self.stopped, self._first = False, 0

@@ -24,11 +24,11 @@ STEPS = 4
 #: A softmax or a BatchNorm removes these shifts. Their gradients are only rounding, which Adam scales to its step size.
 #: The running mean follows the last one.
 WITHOUT_EFFECT = (
-    ".key.bias", "position_weight.bias", "pooled_weights.bias", "resdavenet.linear.bias",
+    ".key.bias", "pooled.weights.bias", "resdavenet.linear.bias",
     "resdavenet.norm.running_mean", "scorer.score.2.bias",
 )  # fmt: skip
 #: A group of a reranker has four utterances: 12 of them are two groups and one.
-RUNS = {"reranker": 8, "uneven_reranker": 12, "fast_vgs": 8, "uneven_fast_vgs": 7}
+RUNS = {"reranker": 8, "uneven_reranker": 12, "crossed_reranker": 12, "fast_vgs": 8, "uneven_fast_vgs": 7}
 
 
 def _trainer(folder: Path, name: str, out: Path, fabric: Any = None) -> Any:
@@ -38,7 +38,11 @@ def _trainer(folder: Path, name: str, out: Path, fabric: Any = None) -> Any:
         "train__log_interval": 1, "optim__lr": 1e-4,
     }  # fmt: skip
     if name.endswith("reranker"):
-        config = rerank_config(**common, model__head__reranker__dropout=0, model__head__reranker__input_dropout=0)
+        crossed = 2 if name == "crossed_reranker" else 0
+        config = rerank_config(
+            **common, model__head__reranker__dropout=0, model__head__reranker__input_dropout=0,
+            model__head__reranker__crossed_groups=crossed,
+        )  # fmt: skip
         return rerank_trainer(folder / "rerank", out, config, fabric)
     config = tower_config(folder / "tower", "all", **common, model__head__dropout=0)
     return tower_trainer(folder / "tower", out, config, fabric)

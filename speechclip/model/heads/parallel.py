@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from speechclip.config import HeadConfig
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import PARALLEL, Head, HeadInputs, HeadOutput, register_head
+from speechclip.model.heads.pooled import PooledHead
 from speechclip.model.heads.transformer_layer import TransformerLayer
 
 
@@ -54,7 +55,11 @@ class ParallelHead(TransformerLayer, Head):
 
 
 @register_head("parallel", branches=ParallelHead.branches)
-def _build(settings: HeadConfig, inputs: HeadInputs) -> ParallelHead:
+def _build(settings: HeadConfig, inputs: HeadInputs) -> ParallelHead | PooledHead:
+    if settings.pooling == "weights":
+        return PooledHead(
+            inputs.dim, inputs.joint_dim, stride=settings.joined_frames, dropout=settings.input_dropout
+        )
     return ParallelHead(
         inputs.dim, inputs.joint_dim, heads=settings.attention_heads, dropout=settings.dropout,
         input_dropout=settings.input_dropout, cls_std=settings.cls_std,

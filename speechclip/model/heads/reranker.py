@@ -21,11 +21,11 @@ from speechclip.data.regions import BOX, Regions
 from speechclip.model.cross_modal import CrossModalScorer
 from speechclip.model.heads import hybrid, parallel  # noqa: F401  their builders are in the registry
 from speechclip.model.heads.base import Head, HeadInputs, HeadOutput, register_head, registered_heads
+from speechclip.model.heads.joined_frames import join_frames
+from speechclip.model.heads.pooled import PooledSpeech
 
 RERANKER = "reranker"
-_ALIGN_SCALE = 16.0  # of the similarity before the cross-modal layers, at the start
 _POOLED_SCALE = 20.0  # of the cosine of the pooled speech, at the start
-_CONTEXT = 3  # positions that the convolution over the joined frames sees
 #: Name of the head by the name of the head that it reranks.
 RERANKERS = {"parallel": RERANKER, "hybrid": f"{RERANKER}_hybrid"}
 
@@ -51,7 +51,7 @@ class SpeechTokens(NamedTuple):
         tokens: [B, 1 + S, dim], [CLS] first.
         valid: [B, 1 + S] bool, True at the positions that count.
         coarse: [B, J], embeddings of the coarse head, L2-normalised.
-        pooled: [B, J], weighted mean of the positions in the joint space, L2-normalised.
+        pooled: [B, J], of :class:`PooledSpeech`, L2-normalised.
     """
 
     tokens: Tensor
@@ -64,11 +64,10 @@ class RerankerHead(Head):
     """A frozen coarse head, and cross-modal layers that score pairs of speech and image.
 
     The order of the candidates is that of cosine / tau + w * fine, with the cosine of the coarse embeddings, their
-    temperature tau, and a weight w that is chosen on dev. The fine score has three parts. The first is that of the
-    cross-modal layers. The others compare speech and image before these layers: by position (:meth:`align`), and by the
-    cosine of the pooled speech and CLIP's embedding of the image. They have losses of their own, so that speech and
-    image are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other outputs are those of
-    the coarse head.
+    temperature tau, and a weight w that is chosen on dev. The fine score has two parts: that of the cross-modal layers,
+    and the scaled cosine of the pooled speech and CLIP's embedding of the image. The second has a loss of its own, so
+    that speech and image are aligned before they are fused (Li et al., NeurIPS 2021, arXiv 2107.07651). All other
+    outputs are those of the coarse head.
 
     Args:
         coarse: the trained head. Its parameters get no gradient and it stays in eval mode.
@@ -88,9 +87,9 @@ class RerankerHead(Head):
         self.branches = coarse.branches  # type: ignore[misc]  # those of the coarse head
         self.settings = settings
         width = settings.dim
-        self.frame_dropout = nn.Dropout(settings.input_dropout)
-        self.frame_projection, self.frame_norm = nn.Linear(settings.stride * dim, width), nn.LayerNorm(width)
-        self.context = nn.Conv1d(width, width, _CONTEXT, padding=_CONTEXT // 2)
+        self.pooled = PooledSpeech(
+            dim, joint_dim, width=width, stride=settings.stride, dropout=settings.input_dropout
+        )
         self.speech_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, settings.heads, 4 * width, settings.dropout, activation="gelu", batch_first=True,
@@ -111,13 +110,7 @@ class RerankerHead(Head):
                 nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(self.scorer.score[2].weight)  # type: ignore[arg-type]  # what is not learned adds no noise
         self.register_buffer("fine_weight", torch.ones(()))
-        self.position_weight = nn.Linear(width, 1)
-        # every dimension has its own weights over the positions, as attention with one head for each dimension
-        self.pooled_weights, self.pooled_values = nn.Linear(width, width), nn.Linear(width, width)
-        self.pooled_projection = nn.Linear(width, joint_dim)
         self.pooled_scale = nn.Parameter(torch.tensor(math.log(_POOLED_SCALE)))
-        self.speech_align, self.image_align = nn.Linear(width, width), nn.Linear(width, width)
-        self.align_scale = nn.Parameter(torch.tensor(math.log(_ALIGN_SCALE)))
 
     def train(self, mode: bool = True) -> RerankerHead:
         """Set the mode of the cross-modal layers. The coarse head stays in eval mode."""
@@ -146,28 +139,18 @@ class RerankerHead(Head):
         assert embedding is not None
         coarse = nn.functional.normalize(embedding.float(), dim=-1)
         states = frames if self.settings.frames == "input" else self.coarse.frame_states(frames, padding)
-        states = nn.functional.layer_norm(states, states.shape[-1:]).masked_fill(padding[:, :, None], 0)
-        stride = self.settings.stride
-        missing = -states.shape[1] % stride
-        joined = nn.functional.pad(states, (0, 0, 0, missing)).unflatten(1, (-1, stride)).flatten(2)
-        valid = ~nn.functional.pad(padding, (0, missing), value=True).unflatten(1, (-1, stride)).all(dim=2)
-        return FrozenSpeech(joined, valid, coarse)
+        states = nn.functional.layer_norm(states, states.shape[-1:])
+        joined, hidden = join_frames(states, padding, self.settings.stride)
+        return FrozenSpeech(joined, ~hidden, coarse)
 
     def speech_tokens(self, speech: FrozenSpeech) -> SpeechTokens:
         """Return utterances for the cross-modal layers. [CLS] is a projection of the coarse embedding."""
-        joined = self.frame_norm(self.frame_projection(self.frame_dropout(speech.states)))  # [B, S, width]
-        joined = joined.masked_fill(~speech.valid[:, :, None], 0)
-        joined = joined + nn.functional.gelu(self.context(joined.transpose(1, 2))).transpose(1, 2)
+        positions = self.pooled.joined(speech.states, ~speech.valid)  # [B, S, width]
         for layer in self.speech_layers:
-            joined = layer(joined, src_key_padding_mask=~speech.valid)
-        tokens = torch.cat([self.speech_cls(speech.coarse)[:, None], joined], dim=1)
-        tokens = self.speech_norm(tokens)
-        weights = (
-            self.pooled_weights(tokens[:, 1:]).masked_fill(~speech.valid[:, :, None], float("-inf")).softmax(dim=1)
-        )
-        pooled = self.pooled_projection((self.pooled_values(tokens[:, 1:]) * weights).sum(dim=1)).float()
-        valid = nn.functional.pad(speech.valid, (1, 0), value=True)
-        return SpeechTokens(tokens, valid, speech.coarse, nn.functional.normalize(pooled, dim=-1))
+            positions = layer(positions, src_key_padding_mask=~speech.valid)
+        tokens = self.speech_norm(torch.cat([self.speech_cls(speech.coarse)[:, None], positions], dim=1))
+        pooled = nn.functional.normalize(self.pooled.pool(positions, ~speech.valid)[0].float(), dim=-1)
+        return SpeechTokens(tokens, nn.functional.pad(speech.valid, (1, 0), value=True), speech.coarse, pooled)
 
     def image_tokens(self, regions: Regions, embeddings: Tensor) -> Tensor:
         """Return images for the cross-modal layers, [N, 1 + R, dim]. [CLS] is a projection of CLIP's embedding.
@@ -179,37 +162,6 @@ class RerankerHead(Head):
         cells = self.region_projection(self.region_norm(regions.features)) + self.box_projection(regions.boxes)
         tokens: Tensor = self.image_norm(torch.cat([self.image_cls(embeddings)[:, None], cells], dim=1))
         return tokens
-
-    def align(self, speech: SpeechTokens, images: Tensor) -> Tensor:
-        """Return the similarity of all pairs before the cross-modal layers, [B, N].
-
-        Every position of the speech finds its nearest position of the image, by cosine. The similarity is the mean of
-        these cosines, weighted by a softmax over the positions of the speech, times a trained scale.
-
-        Args:
-            speech: B utterances.
-            images: [N, 1 + R, dim].
-        """
-        left, right, weights = self._aligned(speech, images)
-        cosines = left.flatten(0, 1) @ right.flatten(0, 1).T  # one product of all positions
-        nearest = cosines.view(*left.shape[:2], *right.shape[:2]).max(dim=3).values  # [B, S, N]
-        return (nearest * weights[:, :, None]).sum(dim=1) * self.align_scale.exp()
-
-    def align_pairs(self, speech: SpeechTokens, images: Tensor) -> Tensor:
-        """Return :meth:`align` of the pairs of utterance i and image i, [B]."""
-        left, right, weights = self._aligned(speech, images)
-        nearest = (left @ right.transpose(1, 2)).max(dim=2).values  # [B, S]
-        return (nearest * weights).sum(dim=1) * self.align_scale.exp()
-
-    def _aligned(self, speech: SpeechTokens, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        left = nn.functional.normalize(self.speech_align(speech.tokens[:, 1:]).float(), dim=-1)  # without [CLS]
-        right = nn.functional.normalize(self.image_align(images).float(), dim=-1)
-        return left, right, self._position_weights(speech.tokens, speech.valid[:, 1:])
-
-    def _position_weights(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Return the share of each position but [CLS] in the pooled speech, [B, S]."""
-        scores = self.position_weight(tokens[:, 1:])[..., 0].float()
-        return scores.masked_fill(~valid, float("-inf")).softmax(dim=1)
 
     def match_pooled(self, speech: SpeechTokens, embeddings: Tensor) -> Tensor:
         """Return the scaled cosines of the pooled speech and embeddings [N, J] of images, [B, N]."""
@@ -225,7 +177,7 @@ class RerankerHead(Head):
         """
         crossed = self.scorer.score_pairs(speech.tokens, speech.valid, images).float()
         pooled = (speech.pooled * embeddings).sum(dim=1) * self.pooled_scale.exp()
-        return crossed + self.align_pairs(speech, images) + pooled
+        return crossed + pooled
 
 
 def _builder(coarse: str) -> Callable[[HeadConfig, HeadInputs], RerankerHead]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +35,16 @@ class Objectives(nn.Module):
     Args:
         settings: ``train.objectives``.
         model: the network.
+        images: [I, J], embeddings of the training images, L2-normalised. They are copied if ``all_images`` is on.
     """
 
-    def __init__(self, settings: ObjectivesConfig, model: SpeechNetwork) -> None:
+    gallery: Tensor | None
+
+    def __init__(self, settings: ObjectivesConfig, model: SpeechNetwork, images: np.ndarray) -> None:
         super().__init__()
         self.settings = settings
+        gallery = torch.from_numpy(np.array(images, dtype=np.float32)) if settings.all_images else None
+        self.register_buffer("gallery", gallery, persistent=False)
         speech, joint = model.dimensions.speech, model.dimensions.joint
         branches = branches_of(model.config.head.name)
         self.queue = EmbeddingQueue(settings.queue, joint, branches) if settings.queue else None
@@ -72,7 +78,7 @@ class Objectives(nn.Module):
         rise = min(1.0, (step + 1) / settings.rise_steps) if settings.rise_steps else 1.0
         return distilled_contrastive_loss(
             speech, targets, groups, scale, queue=None if self.queue is None else self.queue.rows(branch),
-            teacher=taught.get(branch), share=rise * settings.distillation,
+            gallery=self.gallery, teacher=taught.get(branch), share=rise * settings.distillation,
             image_share=rise * settings.image_distillation, image_scale=1 / settings.image_temperature,
         )  # fmt: skip
 
@@ -131,6 +137,13 @@ def _subword_width(model: SpeechNetwork) -> int:
     return head.quantizer.subword_embeddings.shape[1]
 
 
-def make_objectives(config: Config, model: SpeechNetwork) -> Objectives | None:
-    """Return the further objectives of a run; None if all are off."""
-    return Objectives(config.train.objectives, model) if config.train.objectives.active else None
+def make_objectives(config: Config, model: SpeechNetwork, images: np.ndarray) -> Objectives | None:
+    """Return the further objectives of a run; None if all are off.
+
+    Args:
+        config: the whole configuration.
+        model: the network.
+        images: [I, J], embeddings of the training images, L2-normalised.
+    """
+    settings = config.train.objectives
+    return Objectives(settings, model, images) if settings.active else None

@@ -17,7 +17,7 @@ from speechclip.train.objectives.queue import QueueRows
 
 def distilled_contrastive_loss(
     speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float, *, queue: QueueRows | None = None,
-    teacher: Tensor | None = None, share: float = 0.0, image_share: float = 0.0, image_scale: float = 1.0,
+    gallery: Tensor | None = None, teacher: Tensor | None = None, share: float = 0.0, image_share: float = 0.0, image_scale: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Return the symmetric cross-entropy of a batch, with the rows of the queue as negatives and with soft targets.
 
@@ -31,6 +31,8 @@ def distilled_contrastive_loss(
         groups: [B] int, the image of each pair.
         scale: 1 / temperature, for ``speech`` and for ``teacher``.
         queue: further negatives; None for none.
+        gallery: [I, J], embeddings of all images by their number, L2-normalised. Those that are neither in the batch nor
+            in the queue are further negatives of the utterances; None for none.
         teacher: [B, J], embeddings of the same utterances by the momentum model; not needed if ``share`` is 0.
         share: of the momentum model, in [0, 1].
         image_share: of the image distribution, in [0, 1].
@@ -45,20 +47,35 @@ def distilled_contrastive_loss(
         if queue is not None:
             images, spoken = torch.cat([target, queue.images]), torch.cat([speech, queue.speech])
             others = torch.cat([groups, queue.groups])
-        own = torch.eye(len(groups), len(others), device=groups.device, dtype=torch.bool)
-        hidden = (groups[:, None] == others[None, :]) & ~own
+        seen_images = others
+        if gallery is not None:
+            absent = torch.ones(len(gallery), device=groups.device, dtype=torch.bool)
+            absent[others] = False
+            images = torch.cat([images, gallery[absent].float()])
+            seen_images = torch.cat([others, absent.nonzero()[:, 0]])
+        own, hidden = _own_and_hidden(groups, others)
+        own_image, hidden_image = _own_and_hidden(groups, seen_images)
         to_image, to_speech = speech @ images.T * scale, target @ spoken.T * scale
         with torch.no_grad():
-            soft_image = soft_speech = (1 - share - image_share) * own
+            given = 1 - share - image_share
+            soft_image, soft_speech = given * own_image, given * own
             if share:
                 assert teacher is not None
                 taught = teacher.float() if queue is None else torch.cat([teacher.float(), queue.speech])
-                soft_image = soft_image + share * _distribution(teacher.float() @ images.T * scale, hidden)
+                soft_image = soft_image + share * _distribution(teacher.float() @ images.T * scale, hidden_image)
                 soft_speech = soft_speech + share * _distribution(target @ taught.T * scale, hidden)
             if image_share:
-                seen = image_share * _distribution(target @ images.T * image_scale, hidden)
-                soft_image, soft_speech = soft_image + seen, soft_speech + seen
-        return (_cross_entropy(to_image, soft_image, hidden) + _cross_entropy(to_speech, soft_speech, hidden)) / 2
+                near = target @ images.T * image_scale
+                soft_image = soft_image + image_share * _distribution(near, hidden_image)
+                soft_speech = soft_speech + image_share * _distribution(near[:, : len(others)], hidden)
+        rows, columns = (_cross_entropy(to_image, soft_image, hidden_image), _cross_entropy(to_speech, soft_speech, hidden))
+        return (rows + columns) / 2
+
+
+def _own_and_hidden(groups: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return masks [B, M]: the own pair of each row, and the other pairs of the same image."""
+    own = torch.eye(len(groups), len(others), device=groups.device, dtype=torch.bool)
+    return own, (groups[:, None] == others[None, :]) & ~own
 
 
 def _distribution(logits: Tensor, hidden: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ from speechclip.train.state import TENSORS
 
 ALL = {
     "train__objectives__queue": 20, "train__objectives__momentum": 0.8, "train__objectives__distillation": 0.3,
-    "train__objectives__image_distillation": 0.2, "train__objectives__rise_steps": 6,
-    "train__objectives__matching_weight": 0.5, "train__objectives__denoising_weight": 0.5,
-    "train__objectives__stride": 3,
+    "train__objectives__all_images": True, "train__objectives__image_distillation": 0.2,
+    "train__objectives__rise_steps": 6, "train__objectives__matching_weight": 0.5,
+    "train__objectives__denoising_weight": 0.5, "train__objectives__stride": 3,
 }  # fmt: skip
 FEATURES = {"data__layer_dropout": 0.3, "data__channel_dropout": 0.1, "data__feature_noise": 0.1}
+
+IMAGES = np.eye(JOINT, dtype=np.float32)
 
 
 def _network(**changes: Any) -> Any:
@@ -94,7 +96,7 @@ def test_keyword_objective_reads_the_mean_keyword() -> None:
     table = torch.randn(9, 6)
     subwords = table, torch.ones(9, dtype=torch.bool)
     model = build_network(config.model, Dimensions(WIDTH, STATES, JOINT), subwords=subwords)
-    objectives = make_objectives(config, model)
+    objectives = make_objectives(config, model, IMAGES)
     assert objectives is not None and objectives.keyword is not None
     vectors, mask = torch.randn(2, 3, 6), torch.tensor([[True, True, True], [True, False, False]])
     keywords = Keywords(vectors, vectors, torch.zeros(2, 3), None, mask)
@@ -128,7 +130,7 @@ def test_options_that_are_off_build_nothing() -> None:
     config = settings()
     model = _network()
     state = torch.random.get_rng_state()
-    assert make_objectives(config, model) is None
+    assert make_objectives(config, model, IMAGES) is None
     states = torch.randn(2, STATES, 5, WIDTH, generator=torch.Generator().manual_seed(1))
     model.train()
     frames = model.weighted_sum(states)
@@ -141,6 +143,8 @@ WRONG = [
     ({"model__loss__name": "sigmoid", "train__objectives__queue": 8}, "model.loss.name: sigmoid"),
     ({"model__head__name": "reranker", "train__objectives__queue": 8}, "the head reranker has losses of its own"),
     ({"train__objectives__distillation": 0.7, "train__objectives__image_distillation": 0.4}, "more than 1 together"),
+    ({"train__objectives__all_images": True, "train__supervision": "text"}, "train.supervision is text"),
+    ({"model__head__name": "hybrid", "model__head__pooling": "weights"}, "pooling: belongs to the head parallel"),
 ]
 
 

@@ -25,19 +25,24 @@ def _softmax(logits: Array) -> Array:
 
 def _reference(
     speech: Array, target: Array, groups: Array, scale: float, queue: tuple[Array, Array, Array], teacher: Array,
-    share: float, image_share: float, image_scale: float,
+    share: float, image_share: float, image_scale: float, gallery: Array | None = None,
 ) -> float:  # fmt: skip
     """Return the loss row by row, without masks: columns of the same image are left out."""
-    images, others = np.concatenate([target, queue[1]]), np.concatenate([groups, queue[2]])
+    others = np.concatenate([groups, queue[2]]).astype(int)
+    images, seen_images = np.concatenate([target, queue[1]]), others
+    if gallery is not None:
+        absent = [at for at in range(len(gallery)) if at not in others]
+        images, seen_images = np.concatenate([images, gallery[absent]]), np.concatenate([others, absent])
     spoken, taught = np.concatenate([speech, queue[0]]), np.concatenate([teacher, queue[0]])
     total = 0.0
     for row, group in enumerate(groups):
-        used = [at for at in range(len(others)) if at == row or others[at] != group]
-        place = used.index(row)
-        seen = _softmax(image_scale * images[used] @ target[row])
-        for query, keys, asked, answers in (
-            (speech[row], images, teacher[row], images), (target[row], spoken, target[row], taught)
-        ):  # fmt: skip
+        for query, keys, asked, answers, owners in (
+            (speech[row], images, teacher[row], images, seen_images),
+            (target[row], spoken, target[row], taught, others),
+        ):
+            used = [at for at in range(len(owners)) if at == row or owners[at] != group]
+            place = used.index(row)
+            seen = _softmax(image_scale * images[used] @ target[row])
             soft = share * _softmax(scale * answers[used] @ asked) + image_share * seen
             soft[place] += 1 - share - image_share
             total -= soft @ np.log(_softmax(scale * keys[used] @ query))
@@ -59,6 +64,24 @@ def test_distilled_loss_equals_numpy(rows: int, share: float, image_share: float
         torch.from_numpy(speech), torch.from_numpy(target), torch.from_numpy(GROUPS), 8.0,
         queue=QueueRows(tensors[0].float(), tensors[1].float(), tensors[2]) if rows else None,
         teacher=torch.from_numpy(teacher), share=share, image_share=image_share, image_scale=3.0,
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "share", "image_share"), [(0, 0.0, 0.0), (4, 0.0, 0.0), (4, 0.25, 0.5)])
+def test_all_images_are_negatives_of_the_utterances(rows: int, share: float, image_share: float) -> None:
+    rng = np.random.default_rng(rows)
+    speech, teacher, gallery = _unit(rng, 5), _unit(rng, 5), _unit(rng, 9)
+    target = gallery[GROUPS]
+    owners = np.array([1, 7, 8, 2])[:rows]
+    queue = _unit(rng, rows), gallery[owners], owners
+    expected = _reference(speech, target, GROUPS, 8.0, queue, teacher, share, image_share, 3.0, gallery)
+    tensors = [torch.from_numpy(part) for part in queue]
+    loss = distilled_contrastive_loss(
+        torch.from_numpy(speech), torch.from_numpy(target), torch.from_numpy(GROUPS), 8.0,
+        queue=QueueRows(tensors[0].float(), tensors[1].float(), tensors[2]) if rows else None,
+        gallery=torch.from_numpy(gallery), teacher=torch.from_numpy(teacher), share=share, image_share=image_share,
+        image_scale=3.0,
     )  # fmt: skip
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
