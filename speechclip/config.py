@@ -244,8 +244,8 @@ class HeadConfig:
         attention_heads: heads of the self-attention.
         dropout: dropout of attention and feed-forward.
         input_dropout: dropout on the weighted sum of hidden states.
-        pooling: of the head parallel: "cls" as published, or "weights" for joined frames and weights over time for every
-            dimension (ours), without a transformer layer. Then attention_heads, dropout and cls_std have no effect.
+        pooling: of the head parallel: "cls" as published, or "weights" (ours) for joined frames and weights over time
+            for every dimension, without a transformer layer. Then attention_heads, dropout and cls_std have no effect.
         joined_frames: with pooling "weights": frames of 20 ms that are joined to one position.
         keywords: K, the number of keywords of the heads cascaded and hybrid.
         projection_layers: linear layers from a keyword's state to the subword width, 1 or 2.
@@ -587,7 +587,8 @@ class Config:
 
     def _check_head(self) -> None:
         head = self.model.head
-        if head.pooling != "cls" and head.name not in ("parallel", "reranker"):  # a reranker keeps those of its coarse head
+        owners = ("parallel", "reranker")  # a reranker keeps the settings of its coarse head
+        if head.pooling != "cls" and head.name not in owners:
             raise UserError(f"model.head.pooling: belongs to the head parallel, not to {head.name}. Remove it.")
 
     def _check_objectives(self) -> None:

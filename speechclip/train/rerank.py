@@ -165,7 +165,7 @@ class RerankStep(nn.Module):
         return self._gather(head.match_pooled(speech, embeddings), sync_grads=True)
 
     def _own_groups(self, scores: Tensor) -> Tensor:
-        """Return the scores within the crossed groups of this process, [G, size, size], from those of all pairs [B, B]."""
+        """Return the scores within this process's crossed groups, [G, size, size], from those of all pairs [B, B]."""
         first, count = sum(self._sizes[: self._fabric.global_rank]), self._crossed * self._size
         own = scores[first : first + count, first : first + count]
         blocks = own.unflatten(0, (-1, self._size)).unflatten(2, (-1, self._size))  # [G, size, G, size]

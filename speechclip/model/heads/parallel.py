@@ -57,9 +57,7 @@ class ParallelHead(TransformerLayer, Head):
 @register_head("parallel", branches=ParallelHead.branches)
 def _build(settings: HeadConfig, inputs: HeadInputs) -> ParallelHead | PooledHead:
     if settings.pooling == "weights":
-        return PooledHead(
-            inputs.dim, inputs.joint_dim, stride=settings.joined_frames, dropout=settings.input_dropout
-        )
+        return PooledHead(inputs.dim, inputs.joint_dim, stride=settings.joined_frames, dropout=settings.input_dropout)
     return ParallelHead(
         inputs.dim, inputs.joint_dim, heads=settings.attention_heads, dropout=settings.dropout,
         input_dropout=settings.input_dropout, cls_std=settings.cls_std,

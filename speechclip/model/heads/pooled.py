@@ -1,14 +1,13 @@
 """Pooled speech: joined frames, and weights over time for every dimension; an alternative to the parallel head's layer.
 
-It is our addition, in neither paper. The sum over positions goes to the embedding through a LayerNorm and a Linear alone.
-So words add up, and captions that are bags of words need few examples.
+It is our addition, in neither paper. The sum over positions passes a LayerNorm and a Linear alone. So words add up, and
+captions that are bags of words need few examples.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from speechclip.model.heads.base import PARALLEL, Head, HeadOutput

@@ -87,9 +87,7 @@ class RerankerHead(Head):
         self.branches = coarse.branches  # type: ignore[misc]  # those of the coarse head
         self.settings = settings
         width = settings.dim
-        self.pooled = PooledSpeech(
-            dim, joint_dim, width=width, stride=settings.stride, dropout=settings.input_dropout
-        )
+        self.pooled = PooledSpeech(dim, joint_dim, width=width, stride=settings.stride, dropout=settings.input_dropout)
         self.speech_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, settings.heads, 4 * width, settings.dropout, activation="gelu", batch_first=True,

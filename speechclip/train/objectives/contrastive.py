@@ -17,7 +17,8 @@ from speechclip.train.objectives.queue import QueueRows
 
 def distilled_contrastive_loss(
     speech: Tensor, target: Tensor, groups: Tensor, scale: Tensor | float, *, queue: QueueRows | None = None,
-    gallery: Tensor | None = None, teacher: Tensor | None = None, share: float = 0.0, image_share: float = 0.0, image_scale: float = 1.0,
+    gallery: Tensor | None = None, teacher: Tensor | None = None, share: float = 0.0, image_share: float = 0.0,
+    image_scale: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Return the symmetric cross-entropy of a batch, with the rows of the queue as negatives and with soft targets.
 
@@ -31,8 +32,8 @@ def distilled_contrastive_loss(
         groups: [B] int, the image of each pair.
         scale: 1 / temperature, for ``speech`` and for ``teacher``.
         queue: further negatives; None for none.
-        gallery: [I, J], embeddings of all images by their number, L2-normalised. Those that are neither in the batch nor
-            in the queue are further negatives of the utterances; None for none.
+        gallery: [I, J], embeddings of all images by their number, L2-normalised. Those that are neither in the batch
+            nor in the queue are further negatives of the utterances; None for none.
         teacher: [B, J], embeddings of the same utterances by the momentum model; not needed if ``share`` is 0.
         share: of the momentum model, in [0, 1].
         image_share: of the image distribution, in [0, 1].
@@ -68,8 +69,8 @@ def distilled_contrastive_loss(
                 near = target @ images.T * image_scale
                 soft_image = soft_image + image_share * _distribution(near, hidden_image)
                 soft_speech = soft_speech + image_share * _distribution(near[:, : len(others)], hidden)
-        rows, columns = (_cross_entropy(to_image, soft_image, hidden_image), _cross_entropy(to_speech, soft_speech, hidden))
-        return (rows + columns) / 2
+        rows = _cross_entropy(to_image, soft_image, hidden_image)
+        return (rows + _cross_entropy(to_speech, soft_speech, hidden)) / 2
 
 
 def _own_and_hidden(groups: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from speechclip.config import HeadConfig
-from speechclip.model.heads.joined_frames import JoinedFrames, join_frames, repeat_positions, spread
 from speechclip.model.heads.base import HeadInputs
 from speechclip.model.heads.factory import make_head
+from speechclip.model.heads.joined_frames import JoinedFrames, join_frames, repeat_positions, spread
 from speechclip.model.heads.parallel import ParallelHead
 from speechclip.model.heads.pooled import PooledHead
 
