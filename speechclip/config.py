@@ -165,6 +165,7 @@ class FastVgsConfig:
         widths: channels of ResDAVEnet after its Linear, and after each stage. Each stage halves the number of frames.
         image_layers: transformer layers of the image tower.
         cross_layers: cross-modal layers.
+        init_scale: factor of BERT's deviation of initial weights, for small models with few steps.
         region_features: width of the features of a region.
         regions: the kind of the regions: butd, frcnn or clip.
         block: pairs whose fine scores are computed at a time. Less needs less memory.
@@ -184,6 +185,7 @@ class FastVgsConfig:
     widths: list[int] = bounded([128, 128, 256, 512, 768], AT_LEAST_ONE)
     image_layers: int = bounded(6, AT_LEAST_ONE)
     cross_layers: int = bounded(2, AT_LEAST_ONE)
+    init_scale: float = bounded(1.0, POSITIVE)
     region_features: int = bounded(2048, AT_LEAST_ONE)
     regions: Literal["butd", "frcnn", "clip"] = "butd"
     block: int = bounded(256, AT_LEAST_ONE)

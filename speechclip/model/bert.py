@@ -8,7 +8,7 @@ BERT_EPSILON = 1e-12  # of every LayerNorm of BERT
 _INIT_STD, _WIDTH = 0.02, 768  # of every Linear, and the width of BERT Base
 
 
-def init_bert(model: nn.Module, dim: int) -> None:
+def init_bert(model: nn.Module, dim: int, scale: float = 1.0) -> None:
     """Initialise all layers as BERT does: Linear from N(0, 0.02) with zero bias, LayerNorm with ones and zeros.
 
     At another width than BERT's 768 the deviation is 0.02 * sqrt(768 / dim), so that outputs have the same scale.
@@ -16,10 +16,11 @@ def init_bert(model: nn.Module, dim: int) -> None:
     Args:
         model: the layers.
         dim: width of the model.
+        scale: factor of the deviation. BERT's small weights give uniform attention, which few steps do not leave.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=_INIT_STD * (_WIDTH / dim) ** 0.5)
+            nn.init.normal_(module.weight, std=scale * _INIT_STD * (_WIDTH / dim) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

@@ -90,14 +90,17 @@ class CrossModalScorer(nn.Module):
         layers: number of cross-modal layers.
         hidden: width of the feed-forward blocks; 0 for 4 d.
         dropout: probability of dropout, of attention weights too.
+        init_scale: see :func:`init_bert`.
     """
 
-    def __init__(self, dim: int, heads: int, *, layers: int = 2, hidden: int = 0, dropout: float = 0.1) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, layers: int = 2, hidden: int = 0, dropout: float = 0.1, init_scale: float = 1.0
+    ) -> None:
         super().__init__()
         width = hidden or 4 * dim
         self.layers = nn.ModuleList(CrossModalLayer(dim, heads, width, dropout) for _ in range(layers))
         self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
-        init_bert(self, dim)
+        init_bert(self, dim, init_scale)
 
     def forward(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
         """Compute :meth:`score_pairs`."""

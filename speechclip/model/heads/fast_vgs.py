@@ -59,7 +59,7 @@ class ImageTower(nn.Module):
             BertLayer(dim, settings.heads, settings.feed_forward, dropout) for _ in range(settings.image_layers)
         )
         self.projection = make_mlp(dim)
-        init_bert(self, dim)
+        init_bert(self, dim, settings.init_scale)
 
     def forward(self, regions: Regions) -> tuple[Tensor, Tensor]:
         """Encode regions [N, R, F] with boxes [N, R, 4].
@@ -93,8 +93,9 @@ class FastVgsHead(Head):
         self.speech = SpeechTower(settings, inputs, dropout, frames)
         self.image = ImageTower(settings, dropout)
         self.scorer = CrossModalScorer(
-            settings.dim, settings.heads, layers=settings.cross_layers, hidden=settings.feed_forward, dropout=dropout
-        )
+            settings.dim, settings.heads, layers=settings.cross_layers, hidden=settings.feed_forward, dropout=dropout,
+            init_scale=settings.init_scale,
+        )  # fmt: skip
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute the coarse vector and the sequence of each utterance. See :class:`Head`."""

@@ -171,7 +171,7 @@ class SpeechTower(nn.Module):
         self.layer = BertLayer(dim, settings.heads, settings.feed_forward, dropout)
         self.projection = nn.Linear(dim, dim)
         self.train_frames, self.eval_frames = frames
-        init_bert(self, dim)
+        init_bert(self, dim, settings.init_scale)
 
     def fixed(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [B, T, C] and their mask [B, T], True at valid frames, at the fixed number of frames."""
