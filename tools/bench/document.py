@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from measure import OURS, PLAIN
-from sections import HEADS, SHAPES
+from sections import COMPILED, GPU_SECTIONS, HEADS, SHAPES
 
 Rows = list[dict[str, Any]]
 HELP_SECONDS = 0.5  # target for every --help
+GPU_CORPUS_RATIO = 3.0  # target for the hidden states of a corpus on a GPU
 RERANK_SECONDS = 1.0  # target for a query with a reranker
 FINE_RATIO = 10.0  # target for pairs per second against a plain loop
 MEMORY_TEXT = (
@@ -21,12 +22,14 @@ MEMORY_TEXT = (
     "about 1 GB, is not in it. Attention on a CPU with dropout keeps its weights; the kernels of a GPU keep less."
 )
 GPU_GIB = 24  # memory of the GPU that a published batch has to fit
+STEP_COLUMNS = ["plain, s", "ours, s", "ratio", "plain, MB", "ours, MB", "ratio"]
+SKIPPED = ["skipped", *["-"] * 5]  # the cells of STEP_COLUMNS
 PLOT = Path(__file__).resolve().with_name("growth.svg")
 
 
 def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
     """Write the page, and the plot if growth was measured."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, *_not_measured(results)]
     for name, (title, text, table) in PAGES.items():
         held = [results[key] for key in KEYS.get(name, (name,)) if key in results]
         if held:
@@ -37,6 +40,14 @@ def write(results: dict[str, Any], target: Path, plot: Path = PLOT) -> None:
 
         growth.draw(results["growth"]["rows"], plot)
     target.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _not_measured(results: dict[str, Any]) -> list[str]:
+    """Return a sentence with the GPU sections without results and the command that measures them; else nothing."""
+    missing = [name for name in GPU_SECTIONS if not any(key in results for key in KEYS.get(name, (name,)))]
+    titles = ", ".join(f'"{PAGES[name][0]}"' for name in missing)
+    command = f"tools/bench/bench.sh --only {' '.join(missing)}"
+    return [f"Not measured yet, because a GPU is needed: {titles} (`{command}`)."] if missing else []
 
 
 def _origins(held: Sequence[dict[str, Any]]) -> list[str]:
@@ -73,6 +84,11 @@ def _times(time: dict[str, float]) -> list[str]:
     return [f"{time[PLAIN]:.3g}", f"{time[OURS]:.3g}", f"**{time['ratio']:.3g}**{spread}"]
 
 
+def _peaks(peak: dict[str, float]) -> list[str]:
+    """Return the cells of a peak memory: plain and ours in MB, and the ratio."""
+    return [*(f"{peak[kind] / 1e6:,.0f}" for kind in (PLAIN, OURS)), f"**{peak[PLAIN] / peak[OURS]:.3g}**"]
+
+
 def _target(text: str, least: float, found: Sequence[tuple[str, float]]) -> str:
     """Return a line with the target of a ratio, the measured values by label, and whether the target is met."""
     met = [label for label, value in found if value >= least]
@@ -86,13 +102,11 @@ def _heads(rows: Rows) -> str:
     lines, notes = [], []
     for row in rows:
         if "left_out" in row:
-            lines.append([row["shape"], row["head"], f"{row['batch']}", "skipped", *["-"] * 5])
+            lines.append([row["shape"], row["head"], f"{row['batch']}", *SKIPPED])
             notes.append(f"Skipped: {row['shape']} {row['head']}, batch {row['batch']}; {row['left_out']}.")
             continue
-        peaks = [row["peak"][kind] / 1e6 for kind in (PLAIN, OURS)]
-        ratio = f"**{peaks[0] / peaks[1]:.3g}**"
         size = f"{row['batch']}{_by_fit(row)}"
-        lines.append([row["shape"], row["head"], size, *_times(row["time"]), *(f"{p:,.0f}" for p in peaks), ratio])
+        lines.append([row["shape"], row["head"], size, *_times(row["time"]), *_peaks(row["peak"])])
     judged = [row for row in rows if (row["shape"], row["head"]) == ("base", "cascaded") and "left_out" not in row]
     if judged:
         labels = [f"batch {row['batch']}{_by_fit(row)}" for row in judged]
@@ -100,8 +114,7 @@ def _heads(rows: Rows) -> str:
         peaks = [row["peak"][PLAIN] / row["peak"][OURS] for row in judged]
         notes.append(_target("a cascaded step at Base size is faster by", 10, list(zip(labels, times))))
         notes.append(_target("its peak memory is lower by", 20, list(zip(labels, peaks))))
-    head = ["size", "head", "batch", "plain, s", "ours, s", "ratio", "plain, MB", "ours, MB", "ratio"]
-    return "\n\n".join([_table(head, lines, left=2), *notes])
+    return "\n\n".join([_table(["size", "head", "batch", *STEP_COLUMNS], lines, left=2), *notes])
 
 
 def _by_fit(row: dict[str, Any]) -> str:
@@ -109,6 +122,21 @@ def _by_fit(row: dict[str, Any]) -> str:
     if "fit" not in row:
         return ""
     return " (both by fit)" if f"time {OURS}" in row["fit"] else " (plain by fit)"
+
+
+def _online(rows: Rows) -> str:
+    """Return the table of steps with the speech encoder, and the reasons of those that were skipped."""
+    lines, notes = [], []
+    for row in rows:
+        kind = [row["shape"], row["head"], row["precision"], row["case"], f"{row['batch']}"]
+        if "left_out" in row:
+            lines.append([*kind, *SKIPPED])
+            reason = row["left_out"].rstrip(".")
+            notes.append(f"Skipped: {' '.join(kind[:3])}, batch {row['batch']}; {reason}.")
+        else:
+            lines.append([*kind, *_times(row["time"]), *_peaks(row["peak"])])
+    table = _table(["size", "head", "precision", "comparison", "batch", *STEP_COLUMNS], lines, left=4)
+    return "\n\n".join([table, *notes])
 
 
 def _epoch(rows: Rows) -> str:
@@ -123,6 +151,10 @@ def _extraction(rows: Rows) -> str:
         if row["case"] in ("parts", "batches", "threads", "compiled"):
             continue
         where = f"{row['device']} {row['precision']}"
+        if "failed" in row:
+            reason = row["failed"].replace("|", "/")
+            lines.append([row["shape"], where, f"{row['case']}: not compiled, {reason}", *["-"] * 3])
+            continue
         if row["case"] == "limit":
             notes.append(
                 f"Speed of HuBERT {row['shape'].capitalize()}: plain {row[PLAIN]:.0f} GFLOP/s, ours "
@@ -152,7 +184,20 @@ def _extraction(rows: Rows) -> str:
         best = min(row["ours"] for row in sizes)
         shown = ", ".join(f"{row['seconds']:g} s {row['ours'] / best:.2f}" for row in sizes)
         notes.append(f"Relative time by the seconds of speech in a batch (1 is the best): {shown}.")
-    return "\n\n".join([table, *notes, *_threads(rows), *_compiled(rows)])
+    return "\n\n".join([table, *notes, *_gpu_target(rows), *_threads(rows), *_compiled(rows)])
+
+
+def _gpu_target(rows: Rows) -> list[str]:
+    """Return the line with the target for a corpus on a GPU, over all precisions, compiled and not, and build times."""
+    names = {"corpus": "", COMPILED: " compiled"}
+    judged = [row for row in rows if row.get("device") == "cuda" and row["case"] in names and "time" in row]
+    labels = [f"{row['shape']} {row['precision']}{names[row['case']]}" for row in judged]
+    built = [f"{label} {row['build']:.0f} s" for label, row in zip(labels, judged) if "build" in row]
+    ratios = [row["time"]["ratio"] for row in judged]
+    notes = [f"First pass over the corpus, compiling included: {', '.join(built)}."] if built else []
+    if judged:
+        notes.append(_target("a corpus on a GPU is faster by", GPU_CORPUS_RATIO, list(zip(labels, ratios))))
+    return notes
 
 
 def _threads(rows: Rows) -> list[str]:
@@ -335,6 +380,7 @@ hold only for the machine named below them. `tools/bench/bench.sh --document BEN
 # the keys of the results that a section of the page shows, if they differ from its name
 ENGINE_COUNTS = (20_000, 100_000, 1_000_000, 2_000_000, 4_000_000, 10_000_000)  # vectors
 KEYS = {
+    "online_cuda": tuple(f"online_cuda_{shape}" for shape in SHAPES),
     "heads": tuple(f"heads_{shape}_{head}" for shape in SHAPES for head in HEADS),
     "search_engines": tuple(f"search_engines_{count}" for count in ENGINE_COUNTS),
     "search_scale": tuple(f"search_scale_{count}" for count in ENGINE_COUNTS),
@@ -411,8 +457,18 @@ PAGES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     ),
     "extraction_cuda": (
         "Hidden states of a corpus on a GPU",
-        "Wall time. bf16 uses autocast around both encoders.",
+        "Wall time. bf16 uses autocast around both encoders. compiled corpus: s3prl's HuBERT as in corpus, our encoder "
+        "in length buckets with torch.compile on its convolutions and layers.",
         _extraction,
+    ),
+    "online_cuda": (
+        "A training step with the speech encoder on a GPU",
+        "From waveforms to Adam's update, with the frozen encoder in the step (`--feats online`). Utterances are "
+        "cropped to 6.4 s. step: s3prl's HuBERT on the padded batch, the image tower and the plain head (plain), our "
+        "encoder on groups of 64 utterances of similar length and cached image embeddings (ours). same images: the "
+        "plain step has the cached embeddings, too. Wall time. bf16 uses autocast around both steps. Peak memory is "
+        "that of the tensors on the GPU, less that before the step.",
+        _online,
     ),
     "scoring": (
         "Retrieval scores",

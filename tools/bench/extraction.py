@@ -1,11 +1,13 @@
 """Benchmark 2: hidden states of a corpus: ours in length buckets, s3prl's HuBERT in corpus order.
 
 Both use the same random weights and waveforms. "same batches" compares both encoders on equal padded batches.
-"bucketing" compares our encoder on both orders. The limit is the fastest matrix product of the machine.
+"bucketing" compares our encoder on both orders. The limit is the fastest matrix product of the machine. "compiled
+corpus" compares the corpus with torch.compile on our encoder.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ import parts
 import torch
 from measure import OURS, PLAIN
 from safetensors.torch import load_file
+from sections import COMPILED
 from torch import Tensor, nn
 
 from speechclip.common.constants import HOP, SAMPLE_RATE
@@ -29,6 +32,7 @@ from speechclip.model.encoders.transformers import waveform_encoder
 
 CORPUS_BATCH = 16  # utterances of a padded batch in corpus order
 BATCH_SECONDS = 60.0  # the default of stage 2
+Compiler = Callable[..., Callable[..., Any]]  # torch.compile, or a stand-in
 
 
 def plain_encoder(shape: str, folder: Path, device: str = "cpu") -> Callable[[list[Tensor]], SpeechFeatures]:
@@ -47,8 +51,8 @@ def plain_encoder(shape: str, folder: Path, device: str = "cpu") -> Callable[[li
     @torch.no_grad()
     def encode(waves: list[Tensor]) -> SpeechFeatures:
         states = torch.stack(list(upstream(waves)["hidden_states"]), dim=1)
-        frames = torch.tensor([min(round(len(wave) / HOP), states.shape[2]) for wave in waves])
-        return SpeechFeatures(states, frames)
+        frames = [min(round(len(wave) / HOP), states.shape[2]) for wave in waves]
+        return SpeechFeatures(states, torch.tensor(frames, device=device))
 
     return encode
 
@@ -98,36 +102,82 @@ def over(encode: Callable[[list[Tensor]], Any], waves: list[Tensor], batches: li
 
 
 def run(
-    shape: str, utterances: int, repeats: int, device: str = "cpu", precision: str = "fp32"
+    shape: str,
+    utterances: int,
+    repeats: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiler: Compiler | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure a corpus, equal batches, bucketing alone, and the distance to the fastest matrix product."""
+    """Measure a corpus, equal batches, bucketing alone, and the distance to the fastest matrix product.
+
+    Args:
+        shape: base, large or small.
+        utterances: size of the corpus.
+        repeats: rounds.
+        device: cpu or cuda.
+        precision: fp32, or bf16 for autocast around both encoders.
+        compiler: measure the corpus with our encoder compiled by this function, too. None: do not.
+
+    Returns:
+        A row for each comparison, in seconds. If compiling fails, its row holds the reason in "failed".
+    """
     samples = parts.lengths(utterances)
     waves = [wave.to(device) for wave in parts.waves(samples)]
     with tempfile.TemporaryDirectory() as folder:
         encoders = plain_encoder(shape, Path(folder), device), parts.speech_encoder(shape, Path(folder)).to(device)
-    plain, ours = (_in_bfloat16(encode, device) if precision == "bf16" else encode for encode in encoders)
+    plain, ours = (at_precision(encode, device, precision) for encode in encoders)
     batches = orders(samples)
     works = {
         PLAIN: over(plain, waves, batches[PLAIN]),
         "same batches": over(ours, waves, batches[PLAIN]),
         OURS: over(ours, waves, batches[OURS]),
     }
+    pairs = {"corpus": (PLAIN, OURS), "same batches": (PLAIN, "same batches"), "bucketing": ("same batches", OURS)}
     for encode in (plain, ours):
         encode(waves[:2])
-    times = measure.interleaved(works, repeats, warm_up=False, device=device)
     common = {
         "shape": shape, "utterances": utterances, "speech": float(samples.sum()) / SAMPLE_RATE, "device": device,
         "precision": precision, "padding": {kind: padding(samples, batches[kind]) for kind in (PLAIN, OURS)},
     }  # fmt: skip
-    pairs = {"corpus": (PLAIN, OURS), "same batches": (PLAIN, "same batches"), "bucketing": ("same batches", OURS)}
-    rows: list[dict[str, Any]] = []
-    for case, (one, other) in pairs.items():
-        time = measure.compare({PLAIN: times[one], OURS: times[other]})
-        rows.append({**common, "case": case, "time": time})
-        print(f"{shape} {device} {precision} {case}: {time['ratio']:.2f} x", flush=True)
+    built: dict[str, Any] = {}
+    if compiler is not None:
+        work = over(at_precision(compiled_encoder(encoders[1], compiler), device, precision), waves, batches[OURS])
+        built = build(work)
+        if "failed" not in built:
+            works[COMPILED], pairs[COMPILED] = work, (PLAIN, COMPILED)
+    times = measure.interleaved(works, repeats, warm_up=device != "cpu", device=device)
+    compared = {
+        case: measure.compare({PLAIN: times[one], OURS: times[other]}) for case, (one, other) in pairs.items()
+    }  # fmt: skip
+    rows = [{**common, "case": case, "time": time} for case, time in compared.items()]
+    if "failed" in built:
+        rows.append({**common, "case": COMPILED})
+    for row in rows:
+        row |= built if row["case"] == COMPILED else {}
+        print(f"{shape} {device} {precision} {row['case']}: {row.get('failed') or row['time']}", flush=True)
     if device == "cpu" and precision == "fp32":
         rows.append({**common, "case": "limit", **_against_limit(shape, samples, batches, times)})
     return rows
+
+
+def compiled_encoder(encoder: Any, compiler: Compiler) -> Any:
+    """Return a copy of our encoder whose convolutions and layers are compiled for every batch size and length.
+
+    The hooks that record the hidden states stay outside the compiled functions.
+    """
+    made = copy.deepcopy(encoder)
+    for module in (made.model.feature_extractor, *made.model.encoder.layers):
+        module.forward = compiler(module.forward, dynamic=True)
+    return made
+
+
+def build(work: Callable[[], Any]) -> dict[str, Any]:
+    """Return the wall time of the first call of a compiled function in "build", or why it failed in "failed"."""
+    try:
+        return {"build": measure.clock_seconds(work)}
+    except Exception as error:  # no compiler, or an operator without a lowering: the page shows the reason
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def by_part(shape: str, repeats: int) -> list[dict[str, Any]]:
@@ -197,12 +247,9 @@ def compiled(shape: str, repeats: int) -> list[dict[str, Any]]:
         as_written = _layers(model, hidden)
         built = torch.compile(as_written, dynamic=False)
         with torch.no_grad():
-            try:
-                row["build"] = measure.clock_seconds(built)
-                works = {PLAIN: as_written, OURS: built}
-                row["time"] = measure.compare(measure.interleaved(works, repeats))
-            except Exception as error:  # no compiler, or an operator without a lowering: the page shows the reason
-                row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            row |= build(built)
+            if "failed" not in row:
+                row["time"] = measure.compare(measure.interleaved({PLAIN: as_written, OURS: built}, repeats))
         torch._dynamo.reset()
         print(f"{shape} compiled {kind}: {row}", flush=True)
         rows.append(row)
@@ -230,10 +277,14 @@ def _against_limit(
     return {"limit": product_limit(), **reached}
 
 
-def _in_bfloat16(encode: Callable[[list[Tensor]], Any], device: str) -> Callable[[list[Tensor]], Any]:
-    def under(waves: list[Tensor]) -> Any:
+def at_precision(work: Callable[..., Any], device: str, precision: str) -> Callable[..., Any]:
+    """Return the function under autocast to bfloat16 if the precision is "bf16", else the function itself."""
+    if precision != "bf16":
+        return work
+
+    def under(*given: Any) -> Any:
         with torch.autocast(device, dtype=torch.bfloat16):
-            return encode(waves)
+            return work(*given)
 
     return under
 

@@ -143,9 +143,11 @@ def memory_in_child(work: str, arguments: Mapping[str, Any], timeout: float = 90
     return int(json.loads(ended.stdout.splitlines()[-1])["peak"])
 
 
-def peak_of(work: Callable[[], Any]) -> int:
-    """Return the peak resident memory of a call less the memory before it, in bytes."""
+def peak_of(work: Callable[[], Any], device: str = "cpu") -> int:
+    """Return the peak memory of a call less the memory before it, in bytes: resident, or that of tensors on a GPU."""
     gc.collect()
+    if device != "cpu":
+        return _peak_of_cuda(work)
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak: loading may have needed more
@@ -154,6 +156,17 @@ def peak_of(work: Callable[[], Any]) -> int:
     before = _peak_resident()
     work()
     return _peak_resident() - before
+
+
+def _peak_of_cuda(work: Callable[[], Any]) -> int:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _peak_resident() -> int:

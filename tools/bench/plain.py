@@ -42,7 +42,7 @@ def apply_head(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) 
     name, embeddings, quantity_loss = model.config.head.name, [], None
     cls = head.cls[None].expand(len(mixed), -1, -1) if head.cls is not None else mixed[:, :0]
     tokens = torch.cat([cls, head.input_dropout(mixed)], dim=1)
-    padding = torch.arange(mixed.shape[1])[None] >= frames[:, None]
+    padding = torch.arange(mixed.shape[1], device=frames.device)[None] >= frames[:, None]
     mask = nn.functional.pad(padding, (cls.shape[1], 0), value=False)
     # the published parallel head is torch's encoder layer, which needs no weights; the others call the attention
     weighed = name != "parallel"
@@ -59,13 +59,13 @@ def apply_head(model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor) 
     if name.endswith("plus"):
         segments, quantity_loss = fire(head.cif, hidden[:, first:], padding)
         vectors = nn.utils.rnn.pad_sequence([head.projection(row) for row in segments], batch_first=True)
-        counts = torch.tensor([len(row) for row in segments])
-        exists = torch.arange(vectors.shape[1])[None] < counts[:, None]
+        counts = torch.tensor([len(row) for row in segments], device=vectors.device)
+        exists = torch.arange(vectors.shape[1], device=vectors.device)[None] < counts[:, None]
         normed = head.batch_norm(vectors[exists])
         vectors = torch.zeros_like(vectors).masked_scatter(exists[:, :, None], normed)
     else:
         vectors = head.batch_norm(head.projection(hidden[:, first : cls.shape[1]]))
-        counts = torch.full((len(vectors),), vectors.shape[1])
+        counts = torch.full((len(vectors),), vectors.shape[1], device=vectors.device)
     embeddings.append(encode_keywords(model, clip, quantize(head.quantizer, vectors), counts))
     return embeddings, quantity_loss
 
@@ -86,10 +86,11 @@ def encode_keywords(model: SpeechNetwork, clip: Any, keywords: Tensor, counts: T
     """Encode keywords with CLIP's text transformer over all of its positions: [B, J]."""
     assert model.clip is not None
     tokens, table = model.clip.tokenizer, clip.token_embedding.weight
-    rows = table[torch.full((len(keywords), len(clip.positional_embedding)), tokens.pad)].clone()
+    empty = torch.full((len(keywords), len(clip.positional_embedding)), tokens.pad, device=table.device)
+    rows = table[empty].clone()
     rows[:, 0] = table[tokens.sot]
     rows[:, 1 : 1 + keywords.shape[1]] = keywords
-    every = torch.arange(len(rows))
+    every = torch.arange(len(rows), device=rows.device)
     for at in range(keywords.shape[1]):  # after the last keyword of an utterance come EOT and padding
         rows[counts <= at, 1 + at] = table[tokens.pad]
     rows[every, counts + 1] = table[tokens.eot]
@@ -128,9 +129,9 @@ def loss(
 ) -> Tensor:
     """Return the sum of the contrastive losses of all branches and the quantity loss."""
     weights = model.config.loss
-    total = torch.zeros(()) if quantity_loss is None else weights.quantity_weight * quantity_loss
+    total = images.new_zeros(()) if quantity_loss is None else weights.quantity_weight * quantity_loss
     images = nn.functional.normalize(images.float(), dim=-1)
-    same = (groups[:, None] == groups[None]) & ~torch.eye(len(groups), dtype=torch.bool)
+    same = (groups[:, None] == groups[None]) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
     for embedding in embeddings:
         logits = nn.functional.normalize(embedding, dim=-1) @ images.T * model.loss.log_scale.exp()
         logits = logits.masked_fill(same, float("-inf"))

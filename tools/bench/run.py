@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sections import HEADS, SECTIONS, SHAPES
+from sections import HEADS, ONLINE_BATCHES, ONLINE_HEADS, PRECISIONS, SECTIONS, SHAPES
 
 HERE = Path(__file__).resolve().parent
 
@@ -25,16 +25,23 @@ def arguments(argv: list[str]) -> Any:
     parser = ArgumentParser(prog="tools/bench/bench.sh", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to measure, in this order; default: all")
     parser.add_argument(
-        "--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="model sizes of heads and extraction_cuda"
+        "--shapes",
+        nargs="+",
+        choices=SHAPES,
+        default=list(SHAPES),
+        help="model sizes of heads, extraction_cuda and online_cuda",
     )
     parser.add_argument(
         "--heads",
         nargs="+",
         choices=HEADS,
-        default=list(HEADS),
-        help="heads to measure in the sections heads and epoch",
+        help="heads to measure in the sections heads, epoch and online_cuda; default: all, in online_cuda "
+        + " and ".join(ONLINE_HEADS),
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16], help="batch sizes of a training step")
+    parser.add_argument(
+        "--online_batches", nargs="+", type=int, default=list(ONLINE_BATCHES), help="batch sizes of online_cuda"
+    )
     parser.add_argument(
         "--utterances",
         type=int,
@@ -64,11 +71,15 @@ def shown_words(argv: list[str]) -> list[str]:
 def keys(options: Any) -> list[str]:
     """Return the keys of the results to measure.
 
-    Every size and head of the section "heads" has its own key, so that a stopped run keeps the finished ones.
+    Every size and head of the section "heads" has its own key, and every size of "online_cuda", so that a stopped run
+    keeps the finished ones.
     """
     chosen = options.only or ([] if options.document else SECTIONS)
-    heads = [f"heads_{shape}_{head}" for shape in options.shapes for head in options.heads]
-    return [key for name in chosen for key in (heads if name == "heads" else [name])]
+    several = {
+        "heads": [f"heads_{shape}_{head}" for shape in options.shapes for head in options.heads or HEADS],
+        "online_cuda": [f"online_cuda_{shape}" for shape in options.shapes],
+    }
+    return [key for name in chosen for key in several.get(name, [name])]
 
 
 def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | None:
@@ -108,10 +119,17 @@ def section(name: str, options: Any) -> Callable[[], list[dict[str, Any]]] | Non
         import torch
 
         return (lambda: _extraction_cuda(options.shapes, count, repeats)) if torch.cuda.is_available() else None
+    if name.startswith("online_cuda_"):
+        import torch
+
+        shape = name.rpartition("_")[2]
+        return (lambda: _online_cuda(shape, options)) if torch.cuda.is_available() else None
     import steps
 
     if name == "epoch":
-        return lambda: steps.epoch("base", tuple(options.heads), min(count, steps.EPOCH_UTTERANCES), 8, repeats)
+        return lambda: steps.epoch(
+            "base", tuple(options.heads or HEADS), min(count, steps.EPOCH_UTTERANCES), 8, repeats
+        )
     _, shape, head = name.split("_", 2)
     return lambda: steps.run(shape, head, tuple(options.batches), repeats)
 
@@ -126,9 +144,21 @@ def _extraction(count: int, repeats: int) -> list[dict[str, Any]]:
 
 def _extraction_cuda(shapes: list[str], count: int, repeats: int) -> list[dict[str, Any]]:
     import extraction
+    import torch
 
-    kinds = [(shape, precision) for shape in shapes for precision in ("fp32", "bf16")]
-    return [row for shape, precision in kinds for row in extraction.run(shape, 8 * count, repeats, "cuda", precision)]
+    rows: list[dict[str, Any]] = []
+    for shape in shapes:
+        rows += extraction.run(shape, 8 * count, repeats, "cuda", "fp32")
+        rows += extraction.run(shape, 8 * count, repeats, "cuda", "bf16", torch.compile)
+        torch._dynamo.reset()
+    return rows
+
+
+def _online_cuda(shape: str, options: Any) -> list[dict[str, Any]]:
+    import online
+
+    heads, batches = options.heads or ONLINE_HEADS, options.online_batches
+    return online.run(shape, heads, batches, options.repeats, "cuda", PRECISIONS)
 
 
 def child(request: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def our_loss(model: SpeechNetwork, config: Config, batch: Batch, targets: Tensor
 def plain_loss(
     model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor, images: Tensor, groups: Tensor
 ) -> Tensor:
-    """Return the loss of the plain step. The image tower runs first, as in the published code.
+    """Return the loss of the plain step with the image tower, which runs first, as in the published code.
 
     Args:
         model: the network.
@@ -77,6 +77,18 @@ def plain_loss(
         groups: [B], the image of each utterance.
     """
     embedded = plain.image_tower(clip, images)  # before the head: its buffers are not in memory with the graph
+    return plain_head_loss(model, clip, states, frames, embedded, groups)
+
+
+def plain_head_loss(
+    model: SpeechNetwork, clip: Any, states: Tensor, frames: Tensor, embedded: Tensor, groups: Tensor
+) -> Tensor:
+    """Return the loss of the plain step without the image tower.
+
+    Args:
+        model, clip, states, frames, groups: see :func:`plain_loss`.
+        embedded: [B, J], of the image tower.
+    """
     embeddings, quantity = plain.apply_head(model, clip, states, frames)
     return plain.loss(model, embeddings, quantity, embedded, groups)
 
