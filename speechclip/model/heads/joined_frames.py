@@ -1,4 +1,4 @@
-"""Joins neighbouring frames to positions that are about as long as a word's sound, before attention over time."""
+"""Joins neighbouring frames to positions that see about a syllable, before attention over time."""
 
 from __future__ import annotations
 
