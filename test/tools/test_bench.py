@@ -26,6 +26,7 @@ import live_memory  # noqa: E402
 import measure  # noqa: E402
 import mini  # noqa: E402
 import parts  # noqa: E402
+import rerank  # noqa: E402
 import run  # noqa: E402
 import scoring  # noqa: E402
 import startup  # noqa: E402
@@ -378,6 +379,14 @@ def test_benchmarks_page_is_rendered_from_the_results(tmp_path: Path) -> None:
     linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "BENCHMARKS.md").read_text())
     assert [name for name in linked if not (ROOT / name).is_file()] == []
     assert bool(linked) == ("growth" in results)
+
+
+def test_a_reranker_is_measured_at_the_size_of_mini() -> None:
+    (row,) = rerank.run(images=6, top_k=3, repeats=1)
+    assert row["total"] >= row["encode"] + row["fine"] > 0
+    count, works = fine_scores._reranker_works(images=3)
+    assert count == 6
+    torch.testing.assert_close(works["ours"](), works["plain"](), atol=1e-3, rtol=1e-3)
 
 
 def test_live_memory_of_fake_tensors_is_that_of_real_ones() -> None:

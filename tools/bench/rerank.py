@@ -76,7 +76,7 @@ def candidates(model: Any, images: tuple[Regions, torch.Tensor], utterances: int
     states, frames = model.encode_waves([0.1 * torch.randn(int(n), generator=generator) for n in lengths])
     padding = torch.arange(states.shape[2])[None, :] >= frames[:, None]
     speech = head.speech_tokens(head.frozen_speech(model.weighted_sum(states), padding))
-    return Candidates(speech.tokens, speech.valid, speech.coarse, head.image_tokens(*images), images[1])
+    return Candidates(speech.tokens, speech.valid, speech.coarse, speech.pooled, head.image_tokens(*images), images[1])
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def _query(model: Any, gallery: tuple[Regions, torch.Tensor], top_k: int) -> dic
     encoded = time.process_time()
     best = (embeddings @ speech.coarse[0]).topk(top_k).indices
     ranked = time.process_time()
-    candidates = Candidates(speech.tokens, speech.valid, speech.coarse, images, embeddings)
+    candidates = Candidates(speech.tokens, speech.valid, speech.coarse, speech.pooled, images, embeddings)
     pairs = np.stack([np.zeros(top_k, dtype=np.int64), best.numpy()], axis=1)
     score_candidates(model, candidates, pairs, head.settings.block)
     done = time.process_time()
