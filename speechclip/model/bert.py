@@ -65,6 +65,26 @@ class BareAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
 
+    def first(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Attend from the first of the tokens [N, T, d] to all of them: [N, 1, d], as :meth:`forward` does.
+
+        One query needs neither keys nor values of the tokens. Its key projection folds into the query, and its value
+        projection moves behind the weighted sum: 2 * heads * d multiplications per token instead of 2 * d * d.
+        """
+        heads, count = self.heads, len(tokens)
+        size = tokens.shape[2] // heads
+        query = self.query(tokens[:, 0]).view(count, heads, size).transpose(0, 1) * size**-0.5  # [H, N, s]
+        folded = (query @ self.key.weight.view(heads, size, -1)).transpose(0, 1)  # [N, H, d]
+        shift = (query @ self.key.bias.view(heads, size, 1)).transpose(0, 1)  # changes no weight, but takes a gradient
+        scores = folded @ tokens.transpose(1, 2) + shift  # [N, H, T]
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None], float("-inf"))
+        weights = nn.functional.dropout(scores.softmax(dim=2), self.dropout, self.training)
+        pooled = (weights @ tokens).transpose(0, 1)  # [H, N, d]
+        values = (pooled @ self.value.weight.view(heads, size, -1).transpose(1, 2)).transpose(0, 1)  # [N, H, s]
+        mass = weights.sum(dim=2, keepdim=True)  # 1, except with dropout
+        return (values + mass * self.value.bias.view(heads, size)).flatten(1)[:, None]
+
     def forward(self, tokens: Tensor, context: Tensor, valid: Tensor | None = None) -> Tensor:
         """Attend from ``tokens`` [N, T, d] to ``context`` [N, S, d] with its mask ``valid`` [N, S]."""
         key, value = self.split(self.key(context)), self.split(self.value(context))

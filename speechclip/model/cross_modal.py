@@ -8,12 +8,31 @@ LayerNorm). Padded frames of speech are masked. Regions of images are not.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from speechclip.model.bert import BareAttention, FeedForward, Residual, init_bert
+
+
+class Projected(NamedTuple):
+    """Tokens with their projections of a cross-attention.
+
+    Attributes:
+        tokens: [N, T, d].
+        query, key, value: [N, heads, T, d / heads].
+    """
+
+    tokens: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    def select(self, at: Tensor) -> Projected:
+        """Return the rows ``at`` [P]."""
+        return Projected(*(part[at] for part in self))
 
 
 class CrossModalLayer(nn.Module):
@@ -33,35 +52,15 @@ class CrossModalLayer(nn.Module):
         self.speech_self, self.image_self = BareAttention(dim, heads, dropout), BareAttention(dim, heads, dropout)
         self.speech_forward, self.image_forward = FeedForward(dim, hidden, dropout), FeedForward(dim, hidden, dropout)
 
-    def cross_attend(self, speech: Tensor, valid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, tokens: Tensor) -> Projected:
+        """Return tokens [N, T, d] with their projections of the cross-attention."""
+        return Projected(tokens, *self.cross.project(tokens))
+
+    def cross_attend(self, speech: Projected, valid: Tensor, image: Projected) -> tuple[Tensor, Tensor]:
         """Attend from speech [P, T, d] to image [P, R, d] and back, for pairs."""
-        query_s, key_s, value_s = self.cross.project(speech)
-        query_i, key_i, value_i = self.cross.project(image)
-        to_image = self.cross.attend(query_s, key_i, value_i, None)
-        to_speech = self.cross.attend(query_i, key_s, value_s, valid)
-        return self.cross_output(to_image, speech), self.cross_output(to_speech, image)
-
-    def cross_attend_groups(self, speech: Tensor, valid: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend between all pairs of speech [G, A, T, d] and image [G, B, R, d] of each group.
-
-        The projections of an utterance or image are computed once.
-
-        Returns:
-            [G * A * B, T, d] and [G * A * B, R, d], with the images of an utterance next to each other.
-        """
-        count_s, count_i = speech.shape[1], image.shape[1]
-
-        def rows(tokens: Tensor) -> Tensor:
-            return tokens[:, :, None].expand(-1, -1, count_i, *tokens.shape[2:]).flatten(0, 2)
-
-        def columns(tokens: Tensor) -> Tensor:
-            return tokens[:, None].expand(-1, count_s, *tokens.shape[1:]).flatten(0, 2)
-
-        query_s, key_s, value_s = (rows(part) for part in self.cross.project(speech))
-        query_i, key_i, value_i = (columns(part) for part in self.cross.project(image))
-        to_image = self.cross.attend(query_s, key_i, value_i, None)
-        to_speech = self.cross.attend(query_i, key_s, value_s, rows(valid))
-        return self.cross_output(to_image, rows(speech)), self.cross_output(to_speech, columns(image))
+        to_image = self.cross.attend(speech.query, image.key, image.value, None)
+        to_speech = self.cross.attend(image.query, speech.key, speech.value, valid)
+        return self.cross_output(to_image, speech.tokens), self.cross_output(to_speech, image.tokens)
 
     def rest(self, speech: Tensor, valid: Tensor, image: Tensor, first_only: bool) -> tuple[Tensor, Tensor]:
         """Apply the self-attentions and the feed-forward blocks after the cross-attention.
@@ -72,9 +71,10 @@ class CrossModalLayer(nn.Module):
             image: [P, R, d].
             first_only: return the first position of each sequence alone. Nothing reads the others of the last layer.
         """
-        from_speech, from_image = (speech[:, :1], image[:, :1]) if first_only else (speech, image)
-        attended_s = self.speech_self(from_speech, speech, valid)
-        attended_i = self.image_self(from_image, image)
+        if first_only:
+            attended_s, attended_i = self.speech_self.first(speech, valid), self.image_self.first(image)
+        else:
+            attended_s, attended_i = self.speech_self(speech, speech, valid), self.image_self(image, image)
         return self.speech_forward(attended_s), self.image_forward(attended_i)
 
 
@@ -117,10 +117,31 @@ class CrossModalScorer(nn.Module):
         Returns:
             [P].
         """
-        layer = self.layers[0]
+        return self.score_projected(self.project(speech), valid, self.project(regions))
+
+    def project(self, tokens: Tensor) -> Projected:
+        """Return sequences [N, T, d] with the projections of the first cross-attention, for :meth:`score_projected`.
+
+        They do not depend on the other part of a pair. So a sequence of several pairs is projected once.
+        """
+        return self._layer(0).project(tokens)
+
+    def score_projected(self, speech: Projected, valid: Tensor, regions: Projected) -> Tensor:
+        """Return :meth:`score_pairs` of projected sequences of P pairs, [P]."""
+        last = len(self.layers) - 1
+        for number in range(len(self.layers)):
+            layer = self._layer(number)
+            tokens, image = layer.cross_attend(speech, valid, regions)
+            tokens, image = layer.rest(tokens, valid, image, first_only=number == last)
+            if number < last:
+                speech, regions = self._layer(number + 1).project(tokens), self._layer(number + 1).project(image)
+        scores: Tensor = self.score(torch.cat([tokens[:, 0], image[:, 0]], dim=-1))
+        return scores[:, 0]
+
+    def _layer(self, number: int) -> CrossModalLayer:
+        layer = self.layers[number]
         assert isinstance(layer, CrossModalLayer)
-        tokens, image = layer.cross_attend(speech, valid, regions)
-        return self._finish(tokens, image, valid)
+        return layer
 
     def score_grid(self, speech: Tensor, valid: Tensor, regions: Tensor) -> Tensor:
         """Score all pairs of A utterances and B images: [A, B]. See :meth:`score_pairs`."""
@@ -134,23 +155,14 @@ class CrossModalScorer(nn.Module):
             valid: [G, A, T] bool.
             regions: [G, B, R, d], [CLS] first.
         """
-        layer = self.layers[0]
-        assert isinstance(layer, CrossModalLayer)
-        tokens, image = layer.cross_attend_groups(speech, valid, regions)
-        shape = (*valid.shape[:2], regions.shape[1])  # G, A, B
-        every = valid[:, :, None].expand(*shape, -1).flatten(0, 2)
-        return self._finish(tokens, image, every).view(shape)
-
-    def _finish(self, speech: Tensor, image: Tensor, valid: Tensor) -> Tensor:
-        """Return the scores from the output of the first cross-attention."""
-        last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, CrossModalLayer)
-            if number:
-                speech, image = layer.cross_attend(speech, valid, image)
-            speech, image = layer.rest(speech, valid, image, first_only=number == last)
-        scores: Tensor = self.score(torch.cat([speech[:, 0], image[:, 0]], dim=-1))
-        return scores[:, 0]
+        groups, rows, columns = *valid.shape[:2], regions.shape[1]
+        group, row, column = (part.flatten() for part in torch.meshgrid(
+            *(torch.arange(count, device=speech.device) for count in (groups, rows, columns)), indexing="ij"
+        ))  # fmt: skip
+        left, right = group * rows + row, group * columns + column
+        projected = self.project(speech.flatten(0, 1)).select(left), self.project(regions.flatten(0, 1)).select(right)
+        scores = self.score_projected(projected[0], valid.flatten(0, 1)[left], projected[1])
+        return scores.view(groups, rows, columns)
 
 
 def score_all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, regions: Tensor, block: int) -> Tensor:
@@ -191,6 +203,8 @@ def score_listed_pairs(
 ) -> Tensor:
     """Score some pairs in blocks, without gradients, as coarse-to-fine retrieval needs them.
 
+    An utterance or image is projected once in each block.
+
     Args:
         scorer: the cross-modal layers.
         speech: [A, T, d], on any device.
@@ -205,10 +219,31 @@ def score_listed_pairs(
     device = next(scorer.parameters()).device
     scores = []
     for part in pairs.split(block):
-        rows, columns = part[:, 0].to(speech.device), part[:, 1].to(regions.device)
-        inputs = (speech[rows], valid[rows], regions[columns])
-        scores.append(scorer.score_pairs(*(x.to(device) for x in inputs)).float().cpu())
+        rows, columns = shared(part)
+        left, right = rows.used.to(speech.device), columns.used.to(regions.device)
+        speech_of, regions_of = (scorer.project(x.to(device)) for x in (speech[left], regions[right]))
+        mask = valid[left].to(device)[rows.at.to(device)]
+        pairwise = speech_of.select(rows.at.to(device)), mask, regions_of.select(columns.at.to(device))
+        scores.append(scorer.score_projected(*pairwise).float().cpu())
     return torch.cat(scores) if scores else torch.empty(0)
+
+
+class Shared(NamedTuple):
+    """One side of some pairs.
+
+    Attributes:
+        used: [N], the different utterances or images.
+        at: [P], place of that of each pair in ``used``.
+    """
+
+    used: Tensor
+    at: Tensor
+
+
+def shared(pairs: Tensor) -> tuple[Shared, Shared]:
+    """Return the different utterances and the different images of pairs [P, 2]."""
+    first, second = (torch.unique(side, return_inverse=True) for side in pairs.unbind(dim=1))
+    return Shared(*first), Shared(*second)
 
 
 def _tile(block: int, rows: int, columns: int) -> tuple[int, int]:

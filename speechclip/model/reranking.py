@@ -13,6 +13,7 @@ from speechclip.common.errors import UserError
 from speechclip.data.batches import evaluation_batches
 from speechclip.data.dataset import Batch, SpeechSource, read_batches
 from speechclip.data.regions import Regions, RegionStore, grid_boxes
+from speechclip.model.cross_modal import shared
 from speechclip.model.encoders.patches import Patches
 from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead, SpeechTokens
 from speechclip.model.network import SpeechNetwork
@@ -186,13 +187,14 @@ def fine_scores(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarray,
     order = torch.argsort(lengths, descending=True, stable=True)
     scores = torch.empty(len(listed))
     for part in order.split(block):
-        utterances, images = listed[part].unbind(dim=1)
+        rows, columns = shared(listed[part])  # each utterance and image is projected once in a block
         longest = int(lengths[part[0]])
-        speech, valid = candidates.speech[utterances, :longest], candidates.valid[utterances, :longest]
-        vectors = candidates.coarse[utterances], candidates.pooled[utterances]
-        tokens = SpeechTokens(*(item.to(device) for item in (speech, valid, *vectors)))
-        embeddings = candidates.embeddings[images].to(device)
-        scores[part] = head.fine_scores(tokens, candidates.images[images].to(device), embeddings).float().cpu()
+        speech = (candidates.speech[rows.used, :longest], candidates.valid[rows.used, :longest])
+        vectors = candidates.coarse[rows.used], candidates.pooled[rows.used]
+        tokens = SpeechTokens(*(item.to(device) for item in (*speech, *vectors)))
+        images = (candidates.images[columns.used].to(device), candidates.embeddings[columns.used].to(device))
+        places = torch.stack([rows.at, columns.at], dim=1).to(device)
+        scores[part] = head.fine_scores(tokens, *images, places).float().cpu()
     return scores.numpy()
 
 
@@ -222,14 +224,7 @@ def score_batch(model: SpeechNetwork, waves: Sequence[Tensor], images: Tensor, e
     head = reranker_of(model.eval())
     batch = Batch(torch.arange(len(waves)), None, None, tuple(waves))
     speech = head.speech_tokens(head.frozen_speech(*model.mixed_frames(batch)))
-    size, rows = head.settings.block, []
-    for at in range(len(waves)):
-        one, scores = slice(at, at + 1), []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            repeated = SpeechTokens(*(item[one].expand(len(part), *item.shape[1:]) for item in speech))
-            those = embeddings[start : start + size]
-            fine = head.fine_scores(repeated, part, those)
-            scores.append(those @ speech.coarse[at] * model.loss.scale + head.fine_weight * fine)
-        rows.append(torch.cat(scores))
-    return torch.stack(rows)
+    pairs = torch.cartesian_prod(torch.arange(len(waves)), torch.arange(len(images))).to(images.device)
+    parts = [head.fine_scores(speech, images, embeddings, part) for part in pairs.split(head.settings.block)]
+    fine = torch.cat(parts).view(len(waves), len(images))
+    return speech.coarse @ embeddings.T * model.loss.scale + head.fine_weight * fine

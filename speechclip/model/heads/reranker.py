@@ -165,16 +165,19 @@ class RerankerHead(Head):
         """Return the scaled cosines of the pooled speech and embeddings [N, J] of images, [B, N]."""
         return speech.pooled @ embeddings.T * self.pooled_scale.exp()
 
-    def fine_scores(self, speech: SpeechTokens, images: Tensor, embeddings: Tensor) -> Tensor:
-        """Return the fine scores of the pairs of utterance i and image i, [P].
+    def fine_scores(self, speech: SpeechTokens, images: Tensor, embeddings: Tensor, pairs: Tensor) -> Tensor:
+        """Return the fine scores of pairs, [P].
 
         Args:
-            speech: P utterances.
-            images: [P, 1 + R, dim].
-            embeddings: [P, J], of the images, L2-normalised.
+            speech: U utterances.
+            images: [I, 1 + R, dim].
+            embeddings: [I, J], of the images, L2-normalised.
+            pairs: [P, 2] int64, an utterance and an image each.
         """
-        crossed = self.scorer.score_pairs(speech.tokens, speech.valid, images).float()
-        pooled = (speech.pooled * embeddings).sum(dim=1) * self.pooled_scale.exp()
+        rows, columns = pairs.unbind(dim=1)
+        spoken, seen = self.scorer.project(speech.tokens).select(rows), self.scorer.project(images).select(columns)
+        crossed = self.scorer.score_projected(spoken, speech.valid[rows], seen).float()
+        pooled = (speech.pooled[rows] * embeddings[columns]).sum(dim=1) * self.pooled_scale.exp()
         return crossed + pooled
 
 
