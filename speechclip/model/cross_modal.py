@@ -56,18 +56,18 @@ class CrossModalLayer(nn.Module):
         """Return tokens [N, T, d] with their projections of the cross-attention."""
         return Projected(tokens, *self.cross.project(tokens))
 
-    def cross_attend(self, speech: Projected, valid: Tensor, image: Projected) -> tuple[Tensor, Tensor]:
+    def cross_attend(self, speech: Projected, valid: Tensor | None, image: Projected) -> tuple[Tensor, Tensor]:
         """Attend from speech [P, T, d] to image [P, R, d] and back, for pairs."""
         to_image = self.cross.attend(speech.query, image.key, image.value, None)
         to_speech = self.cross.attend(image.query, speech.key, speech.value, valid)
         return self.cross_output(to_image, speech.tokens), self.cross_output(to_speech, image.tokens)
 
-    def rest(self, speech: Tensor, valid: Tensor, image: Tensor, first_only: bool) -> tuple[Tensor, Tensor]:
+    def rest(self, speech: Tensor, valid: Tensor | None, image: Tensor, first_only: bool) -> tuple[Tensor, Tensor]:
         """Apply the self-attentions and the feed-forward blocks after the cross-attention.
 
         Args:
             speech: [P, T, d].
-            valid: [P, T].
+            valid: [P, T]; None if all positions count.
             image: [P, R, d].
             first_only: return the first position of each sequence alone. Nothing reads the others of the last layer.
         """
@@ -117,28 +117,28 @@ class CrossModalScorer(nn.Module):
         Returns:
             [P].
         """
-        return self.score_projected(self.project(speech), valid, self.project(regions))
+        first = self.layer(0)
+        return self.finish(*first.cross_attend(first.project(speech), valid, first.project(regions)), valid)
 
-    def project(self, tokens: Tensor) -> Projected:
-        """Return sequences [N, T, d] with the projections of the first cross-attention, for :meth:`score_projected`.
+    def finish(self, speech: Tensor, image: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the scores [P] from the output of the first cross-attention.
 
-        They do not depend on the other part of a pair. So a sequence of several pairs is projected once.
+        Args:
+            speech: [P, T, d].
+            image: [P, R, d].
+            valid: [P, T] bool; None if all positions count.
         """
-        return self._layer(0).project(tokens)
-
-    def score_projected(self, speech: Projected, valid: Tensor, regions: Projected) -> Tensor:
-        """Return :meth:`score_pairs` of projected sequences of P pairs, [P]."""
         last = len(self.layers) - 1
         for number in range(len(self.layers)):
-            layer = self._layer(number)
-            tokens, image = layer.cross_attend(speech, valid, regions)
-            tokens, image = layer.rest(tokens, valid, image, first_only=number == last)
-            if number < last:
-                speech, regions = self._layer(number + 1).project(tokens), self._layer(number + 1).project(image)
-        scores: Tensor = self.score(torch.cat([tokens[:, 0], image[:, 0]], dim=-1))
+            layer = self.layer(number)
+            if number:
+                speech, image = layer.cross_attend(layer.project(speech), valid, layer.project(image))
+            speech, image = layer.rest(speech, valid, image, first_only=number == last)
+        scores: Tensor = self.score(torch.cat([speech[:, 0], image[:, 0]], dim=-1))
         return scores[:, 0]
 
-    def _layer(self, number: int) -> CrossModalLayer:
+    def layer(self, number: int) -> CrossModalLayer:
+        """Return a layer by its number, from 0."""
         layer = self.layers[number]
         assert isinstance(layer, CrossModalLayer)
         return layer
@@ -160,8 +160,10 @@ class CrossModalScorer(nn.Module):
             *(torch.arange(count, device=speech.device) for count in (groups, rows, columns)), indexing="ij"
         ))  # fmt: skip
         left, right = group * rows + row, group * columns + column
-        projected = self.project(speech.flatten(0, 1)).select(left), self.project(regions.flatten(0, 1)).select(right)
-        scores = self.score_projected(projected[0], valid.flatten(0, 1)[left], projected[1])
+        layer, every = self.layer(0), valid.flatten(0, 1)[left]
+        spoken = layer.project(speech.flatten(0, 1)).select(left)  # each sequence is projected once
+        seen = layer.project(regions.flatten(0, 1)).select(right)
+        scores = self.finish(*layer.cross_attend(spoken, every, seen), every)
         return scores.view(groups, rows, columns)
 
 
@@ -195,55 +197,6 @@ def score_all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, reg
                 tiles.append(scorer.score_grid(*part))
         lines.append(torch.cat(tiles, dim=1))
     return torch.cat(lines)
-
-
-@torch.no_grad()
-def score_listed_pairs(
-    scorer: CrossModalScorer, speech: Tensor, valid: Tensor, regions: Tensor, pairs: Tensor, block: int
-) -> Tensor:
-    """Score some pairs in blocks, without gradients, as coarse-to-fine retrieval needs them.
-
-    An utterance or image is projected once in each block.
-
-    Args:
-        scorer: the cross-modal layers.
-        speech: [A, T, d], on any device.
-        valid: [A, T] bool.
-        regions: [B, R, d], on any device.
-        pairs: [P, 2] int64, an utterance and an image each.
-        block: pairs that are scored at a time.
-
-    Returns:
-        [P] float32, on the CPU.
-    """
-    device = next(scorer.parameters()).device
-    scores = []
-    for part in pairs.split(block):
-        rows, columns = shared(part)
-        left, right = rows.used.to(speech.device), columns.used.to(regions.device)
-        speech_of, regions_of = (scorer.project(x.to(device)) for x in (speech[left], regions[right]))
-        mask = valid[left].to(device)[rows.at.to(device)]
-        pairwise = speech_of.select(rows.at.to(device)), mask, regions_of.select(columns.at.to(device))
-        scores.append(scorer.score_projected(*pairwise).float().cpu())
-    return torch.cat(scores) if scores else torch.empty(0)
-
-
-class Shared(NamedTuple):
-    """One side of some pairs.
-
-    Attributes:
-        used: [N], the different utterances or images.
-        at: [P], place of that of each pair in ``used``.
-    """
-
-    used: Tensor
-    at: Tensor
-
-
-def shared(pairs: Tensor) -> tuple[Shared, Shared]:
-    """Return the different utterances and the different images of pairs [P, 2]."""
-    first, second = (torch.unique(side, return_inverse=True) for side in pairs.unbind(dim=1))
-    return Shared(*first), Shared(*second)
 
 
 def _tile(block: int, rows: int, columns: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from speechclip.data.dataset import Batch, SpeechSource, read_batches
 from speechclip.data.mapped import new_array
 from speechclip.data.regions import Regions, RegionStore
 from speechclip.data.windows import WindowSource
-from speechclip.model.cross_modal import score_listed_pairs
+from speechclip.model.candidate_scores import score_listed_pairs
 from speechclip.model.heads.base import SpeechOutput
 from speechclip.model.heads.fast_vgs import FastVgsHead
 from speechclip.model.heads.spans import attention_span

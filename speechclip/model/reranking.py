@@ -13,9 +13,9 @@ from speechclip.common.errors import UserError
 from speechclip.data.batches import evaluation_batches
 from speechclip.data.dataset import Batch, SpeechSource, read_batches
 from speechclip.data.regions import Regions, RegionStore, grid_boxes
-from speechclip.model.cross_modal import shared
+from speechclip.model.candidate_scores import score_listed_pairs
 from speechclip.model.encoders.patches import Patches
-from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead, SpeechTokens
+from speechclip.model.heads.reranker import FrozenSpeech, RerankerHead
 from speechclip.model.network import SpeechNetwork
 
 
@@ -169,33 +169,20 @@ def coarse_scores(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarra
 def fine_scores(model: SpeechNetwork, candidates: Candidates, pairs: np.ndarray, block: int) -> np.ndarray:
     """Return the fine scores of pairs of an utterance and an image.
 
-    Pairs of utterances of similar length are scored together, so that little padding is computed. The result is in the
-    order of ``pairs``.
-
     Args:
         model: a network with a reranker.
         candidates: see :func:`encode_candidates`.
         pairs: [P, 2], positions of the utterance and the image.
-        block: pairs that are scored at a time.
+        block: candidates of an utterance that are scored at a time.
 
     Returns:
         [P] float32.
     """
-    head, device = reranker_of(model.eval()), model.device
+    head = reranker_of(model.eval())
     listed = torch.from_numpy(np.ascontiguousarray(pairs))
-    lengths = candidates.valid.sum(dim=1)[listed[:, 0]]
-    order = torch.argsort(lengths, descending=True, stable=True)
-    scores = torch.empty(len(listed))
-    for part in order.split(block):
-        rows, columns = shared(listed[part])  # each utterance and image is projected once in a block
-        longest = int(lengths[part[0]])
-        speech = (candidates.speech[rows.used, :longest], candidates.valid[rows.used, :longest])
-        vectors = candidates.coarse[rows.used], candidates.pooled[rows.used]
-        tokens = SpeechTokens(*(item.to(device) for item in (*speech, *vectors)))
-        images = (candidates.images[columns.used].to(device), candidates.embeddings[columns.used].to(device))
-        places = torch.stack([rows.at, columns.at], dim=1).to(device)
-        scores[part] = head.fine_scores(tokens, *images, places).float().cpu()
-    return scores.numpy()
+    speech, valid, _, pooled, images, embeddings = candidates
+    crossed = score_listed_pairs(head.scorer, speech, valid, images, listed, block)
+    return (crossed + head.pooled_scores(pooled, embeddings, listed)).numpy()
 
 
 @torch.no_grad()
@@ -224,7 +211,8 @@ def score_batch(model: SpeechNetwork, waves: Sequence[Tensor], images: Tensor, e
     head = reranker_of(model.eval())
     batch = Batch(torch.arange(len(waves)), None, None, tuple(waves))
     speech = head.speech_tokens(head.frozen_speech(*model.mixed_frames(batch)))
-    pairs = torch.cartesian_prod(torch.arange(len(waves)), torch.arange(len(images))).to(images.device)
-    parts = [head.fine_scores(speech, images, embeddings, part) for part in pairs.split(head.settings.block)]
-    fine = torch.cat(parts).view(len(waves), len(images))
-    return speech.coarse @ embeddings.T * model.loss.scale + head.fine_weight * fine
+    pairs = torch.cartesian_prod(torch.arange(len(waves)), torch.arange(len(images)))
+    crossed = score_listed_pairs(head.scorer, speech.tokens, speech.valid, images, pairs, head.settings.block)
+    fine = crossed + head.pooled_scores(speech.pooled, embeddings, pairs)
+    coarse = speech.coarse @ embeddings.T * model.loss.scale
+    return coarse + head.fine_weight * fine.view_as(coarse).to(coarse.device)

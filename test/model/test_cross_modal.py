@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from speechclip.model import candidate_scores
+from speechclip.model.candidate_scores import score_listed_pairs
 from speechclip.model.cross_modal import CrossModalScorer, score_all_pairs
 
 DIM, HEADS = 12, 3
@@ -73,6 +75,21 @@ def test_scores_equal_plain_tensor_operations(layers: int) -> None:
         pairs = scorer(speech.repeat_interleave(4, 0), valid.repeat_interleave(4, 0), regions.repeat(5, 1, 1))
     torch.testing.assert_close(grid, wanted, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(pairs.view(5, 4), wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("limit", [1, 10**9])
+def test_scores_of_candidates_equal_those_of_all_pairs(
+    layers: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, (speech, valid, regions) = make_scorer(layers=layers).eval(), make_inputs()
+    wanted = score_all_pairs(scorer, speech, valid, regions, block=6).detach()
+    monkeypatch.setattr(candidate_scores, "_GALLERY_BYTES", limit)  # one image at a time, and all at once
+    listed = torch.cartesian_prod(torch.arange(5), torch.arange(4))[torch.randperm(20)]
+    for pairs in (listed, listed[:7], listed[:0]):
+        for block in (1, 3, 50):
+            found = score_listed_pairs(scorer, speech, valid, regions, pairs, block)
+            torch.testing.assert_close(found, wanted[pairs[:, 0], pairs[:, 1]], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 20, 1000])

@@ -165,20 +165,11 @@ class RerankerHead(Head):
         """Return the scaled cosines of the pooled speech and embeddings [N, J] of images, [B, N]."""
         return speech.pooled @ embeddings.T * self.pooled_scale.exp()
 
-    def fine_scores(self, speech: SpeechTokens, images: Tensor, embeddings: Tensor, pairs: Tensor) -> Tensor:
-        """Return the fine scores of pairs, [P].
-
-        Args:
-            speech: U utterances.
-            images: [I, 1 + R, dim].
-            embeddings: [I, J], of the images, L2-normalised.
-            pairs: [P, 2] int64, an utterance and an image each.
-        """
+    def pooled_scores(self, pooled: Tensor, embeddings: Tensor, pairs: Tensor) -> Tensor:
+        """Return these cosines of pairs [P, 2] of pooled speech [U, J] and embeddings [I, J]: [P], on the CPU."""
         rows, columns = pairs.unbind(dim=1)
-        spoken, seen = self.scorer.project(speech.tokens).select(rows), self.scorer.project(images).select(columns)
-        crossed = self.scorer.score_projected(spoken, speech.valid[rows], seen).float()
-        pooled = (speech.pooled[rows] * embeddings[columns]).sum(dim=1) * self.pooled_scale.exp()
-        return crossed + pooled
+        cosines = (pooled[rows.to(pooled.device)] * embeddings[columns.to(embeddings.device)]).sum(dim=1)
+        return (cosines * self.pooled_scale.exp().to(cosines.device)).cpu()
 
 
 def _builder(coarse: str) -> Callable[[HeadConfig, HeadInputs], RerankerHead]:
