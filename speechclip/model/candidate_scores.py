@@ -75,8 +75,8 @@ def _values(layer: CrossModalLayer, value: Tensor) -> Tensor:
 
 def _project_images(layer: CrossModalLayer, regions: Tensor) -> ProjectedImages:
     query, key, value = layer.cross.project(regions)
-    heads_first = (part.transpose(0, 1).contiguous() for part in (query, key))
-    return ProjectedImages(regions, *heads_first, _values(layer, value))
+    query, key = (part.transpose(0, 1).contiguous() for part in (query, key))
+    return ProjectedImages(regions, query, key, _values(layer, value))
 
 
 def _score(scorer: CrossModalScorer, speech: Tensor, images: ProjectedImages, at: Tensor) -> Tensor:
