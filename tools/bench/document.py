@@ -19,7 +19,9 @@ MEMORY_TEXT = (
     "A training step of fast_vgs at the published size in single precision, without the waveform convolutions: bytes "
     "of all live tensors at the peak. They are counted on a CPU with tensors that have sizes but no values, so nothing "
     "is computed. A test checks that a real step gives the same count. The memory that a GPU library takes for itself, "
-    "about 1 GB, is not in it. Attention on a CPU with dropout keeps its weights; the kernels of a GPU keep less."
+    "about 1 GB, is not in it. Attention on a CPU keeps its weights if dropout is on, which the kernels of a GPU do "
+    "not. So dropout is off in most rows. Its masks for the hidden states, 0.4 GB by estimate, are then left out. The "
+    "row with dropout holds masks and weights and is an upper bound."
 )
 GPU_GIB = 24  # memory of the GPU that a published batch has to fit
 STEP_COLUMNS = ["plain, s", "ours, s", "ratio", "plain, MB", "ours, MB", "ratio"]
@@ -407,10 +409,8 @@ def _fine_scores(rows: Rows) -> str:
     ]  # fmt: skip
     table = _table(["model", "pairs", "plain, pairs/s", "ours, pairs/s", "ratio"], body)
     small = [row for row in speed if "mini" in row["model"]]
-    met = all(row["time"]["ratio"] >= FINE_RATIO for row in small)
-    verdict = (
-        f"Target at mini size: at least {FINE_RATIO:g} times as many pairs per second, {'met' if met else 'not met'}."
-    )
+    found = [(row["model"], row["time"]["ratio"]) for row in small]
+    verdict = _target("pairs per second at mini size, more than a plain loop by", FINE_RATIO, found)
     memory = [row for row in rows if row["kind"] == "memory"]
     return "\n\n".join([table, verdict, MEMORY_TEXT, _memory(memory)])
 
@@ -418,17 +418,19 @@ def _fine_scores(rows: Rows) -> str:
 def _memory(rows: Rows) -> str:
     import measure
 
-    blocks = sorted((row for row in rows if row["block"]), key=lambda row: row["block"])
-    whole = [row for row in rows if not row["block"]]
+    plain = [row for row in rows if not row["dropout"]]
+    blocks = sorted((row for row in plain if row["block"]), key=lambda row: row["block"])
+    others = [row for row in plain if not row["block"]] + [row for row in rows if row["dropout"]]
     body = [
-        [f"{row['batch']}", f"{row['block']}" if row["block"] else "all pairs, kept",
+        [f"{row['batch']}", f"{row['block']}" if row["block"] else "all pairs, kept", f"{row['dropout']:g}",
          *(f"{row[key] / 2**30:.2f}" for key in ("held", "towers", "peak"))]
-        for row in (*blocks, *whole)
+        for row in (*blocks, *others)
     ]  # fmt: skip
     line = measure.fit_line([row["block"] for row in blocks], [row["scores"] for row in blocks])
     straight = np.corrcoef([row["block"] for row in blocks], [row["scores"] for row in blocks])[0, 1]
     fits = max(row["peak"] for row in blocks) < GPU_GIB * 2**30
-    return _table(["batch", "pairs in a block", "before the step, GiB", "both towers, GiB", "peak, GiB"], body) + (
+    head = ["batch", "pairs in a block", "dropout", "before the step, GiB", "both towers, GiB", "peak, GiB"]
+    return _table(head, body) + (
         f"\n\nThe fine scores alone (forward and backward, towers left out) need {line['start'] / 2**20:.0f} MiB plus "
         f"{line['slope'] / 2**20:.1f} MiB for each pair of a block (correlation {straight:.4f}). "
         f"Target: batch {rows[0]['batch']} fits a GPU of {GPU_GIB} GB, {'met' if fits else 'not met'}."
