@@ -57,13 +57,15 @@ def score_listed_pairs(
         inside = torch.nonzero((pairs[:, 1] >= start) & (pairs[:, 1] < start + step))[:, 0]
         if not len(inside):
             continue
-        images = _project_images(scorer.layer(0), regions[start : start + step].to(device))
         inside = inside[torch.argsort(pairs[inside, 0], stable=True)]
+        used, columns = torch.unique(pairs[inside, 1], return_inverse=True)  # a single query has few candidates
+        images = _project_images(scorer.layer(0), regions[used.to(regions.device)].to(device))
         utterances, counts = torch.unique_consecutive(pairs[inside, 0], return_counts=True)
-        for utterance, places in zip(utterances.tolist(), inside.split(counts.tolist())):
+        each = zip(utterances.tolist(), inside.split(counts.tolist()), columns.split(counts.tolist()))
+        for utterance, places, candidates in each:
             tokens = speech[utterance, : lengths[utterance]].to(device)
-            for part in places.split(block):
-                scores[part.to(device)] = _score(scorer, tokens, images, (pairs[part, 1] - start).to(device)).float()
+            for part, at in zip(places.split(block), candidates.split(block)):
+                scores[part.to(device)] = _score(scorer, tokens, images, at.to(device)).float()
     return scores.cpu()
 
 
