@@ -381,6 +381,7 @@ def test_benchmarks_page_is_rendered_from_the_results(tmp_path: Path) -> None:
     assert bool(linked) == ("growth" in results)
 
 
+@pytest.mark.slow
 def test_a_reranker_is_measured_at_the_size_of_mini() -> None:
     (row,) = rerank.run(images=6, top_k=3, repeats=1)
     assert row["total"] >= row["encode"] + row["fine"] > 0

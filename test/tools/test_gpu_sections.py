@@ -30,6 +30,8 @@ from speechclip.model.encoders.clip import load_clip  # noqa: E402
 STATES, WIDTH = 3, 48
 HUBERT = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
+pytestmark = pytest.mark.slow  # these are the tools that measure, not what users use
+
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -135,7 +137,6 @@ def test_compiled_encoder_calls_the_compiled_parts(tiny: str, tmp_path: Path, mo
     assert torch.equal(found.states, expected.states) and found.states.shape[1] == STATES
 
 
-@pytest.mark.slow
 def test_compiled_encoder_is_compiled_once_for_all_sizes(tiny: str, tmp_path: Path) -> None:
     graphs: list[Any] = []
 
