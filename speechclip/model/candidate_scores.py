@@ -52,7 +52,7 @@ def score_listed_pairs(
     device = next(scorer.parameters()).device
     scores = torch.empty(len(pairs), device=device)
     pairs, lengths = pairs.cpu(), valid.sum(dim=1).tolist()
-    step = max(1, _GALLERY_BYTES // (4 * regions[:1].numel() * (3 + scorer.layer(0).cross.heads)))
+    step = max(1, _GALLERY_BYTES // (4 * regions.shape[1] * regions.shape[2] * (3 + scorer.layer(0).cross.heads)))
     for start in range(0, len(regions), step):
         inside = torch.nonzero((pairs[:, 1] >= start) & (pairs[:, 1] < start + step))[:, 0]
         if not len(inside):

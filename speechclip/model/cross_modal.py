@@ -156,10 +156,9 @@ class CrossModalScorer(nn.Module):
             regions: [G, B, R, d], [CLS] first.
         """
         groups, rows, columns = *valid.shape[:2], regions.shape[1]
-        group, row, column = (part.flatten() for part in torch.meshgrid(
-            *(torch.arange(count, device=speech.device) for count in (groups, rows, columns)), indexing="ij"
-        ))  # fmt: skip
-        left, right = group * rows + row, group * columns + column
+        left = torch.arange(groups * rows, device=speech.device).repeat_interleave(columns)
+        right = torch.arange(groups * columns, device=speech.device).view(groups, 1, columns)
+        right = right.expand(-1, rows, -1).flatten()
         layer, every = self.layer(0), valid.flatten(0, 1)[left]
         spoken = layer.project(speech.flatten(0, 1)).select(left)  # each sequence is projected once
         seen = layer.project(regions.flatten(0, 1)).select(right)

@@ -103,7 +103,7 @@ class RerankBatch(TrainBatch):
         batch: B utterances, group after group.
         targets: [B, J], embeddings of their images.
         groups: [B] int, their images.
-        regions: of their images.
+        regions: of the images of the first ones, whose groups pass the cross-modal layers.
         speech: the frozen inputs of the utterances, if they are cached.
     """
 
@@ -137,8 +137,7 @@ class RerankStep(nn.Module):
         world = fabric.world_size
         self._sizes = [size * len(range(rank, groups, world)) for rank in range(world)]
         self._share = self._sizes[fabric.global_rank] * world / (size * groups)
-        self._crossed = len(range(fabric.global_rank, crossed, world))
-        self._crossed_share = self._crossed * world / crossed
+        self._crossed_share = world / (size * crossed)  # of one utterance
         self._gallery = gallery.to(fabric.device)
 
     def forward(self, train_batch: RerankBatch) -> Tensor:
@@ -146,16 +145,15 @@ class RerankStep(nn.Module):
         head = cast(RerankerHead, self.model.head)
         frozen = train_batch.speech or head.frozen_speech(*self.model.mixed_frames(train_batch.batch))
         speech = head.speech_tokens(frozen)
-        count = self._crossed * self._size
-        regions = Regions(*(part[:count] for part in train_batch.found))
-        images = head.image_tokens(regions, train_batch.targets[:count])
+        count = len(train_batch.found.features)
+        images = head.image_tokens(train_batch.found, train_batch.targets[:count])
         known = self._known(head, speech, train_batch.targets)
         crossed = (speech.tokens[:count], speech.valid[:count], images)
         inputs = (part.unflatten(0, (-1, self._size)) for part in crossed)
-        fine = head.scorer.score_groups(*inputs).float() + self._own_groups(known)
+        fine = head.scorer.score_groups(*inputs).float() + self._own_groups(known, count)
         every = nn.functional.cross_entropy(head.match_pooled(speech, self._gallery), train_batch.groups)
         # Gradients are averaged over processes, whatever the share of each: undo that.
-        local = _group_loss(fine) * self._crossed_share + every * self._share
+        local = _group_loss(fine) * (self._crossed_share * count) + every * self._share
         return local + masked_cross_entropy(known, self._gather(train_batch.groups))
 
     def _known(self, head: RerankerHead, speech: SpeechTokens, embeddings: Tensor) -> Tensor:
@@ -164,9 +162,14 @@ class RerankStep(nn.Module):
             embeddings = self._gather(embeddings)
         return self._gather(head.match_pooled(speech, embeddings), sync_grads=True)
 
-    def _own_groups(self, scores: Tensor) -> Tensor:
-        """Return the scores within this process's crossed groups, [G, size, size], from those of all pairs [B, B]."""
-        first, count = sum(self._sizes[: self._fabric.global_rank]), self._crossed * self._size
+    def _own_groups(self, scores: Tensor, count: int) -> Tensor:
+        """Return the scores within the groups of this process's first utterances, [G, size, size].
+
+        Args:
+            scores: [B, B], of all pairs of the global batch.
+            count: the number of these utterances.
+        """
+        first = sum(self._sizes[: self._fabric.global_rank])
         own = scores[first : first + count, first : first + count]
         blocks = own.unflatten(0, (-1, self._size)).unflatten(2, (-1, self._size))  # [G, size, G, size]
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -220,8 +223,12 @@ class RerankTrainer(Trainer):
     def _step_module(self) -> nn.Module:
         groups = self.config.data.batch_size // self._settings.group
         gallery = torch.from_numpy(self.data.train.images)
-        crossed = self._settings.crossed_groups or groups
-        return RerankStep(self.model, self._settings.group, groups, crossed, gallery, self.fabric)
+        return RerankStep(self.model, self._settings.group, groups, self._crossed_groups, gallery, self.fabric)
+
+    @property
+    def _crossed_groups(self) -> int:
+        """Groups of the global batch that pass the cross-modal layers."""
+        return self._settings.crossed_groups or self.config.data.batch_size // self._settings.group
 
     def _batches(self, epoch: int, position: int) -> Sequence[list[int]]:
         size, train = self._settings.group, self.data.train
@@ -249,7 +256,9 @@ class RerankTrainer(Trainer):
 
     def _train_batch(self, batch: Batch) -> TrainBatch:
         plain, split = super()._train_batch(batch), self.data.train
-        found = self._regions[0].batch([split.image_ids[at] for at in plain.groups.tolist()])
+        own = range(self.fabric.global_rank, self._crossed_groups, self.fabric.world_size)
+        crossed = plain.groups[: self._settings.group * len(own)]
+        found = self._regions[0].batch([split.image_ids[at] for at in crossed.tolist()])
         regions = Regions(*(part.to(self.fabric.device) for part in found))
         cached = None if self._cache is None else self._cache.read(batch.indices, self.fabric.device)
         return RerankBatch(plain.batch, plain.targets, plain.groups, regions, cached)

@@ -8,6 +8,19 @@ from torch import Tensor, nn
 _CONTEXT = 3  # positions that the convolution sees
 
 
+def in_runs(values: Tensor, stride: int, fill: float = 0.0) -> Tensor:
+    """Return values [B, T, ...] of frames as runs [B, S, stride, ...] with S = ceil(T / stride).
+
+    Args:
+        values: one for each frame.
+        stride: frames in a run.
+        fill: of the frames that the last run lacks.
+    """
+    missing = -values.shape[1] % stride
+    padded = nn.functional.pad(values, (0, 0) * (values.ndim - 2) + (0, missing), value=fill)
+    return padded.unflatten(1, (-1, stride))
+
+
 def join_frames(frames: Tensor, padding: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Join runs of ``stride`` frames.
 
@@ -20,10 +33,8 @@ def join_frames(frames: Tensor, padding: Tensor, stride: int) -> tuple[Tensor, T
         [B, S, stride * d] with S = ceil(T / stride), zero at padding, and [B, S] bool, True at positions without a
         valid frame.
     """
-    missing = -frames.shape[1] % stride
     kept = frames.masked_fill(padding[:, :, None], 0)
-    joined = nn.functional.pad(kept, (0, 0, 0, missing)).unflatten(1, (-1, stride)).flatten(2)
-    return joined, nn.functional.pad(padding, (0, missing), value=True).unflatten(1, (-1, stride)).all(dim=2)
+    return in_runs(kept, stride).flatten(2), in_runs(padding, stride, fill=True).all(dim=2)
 
 
 class JoinedFrames(nn.Module):
@@ -59,8 +70,7 @@ def spread(weights: Tensor, padding: Tensor, stride: int) -> Tensor:
         padding: [B, T] bool, of the frames.
         stride: frames in a position.
     """
-    missing = -padding.shape[1] % stride
-    valid = nn.functional.pad(~padding, (0, missing)).unflatten(1, (-1, stride)).to(weights.dtype)  # [B, S, stride]
+    valid = in_runs(~padding, stride).to(weights.dtype)  # [B, S, stride]
     shares = valid / valid.sum(dim=2, keepdim=True).clamp(min=1)
     return (weights[..., None] * shares[:, None]).flatten(2)[..., : padding.shape[1]]
 

@@ -62,14 +62,16 @@ class PooledHead(Head):
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute one embedding per utterance. See :class:`Head`. The attention is the mean over the dimensions."""
-        joined, hidden = join_frames(frames, padding, self.stride)
-        embedding, weights = self.speech.pool(self.speech.joined(joined, hidden), hidden)
+        embedding, weights = self.speech.pool(*self._positions(frames, padding))
         if self.training:
             return HeadOutput(embedding, None)
         return HeadOutput(embedding, None, attention=spread(weights.mean(dim=2)[:, None], padding, self.stride))
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
         """Return the positions at their frames: [B, T, d]."""
+        return repeat_positions(self._positions(frames, padding)[0], self.stride, frames.shape[1])
+
+    def _positions(self, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the positions [B, S, d] and those without a valid frame [B, S]."""
         joined, hidden = join_frames(frames, padding, self.stride)
-        positions: Tensor = self.speech.joined(joined, hidden)
-        return repeat_positions(positions, self.stride, frames.shape[1])
+        return self.speech.joined(joined, hidden), hidden

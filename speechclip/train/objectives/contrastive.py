@@ -48,14 +48,12 @@ def distilled_contrastive_loss(
         if queue is not None:
             images, spoken = torch.cat([target, queue.images]), torch.cat([speech, queue.speech])
             others = torch.cat([groups, queue.groups])
-        seen_images = others
+        own, hidden = own_image, hidden_image = _own_and_hidden(groups, others)
         if gallery is not None:
             absent = torch.ones(len(gallery), device=groups.device, dtype=torch.bool)
             absent[others] = False
             images = torch.cat([images, gallery[absent].float()])
-            seen_images = torch.cat([others, absent.nonzero()[:, 0]])
-        own, hidden = _own_and_hidden(groups, others)
-        own_image, hidden_image = _own_and_hidden(groups, seen_images)
+            own_image, hidden_image = _own_and_hidden(groups, torch.cat([others, absent.nonzero()[:, 0]]))
         to_image, to_speech = speech @ images.T * scale, target @ spoken.T * scale
         with torch.no_grad():
             given = 1 - share - image_share

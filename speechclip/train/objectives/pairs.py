@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.heads.joined_frames import in_runs
+
 
 class SpeechTokens(NamedTuple):
     """The speech of a batch for cross-attention.
@@ -53,10 +55,8 @@ def pool_frames(frames: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, T
         [B, S, d] and [B, S] bool, with S = ceil(T / stride).
     """
     valid = torch.arange(frames.shape[1], device=frames.device)[None, :] < lengths[:, None]
-    extra = -frames.shape[1] % stride
-    padded = nn.functional.pad(frames * valid[:, :, None], (0, 0, 0, extra)).unflatten(1, (-1, stride))
-    counts = nn.functional.pad(valid, (0, extra)).unflatten(1, (-1, stride)).sum(dim=2)
-    return padded.sum(dim=2) / counts.clamp(min=1)[:, :, None], counts == 0
+    counts = in_runs(valid, stride).sum(dim=2)
+    return in_runs(frames * valid[:, :, None], stride).sum(dim=2) / counts.clamp(min=1)[:, :, None], counts == 0
 
 
 class CrossEncoder(nn.Module):
