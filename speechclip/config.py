@@ -89,8 +89,9 @@ class SpeechEncoderConfig:
         window_seconds: length that Whisper's input is padded to. Whisper was trained with 30; less is faster.
         layers: hidden states in the weighted sum, e.g. [0, 6, 12]; null takes all.
         state_norm: apply a LayerNorm without affine parameters to every hidden state first (published Large models).
-        part: "all", or "convolutions" for the output of the waveform convolutions alone. Head fast_vgs needs it.
-        train_seconds: with part "convolutions", waveforms are cut or padded with zeros to this length in training.
+        part: "all", or "convolutions" for the output of the waveform convolutions alone. The head fast_vgs then
+            holds the transformer; with "all" it has a new transformer over the weighted sum.
+        train_seconds: of the head fast_vgs: utterances are cut or padded with zeros to this length in training.
         eval_seconds: the same in evaluation and in extracted features.
     """
 
@@ -155,6 +156,7 @@ class FastVgsConfig:
         dim: width of both towers.
         heads: attention heads of all transformer layers except those of wav2vec 2.0.
         feed_forward: width of their feed-forward blocks.
+        joined_frames: frames of 20 ms that are joined to one position before the speech tower (ours, for small models).
         speech_layers: transformer layers of wav2vec 2.0 in the speech tower.
         speech_layer: number of the layer that the tower reads, from 1. Layers above it are not trained.
         speech_heads: attention heads of these layers.
@@ -165,9 +167,11 @@ class FastVgsConfig:
         widths: channels of ResDAVEnet after its Linear, and after each stage. Each stage halves the number of frames.
         image_layers: transformer layers of the image tower.
         cross_layers: cross-modal layers.
-        init_scale: factor of BERT's deviation of initial weights, for small models with few steps.
+        init_scale: factor of the deviation of the first weights of the cross-modal layers, for few steps.
         region_features: width of the features of a region.
         regions: the kind of the regions: butd, frcnn or clip.
+        fine_batch: the batch is cut into parts of this size, and fine scores are computed inside each part; 0 for all
+            pairs of the batch. It divides data.batch_size. The coarse scores always have the whole batch.
         block: pairs whose fine scores are computed at a time. Less needs less memory.
         top_k: candidates of coarse-to-fine retrieval, in each direction.
     """
@@ -175,6 +179,7 @@ class FastVgsConfig:
     dim: int = bounded(768, AT_LEAST_ONE)
     heads: int = bounded(12, AT_LEAST_ONE)
     feed_forward: int = bounded(3072, AT_LEAST_ONE)
+    joined_frames: int = bounded(1, AT_LEAST_ONE)
     speech_layers: int = bounded(8, AT_LEAST_ONE)
     speech_layer: int = bounded(8, AT_LEAST_ONE)
     speech_heads: int = bounded(12, AT_LEAST_ONE)
@@ -188,6 +193,7 @@ class FastVgsConfig:
     init_scale: float = bounded(1.0, POSITIVE)
     region_features: int = bounded(2048, AT_LEAST_ONE)
     regions: Literal["butd", "frcnn", "clip"] = "butd"
+    fine_batch: int = bounded(0, NOT_NEGATIVE)
     block: int = bounded(256, AT_LEAST_ONE)
     top_k: int = bounded(100, AT_LEAST_ONE)
 
@@ -248,7 +254,8 @@ class HeadConfig:
         input_dropout: dropout on the weighted sum of hidden states.
         pooling: of the head parallel: "cls" as published, or "weights" (ours) for joined frames and weights over time
             for every dimension, without a transformer layer. Then attention_heads, dropout and cls_std have no effect.
-        joined_frames: with pooling "weights": frames of 20 ms that are joined to one position.
+            "both" (ours) adds the two embeddings, with a loss each.
+        joined_frames: with pooling "weights" and "both": frames of 20 ms that are joined to one position.
         keywords: K, the number of keywords of the heads cascaded and hybrid.
         projection_layers: linear layers from a keyword's state to the subword width, 1 or 2.
         parallel_layers: linear layers from a hybrid head's parallel [CLS] to the embedding, 1 or 2.
@@ -267,7 +274,7 @@ class HeadConfig:
     attention_heads: int = bounded(8, AT_LEAST_ONE)
     dropout: float = bounded(0.1, PROBABILITY)
     input_dropout: float = bounded(0.0, PROBABILITY)
-    pooling: Literal["cls", "weights"] = "cls"
+    pooling: Literal["cls", "weights", "both"] = "cls"
     joined_frames: int = bounded(4, AT_LEAST_ONE)
     keywords: int = bounded(8, AT_LEAST_ONE)
     projection_layers: Literal[1, 2] = 1
@@ -476,6 +483,8 @@ class TrainConfig:
             fast_vgs holds the transformer itself, with the dropout of the head. For it, only "all" needs data.feats
             online.
         encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
+        image_lr: peak learning rate of the image tower of the head fast_vgs; 0 for optim.lr. If both towers move fast,
+            they take long to find each other.
         precision: precision of Lightning Fabric; bf16-mixed and 16-mixed need a GPU to be fast.
         eval_interval: steps between dev evaluations. Each of them also saves `last`.
         log_interval: steps between log lines and points in TensorBoard.
@@ -487,6 +496,7 @@ class TrainConfig:
 
     encoder: Union[int, Literal["frozen", "transformer", "all"]] = "frozen"
     encoder_lr: float = bounded(1e-5, POSITIVE)
+    image_lr: float = bounded(0.0, NOT_NEGATIVE)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     eval_interval: int = bounded(1000, AT_LEAST_ONE)
     log_interval: int = bounded(50, AT_LEAST_ONE)
@@ -592,6 +602,12 @@ class Config:
         owners = ("parallel", "reranker")  # a reranker keeps the settings of its coarse head
         if head.pooling != "cls" and head.name not in owners:
             raise UserError(f"model.head.pooling: belongs to the head parallel, not to {head.name}. Remove it.")
+        size, batch = head.fast_vgs.fine_batch, self.data.batch_size
+        if head.name == "fast_vgs" and size and (size < 2 or batch % size):
+            raise UserError(
+                f"model.head.fast_vgs.fine_batch: {size} is not a divisor of data.batch_size ({batch}) from 2 on."
+                " Change one of them."
+            )
 
     def _check_objectives(self) -> None:
         objectives, head = self.train.objectives, self.model.head.name

@@ -130,6 +130,32 @@ lacks() { fail "--models: $models has none of: $1. Run stage 0"; }
 # Succeeds if scoring --checkpoint runs its speech encoder: a published file, or a run that was trained with feats online.
 takes_recordings() { [[ -f $checkpoint ]] || grep -qs '^  feats: online$' "$checkpoint/config.yaml"; }
 
+# tower_setting KEY DEFAULT: prints the value of a key in the configuration layers of fast_vgs, a lower-case word.
+tower_setting() {
+    local word found value=$2
+    for word in "${tower_layers[@]}"; do
+        [[ $word != --config ]] || continue
+        found=$(sed -nE "s/^ +$1: *([a-z]+).*/\1/p" "$word")
+        value=${found:-$value}
+    done
+    echo "$value"
+}
+
+# Prints the part of the speech encoder that fast_vgs reads, as in speechclip/config.py.
+tower_part() { tower_setting part all; }
+
+# Prints the folder of the regions that fast_vgs reads, as in speechclip/data/regions.py.
+region_folder() {
+    local word kind
+    kind=$(tower_setting regions butd)
+    for word in "${tower_overrides[@]}"; do
+        case ${word#*=} in
+            butd | frcnn | clip) kind=${word#*=} ;;
+        esac
+    done
+    if [[ $kind == clip ]]; then echo regions; else echo "regions_$kind"; fi
+}
+
 # Sets names that several stages share: the dump folder, the configuration layers of the encoders, and the overrides.
 name_encoders() {
     local file word
@@ -152,8 +178,12 @@ name_encoders() {
         feats=online features_stamp=$dump/.done/2_embeddings
         echo "--feats online: scoring $checkpoint reads recordings, so no features are stored"
     fi
+    tower_layers=()
+    for file in {../conf,conf}/{"$model",fast_vgs,"${model}_fast_vgs"}.yaml "$config"; do
+        [[ ! -f $file ]] || tower_layers+=(--config "$file")
+    done
     hidden_states=$feats
-    if [[ ${head// /} == fast_vgs && -z $asr && -z $rerank ]]; then  # nothing reads hidden states
+    if [[ ${head// /} == fast_vgs && -z $asr && -z $rerank && $(tower_part) == convolutions ]]; then  # nothing reads hidden states
         hidden_states=online features_stamp=$dump/.done/2_embeddings
     fi
     vocabulary_file=data/clip_vocabulary.tsv

@@ -111,13 +111,11 @@ stage_regions() {  # CLIP's patch tokens, for rerankers
     finish
 }
 
-stage_towers() {  # for the head fast_vgs: regions of the images, and the output of the waveform convolutions
-    local split file
-    local -a tower_layers=() every
+stage_towers() {  # for the head fast_vgs: regions of the images, and the output of the waveform convolutions if it reads them
+    local split file convolutions=false
+    local -a every
     mapfile -t every < <(have_splits)
-    for file in {../conf,conf}/{"$model",fast_vgs,"${model}_fast_vgs"}.yaml "$config"; do
-        [[ ! -f $file ]] || tower_layers+=(--config "$file")
-    done
+    [[ $feats == online || $(tower_part) == all ]] || convolutions=true
     begin "$dump/.done/2_towers" "$dump/log/2_towers.log"
     depends after data/.done/1_prepare
     depends_on_encoders
@@ -127,31 +125,15 @@ stage_towers() {  # for the head fast_vgs: regions of the images, and the output
         [[ ! -e $file ]] || depends path "$file"
     done
     for split in "${every[@]}"; do
-        makes "$dump/$split/$(region_folder "${tower_layers[@]}")/feats.scp"
-        [[ $feats == online ]] || makes "$dump/$split/convolutions/feats.scp"
+        makes "$dump/$split/$(region_folder)/feats.scp"
+        [[ $convolutions == false ]] || makes "$dump/$split/convolutions/feats.scp"
     done
     up_to_date && return
     for split in "${splits[@]}"; do needs "data/$split/img.scp" 1; done
     run "$python" -m speechclip.bin.extract_regions "${tower_layers[@]}" "${encoder_overrides[@]}" "${tower_overrides[@]}" \
         --data_dirs "$(data_dirs)" --dump_root "$dump" --region_files "$region_files" --detector "$detector"
-    [[ $feats == online ]] || extract_states 2_towers "${tower_layers[@]}" "${encoder_overrides[@]}"
+    [[ $convolutions == false ]] || extract_states 2_towers "${tower_layers[@]}" "${encoder_overrides[@]}"
     finish
-}
-
-# region_folder --config FILE...: prints the folder of the regions that fast_vgs reads, as in speechclip/data/regions.py.
-region_folder() {
-    local word found kind=butd
-    for word; do
-        [[ $word != --config ]] || continue
-        found=$(sed -nE 's/^ +regions: *([a-z]+).*/\1/p' "$word")
-        kind=${found:-$kind}
-    done
-    for word in "${tower_overrides[@]}"; do
-        case ${word#*=} in
-            butd | frcnn | clip) kind=${word#*=} ;;
-        esac
-    done
-    if [[ $kind == clip ]]; then echo regions; else echo "regions_$kind"; fi
 }
 
 # One head with one seed. bin/train.py decides whether a run resumes, is finished or starts over, and keeps earlier weights.
@@ -183,7 +165,7 @@ stage_train() {
     needs data/train/wav.scp 1
     needs "$dump/train/image_embeddings.npz" 2
     local stored=$dump/train/feats.scp
-    [[ $run_head != fast_vgs ]] || stored=$dump/train/convolutions/feats.scp
+    [[ $run_head != fast_vgs || $(tower_part) == all ]] || stored=$dump/train/convolutions/feats.scp
     [[ $feats == online ]] || needs "$stored" 2
     without_text "$run_head" || needs "$vocabulary_file" 2
     [[ -z $coarse_run ]] || needs "${first_stage[1]}/model.safetensors" "3 with --head parallel, or give --coarse"
@@ -316,11 +298,8 @@ depends_on_encoders() {
 
 # The stored features that a head reads.
 depends_on_features() {
-    if [[ $run_head == fast_vgs ]]; then
-        depends after "$dump/.done/2_towers"
-    else
-        depends after "$dump/.done/2_features"
-    fi
+    [[ $run_head != fast_vgs ]] || depends after "$dump/.done/2_towers"
+    [[ $run_head == fast_vgs && $(tower_part) == convolutions ]] || depends after "$dump/.done/2_features"
 }
 
 depends_on_weights() {

@@ -166,12 +166,14 @@ class CrossModalScorer(nn.Module):
         return scores.view(groups, rows, columns)
 
 
-def score_all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, regions: Tensor, block: int) -> Tensor:
+def score_all_pairs(
+    scorer: CrossModalScorer, speech: Tensor, valid: Tensor, regions: Tensor, block: int, recompute: bool | None = None
+) -> Tensor:
     """Score all pairs of A utterances and B images in blocks.
 
-    While gradients are computed, a block keeps its inputs alone, and its forward pass is computed again in the backward
-    pass (Chen et al. 2016, arXiv 1604.06174), with the same dropout masks. The memory grows with the block, not with
-    the number of pairs.
+    With recomputation, a block keeps its inputs alone while gradients are computed, and its forward pass is computed
+    again in the backward pass (Chen et al. 2016, arXiv 1604.06174), with the same dropout masks. The memory grows with
+    the block, not with the number of pairs.
 
     Args:
         scorer: the cross-modal layers.
@@ -179,12 +181,17 @@ def score_all_pairs(scorer: CrossModalScorer, speech: Tensor, valid: Tensor, reg
         valid: [A, T] bool.
         regions: [B, R, d].
         block: pairs that are scored at a time, at least 1.
+        recompute: None recomputes if there is more than one block.
 
     Returns:
         [A, B].
     """
     tall, wide = _tile(block, len(speech), len(regions))
-    recompute = torch.is_grad_enabled() and (speech.requires_grad or regions.requires_grad or scorer.training)
+    if recompute is None:
+        recompute = len(speech) * len(regions) > block
+    recompute = (
+        recompute and torch.is_grad_enabled() and (speech.requires_grad or regions.requires_grad or scorer.training)
+    )
     lines = []
     for top in range(0, len(speech), tall):
         tiles = []

@@ -167,6 +167,7 @@ class SpeechNetwork(nn.Module):
             output.sequence,
             output.valid,
             mixed if self.training else None,
+            output.parts,
         )
 
     def mixed_frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -331,7 +332,9 @@ def build_network(
         subwords, room = reduced_subword_embeddings(clip, vocabulary), clip.room
     embeddings, valid_mask = subwords or (None, None)
     seconds = (config.speech_encoder.train_seconds, config.speech_encoder.eval_seconds)
-    inputs = HeadInputs(dimensions.speech, dimensions.joint, embeddings, valid_mask, room, seconds)
+    inputs = HeadInputs(
+        dimensions.speech, dimensions.joint, embeddings, valid_mask, room, seconds, config.speech_encoder.part
+    )
     head = make_head(settings, inputs)
     return SpeechNetwork(
         config,

@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_batch_size(batch_size: int, processes: int) -> None:
+def check_batch_size(batch_size: int, processes: int, fine_batch: int = 0) -> None:
     """Check that every process gets an utterance of each batch.
 
     Args:
         batch_size: utterances in a global batch, over all processes.
         processes: the number of training processes.
+        fine_batch: of the head fast_vgs; else 0.
 
     Raises:
-        UserError: there are more processes than utterances.
+        UserError: there are more processes than utterances in a batch or in a part of it.
     """
+    if 0 < fine_batch < processes:
+        raise UserError(
+            f"model.head.fast_vgs.fine_batch: {fine_batch} is less than the {processes} processes."
+            f" Use at least {processes}."
+        )
     if batch_size < processes:
         raise UserError(
             f"data.batch_size: {batch_size} is less than the {processes} processes. Use at least {processes}."
@@ -37,7 +43,8 @@ def check_encoder(config: Config) -> None:
     Raises:
         UserError: training reads stored hidden states.
     """
-    if config.model.head.name == FAST_VGS and config.train.encoder != "all":
+    inside = config.model.head.name == FAST_VGS and config.model.speech_encoder.part == "convolutions"
+    if inside and config.train.encoder != "all":
         return  # the head holds the transformer
     if config.train.encoder != "frozen" and config.data.feats != "online":
         raise UserError(

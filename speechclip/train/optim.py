@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -78,21 +78,20 @@ def make_optimizer(
 
 
 def parameter_groups(
-    head: list[nn.Parameter], encoder: list[nn.Parameter], config: OptimConfig, encoder_lr: float
+    parts: Iterable[tuple[list[nn.Parameter], float]], config: OptimConfig
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """Return the trained parameters for :func:`make_optimizer`, in two groups if a part of the encoder is trained.
+    """Return the trained parameters for :func:`make_optimizer`, in a group for each peak learning rate.
 
     The key "lr_scale" of a group is multiplied with :func:`learning_rate`.
 
     Args:
-        head: parameters of the head, the weighted sum and the loss.
-        encoder: trained parameters of the speech encoder; may be empty.
+        parts: parameters and their peak learning rate. Parts without parameters are left out.
         config: settings of the optimiser.
-        encoder_lr: peak learning rate of the encoder.
     """
-    if not encoder:
-        return head
-    return [{"params": head, "lr_scale": 1.0}, {"params": encoder, "lr_scale": encoder_lr / config.lr}]
+    groups = [{"params": parameters, "lr_scale": lr / config.lr} for parameters, lr in parts if parameters]
+    if len(groups) == 1 and groups[0]["lr_scale"] == 1.0:
+        return cast(list[nn.Parameter], groups[0]["params"])
+    return groups
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:

@@ -83,7 +83,7 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork
         joint = settings.head.fast_vgs.dim  # its own joint space
     dimensions = Dimensions(speech=width, states=states, joint=joint)
     model = build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=words)
-    if settings.head.name == FAST_VGS:
+    if settings.head.name == FAST_VGS and settings.speech_encoder.part == "convolutions":
         path = settings.speech_encoder.path
         model.head.start_from(load_transformers_model(path), path)
     return model

@@ -85,19 +85,21 @@ class LossStep(nn.Module):
         total = 0.0 if output.quantity_loss is None else weights.quantity_weight * share * output.quantity_loss
         total = total + self._keyword_losses(output, share)
         for name, embedding in output.branches.items():
-            speech = nn.functional.normalize(embedding.float(), dim=-1)
-            if world > 1:
-                speech = self._gather(speech, sync_grads=True)
             # The weights balance two branches. A single branch has weight 1.
             weight = {PARALLEL: weights.parallel_weight, CASCADED: weights.cascaded_weight}[name]
             weight = weight if len(output.branches) > 1 else 1.0
-            if objectives is None:
-                loss = self.model.loss(speech, targets, groups)
-            else:
-                loss = objectives.contrastive(
-                    name, speech, targets, groups, scale=self.model.loss.scale, taught=taught, step=train_batch.step
-                )
-            total = total + weight * loss
+            parts = output.parts if name == PARALLEL and output.parts else (embedding,)
+            for part in parts:
+                speech = nn.functional.normalize(part.float(), dim=-1)
+                if world > 1:
+                    speech = self._gather(speech, sync_grads=True)
+                if objectives is None:
+                    loss = self.model.loss(speech, targets, groups)
+                else:
+                    loss = objectives.contrastive(
+                        name, speech, targets, groups, scale=self.model.loss.scale, taught=taught, step=train_batch.step
+                    )
+                total = total + weight / len(parts) * loss
         if objectives is not None:
             scale = self.model.loss.scale.detach()
             total = total + share * objectives.pairs(output, own, own_groups, targets, groups, scale)
@@ -151,13 +153,38 @@ class LossStep(nn.Module):
         if self._fabric.world_size > 1:
             image, target, speech = (self._gather(part, sync_grads=True) for part in (image, target, speech))
             groups = self._gather(groups)
-        fine = score_all_pairs(head.scorer, output.sequence, output.valid, image, head.settings.block)
-        if self._fabric.world_size > 1:
-            fine = self._gather(fine, sync_grads=True)
         with torch.autocast(speech.device.type, enabled=False):
             coarse = speech.float() @ target.float().T
-        loss = settings.fine_weight * margin_loss(fine, groups, settings.margin)
+        loss = settings.fine_weight * self._fine_loss(output.sequence, output.valid, image, groups)
         return loss + settings.coarse_weight * margin_loss(coarse, groups, settings.margin)
+
+    def _fine_loss(self, speech: Tensor, valid: Tensor, images: Tensor, groups: Tensor) -> Tensor:
+        """Return the loss on the fine scores of all pairs of each part of the global batch, the mean over the parts.
+
+        Args:
+            speech: [b, T, d], of the utterances of this process.
+            valid: [b, T] bool.
+            images: [B, R, d], of the global batch, in order of rank.
+            groups: [B] int, their images.
+        """
+        head, rank, world = self.model.head, self._fabric.global_rank, self._fabric.world_size
+        assert isinstance(head, FastVgsHead)
+        batch, block = len(groups), head.settings.block
+        size = head.settings.fine_batch or batch
+        order = self._batch_order().to(groups.device) if world > 1 else torch.arange(batch, device=groups.device)
+        part = torch.arange(rank, batch, world, device=groups.device) // size  # of each utterance of this process
+        own, images = part.unique_consecutive(return_counts=True)[1].tolist(), images[order]
+        recompute = len(part) * size > block  # else the pairs of all parts fit into memory
+        fine = torch.cat(
+            [
+                score_all_pairs(head.scorer, *of_part, block, recompute)
+                for of_part in zip(speech.split(own), valid.split(own), images.split(size))
+            ]
+        )
+        if world > 1:
+            fine = self._gather(fine, sync_grads=True)
+        parts = zip(fine[order].split(size), groups[order].split(size))
+        return torch.stack([margin_loss(scores, of, self._config.model.loss.margin) for scores, of in parts]).mean()
 
     def _batch_order(self) -> Tensor:
         """Return the places of the gathered rows in the order of the global batch, [B]."""

@@ -35,6 +35,7 @@ from speechclip.data.regions import Regions
 from speechclip.eval.coarse_to_fine import two_stage_report
 from speechclip.eval.retrieval import retrieval_report
 from speechclip.model.feature_augment import FeatureNoise, TimeMask
+from speechclip.model.heads.fast_vgs import FastVgsHead
 from speechclip.model.inference import Towers, embed_speech, embed_towers, pair_scores
 from speechclip.model.network import SpeechNetwork
 from speechclip.train.checks import check_batch_size, check_data, check_encoder
@@ -119,7 +120,7 @@ class Trainer:
         self, config: Config, model: SpeechNetwork, data: TrainingData, folder: Path, *,
         fabric: Fabric, seed: int, origin: dict[str, Any], force: bool = False,
     ) -> None:  # fmt: skip
-        check_batch_size(config.data.batch_size, fabric.world_size)
+        check_batch_size(config.data.batch_size, fabric.world_size, config.model.head.fast_vgs.fine_batch)
         check_encoder(config)
         check_data(config, data)
         self.config, self.model, self.data, self.folder = config, model, data, folder
@@ -150,11 +151,19 @@ class Trainer:
         return LossStep(self.model, self.config, self.fabric, self.objectives)
 
     def _parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        train, lr, head = self.config.train, self.config.optim.lr, self.model.head
         encoder = self.model.encoder_parameters()
-        head = self.model.trained_parameters()[: -len(encoder) or None]
+        others = self.model.trained_parameters()[: -len(encoder) or None]
+        images: list[nn.Parameter] = []
+        if train.image_lr and isinstance(head, FastVgsHead):
+            images = list(head.image.parameters())
+            known = {id(parameter) for parameter in images}
+            others = [parameter for parameter in others if id(parameter) not in known]
         if self.objectives is not None:
-            head += list(self.objectives.parameters())
-        return parameter_groups(head, encoder, self.config.optim, self.config.train.encoder_lr)
+            others += list(self.objectives.parameters())
+        return parameter_groups(
+            [(others, lr), (images, train.image_lr), (encoder, train.encoder_lr)], self.config.optim
+        )
 
     def _training_targets(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the targets and the row of each training utterance [U] in them.

@@ -107,6 +107,16 @@ def test_block_changes_no_score_and_no_gradient(block: int) -> None:
         torch.testing.assert_close(gradient, plain, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_recomputation_changes_no_gradient(recompute: bool) -> None:
+    scorer, (speech, valid, regions) = make_scorer().train(), make_inputs()
+    leaves = list(scorer.parameters())
+    wanted = torch.autograd.grad(scorer.score_grid(speech, valid, regions).square().sum(), leaves)
+    scores = score_all_pairs(scorer, speech, valid, regions, 6, recompute)
+    for gradient, plain in zip(torch.autograd.grad(scores.square().sum(), leaves), wanted):
+        torch.testing.assert_close(gradient, plain, atol=1e-3, rtol=1e-3)
+
+
 def test_recomputation_repeats_the_dropout_masks() -> None:
     """The gradient of a loss that is linear in one bias is known from the forward pass alone."""
     scorer, (speech, valid, regions) = make_scorer(dropout=0.5).train(), make_inputs()

@@ -32,6 +32,7 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import write_json
 from speechclip.config import Config, SpeechEncoderConfig
 from speechclip.model.encoders.factory import load_speech_encoder
+from speechclip.model.losses import margin_loss
 from speechclip.model.network import ENCODER_PREFIX
 from speechclip.train.setup import make_trainer, prepare_training
 from speechclip.train.state import TENSORS
@@ -255,6 +256,53 @@ def test_fast_vgs_trains_the_selected_part(
     waves = [torch.from_numpy(wave(9000, 3))]
     with torch.no_grad():
         assert torch.equal(loaded.encode_waves(waves).states, run.model.eval().encode_waves(waves).states)
+
+
+def test_fine_loss_of_parts_is_the_mean_of_their_losses(recipe: Path, tmp_path: Path) -> None:
+    config = tower_config(
+        recipe, "transformer", model__head__fast_vgs__fine_batch=2, model__head__dropout=0, data__batch_size=6
+    )
+    run = tower_trainer(recipe, tmp_path, config)
+    batch = run._train_batch(run.data.train_speech.batch([0, 5, 3, 9, 8, 14]))
+    head = run.model.train().head
+    loss = run.step_module(batch)
+    output, (image, target) = run.model(batch.batch), head.image(batch.regions)
+    scores = head.scorer.score_grid(output.sequence, output.valid, image)
+    fine = [margin_loss(scores[at : at + 2, at : at + 2], batch.groups[at : at + 2], 1.0) for at in (0, 2, 4)]
+    coarse = margin_loss(output.embedding @ target.T, batch.groups, 1.0)
+    torch.testing.assert_close(loss, sum(fine) / 3 + 0.1 * coarse)
+    assert loss != config.model.loss.fine_weight * margin_loss(scores, batch.groups, 1.0) + 0.1 * coarse
+    for size in (1, 4):
+        with pytest.raises(UserError, match=f"fine_batch: {size} is not a divisor of data.batch_size .6. from 2 on"):
+            tower_config(recipe, "transformer", model__head__fast_vgs__fine_batch=size, data__batch_size=6)
+
+
+def test_image_tower_has_its_own_learning_rate(recipe: Path, tmp_path: Path) -> None:
+    run = tower_trainer(recipe, tmp_path / "run", tower_config(recipe, "frozen", optim__lr=1e-3, train__image_lr=2e-4))
+    rates = {id(p): group["lr_scale"] for group in run.optimizer.param_groups for p in group["params"]}
+    trained = {id(parameter) for parameter in run.model.trained_parameters()}
+    assert rates.keys() == trained
+    images = {id(parameter) for parameter in run.model.head.image.parameters()}
+    assert {at: rate for at, rate in rates.items() if at in images} == dict.fromkeys(images, pytest.approx(0.2))
+    assert {rates[at] for at in trained - images} == {1.0}
+
+
+def test_fast_vgs_over_hidden_states_trains_and_loads(recipe: Path, tmp_path: Path) -> None:
+    """The states of the whole encoder are the input, and the encoder is trained as with every other head."""
+    changes = {"model__speech_encoder__part": "all", "model__head__fast_vgs__joined_frames": 2}
+    config = tower_config(recipe, 1, **changes)
+    run = tower_trainer(recipe, tmp_path / "run", config)
+    before = {name: value.clone() for name, value in run.model.head.named_parameters()}
+    run.run()
+    assert _encoder_tensors(tmp_path / "run" / "last").keys() >= {"encoder.layers.1.attention.q_proj.weight"}
+    moved = {name for name, value in run.model.head.named_parameters() if not torch.equal(value, before[name])}
+    assert f"{TOWER}layers.0.attention.value.weight" in moved and f"{TOWER}cls" in moved
+    loaded, waves = load_model(tmp_path / "run" / "last"), [torch.from_numpy(wave(9000, 3))]
+    with torch.no_grad():
+        wanted = run.model.eval().apply_head(*run.model.encode_waves(waves)).embedding
+        torch.testing.assert_close(loaded.eval().apply_head(*loaded.encode_waves(waves)).embedding, wanted)
+    states = UpstreamExpert(tmp_path / "run" / "last")(waves)["hidden_states"]
+    assert len(states) == 3 and {state.shape for state in states} == {(1, 27, WIDTH)}
 
 
 def test_fast_vgs_refuses_more_layers_than_it_reads(recipe: Path, tmp_path: Path) -> None:

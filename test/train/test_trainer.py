@@ -26,6 +26,7 @@ from fixtures import (
     vocabulary_of,
 )
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from speechclip.checkpoint.folder import WEIGHTS, load_model, read_weights
 from speechclip.common.errors import UserError
@@ -37,6 +38,7 @@ from speechclip.data.features import FeatureWriter
 from speechclip.model.encoders.clip import OpenClip
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.feature_augment import random_spans
+from speechclip.model.losses import masked_contrastive_loss
 from speechclip.model.network import Dimensions, build_network
 from speechclip.train.checks import check_batch_size
 from speechclip.train.optim import learning_rate
@@ -263,6 +265,9 @@ def test_a_batch_needs_an_utterance_for_each_process() -> None:
     with pytest.raises(UserError, match="^data.batch_size: 8 is less than the 9 processes. Use at least 9.$"):
         check_batch_size(8, 9)
     check_batch_size(2, 2)  # the global batch counts
+    with pytest.raises(UserError, match="^model.head.fast_vgs.fine_batch: 2 is less than the 3 processes."):
+        check_batch_size(8, 3, fine_batch=2)
+    check_batch_size(8, 2, fine_batch=2)
 
 
 def test_random_spans_fit_the_utterance_and_the_limit() -> None:
@@ -315,3 +320,20 @@ def test_stored_and_online_features_give_equal_weights(clip: OpenClip, tmp_path:
     for name, value in ours.items():
         assert (value - theirs[name]).abs().max() < 1e-5, name
     assert (ours["weighted_sum.weights"] - start["weighted_sum.weights"]).abs().max() > 1e-3  # and they have moved
+
+
+def test_both_embeddings_of_a_summed_head_have_a_loss(corpus: Path, tmp_path: Path) -> None:
+    changes = {"model__head__pooling": "both", "model__head__dropout": 0, "model__head__attention_heads": 4}
+    run = trainer(settings(**changes), training_data(corpus), tmp_path)
+    batch = run._train_batch(run.data.train_speech.batch(range(6)))
+    run.model.train()
+    output = run.model(batch.batch)
+    assert output.parts is not None
+    losses = [
+        masked_contrastive_loss(normalize(part, dim=-1), batch.targets, batch.groups, run.model.loss.scale)
+        for part in output.parts
+    ]
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(run.step_module(batch), sum(losses) / 2)
+    assert run.run().finished
+    assert load_model(tmp_path / "last", with_speech_encoder=False).config.head.pooling == "both"

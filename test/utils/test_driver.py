@@ -790,13 +790,14 @@ def test_rerank_needs_regions_of_stage_2(done):
 # -- fast_vgs --------------------------------------------------------------------------------------------------------
 
 FAST_VGS = ("--head", "fast_vgs")
+TOWER_SETTINGS = "model:\n  speech_encoder:\n    part: convolutions\n  head:\n    fast_vgs:\n      regions: clip\n"
 TOWERS = ["extract_regions", "extract_features", "extract_features", "extract_features"]
 
 
 @pytest.fixture
 def towers(done):
     """A finished recipe with settings of the head fast_vgs."""
-    (done.folder / "conf/fast_vgs.yaml").write_text("model:\n  head:\n    fast_vgs:\n      regions: clip\n")
+    (done.folder / "conf/fast_vgs.yaml").write_text(TOWER_SETTINGS)
     return done
 
 
@@ -814,6 +815,18 @@ def test_fast_vgs_stores_no_hidden_states(towers):
     result = towers.run(*FAST_VGS, "--stage", "3", "--force", "true")
     assert result.returncode == 1
     assert "dump/tiny/train/convolutions/feats.scp is missing. Run stage 2" in result.stderr
+
+
+def test_fast_vgs_over_hidden_states_reads_those_of_other_heads(towers):
+    (towers.folder / "conf/fast_vgs.yaml").write_text(TOWER_SETTINGS.replace("convolutions", "all"))
+    assert towers.run(*FAST_VGS, "--stop_stage", "3").returncode == 0
+    assert towers.names() == ["extract_regions", "train"]
+    (towers.folder / "dump/tiny/train/feats.scp").unlink()
+    result = towers.run(*FAST_VGS, "--stage", "3", "--force", "true")
+    assert result.returncode == 1
+    assert "dump/tiny/train/feats.scp is missing. Run stage 2" in result.stderr
+    assert towers.run(*FAST_VGS, "--stop_stage", "2").returncode == 0
+    assert towers.names() == ["extract_clip_embeddings", "extract_features", "extract_features", "extract_features"]
 
 
 def test_fast_vgs_has_no_keywords_to_score(towers):

@@ -47,6 +47,7 @@ class HeadOutput(NamedTuple):
         attention: [B, 1, T], weights of the [CLS] over the frames for a head without keywords; None in training.
         sequence: [B, S, d], [CLS] and frames for cross-modal layers (fast_vgs); else None.
         valid: [B, S] bool, True at the positions of ``sequence`` that count.
+        parts: the embeddings that ``embedding`` is the mean of, with a loss each; None if it has the loss itself.
     """
 
     embedding: Tensor | None
@@ -55,6 +56,7 @@ class HeadOutput(NamedTuple):
     attention: Tensor | None = None
     sequence: Tensor | None = None
     valid: Tensor | None = None
+    parts: tuple[Tensor, ...] | None = None
 
 
 class SpeechOutput(NamedTuple):
@@ -64,7 +66,7 @@ class SpeechOutput(NamedTuple):
         branches: embeddings [B, J] by branch, not normalised. "parallel" comes before "cascaded".
         keywords, quantity_loss, attention: see :class:`HeadOutput`.
         frames: [B] int64, valid frames of each utterance.
-        sequence, valid: see :class:`HeadOutput`.
+        sequence, valid, parts: see :class:`HeadOutput`.
         mixed: [B, T, d], the input of the head, in training; None in evaluation.
     """
 
@@ -76,6 +78,7 @@ class SpeechOutput(NamedTuple):
     sequence: Tensor | None = None
     valid: Tensor | None = None
     mixed: Tensor | None = None
+    parts: tuple[Tensor, ...] | None = None
 
     @property
     def embedding(self) -> Tensor:
@@ -157,6 +160,7 @@ class HeadInputs:
         valid_mask: [V] bool, False for special tokens; None for a head without keywords.
         max_keywords: number of keywords that fit into the text transformer.
         fixed_seconds: fixed lengths of utterances in training and in evaluation, for a head that needs them.
+        part: the part of the speech encoder that the features come from, "all" or "convolutions".
     """
 
     dim: int
@@ -165,6 +169,7 @@ class HeadInputs:
     valid_mask: Tensor | None = None
     max_keywords: int = 75
     fixed_seconds: tuple[float, float] = (8.0, 10.0)
+    part: str = "all"
 
     @property
     def subwords(self) -> tuple[Tensor, Tensor]:

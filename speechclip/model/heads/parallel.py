@@ -11,6 +11,7 @@ from speechclip.config import HeadConfig
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import PARALLEL, Head, HeadInputs, HeadOutput, register_head
 from speechclip.model.heads.pooled import PooledHead
+from speechclip.model.heads.summed import SummedHead
 from speechclip.model.heads.transformer_layer import TransformerLayer
 
 
@@ -55,10 +56,16 @@ class ParallelHead(TransformerLayer, Head):
 
 
 @register_head("parallel", branches=ParallelHead.branches)
-def _build(settings: HeadConfig, inputs: HeadInputs) -> ParallelHead | PooledHead:
-    if settings.pooling == "weights":
-        return PooledHead(inputs.dim, inputs.joint_dim, stride=settings.joined_frames, dropout=settings.input_dropout)
-    return ParallelHead(
-        inputs.dim, inputs.joint_dim, heads=settings.attention_heads, dropout=settings.dropout,
-        input_dropout=settings.input_dropout, cls_std=settings.cls_std,
-    )  # fmt: skip
+def _build(settings: HeadConfig, inputs: HeadInputs) -> Head:
+    parts: list[Head] = []
+    if settings.pooling in ("cls", "both"):
+        parts.append(
+            ParallelHead(
+                inputs.dim, inputs.joint_dim, heads=settings.attention_heads, dropout=settings.dropout,
+                input_dropout=settings.input_dropout, cls_std=settings.cls_std,
+            )
+        )  # fmt: skip
+    if settings.pooling in ("weights", "both"):
+        stride, dropout = settings.joined_frames, settings.input_dropout
+        parts.append(PooledHead(inputs.dim, inputs.joint_dim, stride=stride, dropout=dropout))
+    return parts[0] if len(parts) == 1 else SummedHead(*parts)

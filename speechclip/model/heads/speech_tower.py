@@ -22,15 +22,16 @@ class FrameTransformer(nn.Module):
 
     Args:
         settings: sizes.
-        inputs: C, channels of the waveform convolutions.
+        inputs: C, width of the speech features.
         dropout: probability of dropout.
+        cls_std: standard deviation of the first [CLS] vector.
     """
 
-    def __init__(self, settings: FastVgsConfig, inputs: int, dropout: float) -> None:
+    def __init__(self, settings: FastVgsConfig, inputs: int, dropout: float, cls_std: float) -> None:
         super().__init__()
         dim = settings.dim
         self.input_norm, self.projection = nn.LayerNorm(inputs, eps=_EPSILON), nn.Linear(inputs, dim)
-        self.cls = nn.Parameter(torch.randn(dim))
+        self.cls = nn.Parameter(torch.randn(dim) * cls_std)
         position = nn.Conv1d(
             dim, dim, settings.position_kernel, padding=settings.position_kernel // 2, groups=settings.position_groups
         )
@@ -157,21 +158,24 @@ class SpeechTower(nn.Module):
 
     Args:
         settings: sizes.
-        inputs: C, channels of the waveform convolutions.
+        inputs: C, width of the speech features.
         dropout: probability of dropout.
         frames: the fixed number of frames in training and in evaluation. Features are cut, or padded with zeros.
+        cls_std: standard deviation of the first [CLS] vector.
     """
 
-    def __init__(self, settings: FastVgsConfig, inputs: int, dropout: float, frames: tuple[int, int]) -> None:
+    def __init__(
+        self, settings: FastVgsConfig, inputs: int, dropout: float, frames: tuple[int, int], cls_std: float
+    ) -> None:
         super().__init__()
         dim = settings.dim
-        self.transformer = FrameTransformer(settings, inputs, dropout)
+        self.transformer = FrameTransformer(settings, inputs, dropout, cls_std)
         self.resdavenet = ResDavenet(dim, settings.widths)
         self.cls_projection = make_mlp(dim)
         self.layer = BertLayer(dim, settings.heads, settings.feed_forward, dropout)
         self.projection = nn.Linear(dim, dim)
         self.train_frames, self.eval_frames = frames
-        init_bert(self, dim, settings.init_scale)
+        init_bert(self, dim)
 
     def fixed(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [B, T, C] and their mask [B, T], True at valid frames, at the fixed number of frames."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -21,9 +23,11 @@ SMALL = FastVgsConfig(
 )  # fmt: skip
 
 
-def make_small() -> FastVgsHead:
+def make_small(part: str = "convolutions", joined_frames: int = 1, cls_std: float = 1.0) -> FastVgsHead:
     torch.manual_seed(0)
-    head = make_head(HeadConfig(name="fast_vgs", fast_vgs=SMALL), HeadInputs(7, 12, fixed_seconds=(0.4, 0.5)))
+    sizes = dataclasses.replace(SMALL, joined_frames=joined_frames)
+    settings = HeadConfig(name="fast_vgs", fast_vgs=sizes, cls_std=cls_std)
+    head = make_head(settings, HeadInputs(7, 12, fixed_seconds=(0.4, 0.5), part=part))
     assert isinstance(head, FastVgsHead)
     return head
 
@@ -34,7 +38,7 @@ def count(module: torch.nn.Module) -> int:
 
 def test_published_sizes_have_the_published_parameters() -> None:
     with torch.device("meta"):
-        head = make_head(HeadConfig(name="fast_vgs"), HeadInputs(512, 768))
+        head = make_head(HeadConfig(name="fast_vgs"), HeadInputs(512, 768, part="convolutions"))
     assert isinstance(head, FastVgsHead)
     assert count(head.scorer) == 31_891_969
     assert count(head.speech.resdavenet) == 31_064_704
@@ -56,6 +60,38 @@ def test_sequences_do_not_depend_on_the_padding_of_a_batch() -> None:
     torch.testing.assert_close(both.embedding[1], alone.embedding[0])
     torch.testing.assert_close(both.sequence[1], alone.sequence[0])
     assert both.valid.tolist() == [[True] * 6 + [False], [True] * 4 + [False] * 3]  # [CLS], and frames // 4
+
+
+@pytest.mark.parametrize("joined_frames", [1, 3])
+def test_padding_of_hidden_states_does_not_count(joined_frames: int) -> None:
+    """An encoder's states behind the end of an utterance depend on the other utterances of the batch."""
+    head = make_small("all", joined_frames).eval()
+    frames, padding = torch.randn(2, 20, 7), torch.arange(20)[None] >= torch.tensor([[20], [13]])
+    whole = head(frames, padding)
+    other = head(torch.where(padding[:, :, None], 9.0, frames), padding)
+    alone = head(frames[1:, :13], padding[1:, :13])
+    torch.testing.assert_close(other.embedding, whole.embedding)
+    torch.testing.assert_close(alone.embedding[0], whole.embedding[1])
+    assert whole.sequence.shape[1] == {1: 7, 3: 3}[joined_frames]  # 0.5 s are 24 frames, and 4 become 1
+    states = head.frame_states(frames, padding)
+    assert states.shape == (2, 20, 12) and len(head.upstream_states(frames[:, None], frames, padding)) == 4
+    torch.testing.assert_close(states[:, 0], states[:, joined_frames - 1])
+    assert joined_frames == 1 or not torch.allclose(states[:, 0], states[:, joined_frames])
+
+
+def test_transformer_over_hidden_states_is_always_trained() -> None:
+    head = make_small("all")
+    assert head.train_encoder("frozen") is None
+    assert all(parameter.requires_grad for parameter in head.speech.transformer.layers[0].parameters())
+    inside = make_small()
+    assert inside.train_encoder("frozen") == []
+    assert not any(parameter.requires_grad for parameter in inside.speech.transformer.layers[0].parameters())
+
+
+def test_cls_std_scales_every_cls() -> None:
+    published, small = make_small(), make_small(cls_std=0.05)
+    for ours, theirs in ((small.image, published.image), (small.speech.transformer, published.speech.transformer)):
+        torch.testing.assert_close(ours.cls, 0.05 * theirs.cls)
 
 
 def test_every_used_parameter_gets_a_gradient() -> None:
@@ -93,8 +129,6 @@ def test_transformer_equals_that_of_transformers(pre_norm: bool) -> None:
     from speechclip.common.compat import prepare
 
     prepare()
-    import dataclasses
-
     from transformers import HubertConfig, HubertModel
 
     config = HubertConfig(
@@ -104,7 +138,8 @@ def test_transformer_equals_that_of_transformers(pre_norm: bool) -> None:
     )  # fmt: skip
     model = HubertModel(config).eval()
     settings = dataclasses.replace(SMALL, pre_norm=pre_norm, speech_layer=3)
-    head = make_head(HeadConfig(name="fast_vgs", fast_vgs=settings), HeadInputs(7, 12)).eval()
+    inputs = HeadInputs(7, 12, part="convolutions")
+    head = make_head(HeadConfig(name="fast_vgs", fast_vgs=settings), inputs).eval()
     assert isinstance(head, FastVgsHead)
     head.start_from(model, "here")
     features = torch.randn(2, 9, 7)

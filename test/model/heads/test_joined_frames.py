@@ -12,6 +12,7 @@ from speechclip.model.heads.factory import make_head
 from speechclip.model.heads.joined_frames import JoinedFrames, join_frames, repeat_positions, spread
 from speechclip.model.heads.parallel import ParallelHead
 from speechclip.model.heads.pooled import PooledHead
+from speechclip.model.heads.summed import SummedHead
 
 DIM, JOINT, STRIDE = 16, 6, 4
 LENGTHS = (11, 3, 8)
@@ -108,3 +109,18 @@ def test_pooling_selects_the_head() -> None:
         head = make_head(settings, HeadInputs(DIM, JOINT))
         assert type(head) is kind and head.branches == ("parallel",)
     assert isinstance(head, PooledHead) and head.stride == 2
+
+
+def test_summed_head_is_the_mean_of_two_normalised_embeddings() -> None:
+    torch.manual_seed(0)
+    settings = HeadConfig(name="parallel", pooling="both", joined_frames=STRIDE)
+    head, (frames, padding) = make_head(settings, HeadInputs(DIM, JOINT)).eval(), _frames()
+    assert isinstance(head, SummedHead)
+    assert isinstance(head.first, ParallelHead) and isinstance(head.second, PooledHead)
+    output = head(frames, padding)
+    rows = [part(frames, padding).embedding.detach().numpy() for part in (head.first, head.second)]
+    rows = [row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
+    np.testing.assert_allclose(output.embedding.detach().numpy(), (rows[0] + rows[1]) / 2, atol=1e-6)
+    assert output.parts is not None and len(output.parts) == 2
+    assert output.attention.shape == (3, 1, 11)
+    assert torch.equal(head.frame_states(frames, padding), head.first.frame_states(frames, padding))
