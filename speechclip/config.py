@@ -251,7 +251,7 @@ class HeadConfig:
             LayerNorm (COCO's Large Hybrid).
         attention_heads: heads of the self-attention.
         dropout: dropout of attention and feed-forward.
-        input_dropout: dropout on the weighted sum of hidden states.
+        input_dropout: dropout on the weighted sum of hidden states; of fast_vgs on the features of regions, too.
         pooling: of the head parallel: "cls" as published, or "weights" (ours) for joined frames and weights over time
             for every dimension, without a transformer layer. Then attention_heads, dropout and cls_std have no effect.
             "both" (ours) adds the two embeddings, with a loss each.
@@ -307,6 +307,7 @@ class LossConfig:
         margin: of the head fast_vgs: it is subtracted from the scores of matching pairs.
         fine_weight: of the head fast_vgs: weight of the loss on the scores of the cross-modal layers.
         coarse_weight: of the head fast_vgs: weight of the loss on the dot products.
+        coarse_final_weight: coarse_weight changes linearly to this value until the end of training; null keeps it.
     """
 
     name: Literal["softmax", "sigmoid"] = "softmax"
@@ -321,6 +322,7 @@ class LossConfig:
     margin: float = bounded(1.0, NOT_NEGATIVE)
     fine_weight: float = bounded(1.0, NOT_NEGATIVE)
     coarse_weight: float = bounded(0.1, NOT_NEGATIVE)
+    coarse_final_weight: Optional[float] = bounded(None, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -636,7 +638,7 @@ def _check_bounds(node: Any, prefix: str) -> None:
         value, key = getattr(node, item.name), prefix + item.name
         if dataclasses.is_dataclass(value):
             _check_bounds(value, f"{key}.")
-        elif (bound := item.metadata.get("bound")) is not None and not bound.holds(value):
+        elif value is not None and (bound := item.metadata.get("bound")) is not None and not bound.holds(value):
             raise UserError(f"{key}: {value} is not {bound}. Change the value.")
 
 

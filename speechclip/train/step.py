@@ -75,7 +75,7 @@ class LossStep(nn.Module):
             taught = objectives.teach(self.model, batch, self._gathered)
         output: SpeechOutput = self.model(batch)
         if train_batch.regions is not None:
-            return self._region_loss(output, train_batch.regions, groups)
+            return self._region_loss(output, train_batch.regions, groups, train_batch.step)
         world = self._fabric.world_size
         # Gradients are averaged over processes, whatever the share of each: undo that.
         share = len(groups) * world / self._config.data.batch_size if world > 1 else 1.0
@@ -141,7 +141,7 @@ class LossStep(nn.Module):
             total = total + weights.coverage_weight * uncovered(used, head.quantizer.valid_mask)
         return total
 
-    def _region_loss(self, output: SpeechOutput, regions: Regions, groups: Tensor) -> Tensor:
+    def _region_loss(self, output: SpeechOutput, regions: Regions, groups: Tensor, step: int) -> Tensor:
         """Return the weighted losses on the coarse and fine scores of all pairs of the global batch.
 
         Each process scores its utterances with all images. So the cross-modal layers of a pair run once.
@@ -156,7 +156,10 @@ class LossStep(nn.Module):
         with torch.autocast(speech.device.type, enabled=False):
             coarse = speech.float() @ target.float().T
         loss = settings.fine_weight * self._fine_loss(output.sequence, output.valid, image, groups)
-        return loss + settings.coarse_weight * margin_loss(coarse, groups, settings.margin)
+        weight, final = settings.coarse_weight, settings.coarse_final_weight
+        if final is not None:
+            weight += (final - weight) * step / self._config.optim.max_steps
+        return loss + weight * margin_loss(coarse, groups, settings.margin)
 
     def _fine_loss(self, speech: Tensor, valid: Tensor, images: Tensor, groups: Tensor) -> Tensor:
         """Return the loss on the fine scores of all pairs of each part of the global batch, the mean over the parts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -272,6 +273,11 @@ def test_fine_loss_of_parts_is_the_mean_of_their_losses(recipe: Path, tmp_path: 
     coarse = margin_loss(output.embedding @ target.T, batch.groups, 1.0)
     torch.testing.assert_close(loss, sum(fine) / 3 + 0.1 * coarse)
     assert loss != config.model.loss.fine_weight * margin_loss(scores, batch.groups, 1.0) + 0.1 * coarse
+    weights = {"coarse_weight": 1, "coarse_final_weight": 0.2}
+    changing = dataclasses.replace(config.model, loss=dataclasses.replace(config.model.loss, **weights))
+    run.step_module._config = dataclasses.replace(config, model=changing)
+    batch.step = config.optim.max_steps // 2
+    torch.testing.assert_close(run.step_module(batch), sum(fine) / 3 + 0.6 * coarse)
     for size in (1, 4):
         with pytest.raises(UserError, match=f"fine_batch: {size} is not a divisor of data.batch_size .6. from 2 on"):
             tower_config(recipe, "transformer", model__head__fast_vgs__fine_batch=size, data__batch_size=6)

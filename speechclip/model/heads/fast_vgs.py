@@ -49,15 +49,16 @@ class ImageTower(nn.Module):
     Args:
         settings: sizes.
         dropout: probability of dropout.
+        input_dropout: probability of dropout of the features.
         cls_std: standard deviation of the first [CLS] vector.
     """
 
-    def __init__(self, settings: FastVgsConfig, dropout: float, cls_std: float) -> None:
+    def __init__(self, settings: FastVgsConfig, dropout: float, input_dropout: float, cls_std: float) -> None:
         super().__init__()
         dim = settings.dim
         self.features, self.boxes = nn.Linear(settings.region_features, dim), nn.Linear(BOX, dim)
         self.feature_norm, self.box_norm = nn.LayerNorm(dim, eps=BERT_EPSILON), nn.LayerNorm(dim, eps=BERT_EPSILON)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.input_dropout = nn.Dropout(dropout), nn.Dropout(input_dropout)
         self.cls = nn.Parameter(torch.randn(dim) * cls_std)
         self.layers = nn.ModuleList(
             BertLayer(dim, settings.heads, settings.feed_forward, dropout) for _ in range(settings.image_layers)
@@ -72,7 +73,7 @@ class ImageTower(nn.Module):
             The sequence [N, 1 + R, dim] with [CLS] first, and the coarse vectors [N, dim].
         """
         place = self.box_norm(self.boxes(regions.boxes))
-        x = self.dropout((self.feature_norm(self.features(regions.features)) + place) / 2)
+        x = self.dropout((self.feature_norm(self.features(self.input_dropout(regions.features))) + place) / 2)
         x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)
         for layer in self.layers:
             x = layer(x)
@@ -86,6 +87,7 @@ class FastVgsHead(Head):
         settings: sizes.
         inputs: width of the speech features.
         dropout: probability of dropout.
+        input_dropout: probability of dropout of the speech features and of the features of regions.
         frames: the fixed number of frames in training and in evaluation.
         part: see :class:`HeadInputs`.
         cls_std: standard deviation of the first [CLS] vectors.
@@ -94,22 +96,17 @@ class FastVgsHead(Head):
     branches: ClassVar[tuple[str, ...]] = (PARALLEL,)
 
     def __init__(
-        self,
-        settings: FastVgsConfig,
-        inputs: int,
-        *,
-        dropout: float,
-        frames: tuple[int, int],
-        part: str,
-        cls_std: float,
-    ) -> None:
+        self, settings: FastVgsConfig, inputs: int, *, dropout: float, input_dropout: float, frames: tuple[int, int],
+        part: str, cls_std: float,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.settings = settings
         self._holds_encoder = part == "convolutions"
         stride = settings.joined_frames
         positions = (-(-frames[0] // stride), -(-frames[1] // stride))
         self.speech = SpeechTower(settings, stride * inputs, dropout, positions, cls_std)
-        self.image = ImageTower(settings, dropout, cls_std)
+        self.image = ImageTower(settings, dropout, input_dropout, cls_std)
+        self.input_dropout = nn.Dropout(input_dropout)
         self.scorer = CrossModalScorer(
             settings.dim, settings.heads, layers=settings.cross_layers, hidden=settings.feed_forward, dropout=dropout,
             init_scale=settings.init_scale,
@@ -117,7 +114,8 @@ class FastVgsHead(Head):
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute the coarse vector and the sequence of each utterance. See :class:`Head`."""
-        sequence, valid, coarse = self.speech(*self._positions(frames, padding))
+        positions, absent = self._positions(frames, padding)
+        sequence, valid, coarse = self.speech(self.input_dropout(positions), absent)
         return HeadOutput(coarse, None, sequence=sequence, valid=valid)
 
     def frame_states(self, frames: Tensor, padding: Tensor) -> Tensor:
@@ -164,5 +162,5 @@ def _build(settings: HeadConfig, inputs: HeadInputs) -> FastVgsHead:
     train, evaluation = inputs.fixed_seconds
     return FastVgsHead(
         settings.fast_vgs, inputs.dim, dropout=settings.dropout, frames=(fixed_frames(train), fixed_frames(evaluation)),
-        part=inputs.part, cls_std=settings.cls_std,
+        input_dropout=settings.input_dropout, part=inputs.part, cls_std=settings.cls_std,
     )  # fmt: skip

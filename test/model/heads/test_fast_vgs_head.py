@@ -88,6 +88,21 @@ def test_transformer_over_hidden_states_is_always_trained() -> None:
     assert not any(parameter.requires_grad for parameter in inside.speech.transformer.layers[0].parameters())
 
 
+def test_input_dropout_reaches_both_towers() -> None:
+    sizes = HeadConfig(name="fast_vgs", fast_vgs=SMALL, dropout=0, input_dropout=0.999)
+    head = make_head(sizes, HeadInputs(7, 12, fixed_seconds=(0.4, 0.5)))
+    assert isinstance(head, FastVgsHead)
+    none, boxes, padding = torch.zeros(2, 6, 5), torch.rand(2, 6, 4), torch.zeros(2, 18, dtype=torch.bool)
+    for module, inputs, zeros in (
+        (head.image, (Regions(torch.randn(2, 6, 5), boxes),), (Regions(none, boxes),)),
+        (head, (torch.randn(2, 18, 7), padding), (torch.zeros(2, 18, 7), padding)),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        dropped, empty = module.train()(*inputs)[0], module(*zeros)[0]
+        torch.testing.assert_close(dropped, empty)
+        assert not torch.allclose(module.eval()(*inputs)[0], module(*zeros)[0])
+
+
 def test_cls_std_scales_every_cls() -> None:
     published, small = make_small(), make_small(cls_std=0.05)
     for ours, theirs in ((small.image, published.image), (small.speech.transformer, published.speech.transformer)):
