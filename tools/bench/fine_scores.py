@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import live_memory
 import measure
@@ -18,11 +18,13 @@ import torch
 from measure import OURS, PLAIN
 from torch import Tensor
 
-from speechclip.config import FastVgsConfig, load
+from speechclip.config import FastVgsConfig, HeadConfig, load
 from speechclip.data.regions import BOX, Regions
 from speechclip.model.candidate_scores import score_listed_pairs
 from speechclip.model.cross_modal import CrossModalScorer, score_all_pairs
 from speechclip.model.encoders.front_end import fixed_frames
+from speechclip.model.heads.base import HeadInputs
+from speechclip.model.heads.factory import make_head
 from speechclip.model.heads.fast_vgs import FastVgsHead
 from speechclip.model.losses import margin_loss
 
@@ -99,8 +101,8 @@ def _tower_works(
 
 
 def _positions(settings: FastVgsConfig, seconds: float) -> int:
-    """Return the length of the speech sequence with its [CLS]: ResDAVEnet halves the frames in each stage."""
-    frames = fixed_frames(seconds)
+    """Return the length of the speech sequence with its [CLS]: ResDAVEnet halves the positions in each stage."""
+    frames = -(-fixed_frames(seconds) // settings.joined_frames)
     for _ in settings.widths[1:]:
         frames = -(-frames // 2)
     return 1 + frames
@@ -171,7 +173,9 @@ def step(
         dropout: probability of dropout.
     """
     frames = fixed_frames(TRAIN_SECONDS)
-    head = FastVgsHead(settings, CHANNELS, dropout=dropout, frames=(frames, frames)).train()
+    config = HeadConfig(name="fast_vgs", fast_vgs=settings, dropout=dropout)
+    inputs = HeadInputs(CHANNELS, settings.dim, fixed_seconds=(TRAIN_SECONDS, TRAIN_SECONDS), part="convolutions")
+    head = cast(FastVgsHead, make_head(config, inputs)).train()
     trained = [p for p in head.parameters() if p.requires_grad]
     moments = [torch.zeros_like(p) for p in trained for _ in range(2)]
     states, padding = torch.randn(batch, frames, CHANNELS), torch.zeros(batch, frames, dtype=torch.bool)
