@@ -481,9 +481,9 @@ class TrainConfig:
         encoder: the trained part of the speech encoder. "frozen"; a number N for its top N transformer layers;
             "transformer" for all layers, the feature projection and the positional convolution; "all" for the
             waveform convolutions as well. It needs data.feats online. The encoder stays in eval mode: no dropout, no
-            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen. The head
-            fast_vgs holds the transformer itself, with the dropout of the head. For it, only "all" needs data.feats
-            online.
+            layer drop, no masking. Layers above the last one in model.speech_encoder.layers stay frozen. With
+            model.speech_encoder.part "convolutions" the head fast_vgs holds the transformer itself, with the dropout of
+            the head. Then only "all" needs data.feats online.
         encoder_lr: peak learning rate of the trained part of the encoder. It follows the schedule of optim.lr.
         image_lr: peak learning rate of the image tower of the head fast_vgs; 0 for optim.lr. If both towers move fast,
             they take long to find each other.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from speechclip.common.errors import UserError
 from speechclip.config import Config
-from speechclip.model.heads.fast_vgs import FAST_VGS
+from speechclip.model.heads.fast_vgs import holds_transformer
 
 if TYPE_CHECKING:
     from speechclip.train.trainer import TrainingData
@@ -43,9 +43,8 @@ def check_encoder(config: Config) -> None:
     Raises:
         UserError: training reads stored hidden states.
     """
-    inside = config.model.head.name == FAST_VGS and config.model.speech_encoder.part == "convolutions"
-    if inside and config.train.encoder != "all":
-        return  # the head holds the transformer
+    if holds_transformer(config.model) and config.train.encoder != "all":
+        return
     if config.train.encoder != "frozen" and config.data.feats != "online":
         raise UserError(
             f"train.encoder: {config.train.encoder} needs the encoder in the training loop, but data.feats is "

@@ -25,7 +25,7 @@ from speechclip.model.encoders.clip import load_clip
 from speechclip.model.encoders.factory import load_speech_encoder
 from speechclip.model.encoders.transformers import load_transformers_model
 from speechclip.model.heads.factory import has_keywords
-from speechclip.model.heads.fast_vgs import FAST_VGS, check_regions, region_kind
+from speechclip.model.heads.fast_vgs import FAST_VGS, check_regions, holds_transformer, region_kind
 from speechclip.model.heads.reranker import RERANKERS
 from speechclip.model.network import Dimensions, SpeechNetwork, build_network
 from speechclip.train.rerank import RerankTrainer, load_coarse, with_coarse_head
@@ -83,7 +83,7 @@ def training_model(config: Config, dump: Path, vocabulary: str) -> SpeechNetwork
         joint = settings.head.fast_vgs.dim  # its own joint space
     dimensions = Dimensions(speech=width, states=states, joint=joint)
     model = build_network(settings, dimensions, speech_encoder=speech_encoder, clip=clip, vocabulary=words)
-    if settings.head.name == FAST_VGS and settings.speech_encoder.part == "convolutions":
+    if holds_transformer(settings):
         path = settings.speech_encoder.path
         model.head.start_from(load_transformers_model(path), path)
     return model

@@ -31,6 +31,11 @@ def region_kind(config: ModelConfig) -> str:
     return config.head.fast_vgs.regions if config.head.name == FAST_VGS else ""
 
 
+def holds_transformer(config: ModelConfig) -> bool:
+    """Return whether the head holds the transformer of the speech encoder, and only the convolutions are outside."""
+    return config.head.name == FAST_VGS and config.speech_encoder.part == "convolutions"
+
+
 def check_regions(config: ModelConfig, store: RegionStore | None) -> None:
     """Raise UserError if the regions of a store have another width than the configured one."""
     wanted = config.head.fast_vgs.region_features
