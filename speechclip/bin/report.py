@@ -63,17 +63,12 @@ def _one(run: Run, out: Path | None, args: Namespace) -> Path:
 
 def _two(runs: Sequence[Run], out: Path | None, args: Namespace) -> Path:
     from speechclip.report.page.comparison import keyword_tests, paired_tests, run_names, write_comparison
+    from speechclip.report.paired_lines import paired_lines
 
     names = run_names(runs)
     tests = paired_tests(runs, args.permutations, args.seed)
     keywords = keyword_tests(runs, args.permutations, args.seed)
-    print(f"{'score':31}{'first':>7}{'second':>7}{'diff':>7}{'95% interval':>18}{'p':>8}")
-    named = {f"{direction} {score}": row for direction, table in tests.items() for score, row in table.items()}
-    for name, row in {**named, **keywords}.items():
-        digits = 3 if "cosine" in name else 2
-        numbers = "".join(f"{row[key]:7.{digits}f}" for key in ("first", "second", "difference"))
-        ends = ", ".join(f"{end:.{digits}f}" for end in row["ci95"])
-        print(f"{name:31}{numbers}{f'[{ends}]':>18}{row['p']:8.4f}")
+    print("\n".join(paired_lines(tests, keywords)))
     eval_splits = [_eval_split(run, args) for run in runs]
     target = out or runs[0].directory / "report" / f"against_{names[1].replace('/', '_')}.html"
     return write_comparison(runs, eval_splits, tests, keywords, target, permutations=args.permutations)

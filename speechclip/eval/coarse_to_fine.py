@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,22 +92,37 @@ def two_stage_report(
         both = coarse_to_fine_ranks(scores, queries, gallery, top_k, scorer)
         report[name] = score_ranks(both.coarse, queries, len(gallery), n_bootstrap, seed)
         second[name] = score_ranks(both.fine, queries, len(gallery), n_bootstrap, seed)
-        if n_bootstrap:
-            second.setdefault("paired", {})[name] = paired_test(both.fine, both.coarse, queries, n=tests, seed=seed)
         ranks[name], ranks[name + REORDERED] = (both.coarse, queries), (both.fine, queries)
     report["random"] = {name: chance(case[1], case[2]) for name, case in cases.items()}
     for part in (report, second):
         for key in ("R@1", "R@10"):
             part[f"mean_{key}"] = float(np.mean([part[name][key] for name in cases]))
     if n_bootstrap:
-        second["paired"]["mean"] = _test_of_means(ranks, tests, seed)
+        second["paired"] = stage_tests(ranks, tests, seed)
     report["coarse_to_fine"] = second
     return report, ranks
 
 
-def _test_of_means(ranks: dict[str, tuple[Ints, Ints]], tests: int, seed: int) -> dict[str, Any]:
+def stage_tests(ranks: Mapping[str, tuple[Ints, Ints]], tests: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Test the second stage against the coarse order.
+
+    Args:
+        ranks: by direction, the rank and the image of every query, of both stages; see :func:`two_stage_report`.
+        tests: random exchanges.
+        seed: of the exchanges and resamples.
+
+    Returns:
+        by direction, :func:`speechclip.eval.significance.paired_test`; "mean" has the mean R@1 of the directions.
+    """
+    names = [name for name in ranks if name + REORDERED in ranks]
+    found = {name: paired_test(ranks[name + REORDERED][0], *ranks[name], n=tests, seed=seed) for name in names}
+    return {**found, "mean": _test_of_means(ranks, names, tests, seed)}
+
+
+def _test_of_means(
+    ranks: Mapping[str, tuple[Ints, Ints]], names: Sequence[str], tests: int, seed: int
+) -> dict[str, Any]:
     """Test the mean of R@1 over both directions. All queries of an image change stages together."""
-    names = [name for name in ranks if not name.endswith(REORDERED)]
     sums, clusters = [], np.concatenate([ranks[name][1] for name in names])
     for suffix in (REORDERED, ""):
         parts = [np.zeros((len(ranks[name][0]), 2 * len(names))) for name in names]

@@ -27,6 +27,7 @@ from speechclip.common.constants import CONDITIONS, KEYWORDS, RETRIEVAL
 from speechclip.common.errors import MissingFileError, UserError
 from speechclip.common.files import read_json, replacing, write_json
 from speechclip.data.embeddings import load_embeddings, read_arrays, save_embeddings
+from speechclip.eval.coarse_to_fine import REORDERED, stage_tests
 from speechclip.eval.contributions import paired_keyword_tests
 from speechclip.eval.significance import paired_test
 
@@ -137,22 +138,38 @@ def write_ranks(path: Path, ranks: Ranks, data: Mapping[str, str]) -> None:
         np.savez_compressed(part, allow_pickle=False, **arrays)
 
 
-def compare_rank_files(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Return :func:`speechclip.eval.significance.paired_test` for every direction that both ``ranks.npz`` have.
+def compare_rank_files(
+    first: Sequence[Path], second: Sequence[Path], n: int = 10000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Test two systems on the queries of all their runs, one ``ranks.npz`` for each run (seed).
+
+    All queries of an image, of every seed, change systems together.
+
+    Returns:
+        :func:`speechclip.eval.significance.paired_test` for every direction that all files have.
 
     Raises:
         UserError: a file is missing or damaged, or the ranks are of different queries.
     """
-    one, other = _arrays(first, {"data"}), _arrays(second, {"data"})
-    if str(one["data"]) != str(other["data"]):
-        raise UserError(f"{second}: scored on other data than {first}. Score both runs on the same data directory.")
+    one, other = _joined_ranks(first, first[0]), _joined_ranks(second, first[0])
     tests = {}
-    for name in [key.removesuffix("/ranks") for key in one if key.endswith("/ranks") and key in other]:
-        images = one[f"{name}/images"]
-        if not np.array_equal(images, other.get(f"{name}/images", np.empty(0))):
-            raise UserError(f"{second}: {name}: other queries than in {first}. Score both runs on the same data.")
-        tests[name] = paired_test(one[f"{name}/ranks"], other[f"{name}/ranks"], images, n, seed)
+    for name in (name for name in one if name in other):
+        if not np.array_equal(one[name][1], other[name][1]):
+            raise UserError(f"{second[0]}: {name}: other queries than in {first[0]}. Score both runs on the same data.")
+        tests[name] = paired_test(one[name][0], other[name][0], one[name][1], n, seed)
     return tests
+
+
+def compare_stage_files(files: Sequence[Path], n: int = 10000, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Return :func:`speechclip.eval.coarse_to_fine.stage_tests` on the queries of all runs of a system.
+
+    Raises:
+        UserError: a file is missing or damaged, has no second stage, or the ranks are of different queries.
+    """
+    ranks = _joined_ranks(files, files[0])
+    if not any(name.endswith(REORDERED) for name in ranks):
+        raise UserError(f"{files[0]}: has no scores of a second stage. Score a head with one, or give two systems.")
+    return stage_tests(ranks, n, seed)
 
 
 def write_contributions(path: Path, ids: Sequence[str], images: Sequence[str], found: Mapping[str, Floats]) -> None:
@@ -162,17 +179,19 @@ def write_contributions(path: Path, ids: Sequence[str], images: Sequence[str], f
         np.savez(part, allow_pickle=False, **arrays)  # not compressed: a reader refuses a file that unpacks to 100x
 
 
-def compare_keyword_files(first: Path, second: Path, n: int = 10000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Return :func:`speechclip.eval.contributions.paired_keyword_tests` of two ``keywords.npz``.
+def compare_keyword_files(
+    first: Sequence[Path], second: Sequence[Path], n: int = 10000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Return :func:`speechclip.eval.contributions.paired_keyword_tests` of one ``keywords.npz`` for each run (seed).
 
     The result is empty if one of the files is missing, as for a head without keywords.
 
     Raises:
         UserError: a file is damaged.
     """
-    if not (first.exists() and second.exists()):
+    if not all(path.exists() for path in (*first, *second)):
         return {}
-    return paired_keyword_tests(_contributions(first), _contributions(second), n, seed)
+    return paired_keyword_tests(_joined_contributions(first), _joined_contributions(second), n, seed)
 
 
 def write_attention(path: Path, ids: Sequence[str], attention: Sequence[Floats]) -> None:
@@ -238,6 +257,32 @@ def read_keyword_lines(path: Path, wanted: Collection[str]) -> dict[str, list[Re
     for found in records.values():
         found.sort(key=lambda record: record["keyword"])
     return records
+
+
+def _joined_ranks(files: Sequence[Path], wanted: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Return rank and image of the queries of all files by direction. All files have the data of ``wanted``."""
+    data, every = str(_arrays(wanted, {"data"})["data"]), [_arrays(path, {"data"}) for path in files]
+    for path, arrays in zip(files, every):
+        if str(arrays["data"]) != data:
+            raise UserError(f"{path}: scored on other data than {wanted}. Score both runs on the same data directory.")
+    names = [key.removesuffix("/ranks") for key in every[0] if key.endswith("/ranks")]
+    return {
+        name: (
+            np.concatenate([arrays[f"{name}/ranks"] for arrays in every]),
+            np.concatenate([arrays[f"{name}/images"] for arrays in every]),
+        )
+        for name in names
+        if all(f"{name}/{part}" in arrays for arrays in every for part in ("ranks", "images"))
+    }
+
+
+def _joined_contributions(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
+    """Return the rows of all files. The number of its file is in front of each utterance id."""
+    every = [_contributions(path) for path in files]
+    names = [name for name in every[0] if all(name in arrays for arrays in every)]
+    joined = {name: np.concatenate([arrays[name] for arrays in every]) for name in names}
+    ids = [np.char.add(f"{number} ", arrays["ids"].astype(str)) for number, arrays in enumerate(every)]
+    return {**joined, "ids": np.concatenate(ids)}
 
 
 def _contributions(path: Path) -> dict[str, NDArray[Any]]:

@@ -15,6 +15,7 @@ from speechclip.data.embeddings import load_embeddings
 from speechclip.eval.score_files import (
     compare_keyword_files,
     compare_rank_files,
+    compare_stage_files,
     read_attention,
     read_keyword_lines,
     read_scores,
@@ -93,7 +94,7 @@ def ranks_of(path: Path, ranks: list[int], images: list[int], data: str = "x") -
 def test_rank_files_are_compared_by_image(tmp_path: Path) -> None:
     first = ranks_of(tmp_path / "a.npz", [1, 1, 2], [0, 0, 1])
     second = ranks_of(tmp_path / "b.npz", [1, 3, 2], [0, 0, 1])
-    tests = compare_rank_files(first, second, n=50)
+    tests = compare_rank_files([first], [second], n=50)
     row = tests["speech->image"]["R@1"]
     assert [row[key] for key in ("first", "second", "difference")] == pytest.approx([200 / 3, 100 / 3, 100 / 3])
     assert list(tests) == ["speech->image"] and list(tests["speech->image"]) == ["R@1", "R@5", "R@10", "MRR"]
@@ -104,9 +105,47 @@ def test_keyword_files_are_compared_by_id(tmp_path: Path) -> None:
     for name, order in (("a", [0, 1, 2]), ("b", [2, 1, 0])):
         ids, images = [list("uvw")[at] for at in order], [list("xxy")[at] for at in order]
         write_contributions(tmp_path / f"{name}.npz", ids, images, {"clean": rows[order]})
-    tests = compare_keyword_files(tmp_path / "a.npz", tmp_path / "b.npz", n=20)
+    tests = compare_keyword_files([tmp_path / "a.npz"], [tmp_path / "b.npz"], n=20)
     assert (tests["clean"]["first"], tests["clean"]["difference"]) == (pytest.approx(50.0), 0.0)
-    assert compare_keyword_files(tmp_path / "a.npz", tmp_path / "none.npz") == {}
+    assert compare_keyword_files([tmp_path / "a.npz"], [tmp_path / "none.npz"]) == {}
+
+
+def test_seeds_are_compared_in_one_test(tmp_path: Path) -> None:
+    """All queries of an image, of both seeds, change systems together: two images have four exchanges."""
+    for name, ranks in {"a0": [1, 1], "a1": [1, 1], "b0": [3, 3], "b1": [1, 3]}.items():
+        ranks_of(tmp_path / f"{name}.npz", ranks, [0, 1])
+    first, second = ([tmp_path / f"{name}{seed}.npz" for seed in (0, 1)] for name in "ab")
+    row = compare_rank_files(first, second, n=4000)["speech->image"]["R@1"]
+    assert (row["first"], row["second"], row["difference"]) == (100, 25, 75)
+    assert row["p"] == pytest.approx(0.5, abs=0.05)  # two of four exchanges; four queries alone would give 0.25
+    ranks_of(tmp_path / "b1.npz", [1, 3], [0, 1], data="y")
+    with pytest.raises(UserError, match="b1.npz: scored on other data than .*a0.npz. Score both runs on the same data"):
+        compare_rank_files(first, second)
+    ranks_of(tmp_path / "b1.npz", [1, 3], [1, 0])
+    with pytest.raises(UserError, match="b0.npz: speech->image: other queries than in .*a0.npz"):
+        compare_rank_files(first, second)
+
+
+def test_second_stage_is_compared_with_the_coarse_scores_over_seeds(tmp_path: Path) -> None:
+    images, files = np.array([0, 1]), [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path, coarse, fine in zip(files, ([2, 1], [2, 2]), ([1, 1], [1, 3])):
+        rows = {name: (np.array(value), images) for name, value in (("x->y", coarse), ("x->y (coarse to fine)", fine))}
+        write_ranks(path, rows, {"test": "x"})
+    tests = compare_stage_files(files, n=50)
+    assert list(tests) == ["x->y", "mean"]
+    assert [tests[name]["R@1"]["difference"] for name in tests] == [50, 50]
+    assert (tests["x->y"]["R@1"]["first"], tests["x->y"]["R@1"]["second"]) == (75, 25)
+    with pytest.raises(UserError, match="c.npz: has no scores of a second stage. Score a head with one"):
+        compare_stage_files([ranks_of(tmp_path / "c.npz", [1, 2], [0, 1])])
+
+
+def test_keywords_of_two_seeds_are_compared_utterance_by_utterance(tmp_path: Path) -> None:
+    for name, hits in {"a0": [2, 1], "a1": [2, 2], "b0": [1, 1], "b1": [0, 0]}.items():
+        rows = {"clean": np.array([[h, 2] for h in hits])}
+        write_contributions(tmp_path / f"{name}.npz", ["u", "v"], ["x", "y"], rows)
+    first, second = ([tmp_path / f"{name}{seed}.npz" for seed in (0, 1)] for name in "ab")
+    row = compare_keyword_files(first, second, n=20)["clean"]
+    assert (row["first"], row["second"]) == (pytest.approx(87.5), pytest.approx(25))
 
 
 def _short(path: Path) -> None:
@@ -120,11 +159,11 @@ def _unfit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "read", "reason"),
     [
-        ("ranks.npz", None, lambda p: compare_rank_files(p, p), "is missing"),
-        ("ranks.npz", lambda p: p.write_text("x"), lambda p: compare_rank_files(p, p), "not a readable"),
-        ("ranks.npz", _short, lambda p: compare_rank_files(p, p), "the array 'data' is missing"),
-        ("keywords.npz", _short, lambda p: compare_keyword_files(p, p), "the arrays differ in length"),
-        ("keywords.npz", lambda p: p.write_text("x"), lambda p: compare_keyword_files(p, p), "not a readable"),
+        ("ranks.npz", None, lambda p: compare_rank_files([p], [p]), "is missing"),
+        ("ranks.npz", lambda p: p.write_text("x"), lambda p: compare_rank_files([p], [p]), "not a readable"),
+        ("ranks.npz", _short, lambda p: compare_rank_files([p], [p]), "the array 'data' is missing"),
+        ("keywords.npz", _short, lambda p: compare_keyword_files([p], [p]), "the arrays differ in length"),
+        ("keywords.npz", lambda p: p.write_text("x"), lambda p: compare_keyword_files([p], [p]), "not a readable"),
         ("attention.npz", _unfit, read_attention, "9 weights do not fit 1 utterances"),
         ("attention.npz", _short, read_attention, "the array 'frames' is missing"),
         ("attention.npz", lambda p: p.write_text("x"), read_attention, "not a readable"),
@@ -152,4 +191,4 @@ def test_runs_on_other_data_are_not_compared(tmp_path: Path) -> None:
     for name, images, data, reason in (("b", [0, 1], "y", "other data"), ("c", [0, 0], "x", "other queries")):
         second = ranks_of(tmp_path / f"{name}.npz", [1, 1], images, data)
         with pytest.raises(UserError, match=reason):
-            compare_rank_files(first, second)
+            compare_rank_files([first], [second])

@@ -49,7 +49,7 @@ _KEYWORDS: list[tuple[str, str, int, tuple[str, ...]]] = [
 
 def paired_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Test the retrieval scores of two runs. Return a test by direction and score: see `compare_rank_files`."""
-    first, second = (run.directory / SCORES / RANKS for run in runs)
+    first, second = ([run.directory / SCORES / RANKS] for run in runs)
     return compare_rank_files(first, second, n=permutations, seed=seed)
 
 
@@ -57,7 +57,7 @@ def keyword_tests(runs: Sequence[Run], permutations: int, seed: int) -> dict[str
     """Test the keyword scores of two runs. Return a test by score: see `compare_keyword_files`; {} without keywords."""
     if any(run.keywords is None for run in runs):
         return {}
-    first, second = (run.directory / SCORES / CONTRIBUTIONS for run in runs)
+    first, second = ([run.directory / SCORES / CONTRIBUTIONS] for run in runs)
     return compare_keyword_files(first, second, permutations, seed)
 
 
