@@ -172,6 +172,7 @@ class FastVgsConfig:
         regions: the kind of the regions: butd, frcnn or clip.
         fine_batch: the batch is cut into parts of this size, and fine scores are computed inside each part; 0 for all
             pairs of the batch. It divides data.batch_size. The coarse scores always have the whole batch.
+        fine_parts: "shuffled" leaves the parts to chance, "similar" puts pairs with high coarse scores into one part.
         block: pairs whose fine scores are computed at a time. Less needs less memory.
         top_k: candidates of coarse-to-fine retrieval, in each direction.
     """
@@ -194,6 +195,7 @@ class FastVgsConfig:
     region_features: int = bounded(2048, AT_LEAST_ONE)
     regions: Literal["butd", "frcnn", "clip"] = "butd"
     fine_batch: int = bounded(0, NOT_NEGATIVE)
+    fine_parts: Literal["shuffled", "similar"] = "shuffled"
     block: int = bounded(256, AT_LEAST_ONE)
     top_k: int = bounded(100, AT_LEAST_ONE)
 

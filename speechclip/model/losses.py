@@ -88,6 +88,31 @@ def margin_loss(scores: Tensor, groups: Tensor, margin: float) -> Tensor:
     return nn.functional.cross_entropy(logits, diagonal) + nn.functional.cross_entropy(logits.T, diagonal)
 
 
+def similar_parts(scores: Tensor, groups: Tensor, order: Tensor, size: int) -> Tensor:
+    """Return an order in which each run of ``size`` pairs is a part of similar pairs: hard negatives of each other.
+
+    The first pair that is left takes the pairs with the highest sum of both scores, until none are left. The last parts
+    are what the others left over. Pairs of one image are no negatives, so they are chosen last. This is our addition.
+
+    Args:
+        scores: [B, B], of utterance i and image j.
+        groups: [B] int, the image of each pair.
+        order: [B], the order in which pairs begin a part.
+        size: of a part.
+
+    Returns:
+        [B], a permutation.
+    """
+    similar = (scores + scores.T).masked_fill(groups[:, None] == groups[None, :], float("-inf"))
+    left, parts = order, []
+    while len(left):
+        first, rest = left[:1], left[1:]
+        near = similar[first[0], rest].argsort(descending=True, stable=True)
+        parts += [first, rest[near[: size - 1]]]
+        left = rest[near[size - 1 :].sort().values]
+    return torch.cat(parts)
+
+
 class ContrastiveLoss(nn.Module):
     """:func:`masked_contrastive_loss` with a fixed or learned temperature.
 

@@ -17,7 +17,7 @@ from speechclip.model.heads.base import CASCADED, PARALLEL, SpeechOutput
 from speechclip.model.heads.fast_vgs import FastVgsHead
 from speechclip.model.heads.keyword_head import KeywordHead
 from speechclip.model.keyword_losses import repetition, uncovered, usage
-from speechclip.model.losses import margin_loss
+from speechclip.model.losses import margin_loss, similar_parts
 from speechclip.model.network import SpeechNetwork
 from speechclip.train.objectives.combined import Objectives
 
@@ -155,13 +155,29 @@ class LossStep(nn.Module):
             groups = self._gather(groups)
         with torch.autocast(speech.device.type, enabled=False):
             coarse = speech.float() @ target.float().T
-        loss = settings.fine_weight * self._fine_loss(output.sequence, output.valid, image, groups)
+        order = self._parts_order(coarse.detach(), groups)
+        loss = settings.fine_weight * self._fine_loss(output.sequence, output.valid, image, groups, order)
         weight, final = settings.coarse_weight, settings.coarse_final_weight
         if final is not None:
             weight += (final - weight) * step / self._config.optim.max_steps
         return loss + weight * margin_loss(coarse, groups, settings.margin)
 
-    def _fine_loss(self, speech: Tensor, valid: Tensor, images: Tensor, groups: Tensor) -> Tensor:
+    def _parts_order(self, coarse: Tensor, groups: Tensor) -> Tensor:
+        """Return the gathered rows in the order in which they are cut into parts, [B]; equal in all processes.
+
+        Args:
+            coarse: [B, B], scores of the gathered rows, without gradients.
+            groups: [B] int, their images.
+        """
+        head = self.model.head
+        assert isinstance(head, FastVgsHead)
+        order = self._batch_order().to(groups.device)
+        if head.settings.fine_parts == "similar" and head.settings.fine_batch:
+            order = similar_parts(coarse, groups, order, head.settings.fine_batch)
+            order = self._fabric.broadcast(order) if self._fabric.world_size > 1 else order  # devices round differently
+        return order
+
+    def _fine_loss(self, speech: Tensor, valid: Tensor, images: Tensor, groups: Tensor, order: Tensor) -> Tensor:
         """Return the loss on the fine scores of all pairs of each part of the global batch, the mean over the parts.
 
         Args:
@@ -169,21 +185,24 @@ class LossStep(nn.Module):
             valid: [b, T] bool.
             images: [B, R, d], of the global batch, in order of rank.
             groups: [B] int, their images.
+            order: [B], of :meth:`_parts_order`.
         """
         head, rank, world = self.model.head, self._fabric.global_rank, self._fabric.world_size
         assert isinstance(head, FastVgsHead)
         batch, block = len(groups), head.settings.block
         size = head.settings.fine_batch or batch
-        order = self._batch_order().to(groups.device) if world > 1 else torch.arange(batch, device=groups.device)
-        part = torch.arange(rank, batch, world, device=groups.device) // size  # of each utterance of this process
-        own, images = part.unique_consecutive(return_counts=True)[1].tolist(), images[order]
+        before = sum(len(range(other, batch, world)) for other in range(rank))
+        part = (order.argsort() // size)[before : before + len(speech)]  # of each utterance of this process
+        by_part = part.argsort(stable=True)
+        own, pictures = part.bincount(minlength=-(-batch // size)).tolist(), images[order].split(size)
         recompute = len(part) * size > block  # else the pairs of all parts fit into memory
         fine = torch.cat(
             [
                 score_all_pairs(head.scorer, *of_part, block, recompute)
-                for of_part in zip(speech.split(own), valid.split(own), images.split(size))
+                for of_part in zip(speech[by_part].split(own), valid[by_part].split(own), pictures)
+                if len(of_part[0])
             ]
-        )
+        )[by_part.argsort()]
         if world > 1:
             fine = self._gather(fine, sync_grads=True)
         parts = zip(fine[order].split(size), groups[order].split(size))

@@ -16,6 +16,7 @@ from speechclip.model.losses import (
     make_loss,
     masked_contrastive_loss,
     masked_sigmoid_loss,
+    similar_parts,
 )
 
 DISTINCT = torch.tensor([0, 1, 2])
@@ -152,3 +153,16 @@ def test_make_loss_counts_parameters(name: str, learn: bool, trained: int) -> No
     assert set(loss.state_dict()) == {"log_scale", *(["bias"] if name == "sigmoid" else [])}
     if name == "sigmoid":
         assert loss.bias.item() == -7.0
+
+
+def test_similar_pairs_share_a_part() -> None:
+    """By hand: 0 takes 4, the highest sum of both directions; 1 takes 5; 2 and 3 are left and share an image."""
+    scores = torch.zeros(6, 6)
+    scores[0, 4], scores[0, 1], scores[1, 0] = 3, 5, -4  # 0 and 4: 3, 0 and 1: 1
+    scores[1, 5] = scores[5, 1] = 1
+    groups = torch.tensor([0, 1, 2, 2, 4, 5])
+    assert similar_parts(scores, groups, torch.arange(6), 2).tolist() == [0, 4, 1, 5, 2, 3]
+    # the given order decides which pair begins: 2 and its own image never share a part if another is left
+    assert similar_parts(scores, groups, torch.tensor([2, 3, 0, 1, 4, 5]), 2).tolist() == [2, 0, 3, 1, 4, 5]
+    assert similar_parts(scores, groups, torch.arange(6), 4).tolist()[:1] == [0]
+    assert sorted(similar_parts(torch.randn(7, 7), torch.arange(7), torch.arange(7), 3).tolist()) == list(range(7))

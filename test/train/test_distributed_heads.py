@@ -30,7 +30,7 @@ WITHOUT_EFFECT = (
 #: A group of a reranker has four utterances: 12 of them are two groups and one.
 RUNS = {
     "reranker": 8, "uneven_reranker": 12, "crossed_reranker": 12, "fast_vgs": 8, "uneven_fast_vgs": 7,
-    "parts_fast_vgs": 9,
+    "parts_fast_vgs": 9, "similar_fast_vgs": 9,
 }  # fmt: skip
 
 
@@ -47,7 +47,10 @@ def _trainer(folder: Path, name: str, out: Path, fabric: Any = None) -> Any:
             model__head__reranker__crossed_groups=crossed,
         )  # fmt: skip
         return rerank_trainer(folder / "rerank", out, config, fabric)
-    parts = {"model__head__fast_vgs__fine_batch": 3, "train__image_lr": 5e-5} if name == "parts_fast_vgs" else {}
+    parts: dict[str, Any] = {}
+    if name in ("parts_fast_vgs", "similar_fast_vgs"):
+        parts = {"model__head__fast_vgs__fine_batch": 3, "train__image_lr": 5e-5}
+        parts["model__head__fast_vgs__fine_parts"] = "similar" if name == "similar_fast_vgs" else "shuffled"
     config = tower_config(folder / "tower", "all", **common, **parts, model__head__dropout=0)
     return tower_trainer(folder / "tower", out, config, fabric)
 

@@ -33,7 +33,7 @@ from speechclip.common.errors import UserError
 from speechclip.common.files import write_json
 from speechclip.config import Config, SpeechEncoderConfig
 from speechclip.model.encoders.factory import load_speech_encoder
-from speechclip.model.losses import margin_loss
+from speechclip.model.losses import margin_loss, similar_parts
 from speechclip.model.network import ENCODER_PREFIX
 from speechclip.train.setup import make_trainer, prepare_training
 from speechclip.train.state import TENSORS
@@ -277,6 +277,11 @@ def test_fine_loss_of_parts_is_the_mean_of_their_losses(recipe: Path, tmp_path: 
     changing = dataclasses.replace(config.model, loss=dataclasses.replace(config.model.loss, **weights))
     run.step_module._config = dataclasses.replace(config, model=changing)
     batch.step = config.optim.max_steps // 2
+    torch.testing.assert_close(run.step_module(batch), sum(fine) / 3 + 0.6 * coarse)
+    head.settings = dataclasses.replace(head.settings, fine_parts="similar")
+    order = similar_parts(output.embedding @ target.T, batch.groups, torch.arange(6), 2).tolist()
+    assert order != list(range(6))
+    fine = [margin_loss(scores[at][:, at], batch.groups[at], 1.0) for at in (order[:2], order[2:4], order[4:])]
     torch.testing.assert_close(run.step_module(batch), sum(fine) / 3 + 0.6 * coarse)
     for size in (1, 4):
         with pytest.raises(UserError, match=f"fine_batch: {size} is not a divisor of data.batch_size .6. from 2 on"):
