@@ -309,7 +309,8 @@ class LossConfig:
         margin: of the head fast_vgs: it is subtracted from the scores of matching pairs.
         fine_weight: of the head fast_vgs: weight of the loss on the scores of the cross-modal layers.
         coarse_weight: of the head fast_vgs: weight of the loss on the dot products.
-        coarse_final_weight: coarse_weight changes linearly to this value until the end of training; null keeps it.
+        coarse_final_weight: coarse_weight changes linearly to this value in coarse_steps; null keeps it.
+        coarse_steps: updates after which coarse_final_weight is reached and stays; 0 for the end of training.
     """
 
     name: Literal["softmax", "sigmoid"] = "softmax"
@@ -325,6 +326,7 @@ class LossConfig:
     fine_weight: float = bounded(1.0, NOT_NEGATIVE)
     coarse_weight: float = bounded(0.1, NOT_NEGATIVE)
     coarse_final_weight: Optional[float] = bounded(None, NOT_NEGATIVE)
+    coarse_steps: int = bounded(0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,28 @@ class BareAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
 
+    def attend_all(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+        """Attend with each of A sequences to each of B contexts, in G groups, as :meth:`attend` does with pairs.
+
+        All sequences meet a context in one product. Products of pairs are small, and they copy every sequence B times.
+
+        Args:
+            query: split queries, [G, A, heads, T, d / heads].
+            key, value: of the contexts, [G, B, heads, S, d / heads].
+            valid: [G, B, S] bool, True at the positions of the contexts that count; None for all.
+
+        Returns:
+            [G, A, B, T, d].
+        """
+        groups, rows, heads, count, size = query.shape
+        queries = query.transpose(1, 2).reshape(groups, heads, 1, rows * count, size) * size**-0.5
+        scores = queries @ key.permute(0, 2, 1, 4, 3)  # [G, heads, B, A * T, S]
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, :, None, :], float("-inf"))
+        weights = nn.functional.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        found = (weights @ value.transpose(1, 2)).view(groups, heads, -1, rows, count, size)
+        return found.permute(0, 3, 2, 4, 1, 5).flatten(4)
+
     def first(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         """Attend from the first of the tokens [N, T, d] to all of them: [N, 1, d], as :meth:`forward` does.
 

@@ -30,9 +30,9 @@ class Projected(NamedTuple):
     key: Tensor
     value: Tensor
 
-    def select(self, at: Tensor) -> Projected:
-        """Return the rows ``at`` [P]."""
-        return Projected(*(part[at] for part in self))
+    def grouped(self, groups: int) -> Projected:
+        """Return the rows in groups of equal size: [G, N / G, ...]."""
+        return Projected(*(part.unflatten(0, (groups, -1)) for part in self))
 
 
 class CrossModalLayer(nn.Module):
@@ -61,6 +61,24 @@ class CrossModalLayer(nn.Module):
         to_image = self.cross.attend(speech.query, image.key, image.value, None)
         to_speech = self.cross.attend(image.query, speech.key, speech.value, valid)
         return self.cross_output(to_image, speech.tokens), self.cross_output(to_speech, image.tokens)
+
+    def cross_attend_all(self, speech: Projected, valid: Tensor, image: Projected) -> tuple[Tensor, Tensor]:
+        """Attend from each of A utterances to each of B images of its group, and back.
+
+        Args:
+            speech: parts [G, A, ...].
+            valid: [G, A, T].
+            image: parts [G, B, ...].
+
+        Returns:
+            [G * A * B, T, d] and [G * A * B, R, d], as :meth:`cross_attend` returns for the pairs.
+        """
+        to_image = self.cross.attend_all(speech.query, image.key, image.value, None)
+        to_speech = self.cross.attend_all(image.query, speech.key, speech.value, valid).transpose(1, 2)
+        return (
+            self.cross_output(to_image, speech.tokens[:, :, None]).flatten(0, 2),
+            self.cross_output(to_speech, image.tokens[:, None]).flatten(0, 2),
+        )
 
     def rest(self, speech: Tensor, valid: Tensor | None, image: Tensor, first_only: bool) -> tuple[Tensor, Tensor]:
         """Apply the self-attentions and the feed-forward blocks after the cross-attention.
@@ -155,15 +173,11 @@ class CrossModalScorer(nn.Module):
             valid: [G, A, T] bool.
             regions: [G, B, R, d], [CLS] first.
         """
-        groups, rows, columns = *valid.shape[:2], regions.shape[1]
-        left = torch.arange(groups * rows, device=speech.device).repeat_interleave(columns)
-        right = torch.arange(groups * columns, device=speech.device).view(groups, 1, columns)
-        right = right.expand(-1, rows, -1).flatten()
-        layer, every = self.layer(0), valid.flatten(0, 1)[left]
-        spoken = layer.project(speech.flatten(0, 1)).select(left)  # each sequence is projected once
-        seen = layer.project(regions.flatten(0, 1)).select(right)
-        scores = self.finish(*layer.cross_attend(spoken, every, seen), every)
-        return scores.view(groups, rows, columns)
+        groups, columns, layer = len(valid), regions.shape[1], self.layer(0)
+        spoken = layer.project(speech.flatten(0, 1)).grouped(groups)  # each sequence is projected once
+        seen = layer.project(regions.flatten(0, 1)).grouped(groups)
+        every = valid[:, :, None].expand(-1, -1, columns, -1).flatten(0, 2)
+        return self.finish(*layer.cross_attend_all(spoken, valid, seen), every).view(groups, -1, columns)
 
 
 def score_all_pairs(

@@ -159,7 +159,7 @@ class LossStep(nn.Module):
         loss = settings.fine_weight * self._fine_loss(output.sequence, output.valid, image, groups, order)
         weight, final = settings.coarse_weight, settings.coarse_final_weight
         if final is not None:
-            weight += (final - weight) * step / self._config.optim.max_steps
+            weight += (final - weight) * min(1.0, step / (settings.coarse_steps or self._config.optim.max_steps))
         return loss + weight * margin_loss(coarse, groups, settings.margin)
 
     def _parts_order(self, coarse: Tensor, groups: Tensor) -> Tensor:
