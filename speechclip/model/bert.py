@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from speechclip.model.dropout import Dropout, dropout
+
 BERT_EPSILON = 1e-12  # of every LayerNorm of BERT
 _INIT_STD, _WIDTH = 0.02, 768  # of every Linear, and the width of BERT Base
 
@@ -83,7 +85,7 @@ class BareAttention(nn.Module):
         scores = queries @ key.permute(0, 2, 1, 4, 3)  # [G, heads, B, A * T, S]
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, :, None, :], float("-inf"))
-        weights = nn.functional.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        weights = dropout(scores.softmax(dim=-1), self.dropout, self.training)
         found = (weights @ value.transpose(1, 2)).view(groups, heads, -1, rows, count, size)
         return found.permute(0, 3, 2, 4, 1, 5).flatten(4)
 
@@ -101,7 +103,7 @@ class BareAttention(nn.Module):
         scores = folded @ tokens.transpose(1, 2) + shift  # [N, H, T]
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None], float("-inf"))
-        weights = nn.functional.dropout(scores.softmax(dim=2), self.dropout, self.training)
+        weights = dropout(scores.softmax(dim=2), self.dropout, self.training)
         pooled = (weights @ tokens).transpose(0, 1)  # [H, N, d]
         values = (pooled @ self.value.weight.view(heads, size, -1).transpose(1, 2)).transpose(0, 1)  # [N, H, s]
         mass = weights.sum(dim=2, keepdim=True)  # 1, except with dropout
@@ -127,7 +129,7 @@ class Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(inner, dim)
         self.norm = nn.LayerNorm(dim, eps=epsilon)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, inner: Tensor, tokens: Tensor) -> Tensor:
         """Add the projection of ``inner`` [..., inner] to ``tokens`` [..., dim]."""

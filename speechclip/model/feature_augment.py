@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.dropout import dropout
+
 
 class TimeMask(nn.Module):
     """Set random spans of frames to zero. Active in train mode only.
@@ -63,7 +65,7 @@ class FeatureNoise(nn.Module):
             return states
         if self.channel_dropout:
             kept = states.new_ones(len(states), 1, states.shape[2])
-            states = states * nn.functional.dropout(kept, self.channel_dropout)
+            states = states * dropout(kept, self.channel_dropout)
         if self.noise:
             scale = self.noise * states.detach().std(dim=2, keepdim=True)
             states = states + scale * torch.randn_like(states)

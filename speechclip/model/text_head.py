@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.dropout import Dropout
+
 
 class TextHead(nn.Module):
     """A residual two-layer perceptron over L2-normalised text embeddings. At the start it changes nothing.
@@ -18,7 +20,7 @@ class TextHead(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.inner = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.outer = nn.Linear(hidden, width)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)

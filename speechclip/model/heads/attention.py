@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.dropout import dropout
+
 
 class ClsAttention(nn.Module):
     """Multi-head self-attention over [CLS] vectors and frames, computed at the [CLS] positions alone.
@@ -49,7 +51,7 @@ class ClsAttention(nn.Module):
         among_cls = (folded @ cls.T).expand(len(frames), -1, -1)  # [B, H*Q, Q]
         to_frames = (folded @ frames.transpose(1, 2)).masked_fill(padding[:, None], float("-inf"))  # [B, H*Q, T]
         weights = torch.cat([among_cls, to_frames], dim=2).softmax(dim=2)
-        dropped = nn.functional.dropout(weights, module.dropout, self.training)
+        dropped = dropout(weights, module.dropout, self.training)
         count = cls.shape[0]
         pooled = dropped[..., :count] @ cls + dropped[..., count:] @ frames  # [B, H*Q, d]
         pooled = pooled.view(-1, heads, count, pooled.shape[-1])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.dropout import dropout
 from speechclip.model.heads.changes import change_curve, change_points, scale_segments
 
 
@@ -114,7 +115,7 @@ class IntegrateAndFire(nn.Module):
             hidden = convolution(hidden.masked_fill(padding[:, None], 0.0)).relu()
             # One draw replaces two: dropout before the last ReLU and dropout before the Linear.
             rate = self.dropout if number < last else 1 - (1 - self.dropout) ** 2
-            hidden = nn.functional.dropout(hidden, rate, self.training)
+            hidden = dropout(hidden, rate, self.training)
         logits = self.weight(hidden.transpose(1, 2)).squeeze(2)
         # In double precision: the number of keywords depends on sums of hundreds of weights.
         return logits.double().sigmoid().masked_fill(padding, 0.0)

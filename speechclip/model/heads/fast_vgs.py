@@ -18,6 +18,7 @@ from speechclip.config import FastVgsConfig, HeadConfig, ModelConfig
 from speechclip.data.regions import BOX, Regions, RegionStore
 from speechclip.model.bert import BERT_EPSILON, BertLayer, init_bert
 from speechclip.model.cross_modal import CrossModalScorer
+from speechclip.model.dropout import Dropout
 from speechclip.model.encoders.front_end import fixed_frames
 from speechclip.model.heads.base import PARALLEL, Head, HeadInputs, HeadOutput, register_head
 from speechclip.model.heads.joined_frames import join_frames, repeat_positions
@@ -63,7 +64,7 @@ class ImageTower(nn.Module):
         dim = settings.dim
         self.features, self.boxes = nn.Linear(settings.region_features, dim), nn.Linear(BOX, dim)
         self.feature_norm, self.box_norm = nn.LayerNorm(dim, eps=BERT_EPSILON), nn.LayerNorm(dim, eps=BERT_EPSILON)
-        self.dropout, self.input_dropout = nn.Dropout(dropout), nn.Dropout(input_dropout)
+        self.dropout, self.input_dropout = Dropout(dropout), Dropout(input_dropout)
         self.cls = nn.Parameter(torch.randn(dim) * cls_std)
         self.layers = nn.ModuleList(
             BertLayer(dim, settings.heads, settings.feed_forward, dropout) for _ in range(settings.image_layers)
@@ -111,7 +112,7 @@ class FastVgsHead(Head):
         positions = (-(-frames[0] // stride), -(-frames[1] // stride))
         self.speech = SpeechTower(settings, stride * inputs, dropout, positions, cls_std)
         self.image = ImageTower(settings, dropout, input_dropout, cls_std)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.scorer = CrossModalScorer(
             settings.dim, settings.heads, layers=settings.cross_layers, hidden=settings.feed_forward, dropout=dropout,
             init_scale=settings.init_scale,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from speechclip.model.dropout import Dropout
+
 _CONTEXT = 3  # positions that the convolution sees
 
 
@@ -51,7 +53,7 @@ class JoinedFrames(nn.Module):
 
     def __init__(self, dim: int, width: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.projection, self.norm = nn.Linear(stride * dim, width), nn.LayerNorm(width)
         self.context = nn.Conv1d(width, width, _CONTEXT, padding=_CONTEXT // 2)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.config import HeadConfig
+from speechclip.model.dropout import Dropout
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import Head, Keywords
 from speechclip.model.heads.batch_norm import GlobalBatchNorm
@@ -45,7 +46,7 @@ def projection(dim: int, width: int, layers: int, dropout: float) -> nn.Module:
     """Build a projection d -> width: one linear layer, or two with ReLU and dropout between them."""
     if layers == 1:
         return nn.Linear(dim, width)
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, width))
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), Dropout(dropout), nn.Linear(dim, width))
 
 
 class KeywordHead(TransformerLayer, Head):
@@ -86,7 +87,7 @@ class KeywordHead(TransformerLayer, Head):
         self.batch_norm = KeywordBatchNorm(norms, subword_embeddings)
         self.quantizer = SubwordQuantizer(subword_embeddings, valid_mask, temperature=temperature)
         self.annealing = annealing
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
 
     def set_step(self, step: int) -> None:
         """Set the quantiser's temperature and mode if they change in training."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from speechclip.config import HeadConfig
+from speechclip.model.dropout import Dropout
 from speechclip.model.heads.base import PARALLEL, Head, HeadInputs, HeadOutput, register_head
 
 
@@ -24,7 +25,7 @@ class MeanHead(Head):
     def __init__(self, dim: int, joint_dim: int, *, input_dropout: float = 0.0) -> None:
         super().__init__()
         self.projection = nn.Linear(dim, joint_dim)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute one embedding per utterance. See :class:`Head`."""

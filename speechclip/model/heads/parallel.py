@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speechclip.config import HeadConfig
+from speechclip.model.dropout import Dropout
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.base import PARALLEL, Head, HeadInputs, HeadOutput, register_head
 from speechclip.model.heads.pooled import PooledHead
@@ -41,7 +42,7 @@ class ParallelHead(TransformerLayer, Head):
         self.add_layer(dim, dropout)
         self.norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, joint_dim)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
 
     def forward(self, frames: Tensor, padding: Tensor) -> HeadOutput:
         """Compute one embedding per utterance. See :class:`Head`."""

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from speechclip.common.errors import UserError
 from speechclip.config import FastVgsConfig
 from speechclip.model.bert import BertLayer, init_bert
+from speechclip.model.dropout import Dropout
 from speechclip.model.encoders.base import top_layers
 from speechclip.model.heads.resdavenet import ResDavenet
 
@@ -45,7 +46,7 @@ class FrameTransformer(nn.Module):
             )
             for _ in range(settings.speech_layers)
         )  # fmt: skip
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.used, self.pre_norm = settings.speech_layer, settings.pre_norm
         for layer in list(self.layers)[self.used :]:
             layer.requires_grad_(False)  # nothing reads them in training

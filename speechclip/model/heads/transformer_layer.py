@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from speechclip.model.dropout import Dropout
+
 
 class TransformerLayer(nn.Module):
     """A mixin for heads: residual, LayerNorm, feed-forward (4d, GELU), residual, LayerNorm.
@@ -20,10 +22,10 @@ class TransformerLayer(nn.Module):
         """
         self.norm_attention = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+            nn.Linear(dim, 4 * dim), nn.GELU(), Dropout(dropout), nn.Linear(4 * dim, dim), Dropout(dropout)
         )
         self.norm_feed_forward = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def rest_of_layer(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """Apply the layer after its attention.

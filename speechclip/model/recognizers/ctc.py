@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from speechclip.common.errors import UserError
 from speechclip.data.dataset import Batch
+from speechclip.model.dropout import Dropout
 from speechclip.model.encoders.base import SpeechEncoder, SpeechFeatures
 from speechclip.model.heads.weighted_sum import WeightedSum
 from speechclip.model.recognizers.base import Recognizer
@@ -66,7 +67,7 @@ class _Block(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
         self.linear = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Apply the block to [B, T, W]. valid: [B, T, 1], 1 for outputs that count."""
@@ -89,7 +90,7 @@ class CtcNetwork(nn.Module):
         super().__init__()
         self.stride = settings.stride
         self.weighted_sum = WeightedSum(states, state_norm=True)
-        self.input_dropout = nn.Dropout(settings.dropout)
+        self.input_dropout = Dropout(settings.dropout)
         self.convolution = nn.Conv1d(dim, settings.width, 5, stride=settings.stride, padding=2)
         self.blocks = nn.ModuleList(
             _Block(settings.width, settings.kernel, settings.dropout) for _ in range(settings.layers)
