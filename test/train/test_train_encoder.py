@@ -278,6 +278,10 @@ def test_fine_loss_of_parts_is_the_mean_of_their_losses(recipe: Path, tmp_path: 
     run.step_module._config = dataclasses.replace(config, model=changing)
     batch.step = config.optim.max_steps // 2
     torch.testing.assert_close(run.step_module(batch), sum(fine) / 3 + 0.6 * coarse)
+    early = dataclasses.replace(changing, loss=dataclasses.replace(changing.loss, coarse_steps=1))
+    run.step_module._config = dataclasses.replace(config, model=early)
+    torch.testing.assert_close(run.step_module(batch), sum(fine) / 3 + 0.2 * coarse)  # reached, and kept
+    run.step_module._config = dataclasses.replace(config, model=changing)
     head.settings = dataclasses.replace(head.settings, fine_parts="similar")
     order = similar_parts(output.embedding @ target.T, batch.groups, torch.arange(6), 2).tolist()
     assert order != list(range(6))
