@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_KEPT_BYTES = 2**27  # normalised states of a batch that are kept for the backward pass; larger ones are computed again
+
 
 class _FrozenWeightedSum(torch.autograd.Function):
     """sum_l w_l h_l over frozen states in their own (half) precision, without a float copy of all layers."""
@@ -17,19 +19,23 @@ class _FrozenWeightedSum(torch.autograd.Function):
 
         If ``norm`` is set, a LayerNorm without parameters is applied to the states first.
         """
-        ctx.save_for_backward(states)
+        keep = norm and states.numel() * weights.element_size() <= _KEPT_BYTES
+        first = _layer(states, 0, weights.dtype, norm)
+        kept, total = [first], first * weights[0]
+        for at in range(1, len(weights)):
+            layer = _layer(states, at, weights.dtype, norm)
+            total.addcmul_(layer, weights[at])
+            kept += [layer] if keep else []
+        ctx.save_for_backward(states, *(kept if keep else []))
         ctx.norm = norm
-        total = _layer(states, 0, weights.dtype, norm) * weights[0]
-        for layer in range(1, len(weights)):
-            total.addcmul_(_layer(states, layer, weights.dtype, norm), weights[layer])
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the weights [L]; the states are frozen."""
-        (states,) = ctx.saved_tensors
+        states, *kept = ctx.saved_tensors
         grad = grads[0].reshape(-1)
-        layers = (_layer(states, layer, grad.dtype, ctx.norm) for layer in range(states.shape[1]))
+        layers = kept or (_layer(states, layer, grad.dtype, ctx.norm) for layer in range(states.shape[1]))
         return torch.stack([torch.dot(grad, layer.reshape(-1)) for layer in layers]), None, None
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechclip.model.heads import weighted_sum
 from speechclip.model.heads.attention import ClsAttention
 from speechclip.model.heads.weighted_sum import WeightedSum
 
@@ -121,6 +122,17 @@ def test_weighted_sum_gradient_equals_autograd(norm: bool) -> None:
         return torch.func.functional_call(mix, {"weights": weights}, (states,))
 
     assert torch.autograd.gradcheck(forward, torch.randn(4, dtype=torch.float64, requires_grad=True))
+
+
+def test_normalised_states_of_a_small_batch_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large batch are computed again. The gradient is the same."""
+    states, mix, found = torch.randn(2, 4, 5, 6).half(), WeightedSum(4, state_norm=True), []
+    for limit, saved in ((4 * states.numel(), 5), (4 * states.numel() - 1, 1)):
+        monkeypatch.setattr(weighted_sum, "_KEPT_BYTES", limit)
+        mixed = mix(states)
+        assert len(mixed.grad_fn.saved_tensors) == saved
+        found.append(torch.autograd.grad((mixed * torch.arange(6.0)).sum(), mix.weights)[0])
+    assert torch.equal(*found)
 
 
 def test_weighted_sum_keeps_no_float_copy_of_half_states() -> None:
