@@ -614,6 +614,8 @@ class Config:
                 f"model.head.fast_vgs.fine_batch: {size} is not a divisor of data.batch_size ({batch}) from 2 on."
                 " Change one of them."
             )
+        if head.name == "fast_vgs" and head.fast_vgs.fine_parts == "similar" and not size:
+            raise UserError("model.head.fast_vgs.fine_parts: similar needs parts. Set model.head.fast_vgs.fine_batch.")
 
     def _check_objectives(self) -> None:
         objectives, head = self.train.objectives, self.model.head.name

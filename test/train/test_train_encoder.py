@@ -287,6 +287,8 @@ def test_fine_loss_of_parts_is_the_mean_of_their_losses(recipe: Path, tmp_path: 
     assert order != list(range(6))
     fine = [margin_loss(scores[at][:, at], batch.groups[at], 1.0) for at in (order[:2], order[2:4], order[4:])]
     torch.testing.assert_close(run.step_module(batch), sum(fine) / 3 + 0.6 * coarse)
+    with pytest.raises(UserError, match=r"fine_parts: similar needs parts. Set model.head.fast_vgs.fine_batch\."):
+        tower_config(recipe, "transformer", model__head__fast_vgs__fine_parts="similar")
     for size in (1, 4):
         with pytest.raises(UserError, match=f"fine_batch: {size} is not a divisor of data.batch_size .6. from 2 on"):
             tower_config(recipe, "transformer", model__head__fast_vgs__fine_batch=size, data__batch_size=6)
