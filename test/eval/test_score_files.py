@@ -126,7 +126,7 @@ def test_seeds_are_compared_in_one_test(tmp_path: Path) -> None:
         compare_rank_files(first, second)
 
 
-def test_second_stage_is_compared_with_the_coarse_scores_over_seeds(tmp_path: Path) -> None:
+def test_second_stage_is_compared_over_seeds(tmp_path: Path) -> None:
     images, files = np.array([0, 1]), [tmp_path / "a.npz", tmp_path / "b.npz"]
     for path, coarse, fine in zip(files, ([2, 1], [2, 2]), ([1, 1], [1, 3])):
         rows = {name: (np.array(value), images) for name, value in (("x->y", coarse), ("x->y (coarse to fine)", fine))}
@@ -139,7 +139,7 @@ def test_second_stage_is_compared_with_the_coarse_scores_over_seeds(tmp_path: Pa
         compare_stage_files([ranks_of(tmp_path / "c.npz", [1, 2], [0, 1])])
 
 
-def test_keywords_of_two_seeds_are_compared_utterance_by_utterance(tmp_path: Path) -> None:
+def test_keywords_are_compared_over_seeds(tmp_path: Path) -> None:
     for name, hits in {"a0": [2, 1], "a1": [2, 2], "b0": [1, 1], "b1": [0, 0]}.items():
         rows = {"clean": np.array([[h, 2] for h in hits])}
         write_contributions(tmp_path / f"{name}.npz", ["u", "v"], ["x", "y"], rows)
