@@ -92,7 +92,7 @@ def similar_parts(scores: Tensor, groups: Tensor, order: Tensor, size: int) -> T
     """Return an order in which each run of ``size`` pairs is a part of similar pairs: hard negatives of each other.
 
     The first pair that is left takes the pairs with the highest sum of both scores, until none are left. The last parts
-    are what the others left over. Two pairs of an image are not negatives, so they are chosen last. This is our addition.
+    are what the others left over. Two pairs of an image are not negatives: they are chosen last. This is our addition.
 
     Args:
         scores: [B, B], of utterance i and image j.
