@@ -235,3 +235,10 @@ def test_config_keys_are_documented() -> None:
         if cls.__name__ != "ModelConfig":
             for item in dataclasses.fields(cls):
                 assert re.search(rf"^\s+{item.name}: ", cls.__doc__ or "", re.MULTILINE), (cls.__name__, item.name)
+
+
+def test_slice_settings_differ_in_the_summed_head_alone() -> None:
+    conf = ROOT / "egs" / "flickr8k" / "conf"
+    plain, both = load([conf / "few_images.yaml"]), load([conf / "few_images_both.yaml"])
+    head = dataclasses.replace(plain.model.head, pooling="both")
+    assert both == dataclasses.replace(plain, model=dataclasses.replace(plain.model, head=head)) != plain
