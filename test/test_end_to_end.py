@@ -162,12 +162,16 @@ def test_stage_4_alone_writes_lost_scores_again(recipe: Path, first: str) -> Non
 def test_the_trained_model_loads_and_embeds(recipe: Path, first: str) -> None:
     from speechclip import SpeechCLIP
 
-    model = SpeechCLIP.from_pretrained(recipe / "exp/tiny_cascaded/best")
-    wav = (recipe / "data/test/wav.scp").read_text().split()[1]
-    stored = np.load(recipe / "exp/tiny_cascaded/scores/speech_embeddings.npz")
-    embedding = model.encode_speech(recipe / wav)[0].numpy()
-    assert float(embedding @ stored["embeddings"][0]) > 0.95  # fp16 store, and alone instead of in a padded batch
-    assert len(model.keywords(recipe / wav)[0]) == model.network.config.head.keywords
+    waves = [recipe / line.split()[1] for line in (recipe / "data/test/wav.scp").read_text().splitlines()]
+    cosines = {}
+    for head in ("parallel", "cascaded"):
+        model = SpeechCLIP.from_pretrained(recipe / f"exp/tiny_{head}/best")
+        stored = np.load(recipe / f"exp/tiny_{head}/scores/speech_embeddings.npz")["embeddings"]
+        alone = np.concatenate([model.encode_speech(wave).numpy() for wave in waves])
+        cosines[head] = (alone * stored).sum(axis=1)
+    assert cosines["parallel"].min() > 0.99  # fp16 store, and alone instead of in a padded batch
+    assert np.median(cosines["cascaded"]) > 0.99  # rounding may change a keyword of some utterances
+    assert len(model.keywords(waves[0])[0]) == model.network.config.head.keywords
 
 
 def test_a_killed_run_resumes_to_equal_weights(recipe: Path, first: str) -> None:
