@@ -11,6 +11,14 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "utils")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+#: Long files. tools/test.sh starts them first, or one process would wait for the other at the end.
+LONG = ("test_end_to_end.py", "test_driver.py", "test_mini_corpus.py", "test_distributed.py", "test_page.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:

@@ -11,4 +11,5 @@ if ! "$SPEECHCLIP_PYTHON" -c 'import pytest, hypothesis, xdist' 2>/dev/null; the
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
-exec "$SPEECHCLIP_PYTHON" -m pytest -n auto --dist loadfile "$@"
+# in the order of test/conftest.py, and not files with many tests first
+exec "$SPEECHCLIP_PYTHON" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

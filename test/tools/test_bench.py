@@ -390,6 +390,7 @@ def test_a_reranker_is_measured_at_the_size_of_mini() -> None:
     torch.testing.assert_close(works["ours"](), works["plain"](), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_live_memory_of_fake_tensors_is_that_of_real_ones() -> None:
     settings = FastVgsConfig(
         dim=24, heads=2, feed_forward=24, speech_layers=1, speech_layer=1, speech_heads=2, speech_feed_forward=24,
