@@ -151,7 +151,8 @@ def compare_rank_files(
     Raises:
         UserError: a file is missing or damaged, or the ranks are of different queries.
     """
-    one, other = _joined_ranks(first, first[0]), _joined_ranks(second, first[0])
+    runs = _read_ranks([*first, *second])
+    one, other = _joined_ranks(runs[: len(first)]), _joined_ranks(runs[len(first) :])
     tests = {}
     for name in (name for name in one if name in other):
         if not np.array_equal(one[name][1], other[name][1]):
@@ -166,7 +167,7 @@ def compare_stage_files(files: Sequence[Path], n: int = 10000, seed: int = 0) ->
     Raises:
         UserError: a file is missing or damaged, has no second stage, or the ranks are of different queries.
     """
-    ranks = _joined_ranks(files, files[0])
+    ranks = _joined_ranks(_read_ranks(files))
     if not any(name.endswith(REORDERED) for name in ranks):
         raise UserError(f"{files[0]}: has no scores of a second stage. Score a head with one, or give two systems.")
     return stage_tests(ranks, n, seed)
@@ -259,12 +260,19 @@ def read_keyword_lines(path: Path, wanted: Collection[str]) -> dict[str, list[Re
     return records
 
 
-def _joined_ranks(files: Sequence[Path], wanted: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Return rank and image of the queries of all files by direction. All files have the data of ``wanted``."""
-    data, every = str(_arrays(wanted, {"data"})["data"]), [_arrays(path, {"data"}) for path in files]
+def _read_ranks(files: Sequence[Path]) -> list[dict[str, NDArray[Any]]]:
+    """Read every ranks.npz once, and check that all were scored on the data of the first."""
+    every = [_arrays(path, {"data"}) for path in files]
     for path, arrays in zip(files, every):
-        if str(arrays["data"]) != data:
-            raise UserError(f"{path}: scored on other data than {wanted}. Score both runs on the same data directory.")
+        if str(arrays["data"]) != str(every[0]["data"]):
+            raise UserError(
+                f"{path}: scored on other data than {files[0]}. Score both runs on the same data directory."
+            )
+    return every
+
+
+def _joined_ranks(every: Sequence[dict[str, NDArray[Any]]]) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Return rank and image of the queries of all runs by direction."""
     names = [key.removesuffix("/ranks") for key in every[0] if key.endswith("/ranks")]
     return {
         name: (

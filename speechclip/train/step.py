@@ -172,7 +172,7 @@ class LossStep(nn.Module):
         head = self.model.head
         assert isinstance(head, FastVgsHead)
         order = self._batch_order().to(groups.device)
-        if head.settings.fine_parts == "similar" and head.settings.fine_batch:
+        if head.settings.fine_parts == "similar":
             order = similar_parts(coarse, groups, order, head.settings.fine_batch)
             order = self._fabric.broadcast(order) if self._fabric.world_size > 1 else order  # devices round differently
         return order

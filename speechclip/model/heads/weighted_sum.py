@@ -20,13 +20,15 @@ class _FrozenWeightedSum(torch.autograd.Function):
         If ``norm`` is set, a LayerNorm without parameters is applied to the states first.
         """
         keep = norm and states.numel() * weights.element_size() <= _KEPT_BYTES
-        first = _layer(states, 0, weights.dtype, norm)
-        kept, total = [first], first * weights[0]
+        kept = [_layer(states, at, weights.dtype, norm) for at in range(len(weights))] if keep else []
+
+        def layer(at: int) -> Tensor:  # no name holds it, so one float copy is in memory at a time
+            return kept[at] if kept else _layer(states, at, weights.dtype, norm)
+
+        total = layer(0) * weights[0]
         for at in range(1, len(weights)):
-            layer = _layer(states, at, weights.dtype, norm)
-            total.addcmul_(layer, weights[at])
-            kept += [layer] if keep else []
-        ctx.save_for_backward(states, *(kept if keep else []))
+            total.addcmul_(layer(at), weights[at])
+        ctx.save_for_backward(states, *kept)
         ctx.norm = norm
         return total
 
