@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import sys
@@ -787,7 +788,13 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
         UserError: see :func:`parse`.
     """
     argv = [part for path in paths for part in ("--config", str(path))]
-    return parse(build_parser("config", ""), [*argv, *overrides])[0]
+    return parse(_plain_parser(), [*argv, *overrides])[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _plain_parser() -> ArgumentParser:
+    """Return the parser of :func:`load`. Building it takes as long as reading a configuration."""
+    return build_parser("config", "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

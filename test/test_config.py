@@ -237,8 +237,10 @@ def test_config_keys_are_documented() -> None:
                 assert re.search(rf"^\s+{item.name}: ", cls.__doc__ or "", re.MULTILINE), (cls.__name__, item.name)
 
 
-def test_slice_settings_differ_in_the_summed_head_alone() -> None:
+def test_slice_settings_differ_in_head_and_objectives_alone() -> None:
     conf = ROOT / "egs" / "flickr8k" / "conf"
     plain, both = load([conf / "few_images.yaml"]), load([conf / "few_images_both.yaml"])
+    assert both != plain and both.train.objectives.active
     head = dataclasses.replace(plain.model.head, pooling="both")
-    assert both == dataclasses.replace(plain, model=dataclasses.replace(plain.model, head=head)) != plain
+    train = dataclasses.replace(plain.train, objectives=both.train.objectives)
+    assert both == dataclasses.replace(plain, model=dataclasses.replace(plain.model, head=head), train=train)

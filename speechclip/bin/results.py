@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     from speechclip.report.figures.run_figures import write_figures
+    from speechclip.report.page.recordings import Recordings
 
     out = Path(args.out)
     rows = update_results(out, runs, args.recipe)
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         for path in write_condition_figure(runs, Path(args.conditions_figure)):
             print(f"wrote {path}")
+    recordings = Recordings()
     for run in runs:
         for path in write_figures(run.directory):
             print(f"wrote {path}")
@@ -78,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             from speechclip.report.page.page import write_page
 
             eval_split = load_eval_split(run, args.data_dir, args.dump_dir, args.transcripts)
-            print(f"wrote {write_page(run, eval_split, args.recipe, run.directory / 'report' / 'index.html')}")
+            page = run.directory / "report" / "index.html"
+            print(f"wrote {write_page(run, eval_split, args.recipe, page, recordings=recordings)}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from speechclip.checkpoint.folder import load_model
     from speechclip.common.constants import SPOTTING
-    from speechclip.common.devices import pick_device
     from speechclip.common.errors import UserError
     from speechclip.common.files import check_folder, write_json
     from speechclip.data.alignments import find_alignments, load_alignments
@@ -45,8 +43,9 @@ def main() -> None:
         words = read_keyword_list(Path(options.keywords))
     else:
         words = sorted(set().union(*(given or {}).values()))
-    _, config, split, source = load_for_scoring(options.checkpoint, options.data_dir, options.dump_dir, overrides)
-    model = load_model(options.checkpoint, with_speech_encoder=True, with_clip=True).to(pick_device()).eval()
+    model, config, split, source = load_for_scoring(
+        options.checkpoint, options.data_dir, options.dump_dir, overrides, with_encoders=True
+    )
     if model.clip is None:
         raise UserError(f"{options.checkpoint}: has no CLIP for written keywords. Train with --clip.")
     rows = [at for at, item in enumerate(split.ids) if given is None or item in given]

@@ -36,7 +36,7 @@ from speechclip.model.reranking import encode_candidates, reranker_of, score_can
 
 
 def load_for_scoring(
-    checkpoint: str, data: str, dump: str, overrides: Sequence[str] = ()
+    checkpoint: str, data: str, dump: str, overrides: Sequence[str] = (), *, with_encoders: bool = False
 ) -> tuple[SpeechNetwork, Config, Split, SpeechSource]:
     """Load a checkpoint, its configuration, and the split to score it on. The model is on the GPU if there is one.
 
@@ -48,6 +48,8 @@ def load_for_scoring(
         data: data directory.
         dump: folder with its stored features and CLIP embeddings.
         overrides: ``--eval.KEY VALUE`` words that change the returned configuration.
+        with_encoders: load the speech encoder and CLIP in any case.
+
     Raises:
         UserError: a file is missing or damaged, or the stored features are of another encoder than the checkpoint's.
     """
@@ -57,7 +59,8 @@ def load_for_scoring(
         config = load([folder / SETTINGS], overrides)
     features = feature_folder(dump, config.model.speech_encoder.part)
     stored = config.data.feats == "dump" and (features / "feats.scp").is_file()
-    model = load_model(folder, with_speech_encoder=not stored, with_clip=False).to(pick_device())
+    model = load_model(folder, with_speech_encoder=with_encoders or not stored, with_clip=with_encoders)
+    model = model.to(pick_device())
     kind = region_kind(config.model)
     split = Split.load(data, dump, config.eval.languages, kind)
     check_regions(config.model, split.regions)

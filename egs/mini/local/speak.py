@@ -166,6 +166,7 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
+@lru_cache(maxsize=128)
 def _variant_file(source: Path, formants: int) -> str:
     """A voice variant's definition (text of `source`) with the frequencies of all formants scaled to `formants` %,
     and without breath noise, which is not repeatable."""
@@ -196,8 +197,13 @@ class _Engine:
         self.variants = home_data / "voices" / "!v"
         self.variants.mkdir(parents=True)
         for entry in self.data.iterdir():
-            if entry.name != "voices":
+            if entry.name not in ("voices", "lang"):
                 (home_data / entry.name).symlink_to(entry.resolve())
+        for entry in self.data.glob("lang/*/*"):  # espeak-ng opens all of them for each utterance
+            if entry.name.split("-")[0] in LANGUAGES:
+                folder = home_data / "lang" / entry.parent.name
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / entry.name).symlink_to(entry.resolve())
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, float]] = []
         self.callback = _Callback(self._receive)  # kept, because the library holds only a pointer to it

@@ -10,6 +10,7 @@ import numpy as np
 
 from speechclip.common.constants import SCORES
 from speechclip.common.errors import UserError
+from speechclip.data.audio import load_audio
 from speechclip.eval.ranking import first_hit_ranks
 from speechclip.eval.score_files import CONTRIBUTIONS, RANKS, compare_keyword_files, compare_rank_files
 from speechclip.report.figures import plots
@@ -223,7 +224,7 @@ def _where_they_differ(
             if (gain[row] if better == 0 else -gain[row]) <= 0:
                 break
             utterance, place = first.utterances[row], len(audio)
-            audio[place] = audio_uri(gallery.wave(row))
+            audio[place] = audio_uri(load_audio(utterance.wav))
             items.append({
                 "id": utterance.id, "caption": utterance.text, "audio": place, "truth": gallery.image(int(owner[row])),
                 "runs": [(name, int(rank[row]), gallery.image(int(near[row])))

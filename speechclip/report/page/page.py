@@ -22,6 +22,7 @@ from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import Example, examples
 from speechclip.report.page.overview import headlines
 from speechclip.report.page.projection import Plane, project
+from speechclip.report.page.recordings import Recordings
 from speechclip.report.page.tables import keyword_tables, retrieval_tables
 from speechclip.report.page.viewer import Gallery, listed_rows, map_data, utterance_data
 from speechclip.report.runs import Run
@@ -44,7 +45,10 @@ class Limits:
     found: int = 5
 
 
-def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: Limits | None = None) -> Path:
+def write_page(
+    run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: Limits | None = None,
+    recordings: Recordings | None = None,
+) -> Path:  # fmt: skip
     """Write the page of a run atomically.
 
     Args:
@@ -53,6 +57,7 @@ def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: 
         recipe: name of the recipe, for its published numbers.
         out: the page.
         limits: see there; None for the defaults.
+        recordings: give the same object for several runs, so that each recording is read once.
 
     Returns:
         The page.
@@ -63,7 +68,7 @@ def write_page(run: Run, eval_split: EvalSplit, recipe: str, out: Path, limits: 
     settings = limits or Limits()
     plane = project(eval_split.speech, eval_split.images)
     write_data_figures(run, eval_split, plane)
-    shown, data, heavy = _examples_and_utterances(run, eval_split, plane, settings)
+    shown, data, heavy = _examples_and_utterances(run, eval_split, recordings or Recordings(), plane, settings)
     content = {
         "title": run.directory.resolve().name,
         "facts": facts(run, scores=False),
@@ -153,7 +158,7 @@ def embedded(value: Any) -> str:
 
 
 def _examples_and_utterances(
-    run: Run, eval_split: EvalSplit, plane: Plane, limits: Limits
+    run: Run, eval_split: EvalSplit, recordings: Recordings, plane: Plane, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the examples for the template, and data and media for the script."""
     images = np.arange(len(eval_split.images))
@@ -173,7 +178,7 @@ def _examples_and_utterances(
     keywords = read_keyword_lines(scores / KEYWORD_LINES, ids) if run.keywords else {}
     attention = read_attention(scores / ATTENTION) if run.keywords else {}
     gallery = Gallery(eval_split)
-    listed, heavy = utterance_data(gallery, rows, audible, keywords, attention, plane)
+    listed, heavy = utterance_data(gallery, recordings, rows, audible, keywords, attention, plane)
     place_of = {row: place for place, row in enumerate(rows)}
     gallery_there = {
         kind: [_spoken_query(example, gallery, place_of, listed) for example in found] for kind, found in there.items()

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechclip.common.constants import FRAME_SECONDS, SAMPLE_RATE
-from speechclip.data.audio import load_audio
+from speechclip.common.constants import FRAME_SECONDS
 from speechclip.eval.ranking import first_hit_ranks
 from speechclip.eval.score_files import Record
 from speechclip.report.page import media
 from speechclip.report.page.eval_split import EvalSplit
 from speechclip.report.page.examples import top
 from speechclip.report.page.projection import Plane
+from speechclip.report.page.recordings import Recordings
 
-ENVELOPE_POINTS = 240
 FOUND = 4  # images per utterance
 
 
@@ -37,10 +36,6 @@ class Gallery:
     def image(self, row: int) -> int:
         """Return the place of an image in the list of the page, and add it if it is new."""
         return self.images.setdefault(row, len(self.images))
-
-    def wave(self, row: int) -> NDArray[np.float32]:
-        """Return the waveform of an utterance, 16 kHz."""
-        return load_audio(self.eval_split.utterances[row].wav)
 
     def pictures(self) -> list[dict[str, str]]:
         """Return id, alternative text (a caption) and thumbnail of every collected image."""
@@ -75,6 +70,7 @@ def listed_rows(count: int, first: Iterable[int], limit: int) -> list[int]:
 
 def utterance_data(
     gallery: Gallery,
+    recordings: Recordings,
     rows: Sequence[int],
     audible: set[int],
     keywords: Mapping[str, list[Record]],
@@ -85,6 +81,7 @@ def utterance_data(
 
     Args:
         gallery: collects the images.
+        recordings: those that were read for other pages.
         rows: rows of the utterances to list.
         audible: rows whose recordings the page has.
         keywords: lines of keywords.jsonl by utterance id.
@@ -100,14 +97,14 @@ def utterance_data(
     heavy: dict[str, Any] = {"spectrograms": [], "audio": {}}
     for place, row in enumerate(rows):
         utterance = eval_split.utterances[row]
-        wave = gallery.wave(row)
+        recording = recordings.get(utterance.wav, row in audible)
         entry = {
             "id": utterance.id, "caption": utterance.text, "speaker": utterance.speaker,
-            "seconds": round(len(wave) / SAMPLE_RATE, 3), "rank": int(ranks[place]),
+            "seconds": recording.seconds, "rank": int(ranks[place]),
             "image": gallery.image(int(eval_split.utterance_image[row])),
             "found": [gallery.image(at) for at in found[place].tolist()],
             "cosines": [round(value, 3) for value in cosines[place].tolist()],
-            "envelope": media.packed(media.envelope(wave, ENVELOPE_POINTS)),
+            "envelope": recording.envelope,
             "at": [round(value, 4) for value in plane.speech[row].tolist()],
         }  # fmt: skip
         if utterance.id in eval_split.words:
@@ -117,9 +114,9 @@ def utterance_data(
         if utterance.id in keywords:
             entry["keywords"] = _keywords(keywords[utterance.id], attention.get(utterance.id))
         listed.append(entry)
-        heavy["spectrograms"].append(media.spectrogram_uri(wave))
+        heavy["spectrograms"].append(recording.spectrogram)
         if row in audible:
-            heavy["audio"][place] = media.audio_uri(wave)
+            heavy["audio"][place] = recording.audio
     return listed, heavy
 
 
