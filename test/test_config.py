@@ -44,6 +44,15 @@ def test_load_later_layers_and_overrides_win(tmp_path: Path) -> None:
     assert config.optim.max_steps == 50000
 
 
+def test_loads_do_not_depend_on_earlier_ones(tmp_path: Path) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("optim:\n  lr: 1.0\nmodel:\n  speech_encoder:\n    layers: [1, 2]\n", encoding="utf-8")
+    assert load([layer], ["--optim.max_steps", "70000"]).optim.max_steps == 70000
+    with pytest.raises(UserError):
+        load([layer], ["--optim.max_steps", "many"])
+    assert load([]) == Config()
+
+
 def test_load_reads_lists_null_and_numbers(tmp_path: Path) -> None:
     path = _layer(tmp_path / "a.yaml", "model:\n  speech_encoder:\n    layers: [0, 6]\n    normalize: true\n")
     assert load([path]).model.speech_encoder.layers == [0, 6]
