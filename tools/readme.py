@@ -28,7 +28,7 @@ CORPORA = (
     ("egs/mini/results.jsonl", "", "**mini**: {images} rendered scenes, synthetic speech"),
     (
         "egs/flickr8k/results.jsonl",
-        "few_images",
+        "both_distilled",
         "**slice of Flickr8k**: {images} photographs, synthetic speech, encoder of Whisper tiny.en",
     ),
 )
