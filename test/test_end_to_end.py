@@ -202,7 +202,8 @@ def test_two_processes_train_to_the_weights_of_one(recipe: Path, first: str) -> 
     weights = []
     for processes in ("1", "2"):
         options = ["--stage", "3", "--stop_stage", "3", "--head", "cascaded", "--tag", f"by{processes}"]
-        said = _run(recipe, *options, "--ngpu", processes, *SHORT, "--model.head.dropout", "0", "--optim.lr", "1e-4")
+        plain = ["--model.head.dropout", "0", "--model.head.input_dropout", "0", "--optim.lr", "1e-4"]
+        said = _run(recipe, *options, "--ngpu", processes, *SHORT, *plain)
         assert "step 12 dev" in said
         weights.append(load_file(recipe / f"exp/tiny_cascaded_by{processes}/last/model.safetensors"))
     # test/train/test_distributed.py explains the tensors that are left out
