@@ -196,14 +196,13 @@ class _Engine:
         home_data = self.home / "espeak-ng-data"
         self.variants = home_data / "voices" / "!v"
         self.variants.mkdir(parents=True)
-        for entry in self.data.iterdir():
-            if entry.name not in ("voices", "lang"):
-                (home_data / entry.name).symlink_to(entry.resolve())
-        for entry in self.data.glob("lang/*/*"):  # espeak-ng opens all of them for each utterance
-            if entry.name.split("-")[0] in LANGUAGES:
-                folder = home_data / "lang" / entry.parent.name
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / entry.name).symlink_to(entry.resolve())
+        entries = [entry for entry in self.data.iterdir() if entry.name not in ("voices", "lang")]
+        # espeak-ng opens all files of languages for each utterance
+        entries += [entry for entry in self.data.glob("lang/*/*") if entry.name.split("-")[0] in LANGUAGES]
+        for entry in entries:
+            link = home_data / entry.relative_to(self.data)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(entry.resolve())
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, float]] = []
         self.callback = _Callback(self._receive)  # kept, because the library holds only a pointer to it

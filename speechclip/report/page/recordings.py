@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechclip.common.constants import SAMPLE_RATE
@@ -48,8 +48,11 @@ class Recordings:
         known = self._read.get(wav)
         if known is None or (audible and not known.audio):
             wave = load_audio(wav)
-            known = self._read[wav] = Recording(
+            known = known or Recording(
                 round(len(wave) / SAMPLE_RATE, 3), media.packed(media.envelope(wave, ENVELOPE_POINTS)),
-                media.spectrogram_uri(wave), media.audio_uri(wave) if audible else "",
+                media.spectrogram_uri(wave),
             )  # fmt: skip
+            if audible:
+                known = replace(known, audio=media.audio_uri(wave))
+            self._read[wav] = known
         return known
